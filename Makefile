@@ -1,0 +1,25 @@
+# Two commands on a fresh machine: `make demo` shows a result, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/demo
+	$(BIN)/vdot-data weights
+	$(BIN)/python -m pipeline.demo demo
+
+test: .venv/dev
+	$(BIN)/vdot-data weights
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# A stamp per set of extras: an install is done again when the metadata or the tested versions change.
+.venv/%: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(if $(filter demo,$*),ingest,$*)]'
+	touch $@
+
+clean:
+	rm -rf .venv demo

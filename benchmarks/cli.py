@@ -1,0 +1,72 @@
+"""The command line of the measurements: what they print on stdout is what the README quotes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import RunError, UsageError
+
+app = typer.Typer(help="Measure vdot-data.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Clips = Annotated[Path, typer.Argument(help="A folder of videos.", exists=True, file_okay=False)]
+
+
+@app.callback()
+def _group() -> None:
+    """Measure vdot-data."""
+
+
+@app.command()
+def throughput(
+    clips: Clips,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
+    repeat: Annotated[int, typer.Option(min=1, help="Take every video this many times.")] = 1,
+    cores: Annotated[int, typer.Option(min=1, help="Processes of the floor, CPUs of Ray.")] = os.cpu_count() or 1,
+) -> None:
+    """Ingest against its floor: the same work by bare processes, in one run. Prints JSON."""
+    from benchmarks.throughput import measure
+
+    print(json.dumps(measure(clips, recipe, repeat, cores), indent=2))
+
+
+@app.command()
+def memory(
+    clips: Clips,
+    few: Annotated[int, typer.Option(min=1, help="Sources of the short run.")] = 50,
+    many: Annotated[int, typer.Option(min=2, help="Sources of the long run.")] = 500,
+) -> None:
+    """Peak memory of driver and workers for a short and a long run. Prints JSON."""
+    from benchmarks.memory import measure
+
+    print(json.dumps(measure(clips, few, many), indent=2))
+
+
+@app.command()
+def kills(
+    clips: Clips,
+    count: Annotated[int, typer.Option(min=1, help="SIGKILLs that must land.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of moments and victims.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, max=2, help="Ray nodes; with 2, whole nodes are killed too.")] = 1,
+) -> None:
+    """Kill ingest at random moments until it ends, and compare with an undisturbed run. Prints JSON."""
+    from benchmarks.kills import measure
+
+    result = measure(clips, count, seed, nodes)
+    print(json.dumps(result, indent=2))
+    if not result["same"]:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run the command line; exit status 1 for a measurement that failed, 2 for bad arguments."""
+    try:
+        app()
+    except (UsageError, RunError) as error:
+        print(f"vdot-bench: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

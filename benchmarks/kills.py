@@ -1,0 +1,203 @@
+"""Exactly once, shown the hard way: SIGKILL ingest's driver, workers and nodes at random, and compare with a calm run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline import shards
+from pipeline.catalog import Catalog
+from pipeline.fetch import Scratch
+from pipeline.storage import Folder
+from pipeline.verify import verify
+
+# Small shards and frequent commits, so that a kill meets every phase of the protocol; the rest is the default recipe.
+RECIPE = "commit: {shard_mb: 2, every_s: 3}\n"
+
+
+def measure(clips: Path, count: int, seed: int, nodes: int, recipe: str = RECIPE) -> dict[str, Any]:
+    """Kill until `count` kills have landed, in as many datasets as that takes; each must equal the undisturbed one."""
+    dice = random.Random(seed)
+    kills: Counter[str] = Counter()
+    problems: list[str] = []
+    rounds = 0
+    with tempfile.TemporaryDirectory(prefix="vdot-kills-") as temporary, _cluster(nodes) as cluster:
+        folder = Path(temporary)
+        (folder / "recipe.yaml").write_text(recipe)
+        command = [sys.executable, "-m", "pipeline.cli", "ingest", str(clips), "--recipe", str(folder / "recipe.yaml")]
+        command += ["--address", cluster.address] if cluster else []
+        started = time.monotonic()
+        subprocess.run([*command, "--out", str(folder / "calm")], check=True, cwd=folder, capture_output=True)
+        calm_s = time.monotonic() - started
+        calm = state(str(folder / "calm"))
+        while kills.total() < count:
+            out = folder / f"killed-{rounds}"
+            _disturbed([*command, "--out", str(out)], folder, cluster, dice, kills, count, calm_s)
+            problems += [f"round {rounds}: {text}" for text in differences(calm, state(str(out)))]
+            problems += [f"round {rounds}: {problem.text}" for problem in verify(str(out), 1).problems]
+            rounds += 1
+    return {
+        "same": not problems,
+        "clips": len(calm.samples),
+        "rows": len(calm.verdicts),
+        "calm_s": round(calm_s, 1),
+        "datasets": rounds,
+        "kills": dict(kills),
+        "problems": problems[:50],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What must not depend on kills: verdict per clip, a digest per stored sample, and samples per key in all shards."""
+
+    verdicts: dict[str, tuple[str, str | None]]
+    samples: dict[str, str]
+    stored: dict[str, int]
+
+
+def state(out: str) -> State:
+    """The state of a dataset, read as a user would: through the catalog, and by opening every shard there is."""
+    folder = Folder(out)
+    stored: Counter[str] = Counter()
+    samples: dict[str, str] = {}
+    with Scratch() as scratch:
+        rows = (
+            Catalog(folder, scratch.path)
+            .connect()
+            .execute("SELECT clip_id, status, coalesce(rule, code), shard, offset, bytes FROM clips")
+            .fetchall()
+        )
+    for clip, _, _, shard, offset, size in rows:
+        if shard:
+            members = shards.sample(folder, clip, shard, offset, size)
+            samples[clip] = hashlib.sha256(repr(sorted(members.items())).encode()).hexdigest()
+    for entry in folder.names("shards"):
+        stored.update(shards.members(folder.read(f"shards/{entry.name}")).keys())
+    return State({clip: (status, reason) for clip, status, reason, *_ in rows}, samples, dict(stored))
+
+
+def differences(calm: State, other: State) -> list[str]:
+    """Sentences on how a dataset differs from the undisturbed one."""
+    found = []
+    if calm.verdicts != other.verdicts:
+        found.append(f"verdicts differ: {sorted(calm.verdicts.items() ^ other.verdicts.items())[:4]}")
+    if calm.samples != other.samples:
+        found.append(f"sample bytes differ: {sorted(calm.samples.items() ^ other.samples.items())[:4]}")
+    twice = {clip: times for clip, times in other.stored.items() if times > 1}
+    if twice:
+        found.append(f"stored more than once: {twice}")
+    return found
+
+
+def _disturbed(
+    command: list[str],
+    folder: Path,
+    cluster: Any,
+    dice: random.Random,
+    kills: Counter[str],
+    most: int,
+    calm_s: float,
+) -> None:
+    """Run a command to its end, killing something of it now and then and restarting it at once when it dies."""
+    while True:
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None:
+            # From the first second of start-up to long after the first commit.
+            moment = time.monotonic() + dice.uniform(0.5, max(4.0, calm_s / 2))
+            while time.monotonic() < moment and process.poll() is None:
+                time.sleep(0.05)
+            if process.poll() is None and kills.total() < most:
+                kills[_kill(process.pid, cluster, dice)] += 1
+        if process.returncode == 0:
+            return
+        if process.returncode != -signal.SIGKILL:
+            assert process.stderr is not None
+            raise AssertionError(f"ingest ended with {process.returncode}: {process.stderr.read().decode()[-2000:]}")
+
+
+def _kill(driver: int, cluster: Any, dice: random.Random) -> str:
+    """SIGKILL the driver, one of the processes that work for it, or a whole node; says which."""
+    victim = dice.choice(["driver", "worker", "worker", "node"] if cluster else ["driver", "worker", "worker"])
+    if victim == "node":
+        cluster.replace_node()
+        return "node"
+    roots = cluster.raylets() if cluster else [driver]
+    if victim == "worker":
+        workers = [process for root in roots for process in _children(root) if _works(process)]
+        if workers:
+            dice.choice(workers).kill()
+            return "worker"
+    os.kill(driver, signal.SIGKILL)
+    return "driver"
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        command = " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+    return command.startswith("ray::") or "pipeline.sandbox" in command
+
+
+class _Cluster:
+    """A head node and one more, on this machine."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 300 << 20})
+        self.address = self._cluster.address
+        self._node = self._add()
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=1, object_store_memory=300 << 20)
+
+    def raylets(self) -> list[int]:
+        """Process ids of the nodes' raylets, whose children are the workers."""
+        nodes = [self._cluster.head_node, self._node]
+        return [node.all_processes["raylet"][0].process.pid for node in nodes if "raylet" in node.all_processes]
+
+    def replace_node(self) -> None:
+        """SIGKILL every process of the second node, and let a new one join."""
+        pid = self._node.all_processes["raylet"][0].process.pid
+        for process in [*_children(pid), psutil.Process(pid)]:
+            process.kill()
+        self._cluster.remove_node(self._node, allow_graceful=False)
+        self._node = self._add()
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+
+@contextmanager
+def _cluster(nodes: int) -> Iterator[_Cluster | None]:
+    if nodes == 1:
+        yield None
+        return
+    cluster = _Cluster()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()

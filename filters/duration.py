@@ -1,0 +1,19 @@
+"""How long a clip lasts, as a signal, so that rules and mixtures can ask for it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from annotators.base import Frames, Signal, Value
+
+
+class Duration:
+    """Frames over frame rate."""
+
+    name = "duration"
+    version = "1"
+    signals: ClassVar[Mapping[str, Signal]] = {"duration": Signal("s", "length of the clip on the grid")}
+
+    def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
+        return {"duration": len(frames) / fps}

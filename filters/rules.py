@@ -1,0 +1,187 @@
+"""Rules: named SQL predicates over a clip's columns, which alone decide between kept, rejected and pending.
+
+DuckDB evaluates them, one clip at a time while ingesting and over the whole catalog when the rules change, so both
+give the same verdict. A predicate may name columns and call scalar functions; it can read nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+SQL_TYPES = {"float": "DOUBLE", "int": "BIGINT", "str": "VARCHAR", "bool": "BOOLEAN"}
+
+
+class RuleError(ValueError):
+    """A rule or task predicate that cannot be evaluated; the message names it and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rules say so far: `status` is kept, rejected or pending; `rule` names the one that decided."""
+
+    status: str
+    rule: str | None = None
+    detail: str | None = None
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection for predicates: in memory, one thread, and closed to files and the network."""
+    return duckdb.connect(config={"threads": 1, "enable_external_access": False, "lock_configuration": True})
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
+
+
+def columns_of(name: str, predicate: str, con: duckdb.DuckDBPyConnection) -> list[str]:
+    """The columns that a predicate names, in order of appearance.
+
+    Raises `RuleError` when the text is not one scalar expression: bad SQL, a subquery, or more than a predicate.
+    """
+    row = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({predicate}\n)"]).fetchone()
+    assert row is not None
+    parsed = json.loads(row[0])
+    if parsed["error"]:
+        raise RuleError(f"{name}: {predicate!r} is not an SQL predicate ({parsed['error_message']})")
+    statements = parsed["statements"]
+    node = statements[0]["node"] if len(statements) == 1 else {}
+    plain = (
+        node.get("type") == "SELECT_NODE" and node["from_table"]["type"] == "EMPTY" and len(node["select_list"]) == 1
+    )
+    if not plain or any(part.get("class") in {"SUBQUERY", "WINDOW", "STAR"} for part in _nodes(node["select_list"])):
+        raise RuleError(f"{name}: {predicate!r} must be one predicate over columns, without subqueries")
+    columns = [part["column_names"][-1] for part in _nodes(node["select_list"]) if part.get("class") == "COLUMN_REF"]
+    return list(dict.fromkeys(columns))
+
+
+class Rules:
+    """A recipe's rules, ready to judge one clip's values or a whole table.
+
+    A rule rejects where its predicate is true. Null (a signal not measured yet, or not applicable) neither rejects
+    nor passes: with every annotator done it leaves the clip pending. Rules are asked in stages, each knowing more
+    columns than the one before, as they are while ingesting; the first true one of the earliest stage is the reason.
+    """
+
+    def __init__(
+        self,
+        rules: Mapping[str, str],
+        tasks: Mapping[str, str],
+        kinds: Mapping[str, str],
+        stages: Sequence[Set[str]],
+    ) -> None:
+        """`kinds`: each known column -> float, int, str or bool. `stages`: the columns known at each stage, growing.
+
+        Raises `RuleError` for a predicate that is not valid or names an unknown column.
+        """
+        self._con = connect()
+        self._rules, self._tasks, self._stages = dict(rules), dict(tasks), list(stages)
+        self.columns = {name: columns_of(name, text, self._con) for name, text in (self._rules | self._tasks).items()}
+        for name, columns in self.columns.items():
+            for column in columns:
+                if column not in kinds:
+                    near = difflib.get_close_matches(column, kinds, 1)
+                    hint = f"; did you mean {near[0]!r}?" if near else ""
+                    raise RuleError(f"{name}: no column named {column!r}{hint}")
+        self._used = {c: SQL_TYPES[kinds[c]] for columns in self.columns.values() for c in columns}
+        row = ", ".join(f'CAST(? AS {kind}) AS "{column}"' for column, kind in self._used.items()) or "1"
+        self._sql = {
+            "rules": f"SELECT {_answers(self._rules)} FROM (SELECT {row})",
+            "tasks": f"SELECT {_answers(self._tasks)} FROM (SELECT {row})",
+        }
+        for name, text in (self._rules | self._tasks).items():
+            self._try(name, text, row)
+
+    def _try(self, name: str, text: str, row: str) -> None:
+        """Evaluate one predicate on nulls and on zeros, in a WHERE clause, where SQL allows no aggregates."""
+        for number in (None, 0):
+            values = [None if kind == "VARCHAR" else number for kind in self._used.values()]
+            try:
+                self._con.execute(f"SELECT 1 FROM (SELECT {row}) WHERE CAST(({text}\n) AS BOOLEAN)", values)
+            except duckdb.Error as error:
+                raise RuleError(f"{name}: {text!r} cannot be evaluated: {str(error).splitlines()[0]}") from error
+
+    def _evaluate(self, kind: str, values: Mapping[str, Any]) -> list[bool | None]:
+        row = self._con.execute(self._sql[kind], [values.get(column) for column in self._used]).fetchone()
+        assert row is not None
+        return list(row)[1:]
+
+    def judge(self, values: Mapping[str, Any], stage: int | None = None) -> Verdict:
+        """The verdict on one clip after `stage` (by default the last): rejected, pending or kept.
+
+        Columns not measured are absent or None. Before the last stage, "pending" means that a rule waits for more.
+        """
+        answers: list[bool | None] = []
+        for known in self._stages[: None if stage is None else stage + 1]:
+            answers = self._evaluate("rules", {column: values.get(column) for column in known})
+            for name, answer in zip(self._rules, answers, strict=True):
+                if answer:
+                    return Verdict("rejected", name, self.because(name, values))
+        for name, answer in zip(self._rules, answers, strict=True):
+            if answer is None:
+                return Verdict("pending", name, self.because(name, values))
+        return Verdict("kept")
+
+    def tasks(self, values: Mapping[str, Any]) -> list[str]:
+        """The tasks whose predicate is true for the clip."""
+        answers = self._evaluate("tasks", values)
+        return [name for name, answer in zip(self._tasks, answers, strict=True) if answer]
+
+    def judge_table(self, table: str) -> str:
+        """SQL that judges every row of `table` (with a column clip_id): (clip_id, status, rule), as `judge` would.
+
+        Columns that `table` lacks must be absent from every rule, or be added as nulls by the caller.
+        """
+        parts, rejected = [], []
+        for number, known in enumerate(self._stages):
+            row = ", ".join(
+                f'CAST({f"""{chr(34)}{c}{chr(34)}""" if c in known else "NULL"} AS {kind}) AS "{c}"'
+                for c, kind in self._used.items()
+            )
+            answers = _answers(self._rules, f"s{number}_")
+            parts.append(f"SELECT clip_id, {answers} FROM (SELECT clip_id{', ' + row if row else ''} FROM {table})")
+            rejected += [(f's{number}."s{number}_{name}"', name) for name in self._rules]
+        last = len(self._stages) - 1
+        waiting = [(f's{last}."s{last}_{name}" IS NULL', name) for name in self._rules]
+        cases = [f"WHEN {test} THEN ('rejected', {_quoted(name)})" for test, name in rejected]
+        cases += [f"WHEN {test} THEN ('pending', {_quoted(name)})" for test, name in waiting]
+        verdict = f"CASE {' '.join(cases)} ELSE ('kept', NULL) END" if cases else "('kept', NULL)"
+        joins = f"({parts[0]}) s0 " + " ".join(
+            f"JOIN ({part}) s{number} USING (clip_id)" for number, part in enumerate(parts) if number
+        )
+        judged = f"SELECT clip_id, {verdict} AS verdict FROM {joins}"
+        return f"SELECT clip_id, verdict[1] AS status, verdict[2] AS rule FROM ({judged})"
+
+    def tasks_sql(self) -> str:
+        """An SQL expression for the list of tasks that a row is fit for, as `tasks` would give."""
+        cases = ", ".join(f"CASE WHEN ({text}\n) THEN {_quoted(name)} END" for name, text in self._tasks.items())
+        return f"list_filter([{cases}]::VARCHAR[], lambda task: task IS NOT NULL)"
+
+    def because(self, name: str, values: Mapping[str, Any]) -> str:
+        """A rule's predicate and the values that it met, for people."""
+        found = ", ".join(f"{column} = {_short(values.get(column))}" for column in self.columns[name])
+        return f"{self._rules[name]}  ({found})"
+
+
+def _answers(predicates: Mapping[str, str], prefix: str = "") -> str:
+    # The newline ends a comment that a predicate may close with.
+    return ", ".join(["1", *(f'CAST(({text}\n) AS BOOLEAN) AS "{prefix}{name}"' for name, text in predicates.items())])
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "null" if value is None else str(value)

@@ -1,0 +1,76 @@
+"""A recipe resolved against what is installed: the one object that every worker gets and every stage reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from annotators.base import Signal
+from filters.rules import RuleError, Rules
+from pipeline import registry, schema
+from pipeline.errors import UsageError
+from pipeline.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What a run makes: the recipe, the layer it writes, and the signals, lineage and columns that follow."""
+
+    recipe: Recipe
+    layer: str
+    manifest: tuple[str, ...]
+    filters: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+    signals: dict[str, Signal]
+    lineage: list[dict[str, Any]]
+    # The columns known before the first annotator runs, after it, after the second, ...
+    known: tuple[frozenset[str], ...]
+
+    @classmethod
+    def ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
+        """The base layer. Raises `UsageError` for unknown annotators, filters or columns, and for bad predicates."""
+        made = cls._of(recipe, schema.BASE_LAYER, manifest, recipe.filters, recipe.stages)
+        made.schema()
+        made.rules()
+        return made
+
+    @classmethod
+    def layered(cls, recipe: Recipe, annotator: str) -> Blueprint:
+        """A layer on clips that exist, made by one annotator and judged by no rule."""
+        bare = recipe.model_copy(update={"rules": {}, "tasks": {}})
+        return cls._of(bare, annotator, (), (), ((annotator,),))
+
+    @classmethod
+    def _of(
+        cls,
+        recipe: Recipe,
+        layer: str,
+        manifest: tuple[str, ...],
+        filters: tuple[str, ...],
+        stages: tuple[tuple[str, ...], ...],
+    ) -> Blueprint:
+        annotators = [name for stage in stages for name in stage]
+        signals = registry.signals(annotators, filters)
+        cheap = set(registry.signals([], filters))
+        known = [frozenset(schema.kinds({}, manifest)) | cheap]
+        for name in annotators:
+            known.append(known[-1] | set(registry.annotator(name).signals))
+        lineage = registry.lineage(annotators, filters)
+        return cls(recipe, layer, manifest, filters, stages, signals, lineage, tuple(known))
+
+    def schema(self) -> pa.Schema:
+        """The catalog columns that this run writes."""
+        return schema.full(self.signals, self.manifest)
+
+    def rules(self) -> Rules:
+        """The recipe's rules, asked in the order in which their signals become known."""
+        try:
+            return Rules(self.recipe.rules, self.recipe.tasks, schema.kinds(self.signals, self.manifest), self.known)
+        except RuleError as error:
+            raise UsageError(f"recipe: {error}") from error
+
+    def made_by(self, names: list[str]) -> list[dict[str, Any]]:
+        """The lineage of these annotators and filters."""
+        return [entry for entry in self.lineage if entry["name"] in names]

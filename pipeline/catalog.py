@@ -1,0 +1,122 @@
+"""The catalog: Parquet parts that are appended by one committer and never changed, and the views that read them.
+
+A part exists or it does not: parts are numbered, and number n is created only if no other run has created it. A run
+first commits a row of its own; from then on an older run that still lives cannot commit any more.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import RunError
+from pipeline.schema import COLUMNS, FORMAT_VERSION
+from pipeline.storage import Folder
+
+PARTS = "catalog"
+
+# Latest row per clip and layer, and per source; one part never holds two rows of one.
+_VIEWS = """
+CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE kind = 'clip'
+  QUALIFY row_number() OVER (PARTITION BY clip_id, layer ORDER BY sequence DESC) = 1;
+CREATE OR REPLACE VIEW sources AS SELECT * FROM parts WHERE kind = 'source'
+  QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY sequence DESC) = 1;
+CREATE OR REPLACE VIEW runs AS SELECT * FROM parts WHERE kind = 'run';
+CREATE OR REPLACE VIEW forgotten AS SELECT * FROM parts WHERE kind = 'forgotten';
+"""
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Catalog:
+    """The catalog of one OUT, read through DuckDB and appended to by its one committer."""
+
+    def __init__(self, out: Folder, scratch: Path) -> None:
+        """Parts of a remote OUT are copied to `scratch`; those on a disk are read where they are."""
+        self.out = out
+        self._mirror = out.local / PARTS if out.local else scratch / PARTS
+        self._copy = out.local is None
+        self._copied: set[str] = set()
+        self._spill = scratch
+        self.sequence = max(self._sequences(), default=0)
+
+    def _names(self) -> list[str]:
+        return sorted(entry.name for entry in self.out.names(PARTS) if entry.name.endswith(".parquet"))
+
+    def _sequences(self) -> list[int]:
+        return [int(name.removesuffix(".parquet")) for name in self._names()]
+
+    def empty(self) -> bool:
+        """Whether nothing was ever committed here."""
+        return self.sequence == 0
+
+    def connect(self, columns: pa.Schema = COLUMNS) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with the views `parts`, `clips`, `sources`, `runs`, `forgotten` on what is committed now.
+
+        Every view has all of `columns`, null where the parts lack them. Raises `RunError` when a part cannot be read.
+        """
+        names = self._names()
+        if self._copy:
+            self._mirror.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                if name not in self._copied:
+                    self.out.download(f"{PARTS}/{name}", self._mirror / name)
+                    self._copied.add(name)
+        con = duckdb.connect(config={"temp_directory": str(self._spill / "duckdb")})
+        con.execute("SET preserve_insertion_order = false")
+        con.register("columns", columns.empty_table())
+        try:
+            if names:
+                files = [str(self._mirror / name) for name in names]
+                con.execute(
+                    "CREATE VIEW parts AS SELECT * FROM columns UNION ALL BY NAME "
+                    f"SELECT * FROM read_parquet({files!r}, union_by_name = true)"
+                )
+            else:
+                con.execute("CREATE VIEW parts AS SELECT * FROM columns")
+            con.execute(_VIEWS)
+        except duckdb.Error as error:
+            raise RunError(f"the catalog in {self.out.url} cannot be read: {str(error).splitlines()[0]}") from error
+        return con
+
+    def commit(self, rows: pa.Table) -> int:
+        """Append one part with these rows and return its sequence number, which the rows get too.
+
+        Raises `RunError` when another run has appended meanwhile: it owns OUT now, and nothing was written.
+        """
+        sequence = self.sequence + 1
+        for name, value in (("format_version", FORMAT_VERSION), ("sequence", sequence)):
+            stamp = pa.array([value] * rows.num_rows, pa.int64())
+            rows = rows.set_column(rows.schema.get_field_index(name), name, stamp)
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer, compression="zstd")
+        if not self.out.create(f"{PARTS}/{sequence:012d}.parquet", buffer.getvalue()):
+            raise RunError(
+                f"another run has taken over {self.out.url} (part {sequence} of its catalog is not ours). "
+                "This one stops; what it had committed is kept."
+            )
+        self.sequence = sequence
+        return sequence
+
+    def committed_at(self) -> float:
+        """When the newest part was written, by the clock of the storage (seconds since 1970)."""
+        name = f"{self.sequence:012d}.parquet"
+        return next(entry.modified for entry in self.out.names(PARTS) if entry.name == name)
+
+
+def values(con: duckdb.DuckDBPyConnection, sql: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:
+    """The rows of a query as dictionaries."""
+    cursor = con.execute(sql, list(parameters))
+    assert cursor.description is not None
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -1,0 +1,118 @@
+"""The command line of the data side. Progress and tables go to stderr, answers to stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from pipeline.errors import RunError, UsageError
+
+app = typer.Typer(
+    help="From raw video to annotated, filtered, explainable training shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join, e.g. auto or ray://host:10001.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
+
+
+@app.command()
+def ingest(
+    sources: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, URLs (s3://, gs://, https://) or manifests.")
+    ],
+    out: Annotated[str, typer.Option(help="Where the dataset goes: a folder or any fsspec URL.", show_default=False)],
+    recipe: Annotated[Path | None, typer.Option(help="A recipe (YAML) that changes the default one.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="A manifest of sources to leave out.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N sources.")] = None,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Do not trust size and date: hash known sources again.")
+    ] = False,
+    address: Address = None,
+    cpus: Cpus = None,
+    as_json: Json = False,
+) -> None:
+    """Bring raw videos in: clips, tracks, signals and verdicts, in shards and a catalog. Run it again to go on."""
+    from pipeline.console import Display
+    from pipeline.ingest import ingest as run
+
+    with Display(console) as display:
+        summary = run(
+            sources,
+            out,
+            recipe_file=recipe,
+            exclude=exclude,
+            limit=limit,
+            rehash=rehash,
+            address=address,
+            watcher=display,
+        )
+    _close(summary, as_json)
+
+
+@app.command()
+def annotate(
+    out: Out,
+    annotator: Annotated[str, typer.Option("--with", help="The annotator that makes the layer.", show_default=False)],
+    address: Address = None,
+    cpus: Cpus = None,
+    as_json: Json = False,
+) -> None:
+    """Add one more layer to the clips that exist."""
+    from pipeline.console import Display
+    from pipeline.ingest import annotate as run
+
+    with Display(console) as display:
+        summary = run(out, annotator, address=address, cpus=cpus, watcher=display)
+    _close(summary, as_json)
+
+
+@app.command()
+def retry(out: Out, address: Address = None, cpus: Cpus = None, as_json: Json = False) -> None:
+    """Try every failed source and clip once more."""
+    from pipeline.console import Display
+    from pipeline.ingest import retry as run
+
+    with Display(console) as display:
+        summary = run(out, address=address, cpus=cpus, watcher=display)
+    _close(summary, as_json)
+
+
+def _close(summary: object, as_json: bool) -> None:
+    from pipeline.console import closing, timing
+    from pipeline.ingest import Summary
+
+    assert isinstance(summary, Summary)
+    console.print(closing(summary))
+    console.print(timing(summary), highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(summary.as_json())
+
+
+def main() -> None:
+    """Run the command line: exit status 0 for done, 1 for a run that could not go on, 2 for bad arguments."""
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.getLogger("vdot_data").setLevel(logging.INFO)
+    try:
+        app()
+    except UsageError as error:
+        console.print(f"vdot-data: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)
+    except RunError as error:
+        console.print(f"vdot-data: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

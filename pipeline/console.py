@@ -1,0 +1,94 @@
+"""What a person sees of a run: live progress on a terminal, plain lines in a pipe, and a closing table. On stderr."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pipeline.errors import ADVICE, ErrorCode
+from pipeline.ingest import Summary
+from pipeline.run import Progress
+
+# A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
+LINE_S = 10.0
+
+
+def text(progress: Progress) -> str:
+    """One line: what is done, how fast, and how long the rest may take."""
+    elapsed = max(time.monotonic() - progress.started, 1e-3)
+    clips = {name: progress.clips[name] for name in ("kept", "rejected", "failed", "pending")}
+    total = sum(clips.values())
+    parts = [f"{progress.sources}/{progress.work} sources", f"{total} clips ({total / elapsed:.2f}/s)"]
+    parts += [f"{count} {name}" for name, count in clips.items() if count]
+    if progress.clips["source failed"]:
+        parts.append(f"{progress.clips['source failed']} sources failed")
+    if progress.draining:
+        parts.append("stopping: finishing what is in hand")
+    elif 0 < progress.sources < progress.work:
+        left = elapsed / progress.sources * (progress.work - progress.sources)
+        parts.append(f"about {clock(left)} left")
+    elif not total and not progress.sources:
+        parts.append("starting workers")
+    return ", ".join(parts) + f", {clock(elapsed)} gone"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Display:
+    """A watcher of `Run` progress; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._next = time.monotonic() + LINE_S
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        if self._live:
+            self._live.update(text(progress))
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + LINE_S
+            self._console.print(text(progress), highlight=False, soft_wrap=True)
+
+
+def closing(summary: Summary) -> Table:
+    """What became of everything in OUT, with what to do about failures."""
+    table = Table(title=f"{summary.out} ({summary.layer})", title_justify="left")
+    for name in ("what", "verdict", "why"):
+        table.add_column(name)
+    table.add_column("count", justify="right")
+    table.add_column("what to do", max_width=70)
+    for what, tallies in (("clips", summary.clips), ("sources", summary.sources)):
+        for status, reasons in tallies.items():
+            for reason, count in reasons.items():
+                advice = ADVICE[ErrorCode(reason)] if status == "failed" else ""
+                table.add_row(what, status, reason, str(count), advice)
+        table.add_section()
+    return table
+
+
+def timing(summary: Summary) -> str:
+    """Wall time and each step's share of the work."""
+    total = sum(summary.seconds.values())
+    shares = sorted(summary.seconds.items(), key=lambda step: -step[1])
+    parts = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in shares if total)
+    return f"{clock(summary.wall_s)} wall" + (f"; of {clock(total)} of work: {parts}" if total else "")

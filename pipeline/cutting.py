@@ -1,0 +1,142 @@
+"""What is done to one source's bytes inside the decoder's child process: measure, cut, judge and encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from annotators.base import Filter, Frames, Value
+from filters.rules import Rules
+from pipeline import encode, registry, video
+from pipeline.blueprint import Blueprint
+from pipeline.errors import ClipError, ErrorCode
+from pipeline.grid import Window
+
+# A preview strip: five frames side by side, small enough to keep for every clip ever seen.
+STRIP_FRAMES = 5
+STRIP_HEIGHT = 96
+
+
+@dataclass(slots=True)
+class Thumbs:
+    """A run of consecutive frames: times in seconds float64[n], pictures uint8 [n, 27, 48, 3] RGB."""
+
+    times: NDArray[np.float64]
+    pictures: Frames
+
+
+@dataclass(slots=True)
+class Scanned:
+    """The end of a scan: what the source is, when its last frame ends, and its content box if that was asked for."""
+
+    probe: video.Probe
+    end_s: float
+    box: tuple[int, int, int, int] | None
+    seconds: float
+
+
+@dataclass(slots=True)
+class Cut:
+    """One clip out of a source: its values so far and, unless a rule rejected it, its bytes."""
+
+    window: Window
+    values: dict[str, Any]
+    mp4: bytes | None
+    preview: bytes
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
+    """Decode a whole source once, to thumbnails for the shot detector; the last item is a `Scanned`."""
+    limits = blueprint.recipe.limits
+    started = time.perf_counter()
+    probe = video.probe(path, limits.pixels)
+    if probe.duration_s is not None and probe.duration_s > limits.duration_s:
+        raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
+    box = video.content_box(path, probe) if blueprint.recipe.crop_bars else None
+    end_s = 0.0
+    for times, ends, pictures in video.thumbnails(path, probe):
+        if times[-1] > limits.duration_s:
+            raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
+        end_s = float(ends[-1])
+        yield Thumbs(times, pictures)
+    yield Scanned(probe, end_s, box, time.perf_counter() - started)
+
+
+def clips(
+    path: Path,
+    windows: list[Window],
+    size: tuple[int, int],
+    box: list[int] | None,
+    base: dict[str, Any],
+    blueprint: Blueprint,
+) -> Iterator[Cut]:
+    """Decode a source once more and make its clips, in order of time.
+
+    `base` holds the columns already known (of the source and its manifest). A clip that a rule rejects on cheap
+    signals is not encoded, unless the recipe says `score_all`.
+    """
+    recipe = blueprint.recipe
+    probe = video.probe(path, recipe.limits.pixels)
+    crop = (box[0], box[1], box[2], box[3]) if box else None
+    before = time.perf_counter()
+    for window, frames in video.cut(path, probe, windows, recipe.grid.fps, size, crop):
+        decoded = time.perf_counter()
+        values: dict[str, Any] = measure(frames, blueprint) | {
+            "clip_id": window.clip_id,
+            "frames": len(frames),
+        }
+        verdict = _rules(blueprint).judge(base | values, 0)
+        measured = time.perf_counter()
+        mp4 = None
+        if verdict.status == "rejected" and not recipe.score_all:
+            values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+        else:
+            mp4 = encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
+        picture = strip(frames)
+        encoded = time.perf_counter()
+        timings = {"decode": decoded - before, "filters": measured - decoded, "encode": encoded - measured}
+        yield Cut(window, values, mp4, picture, timings)
+        before = time.perf_counter()
+
+
+def measure(frames: Frames, blueprint: Blueprint) -> dict[str, Value]:
+    """Every filter's signals on one clip."""
+    values: dict[str, Value] = {}
+    for one in _filters(blueprint.filters):
+        values |= one(frames, blueprint.recipe.grid.fps)
+    return values
+
+
+def strip(frames: Frames) -> bytes:
+    """Evenly spread frames side by side as a JPEG, 96 pixels high."""
+    height, width = frames.shape[1:3]
+    wide = max(1, round(width * STRIP_HEIGHT / height))
+    chosen = frames[np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)]
+    small = [cv2.resize(frame, (wide, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for frame in chosen]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(small), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return data.tobytes()
+
+
+@lru_cache(maxsize=4)
+def _filters(names: tuple[str, ...]) -> list[Filter]:
+    return [registry.filter_(name)() for name in names]
+
+
+_RULES: dict[str, Rules] = {}
+
+
+def _rules(blueprint: Blueprint) -> Rules:
+    # The child lives through many sources and gets the blueprint with each: the rules are made once.
+    key = repr((blueprint.recipe.text, blueprint.manifest))
+    if key not in _RULES:
+        _RULES[key] = blueprint.rules()
+    return _RULES[key]

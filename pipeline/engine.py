@@ -1,0 +1,162 @@
+"""The Ray plan: work in, settled blocks out, sized from whatever cluster it runs on.
+
+Ray Data moves the rows: `CutStage` -> one `AnnotateStage` per list in the recipe -> the driver, which sees references
+only. Every row is a block of its own, so that a clip goes on the moment it is made and a lost worker loses one clip.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from pipeline.blueprint import Blueprint
+from pipeline.errors import RunError
+from pipeline.storage import Folder
+
+# Silence and privacy, before ray is imported: no usage report, no bars of its own.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.stages import AnnotateStage, CutStage, ray_pack, ray_peek
+from pipeline.watch import Watch
+
+# A worker of each stage holds its networks and one decoder process: about 1.2 GB together, measured.
+CORE_MEMORY = 1.2e9
+# Share of a core that the stages reserve together. Each core gets one worker of every stage; the operating system
+# shares the core between them, so no core idles while any stage has work. The rest lets Ray's own tasks be placed.
+RESERVED = 0.9
+# The object store holds encoded clips in flight; more would only delay backpressure.
+STORE_BYTES = 1 << 30
+# Work rows travel in chunks; more chunks than this would fill the driver, fewer would leave workers idle at the end.
+MAX_CHUNKS = 20_000
+
+
+class Engine:
+    """A connection to Ray, local or remote, that runs blueprints. A context manager."""
+
+    def __init__(self, address: str | None, cpus: int | None, out: Folder, index: Path, deaths: int) -> None:
+        """`address`: a running cluster, or None for a local Ray of this process's own, with `cpus` CPUs
+        (None: all). `index`: see `Watch`.
+
+        Raises `RunError` when the cluster cannot be reached.
+        """
+        self._out = out
+        # Workers must not import a folder `pipeline/` of the user's from the current directory.
+        self._empty = tempfile.TemporaryDirectory(prefix="vdot-empty-")
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        local: dict[str, Any] = {"object_store_memory": _store_bytes(), "include_dashboard": False, "num_cpus": cpus}
+        try:
+            ray.init(
+                address=address,
+                runtime_env={"working_dir": self._empty.name, "env_vars": threads},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),
+            )
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            raise RunError(
+                f"cannot {'join the Ray cluster at ' + address if address else 'start Ray'}: {error}"
+            ) from error
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        # One row, one block: see the top of this file.
+        context.target_max_block_size = 1
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(Watch)
+        self.watch: Any = remote.remote(str(index), deaths)
+        resources = ray.cluster_resources()
+        self.cpus = max(1, int(resources.get("CPU", 1)))
+        self._pool = max(1, min(self.cpus, int(resources.get("memory", 4e9) / CORE_MEMORY)))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ray.shutdown()
+        self._empty.cleanup()
+
+    def own(self, pairs: list[tuple[str, str]]) -> None:
+        """Tell the watch which contents the catalog holds: (hash, URI)."""
+        ray.get(self.watch.own.remote(pairs))
+
+    def begun(self) -> float | None:
+        """When the first worker was ready, by this machine's monotonic clock; None before that."""
+        begun: float | None = ray.get(self.watch.begun.remote())
+        return begun
+
+    def drain(self) -> None:
+        """Let what is in hand finish, and begin nothing more."""
+        ray.get(self.watch.drain.remote())
+
+    def run(self, blueprint: Blueprint, chunks: Iterable[pa.Table]) -> Iterator[tuple[Any, int, Any]]:
+        """Run the plan over chunks of work; yields (block, its size in bytes, its records to come) as rows settle."""
+        references = [ray.put(chunk) for chunk in chunks]
+        workers = max(1, min(self._pool, len(references)))
+        stages = len(blueprint.stages)
+        options: dict[str, Any] = {
+            "batch_format": "pyarrow",
+            "batch_size": None,
+            "zero_copy_batch": True,
+            "num_cpus": RESERVED / (1 + stages),
+        }
+
+        def pool(size: int) -> Any:
+            # Two tasks in flight: the next clip is already there when a worker is done with one.
+            return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
+
+        data = ray.data.from_arrow_refs(references).map_batches(
+            CutStage, fn_constructor_args=(blueprint, self._out, self.watch), compute=pool(workers), **options
+        )
+        for number in range(stages):
+            data = data.map_batches(
+                AnnotateStage,
+                fn_constructor_args=(blueprint, number, self.watch),
+                compute=pool(self._pool),
+                **options,
+            )
+        for bundle in data.iter_internal_ref_bundles():
+            for block in bundle.blocks:
+                if block.metadata.num_rows:
+                    yield block.ref, block.metadata.size_bytes or 0, ray_peek.remote(block.ref)
+
+    def pack(self, blocks: list[Any]) -> Any:
+        """Start writing settled blocks into shards; the answer, through `result`, is their catalog rows."""
+        return ray_pack.remote(self._out, *blocks)
+
+    def result(self, future: Any) -> Any:
+        """Wait for what a future holds. Raises the `RunError` of a worker as such."""
+        try:
+            return ray.get(future)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RunError):
+                raise cause from error
+            raise
+
+    def ready(self, future: Any) -> bool:
+        """Whether `result` would answer at once."""
+        return bool(ray.wait([future], timeout=0)[0])
+
+
+# What Ray raises when a node or a worker is lost beyond its own repair; a new round picks up what is missing.
+LOST = (ray.exceptions.RayError,)
+
+
+def _store_bytes() -> int:
+    shm = Path("/dev/shm")  # noqa: S108 (Linux's shared memory, where Ray puts its store)
+    free = psutil.disk_usage(str(shm)).free if shm.is_dir() else psutil.virtual_memory().available
+    return int(max(80e6, min(STORE_BYTES, 0.3 * psutil.virtual_memory().total, 0.8 * free)))

@@ -1,0 +1,95 @@
+"""Everything that can go wrong, as a closed list of codes, and the one place that turns an exception into a code."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class ErrorCode(StrEnum):
+    """Why a source or a clip failed; `ADVICE` says what its owner can do."""
+
+    SOURCE_UNREADABLE = "SOURCE_UNREADABLE"
+    SOURCE_EMPTY = "SOURCE_EMPTY"
+    NOT_VIDEO = "NOT_VIDEO"
+    DECODE_ERROR = "DECODE_ERROR"
+    DECODE_CRASH = "DECODE_CRASH"
+    DECODE_TIMEOUT = "DECODE_TIMEOUT"
+    TOO_LARGE = "TOO_LARGE"
+    ANNOTATOR_ERROR = "ANNOTATOR_ERROR"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    WORKER_DIED = "WORKER_DIED"
+    STORAGE_ERROR = "STORAGE_ERROR"
+    INTERNAL_ERROR = "INTERNAL_ERROR"
+
+
+ADVICE: dict[ErrorCode, str] = {
+    ErrorCode.SOURCE_UNREADABLE: "Check that the file exists and that workers may read it, then `vdot-data retry`.",
+    ErrorCode.SOURCE_EMPTY: "The file has no bytes: fetch it again from where it came.",
+    ErrorCode.NOT_VIDEO: "No video stream in it: leave it out, or check that the download was not an error page.",
+    ErrorCode.DECODE_ERROR: "The file is damaged or cut short: fetch it again, or re-encode it with ffmpeg.",
+    ErrorCode.DECODE_CRASH: "The decoder died on this file, and on nothing else: re-encode it or leave it out.",
+    ErrorCode.DECODE_TIMEOUT: "The decoder stood still: re-encode the file, or raise `limits.stall_s` and retry.",
+    ErrorCode.TOO_LARGE: "Picture or duration is over the recipe's `limits`: raise them if that is meant, and retry.",
+    ErrorCode.ANNOTATOR_ERROR: "An annotator raised: `vdot-data explain` shows the error; mend it, and retry.",
+    ErrorCode.OUT_OF_MEMORY: "Give the node more memory or raise `limits.memory_mb`, then `vdot-data retry`.",
+    ErrorCode.WORKER_DIED: "It took several workers down (often memory): look at the node's log, then retry.",
+    ErrorCode.STORAGE_ERROR: "Storage kept failing after retries: check it, then `vdot-data retry`.",
+    ErrorCode.INTERNAL_ERROR: "A defect of vdot-data: please report it with the text of `vdot-data explain`.",
+}
+
+
+class ClipError(Exception):
+    """One source or clip cannot be used; the run goes on."""
+
+    def __init__(self, code: ErrorCode, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+class RunError(Exception):
+    """The run cannot go on; the message is for people. Exit status 1."""
+
+
+class UsageError(Exception):
+    """The arguments or the recipe are wrong; the message is for people. Exit status 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What became of an attempt that failed."""
+
+    code: ErrorCode
+    detail: str
+
+    def raised(self) -> ClipError:
+        """The failure as an exception again."""
+        return ClipError(self.code, self.detail)
+
+
+def attempt(default: ErrorCode, work: Callable[[], T]) -> T | Failure:
+    """Run `work`; the isolation boundary, and the only place that catches `Exception`.
+
+    An exception that carries no code of its own gets `default`. `RunError` passes through: it ends the run.
+    """
+    try:
+        return work()
+    except RunError:
+        raise
+    except ClipError as error:
+        return Failure(error.code, error.detail)
+    except MemoryError as error:
+        return Failure(ErrorCode.OUT_OF_MEMORY, str(error) or "out of memory")
+    except Exception as error:  # noqa: BLE001
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        line = f"{type(error).__name__}: {error} ({where.filename.rsplit('/', 2)[-1]}:{where.lineno})"
+        return Failure(default, line[:500])

@@ -1,0 +1,212 @@
+"""So that a source is at hand as one local file, read once over the network and hashed on the way."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.errors import ClipError, ErrorCode, UsageError
+from pipeline.remote import ATTEMPTS, StorageError, filesystem, retried, stamp_of
+from pipeline.sources import Source
+
+CHUNK = 4 * 2**20  # bytes
+READ_AHEAD = 16 * 2**20  # bytes: one request to an object store
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A source as a local file: the original if it is local, else a file of its own in the scratch folder.
+
+    `size` in bytes; `stamp` as in `Source`, of the very bytes that were hashed.
+    """
+
+    path: Path
+    sha256: str
+    size: int
+    stamp: str | None
+
+
+def fetch(source: Source, scratch: Path) -> Fetched:
+    """The bytes of a source; the caller removes the file if it lies in `scratch`.
+
+    Raises ClipError: SOURCE_UNREADABLE, SOURCE_EMPTY, or STORAGE_ERROR when the network stays bad; RunError
+    when the scratch disk is full.
+    """
+    fetched = _fetched(source, scratch)
+    if fetched.size == 0:
+        if fetched.path.parent == scratch:
+            fetched.path.unlink()
+        raise ClipError(ErrorCode.SOURCE_EMPTY, f"{source.uri} has no bytes")
+    return fetched
+
+
+def _fetched(source: Source, scratch: Path) -> Fetched:
+    if source.content is None and "://" not in source.uri:
+        return _local(Path(source.uri))
+    path = scratch / secrets.token_hex(8)
+    complete = False
+    try:
+        with path.open("wb") as file:
+            download = _Download(source, file)
+            while retried(f"reading {source.uri}", download.step):
+                pass
+        complete = True
+    except StorageError as error:
+        raise ClipError(ErrorCode.STORAGE_ERROR, str(error)) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError, UsageError, ValueError) as error:
+        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{source.uri}: {error}") from error
+    finally:
+        if not complete:
+            path.unlink()
+    return Fetched(path, download.hash.hexdigest(), download.offset, download.stamp)
+
+
+def _local(path: Path) -> Fetched:
+    try:
+        file = open(path, "rb", opener=_opener)  # noqa: SIM115
+    except (OSError, ValueError) as error:
+        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{path}: {error}") from error
+    with file:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{path} is not a regular file")
+        try:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ClipError(ErrorCode.STORAGE_ERROR, f"{path}: {error}") from error
+        after = os.fstat(file.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{path} changed while it was read")
+    return Fetched(path, digest, after.st_size, str(after.st_mtime_ns))
+
+
+def _opener(path: str, flags: int) -> int:
+    # Without O_NONBLOCK the opening of a FIFO waits for its writer, for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+class _Download:
+    """A source on its way to the disk, chunk by chunk; after an error the same step can be tried again."""
+
+    def __init__(self, source: Source, file: BinaryIO) -> None:
+        self.offset = 0
+        self.hash = hashlib.sha256()
+        self.stamp = source.stamp
+        self._source, self._file = source, file
+        self._stream: Any = None if source.content is None else BytesIO(source.content)
+        self._size: int | None = None
+        self._read_ahead = READ_AHEAD
+        self._restarts = 0
+
+    def step(self) -> bool:
+        """Move one chunk; False at the end."""
+        # Only a read that went well keeps the stream: the step after an error opens a new one.
+        stream, self._stream = self._stream or self._open(), None
+        try:
+            chunk = stream.read(CHUNK)
+        except ValueError as error:
+            if self._read_ahead == 0:
+                raise
+            self._read_ahead = 0
+            raise OSError(errno.EBUSY, f"the server sends no parts of a file: {error}") from error
+        if not chunk and self._size is not None and self.offset < self._size:
+            raise OSError(errno.EIO, f"the answer ended after {self.offset} of {self._size} bytes")
+        self._file.write(chunk)
+        self.hash.update(chunk)
+        self.offset += len(chunk)
+        self._stream = stream
+        return bool(chunk)
+
+    def _open(self) -> Any:
+        fs, path = filesystem(self._source.uri)
+        stream = fs.open(path, "rb", block_size=self._read_ahead)
+        details = stream.details
+        if details.get("type") == "directory":
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        self._size, stamp = stream.size, stamp_of(details)
+        if self.offset and self._size is not None and stamp == self.stamp:
+            stream.seek(self.offset)
+        elif self.offset:
+            self._restart()
+        self.stamp = stamp
+        return stream
+
+    def _restart(self) -> None:
+        """Begin again: the object is another one now, or comes as a stream without a middle to begin at."""
+        self._restarts += 1
+        if self._restarts == ATTEMPTS:
+            raise StorageError(f"reading {self._source.uri} broke off or changed {ATTEMPTS} times")
+        self._file.seek(0)
+        self._file.truncate()
+        self.offset, self.hash = 0, hashlib.sha256()
+
+
+class Scratch:
+    """A folder for a process's own temporary files, at `path`; gone with `close` or when a next one starts.
+
+    It lies in $VDOT_SCRATCH, or else in the system's folder for temporary files.
+    """
+
+    def __init__(self) -> None:
+        root = Path(os.environ.get("VDOT_SCRATCH") or tempfile.gettempdir())
+        root.mkdir(parents=True, exist_ok=True)
+        for sibling in root.glob("vdot-*-*"):
+            _remove_if_orphan(sibling)
+        self.path = root / f"vdot-{os.getpid()}-{secrets.token_hex(4)}"
+        self.path.mkdir(mode=0o700)
+        # The kernel lets go of the lock when the process ends, however it ends. Unlike the process id in the
+        # name it also means something to a process in another container that shares the disk.
+        self._lock = os.open(self.path, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        """Remove the folder and what is in it. May be called twice."""
+        if self._lock >= 0:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _remove_if_orphan(folder: Path) -> None:
+    """Remove the scratch folder of a process that was killed; leave any other, and those of other users."""
+    name = re.fullmatch(r"vdot-(\d+)-[0-9a-f]{8}", folder.name)
+    if name is None or _is_alive(int(name[1])):
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:
+        return
+    finally:
+        os.close(handle)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,145 @@
+"""The frame grid trainers eat, as pure functions, so that a clip's id says which source frames it shows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A grid point may show a frame that starts up to 1 ms after it: Matroska rounds timestamps to 1 ms.
+_EARLY_S = 1e-3
+# Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
+_MICRO = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Frames `first` to `last` of a source (inclusive), shown from `start_s` until `end_s` seconds."""
+
+    first: int
+    last: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """One clip of a source: `frames` grid points from `start_s` on, showing no source frame after `end_s`.
+
+    `start_s` is the time of the first grid point, `end_s` the timestamp of the last source frame that may be
+    shown; both are in seconds, in whole microseconds. These and the grid's fps decide every frame shown.
+    """
+
+    clip_id: str
+    start_s: float
+    end_s: float
+    frames: int
+
+    def limits(self, fps: float) -> NDArray[np.float64]:
+        """The latest timestamp (seconds) that each grid point may show, float64[frames], never decreasing.
+
+        A grid point shows the latest source frame whose timestamp is not above its limit.
+        """
+        points = self.start_s + np.arange(self.frames) / fps
+        return np.minimum(points + _EARLY_S, self.end_s + 1 / _MICRO)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Frames per second, frames per clip (4n+1, as video VAEs want) and the bounds on a frame's size.
+
+    The defaults are those of Wan 2.1 and VACE at 480p: 81 frames at 16 fps, area 480x832, sides multiples
+    of 16. Raises ValueError where the values make no grid.
+    """
+
+    fps: float = 16.0
+    frames: int = 81
+    min_frames: int = 33
+    area: int = 480 * 832
+    multiple: int = 16
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fps) and self.fps > 0):
+            raise ValueError(f"fps must be above 0, not {self.fps}.")
+        for name, count in (("frames", self.frames), ("min_frames", self.min_frames)):
+            if count < 1 or count % 4 != 1:
+                raise ValueError(f"{name} must be 4n+1 (5, 9, 13, ..., 81), not {count}.")
+        if self.min_frames > self.frames:
+            raise ValueError(f"min_frames ({self.min_frames}) must not be above frames ({self.frames}).")
+        if self.multiple < 2 or self.multiple % 2:
+            raise ValueError(f"multiple must be even and at least 2, not {self.multiple}.")
+        if self.area < self.multiple**2:
+            raise ValueError(f"area must be at least multiple squared, {self.multiple**2}, not {self.area}.")
+
+    def key(self, crop: bool = False) -> str:
+        """The canonical text of this grid, a part of every clip id; `crop` says that bars are cut off."""
+        text = f"fps={float(self.fps)!r} frames={self.frames} min_frames={self.min_frames}"
+        return f"{text} area={self.area} multiple={self.multiple}{' crop' if crop else ''}"
+
+    def size(self, width: int, height: int) -> tuple[int, int] | None:
+        """The (width, height) of clips from a `width` x `height` picture, or None where none fits.
+
+        Never larger than the picture, area at most `area`, sides multiples of `multiple`. The picture is to
+        be scaled until it covers this size and cropped at the centre, which keeps its aspect. None means that
+        a side would be under `multiple`: the picture is too small, or too long and thin, to make a clip.
+        """
+        if width < 1 or height < 1:
+            return None
+        # width * sqrt(area / (width * height)) in whole numbers: a float may fall just short of a multiple
+        wide = min(width, math.isqrt(self.area * width // height)) // self.multiple * self.multiple
+        high = min(height, math.isqrt(self.area * height // width)) // self.multiple * self.multiple
+        return (wide, high) if wide and high else None
+
+    def windows(
+        self, source_hash: str, shots: Iterable[Shot], times: NDArray[np.float64], crop: bool = False
+    ) -> list[Window]:
+        """Cut shots into clips.
+
+        Each shot is a video of its own, from its first frame to the end of display of its last one. Its grid
+        points are start + k/fps up to and including that end, so 2 s at 16 fps have 33. They are cut greedily
+        into windows of `frames` points; a remainder is floored to 4n+1 and kept from `min_frames` up.
+
+        `times` are the source's frame timestamps in seconds, float64[n], rising; `crop` goes into the ids.
+        """
+        cuts = []
+        for shot in shots:
+            points = math.floor((shot.end_s - shot.start_s + _EARLY_S) * self.fps) + 1
+            for begin in range(0, points, self.frames):
+                count = min(self.frames, (points - begin - 1) // 4 * 4 + 1)
+                if count < self.min_frames:
+                    break
+                start_s = _micro(shot.start_s + begin / self.fps)
+                in_shot = Window("", start_s, _micro(float(times[shot.last])), count)
+                last = int(np.searchsorted(times, in_shot.limits(self.fps)[-1], side="right")) - 1
+                end_s = _micro(float(times[max(last, shot.first)]))
+                name = clip_id(source_hash, start_s, end_s, self, crop)
+                cuts.append(Window(name, start_s, end_s, count))
+        return cuts
+
+
+def shots_of(ranges: Sequence[tuple[int, int]], times: NDArray[np.float64], end_s: float) -> list[Shot]:
+    """A shot detector's inclusive (first, last) frame ranges as shots with times.
+
+    `times` are the source's frame timestamps in seconds, float64[n], rising; `end_s` is the end of display of
+    its last frame. A frame is displayed until the next one starts.
+    """
+    ends = np.append(times[1:], end_s)
+    return [Shot(first, last, float(times[first]), float(ends[last])) for first, last in ranges]
+
+
+def clip_id(source_hash: str, start_s: float, end_s: float, grid: Grid, crop: bool = False) -> str:
+    """32 hex digits from the source's content hash, the window's times in whole microseconds, and the grid.
+
+    Never from a path, so that a file which moves keeps its clips.
+    """
+    text = f"{source_hash}\n{round(start_s * _MICRO)}\n{round(end_s * _MICRO)}\n{grid.key(crop)}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _micro(seconds: float) -> float:
+    """Seconds rounded to whole microseconds."""
+    return round(seconds * _MICRO) / _MICRO

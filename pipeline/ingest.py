@@ -1,0 +1,196 @@
+"""The Python API of the three commands that do work: `ingest`, `annotate` and `retry`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from annotators.weights import MissingWeights, path
+from pipeline import listing, recipe, registry
+from pipeline.blueprint import Blueprint
+from pipeline.catalog import PARTS, Catalog, values
+from pipeline.errors import UsageError
+from pipeline.fetch import Scratch
+from pipeline.ledger import Ledger
+from pipeline.recipe import Recipe
+from pipeline.run import Progress, Run, alone
+from pipeline.schema import BASE_LAYER, COLUMNS
+from pipeline.sources import Source, expand
+from pipeline.storage import Folder
+
+Watcher = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class Summary:
+    """How a run ended: all of OUT by verdict, and what this run did.
+
+    clips: status -> reason (rule or code, "" for kept) -> count. sources likewise. seconds: step -> seconds of work,
+    summed over workers.
+    """
+
+    out: str
+    layer: str
+    run_id: str
+    clips: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, int]]
+    done: dict[str, int]
+    wall_s: float
+    startup_s: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def ingest(
+    sources: Iterable[str],
+    out: str,
+    *,
+    recipe_file: Path | None = None,
+    exclude: str | None = None,
+    limit: int | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    rehash: bool = False,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Bring sources into OUT; what is there already stays and is not done again.
+
+    `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of its own with `cpus` CPUs.
+    `watcher` is called with the progress a few times a second. Raises `UsageError` before anything starts, and
+    `RunError` when the run cannot go on.
+    """
+    chosen = recipe.load(recipe_file)
+    with Scratch() as scratch:
+        listed = listing.write(expand(sources, exclude), limit, scratch.path / "listing.parquet")
+        blueprint = Blueprint.ingest(chosen, listed.manifest)
+        check_weights(blueprint)
+        folder = Folder(out)
+        folder.check_writable()
+        with alone(folder):
+            catalog = Catalog(folder, scratch.path)
+            if not catalog.empty():
+                _same_geometry(chosen, stored_recipe(catalog), out)
+            ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
+            return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
+
+
+def retry(
+    out: str, *, address: str | None = None, cpus: int | None = None, watcher: Watcher = lambda _: None
+) -> Summary:
+    """Try everything that failed in OUT once more, with the recipe it was made with. Raises as `ingest`."""
+    with Scratch() as scratch, alone(_existing(out)) as folder:
+        catalog = Catalog(folder, scratch.path)
+        chosen = stored_recipe(catalog)
+        listed = listing.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
+        blueprint = Blueprint.ingest(chosen, listed.manifest)
+        check_weights(blueprint)
+        return _go(
+            catalog, blueprint, Ledger(catalog, blueprint, listed, retry=True), scratch.path, address, cpus, watcher
+        )
+
+
+def annotate(
+    out: str,
+    annotator: str,
+    *,
+    address: str | None = None,
+    cpus: int | None = None,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Add one layer to the stored clips of OUT: an annotator's tracks and signals under the same clip ids.
+
+    Clips that have the layer from this version of the annotator are left alone. Raises as `ingest`.
+    """
+    with Scratch() as scratch, alone(_existing(out)) as folder:
+        catalog = Catalog(folder, scratch.path)
+        chosen = stored_recipe(catalog)
+        if annotator in chosen.annotators:
+            raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
+        blueprint = Blueprint.layered(chosen, annotator)
+        check_weights(blueprint)
+        return _go(catalog, blueprint, Ledger(catalog, blueprint), scratch.path, address, cpus, watcher)
+
+
+def check_weights(blueprint: Blueprint) -> None:
+    """Raises `UsageError` when a weight of the blueprint is missing here or is not what it should be."""
+    for stage in blueprint.stages:
+        for name in stage:
+            for weight in registry.annotator(name).weights:
+                try:
+                    path(weight.id)
+                except MissingWeights as error:
+                    raise UsageError(str(error)) from error
+
+
+def stored_recipe(catalog: Catalog) -> Recipe:
+    """The recipe of the newest ingest into a dataset."""
+    con = catalog.connect()
+    row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
+    assert row is not None
+    return recipe.parse(row[0], f"stored in {catalog.out.url}")
+
+
+def _same_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
+    if stored.geometry != chosen.geometry:
+        raise UsageError(
+            f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "
+            f"{chosen.geometry}. Choose another OUT, or the same grid, shots and crop_bars."
+        )
+
+
+def _existing(out: str) -> Folder:
+    folder = Folder(out)
+    if not folder.names(PARTS):
+        raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
+    return folder
+
+
+def _go(
+    catalog: Catalog,
+    blueprint: Blueprint,
+    ledger: Ledger,
+    scratch: Path,
+    address: str | None,
+    cpus: int | None,
+    watcher: Watcher,
+) -> Summary:
+    started = time.monotonic()
+    run = Run(catalog, blueprint, ledger, scratch)
+    run.go(address, cpus, watcher)
+    ledger.refresh()
+    clips: dict[str, dict[str, int]] = {}
+    sources: dict[str, dict[str, int]] = {}
+    for (status, reason), count in sorted(ledger.counts().items()):
+        table = sources if status.startswith("source ") else clips
+        table.setdefault(status.removeprefix("source "), {})[reason] = count
+    return Summary(
+        out=catalog.out.url,
+        layer=blueprint.layer,
+        run_id=run.id,
+        clips=clips,
+        sources=sources,
+        done=dict(run.progress.clips),
+        wall_s=time.monotonic() - started,
+        startup_s=run.progress.begun - started if run.progress.begun else 0.0,
+        seconds=dict(run.timings),
+    )
+
+
+def _failed_sources(catalog: Catalog) -> Iterator[Source]:
+    """The sources that failed, or of which a clip did, with their manifest columns."""
+    con = catalog.connect()
+    rows = values(
+        con,
+        "SELECT * FROM sources WHERE status = 'failed' OR source_uri IN "
+        "(SELECT source_uri FROM clips WHERE status = 'failed') ORDER BY source_uri",
+    )
+    for row in rows:
+        extra = {name: str(value) for name, value in row.items() if value is not None and name not in COLUMNS.names}
+        licence = {"licence": row["licence"]} if row["licence"] else {}
+        yield Source(row["source_uri"], row["source_size"], row["source_stamp"], extra | licence)

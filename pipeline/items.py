@@ -1,0 +1,52 @@
+"""What travels between stages: one row of the catalog in the making, with the encoded bytes that belong to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+_SCHEMA = pa.schema(
+    [
+        ("record", pa.string()),
+        ("members", pa.list_(pa.struct([("name", pa.string()), ("data", pa.binary())]))),
+        ("preview", pa.binary()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class Item:
+    """A source or a clip on its way to the catalog.
+
+    record: catalog columns, JSON-able. members: name after the clip id ("mp4", "pose.mp4", "json") -> bytes.
+    preview: a JPEG strip. A record without `status` is still being worked on.
+    """
+
+    record: dict[str, Any]
+    members: dict[str, bytes] = field(default_factory=dict)
+    preview: bytes | None = None
+
+    def table(self) -> pa.Table:
+        """The item as a one-row Arrow table."""
+        row = {
+            "record": json.dumps(self.record),
+            "members": [{"name": name, "data": data} for name, data in self.members.items()],
+            "preview": self.preview,
+        }
+        return pa.Table.from_pylist([row], schema=_SCHEMA)
+
+
+def items(table: pa.Table) -> Iterator[Item]:
+    """The items of an Arrow table."""
+    for row in table.to_pylist():
+        members = {member["name"]: member["data"] for member in row["members"]}
+        yield Item(json.loads(row["record"]), members, row["preview"])
+
+
+def records(table: pa.Table) -> list[dict[str, Any]]:
+    """The records alone, without touching the bytes."""
+    return [json.loads(text) for text in table.column("record").to_pylist()]

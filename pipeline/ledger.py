@@ -1,0 +1,227 @@
+"""What is left to do: the listing held against the catalog, in DuckDB, so that millions of rows fit.
+
+A source's row lists its clips, and a clip is settled when it has a verdict that this recipe still stands by. Whatever
+is listed and not settled is work; resuming after a kill is nothing but asking again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.blueprint import Blueprint
+from pipeline.catalog import Catalog
+from pipeline.listing import SCHEMA, Listing
+from pipeline.schema import BASE_LAYER
+
+# What a clip's row says of its source; carried along when a stored clip is annotated anew.
+_SOURCE = (
+    "source_uri",
+    "source_hash",
+    "source_width",
+    "source_height",
+    "source_fps",
+    "source_duration_s",
+    "source_codec",
+)
+_CLIP = (
+    "clip_id",
+    "start_s",
+    "end_s",
+    "width",
+    "height",
+    "fps",
+    "frames",
+    "shard",
+    "offset",
+    "bytes",
+    "licence",
+)
+
+# Work rows: a source (uri .. known), or a stored clip (clip). JSON where a stage needs a few values only.
+_WORK_SCHEMA = pa.schema(
+    [*[field for field in SCHEMA if field.name != "position"], ("known", pa.string()), ("clip", pa.string())]
+)
+
+_BATCH = 10_000
+
+
+class Ledger:
+    """The questions that a run asks of its listing and the catalog together."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        blueprint: Blueprint,
+        listing: Listing | None = None,
+        retry: bool = False,
+        rehash: bool = False,
+    ) -> None:
+        """Without a listing, the work is a layer over every stored clip. `retry`: failures count as not settled.
+        `rehash`: complete sources are fetched and hashed again."""
+        self._catalog, self._blueprint, self._listing = catalog, blueprint, listing
+        self._retry, self._rehash = retry, rehash
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the catalog as it is now. To be called between rounds and after commits that are not `accept`ed."""
+        self._con = self._catalog.connect(self._blueprint.schema())
+        con, layer = self._con, self._blueprint.layer
+        expected = [f"{e['name']} {e['version']} {e['weights_sha256']}" for e in self._blueprint.lineage]
+        con.execute("CREATE TABLE expected AS SELECT ? AS entries", [expected])
+        made = (
+            "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
+        )
+        con.execute(
+            f"CREATE VIEW judged AS SELECT *, list_has_all({made}, (SELECT entries FROM expected)) AS fresh "
+            f"FROM clips WHERE layer = {_text(layer)}"
+        )
+        # A rejected clip stays so without its bytes. Kept and pending ones are settled when every annotator has run.
+        failed = "FALSE" if self._retry else "status = 'failed'"
+        con.execute(
+            "CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY); INSERT INTO settled SELECT clip_id FROM judged "
+            f"WHERE status = 'rejected' OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR {failed}"
+        )
+        con.execute("CREATE TABLE seen AS SELECT source_uri AS uri FROM sources")
+        con.execute("CREATE TABLE accepted (uri VARCHAR)")
+        con.execute(
+            f"CREATE TABLE work AS {self._work_of_layer() if self._listing is None else self._work_of_listing()}"
+        )
+
+    def _work_of_layer(self) -> str:
+        clip = ", ".join(f"{name} := {name}" for name in (*_SOURCE, *_CLIP))
+        return (
+            "SELECT row_number() OVER () AS position, NULL AS uri, NULL AS size, NULL AS stamp, '{}' AS manifest, "
+            f"NULL::BLOB AS content, NULL AS known, to_json(struct_pack({clip})) AS clip FROM clips "
+            f"WHERE layer = '{BASE_LAYER}' AND status IN ('kept', 'pending') AND shard IS NOT NULL "
+            "AND clip_id NOT IN (SELECT clip_id FROM settled)"
+        )
+
+    def _work_of_listing(self) -> str:
+        assert self._listing is not None
+        again = "(s.status = 'failed')" if self._retry else "FALSE"
+        clip = ", ".join(f"{name} := c.{name}" for name in (*_SOURCE, *_CLIP))
+        probe = ", ".join(f"{name} := s.{name}" for name in _SOURCE if name not in {"source_uri", "source_hash"})
+        return f"""
+            WITH listed AS (
+                SELECT * FROM read_parquet({_text(str(self._listing.path))})
+                QUALIFY row_number() OVER (PARTITION BY uri ORDER BY position) = 1),
+            wanted AS (
+                SELECT source_uri, unnest(windows) AS w FROM sources
+                WHERE status = 'cut' AND source_uri IN (SELECT uri FROM listed)),
+            open AS (
+                SELECT source_uri, w FROM wanted WHERE w.clip_id NOT IN (SELECT clip_id FROM settled)),
+            stored AS (
+                SELECT * FROM judged WHERE shard IS NOT NULL AND status IN ('kept', 'pending')),
+            missing AS (
+                SELECT source_uri, list(w ORDER BY w.start_s) AS windows FROM open
+                WHERE w.clip_id NOT IN (SELECT clip_id FROM stored) GROUP BY source_uri)
+            SELECT l.position, l.uri, l.size, l.stamp, l.manifest, l.content,
+                CASE WHEN s.status = 'cut' AND NOT {again} THEN to_json(struct_pack(
+                    hash := s.source_hash, windows := coalesce(m.windows, []), content_box := s.content_box,
+                    probe := struct_pack({probe}))) END AS known,
+                NULL AS clip
+            FROM listed l LEFT JOIN sources s ON s.source_uri = l.uri LEFT JOIN missing m ON m.source_uri = l.uri
+            WHERE s.source_uri IS NULL OR {again} OR l.size <> s.source_size OR l.stamp <> s.source_stamp
+                OR m.windows IS NOT NULL OR {"TRUE" if self._rehash else "FALSE"}
+            UNION ALL
+            SELECT l.position, l.uri, l.size, l.stamp, l.manifest, NULL, NULL, to_json(struct_pack({clip}))
+            FROM open o JOIN stored c ON c.clip_id = o.w.clip_id JOIN listed l ON l.uri = o.source_uri
+        """
+
+    def work(self) -> int:
+        """How many pieces of work are left."""
+        return self._count("work")
+
+    def chunks(self, most: int) -> Iterator[pa.Table]:
+        """The work as at most `most` Arrow tables of equal size, in the order of the listing."""
+        size = max(1, -(-self.work() // most))
+        cursor = self._con.execute("SELECT * EXCLUDE position FROM work ORDER BY position")
+        for batch in cursor.to_arrow_reader(size):
+            yield pa.Table.from_batches([batch]).cast(_WORK_SCHEMA)
+
+    def contents(self) -> Iterator[list[tuple[str, str]]]:
+        """(content hash, URI that holds it; "" if it was forgotten) of every known content, in batches."""
+        cursor = self._con.execute(
+            "SELECT source_hash, source_uri FROM sources WHERE source_hash IS NOT NULL AND status <> 'same' "
+            "UNION ALL SELECT source_hash, '' FROM forgotten WHERE source_hash IS NOT NULL AND clip_id IS NULL"
+        )
+        while rows := cursor.fetchmany(_BATCH):
+            yield rows
+
+    def accept(self, record: dict[str, Any]) -> bool | None:
+        """Whether a settled record is new: True once, False ever after, None while its source's row is not here yet."""
+        uri, clip = record.get("source_uri"), record.get("clip_id")
+        if record["kind"] == "source":
+            if self._con.execute("SELECT 1 FROM accepted WHERE uri = ?", [uri]).fetchone():
+                return False
+            self._con.execute("INSERT INTO accepted VALUES (?)", [uri])
+            self._con.execute("INSERT INTO seen VALUES (?)", [uri])
+            return True
+        if not self._con.execute("SELECT 1 FROM seen WHERE uri = ?", [uri]).fetchone():
+            return None
+        return bool(self._con.execute("INSERT OR IGNORE INTO settled VALUES (?) RETURNING 1", [clip]).fetchall())
+
+    def rejudged(self) -> Iterator[pa.Table]:
+        """Rows, with every column they had, of the clips whose verdict or tasks the recipe's rules change.
+
+        A clip that the rules now let through is kept if its sample is stored, else pending until it is annotated.
+        """
+        rules, con = self._blueprint.rules(), self._con
+        con.execute(
+            "CREATE TEMP TABLE candidate AS SELECT * FROM judged "
+            "WHERE recipe_hash <> ? AND status IN ('kept', 'rejected', 'pending')",
+            [self._blueprint.recipe.hash],
+        )
+        con.execute(f"CREATE TEMP TABLE verdict AS {rules.judge_table('candidate')}")
+        con.execute(f"CREATE TEMP TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
+        cursor = con.execute(
+            """
+            SELECT c.* EXCLUDE (fresh) REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
+            FROM candidate c JOIN (
+                SELECT clip_id, CASE WHEN status = 'kept' AND shard IS NULL THEN 'pending' ELSE status END AS status,
+                    rule, CASE WHEN shard IS NULL OR status = 'rejected' THEN NULL ELSE fit.tasks END AS tasks
+                FROM verdict JOIN fit USING (clip_id) JOIN (SELECT clip_id, shard FROM candidate) USING (clip_id)
+            ) v USING (clip_id)
+            WHERE (c.status, c.rule) IS DISTINCT FROM (v.status, v.rule)
+                OR (v.status <> 'rejected' AND c.tasks IS DISTINCT FROM v.tasks)
+            """
+        )
+        for batch in cursor.to_arrow_reader(_BATCH):
+            if batch.num_rows:
+                yield self._explained(pa.Table.from_batches([batch]))
+        for table in ("candidate", "verdict", "fit"):
+            con.execute(f"DROP TABLE {table}")
+
+    def _explained(self, rows: pa.Table) -> pa.Table:
+        rules = self._blueprint.rules()
+
+        def detail(row: dict[str, Any]) -> str | None:
+            if row["rule"]:
+                return rules.because(row["rule"], row)
+            return "passes so far; not fully annotated" if row["status"] == "pending" else None
+
+        columns = {"detail": [detail(row) for row in rows.to_pylist()]}
+        columns["recipe_hash"] = [self._blueprint.recipe.hash] * rows.num_rows
+        for name, column in columns.items():
+            rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(column, pa.string()))
+        return rows
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """Clips by (status, rule or code), and sources by ("source " + status, rule or code), of the whole catalog."""
+        rows = self._con.execute(
+            f"SELECT status, coalesce(rule, code, ''), count(*) FROM clips WHERE layer = {_text(self._blueprint.layer)} "
+            "GROUP BY ALL UNION ALL SELECT 'source ' || status, coalesce(rule, code, ''), count(*) FROM sources GROUP BY ALL"
+        ).fetchall()
+        return {(status, reason): count for status, reason, count in rows}
+
+    def _count(self, table: str) -> int:
+        row = self._con.execute(f"SELECT count(*) FROM {table}").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"

@@ -1,0 +1,52 @@
+"""The listing of one run, written to disk as it streams in: a bucket of millions of sources never sits in memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.sources import Source
+
+SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("stamp", pa.string()),
+        ("manifest", pa.string()),
+        ("content", pa.binary()),
+    ]
+)
+_BATCH = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A Parquet file of sources, how many rows it has, and the names of their manifest columns."""
+
+    path: Path
+    count: int
+    manifest: tuple[str, ...]
+
+
+def write(sources: Iterable[Source], limit: int | None, path: Path) -> Listing:
+    """Write (the first `limit`) sources to `path`. Raises what listing them raises."""
+    columns: dict[str, None] = {}
+    position = 0
+    left = islice(sources, limit)
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        while batch := list(islice(left, _BATCH)):
+            rows = []
+            for source in batch:
+                position += 1
+                columns |= dict.fromkeys(source.manifest)
+                row = {"position": position, "uri": source.uri, "size": source.size, "stamp": source.stamp}
+                rows.append(row | {"manifest": json.dumps(source.manifest), "content": source.content})
+            writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    return Listing(path, position, tuple(columns))

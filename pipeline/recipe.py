@@ -1,0 +1,120 @@
+"""The recipe: one YAML file that says grid, shots, annotators, rules and tasks, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UsageError
+from pipeline.grid import Grid
+
+
+class Strict(BaseModel):
+    """A part of the recipe: unknown keys are an error, because a misspelt threshold must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(Strict):
+    """Bounds on untrusted input."""
+
+    pixels: Annotated[int, Field(gt=0, description="largest picture, width x height")] = 8192 * 4320
+    duration_s: Annotated[float, Field(gt=0, description="longest source")] = 4 * 3600.0
+    stall_s: Annotated[float, Field(gt=0, description="longest silence of the decoder before it is killed")] = 60.0
+    memory_mb: Annotated[int, Field(ge=256, description="memory of one decoder process")] = 4096
+    worker_deaths: Annotated[
+        int, Field(ge=1, description="workers that one input may kill before it is left alone")
+    ] = 5
+
+
+class Commit(Strict):
+    """When finished clips become a shard and a catalog part: at a size or an age, whichever comes first."""
+
+    shard_mb: Annotated[float, Field(gt=0)] = 256.0
+    every_s: Annotated[float, Field(gt=0)] = 120.0
+
+
+class Encode(Strict):
+    """How clips and tracks are encoded (x264)."""
+
+    crf: Annotated[int, Field(ge=0, le=51)] = 18
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+
+
+class Recipe(Strict):
+    """Everything that decides what a clip becomes."""
+
+    grid: Grid = Grid()
+    shots: Literal["transnetv2", "adaptive"] = "transnetv2"
+    crop_bars: bool = False
+    filters: tuple[str, ...] = ("duration", "luma", "contrast", "sharpness")
+    stages: tuple[tuple[str, ...], ...] = (("flow", "scribble", "pose"),)
+    rules: Mapping[str, str] = Field(default_factory=dict)
+    tasks: Mapping[str, str] = Field(default_factory=dict)
+    score_all: bool = False
+    encode: Encode = Encode()
+    limits: Limits = Limits()
+    commit: Commit = Commit()
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Every annotator named, in the order in which it runs."""
+        return tuple(name for stage in self.stages for name in stage)
+
+    @cached_property
+    def geometry(self) -> str:
+        """What one OUT cannot mix: clips of another grid, shot detector or crop have other ids."""
+        return f"grid {self.grid.key()}, shots {self.shots}, crop_bars {str(self.crop_bars).lower()}"
+
+    @cached_property
+    def text(self) -> str:
+        """The recipe as canonical YAML, as kept in the catalog."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True)
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits over everything that can change a verdict or a sample's bytes (not `limits`, not `commit`)."""
+        body = self.model_dump(mode="json", exclude={"limits", "commit"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def default_text() -> str:
+    """The YAML of the default recipe, as shipped."""
+    return resources.files("pipeline").joinpath("default.yaml").read_text()
+
+
+def parse(text: str, where: str) -> Recipe:
+    """A recipe from YAML; keys left out come from the default recipe. Raises `UsageError` that names `where`."""
+    try:
+        given = yaml.safe_load(text) or {}
+        if not isinstance(given, dict):
+            raise UsageError(f"recipe {where}: expected keys and values, found {type(given).__name__}")
+        return Recipe.model_validate(yaml.safe_load(default_text()) | given)
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe {where} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise UsageError(f"recipe {where}: {problems}") from error
+
+
+def load(path: Path | None) -> Recipe:
+    """The recipe in a file, or the default one. Raises `UsageError` when it cannot be read or is not valid."""
+    if path is None:
+        return parse(default_text(), "default.yaml")
+    try:
+        return parse(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the recipe {path}: {error}") from error
+
+
+def dumped(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, for summaries."""
+    return recipe.model_dump(mode="json")

@@ -1,0 +1,74 @@
+"""Annotators and filters by name, found by entry point, so that another package adds one without touching this one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal, cast
+
+from annotators.base import Annotator, Filter, Signal, Weight
+from pipeline.errors import UsageError
+
+Group = Literal["annotators", "filters"]
+
+
+def available(group: Group) -> dict[str, EntryPoint]:
+    """Every registered annotator or filter. Raises `UsageError` when two packages claim one name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=f"vdot_data.{group}"):
+        if point.name in found and found[point.name].value != point.value:
+            raise UsageError(f"two packages register {point.name!r}: {found[point.name].value} and {point.value}")
+        found[point.name] = point
+    return found
+
+
+def _class(group: Group, name: str) -> Any:
+    found = available(group)
+    if name not in found:
+        near = difflib.get_close_matches(name, found, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(found))}"
+        raise UsageError(f"no {group[:-1]} named {name!r}; {hint}")
+    return found[name].load()
+
+
+def annotator(name: str) -> type[Annotator]:
+    """The annotator class registered under `name`. Raises `UsageError` for an unknown name."""
+    return cast("type[Annotator]", _class("annotators", name))
+
+
+def filter_(name: str) -> type[Filter]:
+    """The filter class registered under `name`. Raises `UsageError` for an unknown name."""
+    return cast("type[Filter]", _class("filters", name))
+
+
+def _owners(annotators: Iterable[str], filters: Iterable[str]) -> list[type[Filter] | type[Annotator]]:
+    return [*(filter_(name) for name in filters), *(annotator(name) for name in annotators)]
+
+
+def signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Signal]:
+    """Every signal that these make, by name. Raises `UsageError` when two make the same one."""
+    found: dict[str, Signal] = {}
+    for owner in _owners(annotators, filters):
+        for signal, meaning in owner.signals.items():
+            if signal in found:
+                raise UsageError(f"two annotators or filters make the signal {signal!r}")
+            found[signal] = meaning
+    return found
+
+
+def lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
+    """Who makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
+    made: list[dict[str, Any]] = []
+    for owner in _owners(annotators, filters):
+        weights: tuple[Weight, ...] = getattr(owner, "weights", ())
+        made.append(
+            {
+                "name": owner.name,
+                "version": owner.version,
+                "weights_id": "+".join(weight.id for weight in weights) or None,
+                "weights_sha256": "+".join(weight.sha256 for weight in weights) or None,
+                "weights_licence": "+".join(sorted({weight.licence for weight in weights})) or None,
+            }
+        )
+    return made

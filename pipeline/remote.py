@@ -1,0 +1,142 @@
+"""So that every store is opened in one way and all calls share one patience with transient errors."""
+
+from __future__ import annotations
+
+import errno
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fsspec.core import url_to_fs
+
+from pipeline.errors import RunError, UsageError
+
+T = TypeVar("T")
+
+ATTEMPTS = 8
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 10.0
+_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FINAL_ERRNOS = {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.EPERM, errno.EMSGSIZE, errno.EREMCHG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# S3 answers that s3fs files under "invalid argument" although the same request may well succeed next time.
+_DAMAGED_ON_THE_WAY = {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+# Network errors of the client libraries that are no OSError; looked up only where the library is loaded.
+_LIBRARY_ERRORS = {
+    "aiohttp": "ClientError",
+    "botocore.exceptions": "BotoCoreError",
+    "botocore.parsers": "ResponseParserError",
+    "gcsfs.retry": "HttpError",
+}
+_BOTOCORE_TRANSIENT = ("HTTPClientError", "ConnectionError", "IncompleteReadError")
+
+
+class StorageError(OSError):
+    """Storage kept failing after all retries, or refused in a way that no retry can mend."""
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `url`, without a listing cache, and the path there.
+
+    Raises UsageError for a protocol that is unknown or whose package is not installed.
+    """
+    try:
+        fs, path = url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise UsageError(f"{url}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{url} is not a URL that can be used: {error}") from error
+    if "s3" in protocols(fs):
+        # botocore retries each call and `retried` each operation; a third loop between the two would turn a
+        # server that never answers into an hour of waiting.
+        fs.retries = 1
+    return fs, str(path)
+
+
+def protocols(fs: Any) -> set[str]:
+    """The names under which fsspec knows this filesystem."""
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def stamp_of(info: dict[str, Any]) -> str | None:
+    """What changes when an object of a store does, by its fsspec description; None if nothing tells."""
+    for key in ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    return None
+
+
+def retried(what: str, work: Callable[[], T]) -> T:
+    """Run `work`, which talks to a store, again after each transient error, with backoff and jitter.
+
+    Raises the error itself where it is final (missing, forbidden, exists already), StorageError with a
+    sentence that begins with `what` otherwise, and RunError when the local disk is full.
+    """
+    delay, failures = FIRST_DELAY_S, 0
+    while True:
+        try:
+            return work()
+        except _transport_errors() as error:
+            final = _final(error, what)
+            if final is error:
+                raise
+            if final is not None:
+                raise final from error
+            failures += 1
+            if failures == ATTEMPTS:
+                raise StorageError(f"{what} failed {ATTEMPTS} times: {said(error)}") from error
+        time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+        delay = min(delay * 2, LONGEST_DELAY_S)
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    loaded = ((sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS.items())
+    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
+
+
+def said(error: BaseException) -> str:
+    """An error in a few words, its type first."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def answer_code(error: BaseException) -> str:
+    """The S3 error code behind an error that s3fs has translated; empty where there is none."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _final(error: Exception, what: str) -> Exception | None:
+    """What to raise at once because no retry helps; None for a transient error."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _transport_errors()):
+        return _final(error.__cause__, what)  # fsspec says "not found" of every error at a URL of the web
+    if isinstance(error, (*_FINAL, StorageError)):
+        return error
+    if isinstance(error, OSError):
+        if error.errno in FULL:
+            return RunError(f"no space left on the disk: {what}")
+        if error.errno in _FINAL_ERRNOS and answer_code(error) not in _DAMAGED_ON_THE_WAY:
+            return StorageError(error.errno, f"{what} was refused: {said(error)}")
+    return _final_of_library(error, what)
+
+
+def _final_of_library(error: Exception, what: str) -> Exception | None:
+    # aiohttp says `status`, gcsfs `code`.
+    status = error.status if hasattr(error, "status") else getattr(error, "code", None)
+    if status in (401, 403):
+        return PermissionError(errno.EACCES, f"{what} was refused: {said(error)}")
+    if status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, f"{what}: {said(error)}")
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+        return StorageError(f"{what} was refused: {said(error)}")
+    if isinstance(error, ValueError):  # aiohttp's InvalidURL
+        return StorageError(f"{what} was refused: {said(error)}")
+    botocore = sys.modules.get("botocore.exceptions")
+    if botocore is not None and isinstance(error, botocore.BotoCoreError):
+        if isinstance(error, tuple(getattr(botocore, name) for name in _BOTOCORE_TRANSIENT)):
+            return None
+        if isinstance(error, botocore.NoCredentialsError | botocore.PartialCredentialsError):
+            return PermissionError(errno.EACCES, f"{what}: {error}")
+        return StorageError(f"{what} was refused: {said(error)}")
+    return None

@@ -1,0 +1,281 @@
+"""One run over one OUT, from claim to last commit: rounds of the Ray plan, and the only hand that commits.
+
+A round that loses something (a node, a worker beyond Ray's repair) is followed by another one, which asks the ledger
+what is missing. So a run ends when everything listed is settled, or when a round gets nowhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import queue
+import signal
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import pipeline
+from pipeline.blueprint import Blueprint
+from pipeline.catalog import Catalog, now
+from pipeline.engine import LOST, MAX_CHUNKS, Engine
+from pipeline.errors import RunError
+from pipeline.ledger import Ledger
+from pipeline.schema import BASE_LAYER
+from pipeline.storage import Folder
+from pipeline.sweep import sweep
+
+log = logging.getLogger("vdot_data")
+
+# Rounds in a row that may end without a single new verdict before the run gives up.
+FRUITLESS = 2
+# Shards being written at once: enough to hide an object store's latency, few enough to bound memory.
+PACKING = 4
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a display shows while a run goes on."""
+
+    work: int = 0
+    sources: int = 0
+    clips: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.monotonic)
+    begun: float | None = None
+    draining: bool = False
+
+
+class Run:
+    """Everything that one run holds: the catalog of OUT, the blueprint, the ledger and the progress."""
+
+    def __init__(self, catalog: Catalog, blueprint: Blueprint, ledger: Ledger, scratch: Path) -> None:
+        self._catalog, self._blueprint, self._ledger, self._scratch = catalog, blueprint, ledger, scratch
+        self._schema = blueprint.schema()
+        self.id = uuid.uuid4().hex[:12]
+        self._started = now()
+        self.progress = Progress()
+        self.timings: Counter[str] = Counter()
+
+    def go(self, address: str | None, cpus: int | None, watchers: Any) -> None:
+        """Claim OUT, supersede what the rules change, do the work, commit. `watchers(progress)` is called often.
+
+        Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
+        """
+        self._commit_rows([self._row_of_run()])
+        swept = sweep(self._catalog)
+        if swept:
+            log.info("removed %d unfinished files of earlier runs", len(swept))
+        if self._blueprint.layer == BASE_LAYER:
+            for table in self._ledger.rejudged():
+                self._commit_table(table)
+            self._ledger.refresh()
+        if self._ledger.work():
+            self._rounds(address, cpus, watchers)
+        self._commit_rows([self._row_of_run() | {"finished": now()}])
+        sweep(self._catalog)
+
+    def _rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
+        fruitless = 0
+        limits = self._blueprint.recipe.limits
+        with (
+            Engine(address, cpus, self._catalog.out, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
+            _Stop() as stop,
+        ):
+            for pairs in self._ledger.contents():
+                engine.own(pairs)
+            while self._ledger.work() and not stop.asked:
+                before = self._catalog.sequence
+                self.progress.work = self._ledger.work()
+                self.progress.sources = 0
+                try:
+                    self._round(engine, stop, watchers)
+                except LOST as error:
+                    log.warning(
+                        "part of the cluster was lost (%s); going on with what is missing",
+                        type(error).__name__,
+                    )
+                fruitless = 0 if self._catalog.sequence > before else fruitless + 1
+                self._ledger.refresh()
+                if fruitless > FRUITLESS:
+                    raise RunError(
+                        f"{self._ledger.work()} sources got no verdict in {fruitless} rounds: workers die, or the "
+                        "cluster has no room for them. `vdot-data doctor` checks it; what was committed is kept."
+                    )
+        if stop.asked and self._ledger.work():
+            raise RunError(
+                "stopped on request; everything finished is committed, and the same command goes on from here."
+            )
+
+    def _round(self, engine: Engine, stop: _Stop, watchers: Any) -> None:
+        """One pass of the plan over the work that is left."""
+        commit = self._blueprint.recipe.commit
+        group = _Group()
+        packing: deque[Any] = deque()
+        early: dict[str, list[tuple[Any, int, dict[str, Any]]]] = {}
+        blocks = _ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))
+        for arrived in blocks:
+            watchers(self.progress)
+            if stop.asked and not self.progress.draining:
+                self.progress.draining = True
+                engine.drain()
+            if arrived is not None:
+                self.progress.begun = self.progress.begun or engine.begun()
+                block, size, future = arrived
+                for record in engine.result(future):
+                    self._take(group, early, block, size, record)
+            full = group.size >= commit.shard_mb * 1e6 or (
+                group.rows and time.monotonic() - group.since >= commit.every_s
+            )
+            if full:
+                packing.append(engine.pack(group.blocks))
+                group = _Group()
+            while packing and (len(packing) > PACKING or engine.ready(packing[0])):
+                self._commit_rows(engine.result(packing.popleft()))
+        if group.rows:
+            packing.append(engine.pack(group.blocks))
+        while packing:
+            self._commit_rows(engine.result(packing.popleft()))
+            watchers(self.progress)
+
+    def _take(
+        self,
+        group: _Group,
+        early: dict[str, list[tuple[Any, int, dict[str, Any]]]],
+        block: Any,
+        size: int,
+        record: dict[str, Any],
+    ) -> None:
+        """Put a settled record into the group to be written, unless it came before (a retried task)."""
+        record.setdefault("kind", "clip")
+        new = self._ledger.accept(record)
+        if new is None:
+            # A source's row is committed before its clips.
+            early.setdefault(record["source_uri"], []).append((block, size, record))
+            return
+        if not new:
+            return
+        group.add(block, size)
+        if record["kind"] == "source":
+            self.progress.sources += 1
+            if record["status"] == "failed":
+                self.progress.clips["source failed"] += 1
+            for held in early.pop(record["source_uri"], []):
+                self._take(group, early, *held)
+        else:
+            self.progress.clips[record["status"]] += 1
+
+    def _row_of_run(self) -> dict[str, Any]:
+        return {
+            "kind": "run",
+            "recipe": self._blueprint.recipe.text,
+            "version": pipeline.version(),
+            "started": self._started,
+        }
+
+    def _commit_rows(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row.setdefault("kind", "clip")
+            row |= {
+                "layer": self._blueprint.layer,
+                "run_id": self.id,
+                "recipe_hash": self._blueprint.recipe.hash,
+            }
+            timings = row.get("timings") or {}
+            self.timings.update(timings)
+            row["timings"] = list(timings.items())
+        self._catalog.commit(pa.Table.from_pylist(rows, schema=self._schema))
+
+    def _commit_table(self, rows: pa.Table) -> None:
+        column = pa.array([self.id] * rows.num_rows, pa.string())
+        self._catalog.commit(rows.set_column(rows.schema.get_field_index("run_id"), "run_id", column))
+
+
+@dataclass(slots=True)
+class _Group:
+    """Settled blocks that will be one shard and one catalog part."""
+
+    blocks: list[Any] = field(default_factory=list)
+    size: int = 0
+    rows: int = 0
+    since: float = 0.0
+
+    def add(self, block: Any, size: int) -> None:
+        if not self.rows:
+            self.since = time.monotonic()
+        self.blocks.append(block)
+        self.size += size
+        self.rows += 1
+
+
+class _Stop:
+    """SIGTERM and Ctrl-C ask the run to drain; the second one stops the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.asked = True
+        for each in self._before:
+            signal.signal(each, signal.SIG_DFL)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
+    """The blocks from a thread of their own, with None twice a second in between, so that time is noticed."""
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=64)
+    end = object()
+
+    def read() -> None:
+        try:
+            for block in blocks:
+                waiting.put(block)
+            waiting.put(end)
+        except LOST as error:
+            waiting.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            found = waiting.get(timeout=0.5)
+        except queue.Empty:
+            yield None
+            continue
+        if found is end:
+            return
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+@contextlib.contextmanager
+def alone(out: Folder) -> Iterator[Folder]:
+    """Hold the lock of a local OUT, so that a second run is refused at once (elsewhere the next commit tells).
+
+    The kernel gives the lock back when its holder dies. Raises `RunError` when another run holds it.
+    """
+    if out.local is None:
+        yield out
+        return
+    with (out.local / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another run is writing to {out.url}; wait for it, or stop it first.") from error
+        yield out

@@ -1,0 +1,280 @@
+"""A child process that can be killed, because decoders crash, hang and swallow memory on damaged files.
+
+It guards against broken files, not against an attacker: the child may read and write what its parent may.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from importlib import import_module
+from io import BufferedWriter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from pipeline.errors import ClipError, ErrorCode, Failure, RunError, attempt
+
+# A new child has this long to import numpy and OpenCV, on a busy machine with a cold disk.
+_START_S = 120.0
+_LENGTH = struct.Struct(">Q")
+_END = object()
+
+
+class Sandbox:
+    """Runs generators in one long-lived child process; a child that fails is replaced at the next call.
+
+    `memory_mb` bounds the child's own memory (its RLIMIT_DATA); `stall_s` is the longest silence before it is
+    killed. For one thread at a time.
+    """
+
+    def __init__(self, memory_mb: int, stall_s: float) -> None:
+        self._memory_mb = memory_mb
+        self._stall_s = stall_s
+        self._child: _Child | None = None
+
+    def stream(self, target: str, *args: object, **kwargs: object) -> Iterator[Any]:
+        """Call the generator function `target` ("module:function") in the child and yield what it yields.
+
+        Arguments and items are pickled; arrays travel without being copied into the pickle. An abandoned stream
+        costs its child, as does starting another one before it ends. Raises ClipError: the code with which the
+        generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT where nothing came for
+        `stall_s` seconds, DECODE_CRASH where the child died. A RunError of the generator stays one.
+        """
+        child = self._free_child()
+        child.busy = True
+        try:
+            child.send((target, args, kwargs))
+            while True:
+                kind, value = child.receive(self._stall_s)
+                if kind == "item":
+                    yield value
+                    continue
+                # after a lack of memory the child is left to be replaced
+                child.busy = kind == "failure" and value.code == ErrorCode.OUT_OF_MEMORY
+                if kind == "failure":
+                    raise value.raised()
+                if kind == "run":
+                    raise RunError(value)
+                return
+        finally:
+            if child.busy:
+                child.kill()
+
+    def close(self) -> None:
+        """End the child. The sandbox can still be used: the next stream starts another."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _free_child(self) -> _Child:
+        if self._child is not None and (self._child.busy or not self._child.alive()):
+            self.close()
+        if self._child is None:
+            self._child = _Child(self._memory_mb, self._stall_s)
+        return self._child
+
+
+class _Child:
+    """The parent's end of one child process and its two pipes."""
+
+    def __init__(self, memory_mb: int, stall_s: float) -> None:
+        self.busy = False
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        numbers = [str(n) for n in (theirs_in, theirs_out, memory_mb, stall_s)]
+        # A process of our own rather than multiprocessing, which imports the parent's main module again; and
+        # pipes of our own, so that a library that prints cannot break the messages.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "pipeline.sandbox", *numbers],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=(theirs_in, theirs_out),
+            env=_environment(),
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._out: BufferedWriter = os.fdopen(ours_out, "wb")
+        self._in = ours_in
+        self.receive(_START_S)
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        if self._in >= 0:
+            os.close(self._in)
+            self._in = -1
+            # raw: what a broken pipe left in the buffer is not wanted any more
+            self._out.raw.close()
+
+    def send(self, message: object) -> None:
+        try:
+            _write(self._out, _parts(message))
+        except BrokenPipeError:
+            raise self._death() from None
+
+    def receive(self, stall_s: float) -> Any:
+        (count,) = _LENGTH.unpack(self._read(_LENGTH.size, stall_s))
+        lengths = struct.unpack(f">{count}Q", self._read(_LENGTH.size * count, stall_s))
+        body, *buffers = [self._read(length, stall_s) for length in lengths]
+        return pickle.loads(body, buffers=buffers)  # noqa: S301
+
+    def _read(self, length: int, stall_s: float) -> bytearray:
+        data = bytearray(length)
+        view = memoryview(data)
+        poll = select.poll()
+        poll.register(self._in, select.POLLIN)
+        while view:
+            if not poll.poll(stall_s * 1000):
+                self.kill()
+                text = f"no progress for {stall_s:g} s"
+                raise ClipError(ErrorCode.DECODE_TIMEOUT, text)
+            got = os.readv(self._in, [view])
+            if not got:
+                raise self._death()
+            view = view[got:]
+        return data
+
+    def _death(self) -> ClipError:
+        """What to say of a child whose pipe is closed."""
+        status = self._process.wait()
+        self.kill()
+        if status == -signal.SIGALRM:
+            return ClipError(ErrorCode.DECODE_TIMEOUT, "no progress")
+        if status >= 0:
+            return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process exited with status {status}")
+        name = signal.Signals(-status).name
+        why = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
+        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process was ended by {name}{why}")
+
+
+def _environment() -> dict[str, str]:
+    """The parent's environment, with the folder that holds this package where only the parent would find it."""
+    root = str(Path(__file__).resolve().parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    # installed packages are found anyway, and a site-packages folder must not go before the standard library
+    if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+    return environment
+
+
+def _parts(message: object) -> list[memoryview | bytes]:
+    """A pickle and the buffers of the arrays in it."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, 5, buffer_callback=buffers.append)
+    return [body, *(buffer.raw() for buffer in buffers)]
+
+
+def _write(pipe: BinaryIO, parts: list[memoryview | bytes]) -> None:
+    lengths = [len(part) for part in parts]
+    pipe.write(struct.pack(f">{1 + len(parts)}Q", len(parts), *lengths))
+    for part in parts:
+        pipe.write(part)
+    pipe.flush()
+
+
+def _read_message(pipe: BinaryIO) -> Any:
+    """The next message, or None at the end of the pipe."""
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (count,) = _LENGTH.unpack(head)
+    lengths = struct.unpack(f">{count}Q", pipe.read(_LENGTH.size * count))
+    body, *buffers = [pipe.read(length) for length in lengths]
+    return pickle.loads(body, buffers=buffers)  # noqa: S301
+
+
+def _child_main(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None:
+    """Serve requests until the parent closes the pipe or dies."""
+    # Ctrl-C reaches the whole terminal group; the parent decides what becomes of the child
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import cv2
+
+    cv2.setNumThreads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
+
+    # The lifeline: a thread that reads requests sees at once that the parent is gone, whatever the generator is
+    # doing. Unless that holds the interpreter lock; then the kernel's alarm ends the process a little later.
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(os.fdopen(fd_in, "rb"), requests), daemon=True).start()
+    patience_s = stall_s * 1.5 + 5
+    with os.fdopen(fd_out, "wb") as pipe:
+        _write(pipe, _parts(("ready", None)))
+        while True:
+            target, args, kwargs = requests.get()
+            signal.setitimer(signal.ITIMER_REAL, patience_s)
+            for message in _answers(target, args, kwargs):
+                # no alarm while the parent is slow to take a message
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                try:
+                    _write(pipe, message)
+                except BrokenPipeError:
+                    os._exit(0)
+                signal.setitimer(signal.ITIMER_REAL, patience_s)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
+    while (request := _read_message(pipe)) is not None:
+        requests.put(request)
+    os._exit(0)
+
+
+def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
+    """The generator's items and its end as messages."""
+
+    def begin() -> Iterator[object]:
+        module, _, function = target.partition(":")
+        items: Iterator[object] = iter(getattr(import_module(module), function)(*args, **kwargs))
+        return items
+
+    def step(items: Iterator[object]) -> list[memoryview | bytes]:
+        item = next(items, _END)
+        return _parts(("end", None) if item is _END else ("item", item))
+
+    end = _parts(("end", None))
+    try:
+        items = attempt(ErrorCode.INTERNAL_ERROR, begin)
+        while not isinstance(items, Failure):
+            message = attempt(ErrorCode.INTERNAL_ERROR, lambda: step(items))
+            if isinstance(message, Failure):
+                items = message
+                break
+            yield message
+            if message == end:
+                return
+        yield _parts(("failure", items))
+    except RunError as error:
+        yield _parts(("run", str(error)))
+
+
+if __name__ == "__main__":
+    _child_main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

@@ -1,0 +1,110 @@
+"""The columns of the catalog, which is the table people query and the ledger that a run resumes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pyarrow as pa
+
+from annotators.base import Signal
+from pipeline.errors import UsageError
+
+FORMAT_VERSION = 1
+
+BASE_LAYER = "base"
+
+_LINEAGE = pa.struct(
+    [(name, pa.string()) for name in ("name", "version", "weights_id", "weights_sha256", "weights_licence")]
+)
+_SHOT = pa.struct([("first", pa.int64()), ("last", pa.int64()), ("start_s", pa.float64()), ("end_s", pa.float64())])
+_WINDOW = pa.struct(
+    [("clip_id", pa.string()), ("start_s", pa.float64()), ("end_s", pa.float64()), ("frames", pa.int64())]
+)
+
+COLUMNS = pa.schema(
+    [
+        # Which row this is. kind: run, source, clip or forgotten; the highest sequence wins per clip and layer.
+        ("format_version", pa.int64()),
+        ("sequence", pa.int64()),
+        ("kind", pa.string()),
+        ("layer", pa.string()),
+        ("run_id", pa.string()),
+        ("recipe_hash", pa.string()),
+        # The source.
+        ("source_uri", pa.string()),
+        ("source_hash", pa.string()),
+        ("source_size", pa.int64()),
+        ("source_stamp", pa.string()),
+        ("same_as", pa.string()),
+        ("source_width", pa.int64()),
+        ("source_height", pa.int64()),
+        ("source_fps", pa.float64()),
+        ("source_duration_s", pa.float64()),
+        ("source_codec", pa.string()),
+        ("detector", pa.string()),
+        ("content_box", pa.list_(pa.int64())),
+        ("shots", pa.list_(_SHOT)),
+        ("windows", pa.list_(_WINDOW)),
+        # The clip.
+        ("clip_id", pa.string()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("fps", pa.float64()),
+        ("frames", pa.int64()),
+        # The verdict: rejected has a rule, failed a code and a stage, pending the rule that met a null.
+        ("status", pa.string()),
+        ("rule", pa.string()),
+        ("code", pa.string()),
+        ("stage", pa.string()),
+        ("detail", pa.string()),
+        # Where the bytes are.
+        ("shard", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("preview_shard", pa.string()),
+        ("preview_offset", pa.int64()),
+        ("preview_bytes", pa.int64()),
+        # What it is good for, and who says so.
+        ("tasks", pa.list_(pa.string())),
+        ("caption", pa.string()),
+        ("licence", pa.string()),
+        ("lineage", pa.list_(_LINEAGE)),
+        ("timings", pa.map_(pa.string(), pa.float64())),
+        # Rows of kind run: what made the others.
+        ("recipe", pa.string()),
+        ("version", pa.string()),
+        ("started", pa.string()),
+        ("finished", pa.string()),
+    ]
+)
+
+# What a rule may name beside signals and manifest columns.
+RULE_COLUMNS = {
+    "width": "int", "height": "int", "fps": "float", "frames": "int", "start_s": "float", "end_s": "float",
+    "source_uri": "str", "source_width": "int", "source_height": "int", "source_fps": "float",
+    "source_duration_s": "float", "source_codec": "str", "licence": "str",
+}  # fmt: skip
+
+_ARROW = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
+
+
+def full(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
+    """The catalog's columns with one per signal and one per manifest column (text).
+
+    Raises `UsageError` when a signal or a manifest column bears the name of another column.
+    """
+    schema = COLUMNS
+    extra = [(name, _ARROW[signal.kind]) for name, signal in signals.items()]
+    extra += [(name, pa.string()) for name in manifest if name != "licence"]
+    for name, kind in extra:
+        if name in schema.names:
+            raise UsageError(f"the column {name!r} of the manifest or of a signal is taken by the catalog; rename it")
+        schema = schema.append(pa.field(name, kind))
+    return schema
+
+
+def kinds(signals: Mapping[str, Signal], manifest: Iterable[str]) -> dict[str, str]:
+    """The columns that rules may name, with their kinds."""
+    return RULE_COLUMNS | {name: signal.kind for name, signal in signals.items()} | dict.fromkeys(manifest, "str")

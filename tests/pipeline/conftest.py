@@ -1,0 +1,30 @@
+"""Fixtures of the data side's tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def datasets() -> ModuleType:
+    """The helper module `dataset.py`, loaded by path because this folder is not on sys.path."""
+    name = "vdot_tests_dataset"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("dataset.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture
+def dataset(datasets: Any, tmp_path: Path) -> Any:
+    """A small real OUT on a disk; see `dataset.py`."""
+    return datasets.Dataset(str(tmp_path / "out"), tmp_path / "scratch").fill()

@@ -1,0 +1,352 @@
+"""Sources: everything a user may give becomes the same stream of rows, and its bytes arrive whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import fetch as fetching
+from pipeline import remote, sources
+from pipeline.errors import ClipError, ErrorCode, UsageError
+from pipeline.fetch import Scratch, fetch
+from pipeline.sources import Source, expand, normalise
+from pipeline.storage import Folder
+
+
+def uris(*arguments: object, exclude: str | None = None) -> list[str]:
+    return [source.uri for source in expand(map(str, arguments), exclude)]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for name in ("b.mp4", "a/2.MOV", "a/1.mkv", "a/deep/x.webm", "a/notes.txt", "c.gif", "a/odd.bin"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def test_files_folders_and_globs(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = [str(tree / name) for name in ("a/1.mkv", "a/2.MOV", "a/deep/x.webm", "b.mp4")]
+    assert uris(tree) == uris(f"{tree}/") == uris(f"file://{tree}") == uris(f"{tree}/**") == everything
+    assert uris(f"{tree}/*") == [everything[3]]
+    assert uris(f"{tree}/?/[0-9].*") == everything[:2]
+    assert uris(f"{tree}/**/x.webm") == uris(f"{tree}/*/deep/*") == [everything[2]]
+    assert uris(tree / "a/odd.bin") == uris(f"{tree}/**/*.bin") == [str(tree / "a/odd.bin")]
+    assert uris(tree / "b.mp4", tree / "b.mp4") == [everything[3]] * 2
+    monkeypatch.chdir(tree)
+    assert uris("b.mp4", "a") == [everything[3], *everything[:3]]
+    (tree / "what[1].mp4").touch()
+    assert uris(tree / "what[1].mp4") == [str(tree / "what[1].mp4")], "a name that looks like a glob"
+
+    source = next(expand([str(tree / "b.mp4")]))
+    found = (tree / "b.mp4").stat()
+    assert source == Source(str(tree / "b.mp4"), found.st_size, str(found.st_mtime_ns), {}, None)
+
+
+def test_links_are_followed_and_never_round(tree: Path) -> None:
+    (tree / "a/up").symlink_to(tree)
+    (tree / "again").symlink_to(tree / "a")
+    (tree / "z.mp4").symlink_to(tree / "b.mp4")
+    (tree / "broken.mp4").symlink_to(tree / "nowhere")
+    found = [uri.removeprefix(str(tree)) for uri in uris(tree)]
+    assert found[:4] == ["/a/1.mkv", "/a/2.MOV", "/a/deep/x.webm", "/again/1.mkv"]
+    assert found[-3:] == ["/b.mp4", "/broken.mp4", "/z.mp4"]
+    assert len(found) == 9
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("{tree}/absent.mp4", "absent.mp4 does not exist"),
+        ("{tree}/*.flv", r"no file matches .*\*\.flv"),
+        ("{tree}/absent/*.flv", "no file matches"),
+        ("{tree}/a**b", "whole part"),
+        ("{tree}/empty", "no video file in the folder .*empty"),
+        ("nonsense://x/y.mp4", "nonsense"),
+        ("memory://absent", "absent does not exist"),
+        ("{tree}/none.csv", "none.csv has no source column"),
+        ("{tree}/wide.csv", "row 1 has more cells"),
+        ("{tree}/hole.csv", "row 2 has no source"),
+        ("{tree}/bad.jsonl", "line 2 is no JSON"),
+        ("{tree}/list.jsonl", "line 1 is no JSON object"),
+        ("{tree}/bad.parquet", "bad.parquet cannot be read"),
+        ("{tree}/latin.txt", "latin.txt cannot be read"),
+    ],
+)
+def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: str) -> None:
+    (tree / "empty").mkdir()
+    (tree / "none.csv").write_text("name,caption\nx,y\n")
+    (tree / "wide.csv").write_text("path,caption\nx,y,z\n")
+    (tree / "hole.csv").write_text("path,caption\nx,y\n,z\n")
+    (tree / "bad.jsonl").write_text('{"path": "x"}\n{"path"\n')
+    (tree / "list.jsonl").write_text('["x"]\n')
+    (tree / "bad.parquet").write_bytes(b"PAR1")
+    (tree / "latin.txt").write_bytes(b"caf\xe9.mp4\n")
+    with pytest.raises(UsageError, match=words):
+        list(expand([argument.format(tree=tree)]))
+
+
+def test_a_name_that_no_catalog_can_hold_is_refused(tree: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tree) + b"/\xff.mp4")).touch()
+    with pytest.raises(UsageError, match="not UTF-8"):
+        list(expand([str(tree)]))
+
+
+ROWS = [
+    {"caption": 'ein Bär, "quoted"', "path": "b.mp4", "n": 1, "tags": ["x", "y"], "score": float("nan")},
+    {"caption": None, "path": "../tree/a/1.mkv", "n": 2, "tags": [], "score": 0.5},
+    {"caption": "gone", "path": "missing.mp4", "n": 3, "tags": None, "score": None},
+    {"caption": "far", "path": "S3://bucket/x.mp4", "n": 4, "tags": None, "score": None},
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_manifests(tree: Path, kind: str, where: str) -> None:
+    manifest = tree / f"list.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), manifest)
+    elif kind == "jsonl":
+        manifest.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
+    else:
+        pa_rows = [
+            "caption,Path,n",
+            '"ein Bär, ""quoted""",b.mp4,1',
+            ",../tree/a/1.mkv,2",
+            "gone,missing.mp4,3",
+        ]
+        manifest.write_text("\ufeff" + "\r\n".join([*pa_rows, "far,S3://bucket/x.mp4,4", ""]), encoding="utf-8")
+    base, argument = str(tree), str(manifest)
+    if where == "memory":
+        base, argument = "memory://dir/tree", f"memory://dir/tree/list.{kind}"
+        fsspec.filesystem("memory").pipe_file("/dir/tree/b.mp4", b"b.mp4")
+        fsspec.filesystem("memory").pipe_file(f"/dir/tree/list.{kind}", manifest.read_bytes())
+    found = list(expand([argument]))
+    assert [source.uri for source in found] == [
+        f"{base}/b.mp4",
+        f"{base}/a/1.mkv",
+        f"{base}/missing.mp4",
+        "s3://bucket/x.mp4",
+    ]
+    nested = {} if kind == "csv" else {"tags": '["x", "y"]'}
+    assert found[0].manifest == {"caption": 'ein Bär, "quoted"', "n": "1", **nested}
+    assert "caption" not in found[1].manifest
+    assert found[1].manifest.get("score", "0.5") == "0.5"
+    assert found[0].size == 5
+    assert found[2].size is found[2].stamp is found[3].size is None
+    assert found[0].content == (b"b.mp4" if where == "memory" else None)
+
+
+def test_text_manifests_and_exclude(tree: Path) -> None:
+    (tree / "list.txt").write_text(f"# ours\nb.mp4\n\n  a/1.mkv  \nfile://{tree}/b.mp4\n")
+    assert uris(tree / "list.txt") == [f"{tree}/b.mp4", f"{tree}/a/1.mkv", f"{tree}/b.mp4"]
+    (tree / "not.txt").write_text("../tree/b.mp4\n./a/2.MOV\n")
+    assert uris(tree, exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv", f"{tree}/a/deep/x.webm"]
+    assert uris(tree / "list.txt", exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv"]
+    with pytest.raises(UsageError, match="is no manifest"):
+        uris(tree, exclude=str(tree))
+
+
+def test_memory_sources_carry_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/carry/one.mp4", b"bytes")
+    (source,) = expand(["memory://carry"])
+    assert (source.uri, source.size, source.content) == ("memory://carry/one.mp4", 5, b"bytes")
+    assert uris("memory:///carry/one.mp4", "memory://carry/*") == ["memory://carry/one.mp4"] * 2
+    monkeypatch.setattr(sources, "MOST_CARRIED_BYTES", 4)
+    with pytest.raises(UsageError, match="too large to carry"):
+        uris("memory://carry")
+
+
+names = st.text(st.sampled_from("ab é%[]*?#."), min_size=1, max_size=5).filter(lambda name: set(name) != {"."})
+
+
+@given(parts=st.lists(names, min_size=1, max_size=4), up=st.integers(0, 3))
+def test_all_forms_of_a_path_agree(parts: list[str], up: int) -> None:
+    path = "/".join(parts)
+    here = str(Path.cwd())
+    wanted = normalise(path)
+    assert wanted == f"{here.rstrip('/')}/{path}"
+    assert normalise(wanted) == wanted
+    assert normalise(f"file://{wanted}") == normalise(f"FILE://{wanted}") == normalise(f"/{wanted}") == wanted
+    assert normalise(f"./{path}") == normalise("x/../" * up + path) == normalise(path, here) == wanted
+    assert normalise(path, "/data") == normalise(f"../data/{path}", "/data/") == f"/data/{path}"
+    far = f"s3://bucket/{path}"
+    assert normalise(path, "s3://bucket") == normalise(f"../{path}", "s3://bucket/m") == normalise(far) == far
+    assert normalise(f"S3A://bucket/{path}") == far
+    assert normalise(normalise(f"memory:///{path}")) == normalise(f"memory://{path}")
+
+
+def test_a_listing_of_20000_files_stays_flat_in_memory(tmp_path: Path) -> None:
+    for folder in range(200):
+        (tmp_path / f"{folder:03}").mkdir()
+        for file in range(100):
+            os.close(os.open(tmp_path / f"{folder:03}/{file:03}.mp4", os.O_CREAT | os.O_WRONLY))
+    tracemalloc.start()
+    count = sum(1 for _ in expand([str(tmp_path)]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 500_000
+
+
+def test_sources_in_a_store_that_fails_now_and_then(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(fetching, "READ_AHEAD", 300_000)
+    monkeypatch.setattr(fetching, "CHUNK", 100_000)
+    data = os.urandom(3_000_000)
+    folder = Folder(f"{s3.url}/in")
+    for name in ("b.mp4", "2024-1/a.mp4", "2024-2/a.mov", "2023/a.mp4", "notes.md"):
+        folder.put(name, data)
+    folder.put("list.txt", b"b.mp4\n2023/a.mp4\n")
+    s3.faults(0.1)
+    assert uris(f"{s3.url}/in") == [
+        f"s3://bucket/in/{name}" for name in ("2023/a.mp4", "2024-1/a.mp4", "2024-2/a.mov", "b.mp4")
+    ]
+    assert uris("s3://bucket/in/2024-*/*") == ["s3://bucket/in/2024-1/a.mp4", "s3://bucket/in/2024-2/a.mov"]
+    assert uris("s3://bucket/**/a.mp4") == ["s3://bucket/in/2023/a.mp4", "s3://bucket/in/2024-1/a.mp4"]
+    assert uris("s3://bucket/in/list.txt") == ["s3://bucket/in/b.mp4", "s3://bucket/in/2023/a.mp4"]
+    for argument in ("s3://bucket/absent", "s3://absent/x.mp4", "s3://bucket/in/*.flv"):
+        with pytest.raises(UsageError):
+            uris(argument)
+    (source,) = expand(["s3://bucket/in/b.mp4"])
+    assert source.size == len(data)
+    for uri in ("s3://bucket/in/b.mp4", "s3://bucket/in/2023/a.mp4"):
+        fetched = fetch(Source(uri), tmp_path)
+        assert fetched.path.read_bytes() == data
+        assert (fetched.sha256, fetched.size) == (hashlib.sha256(data).hexdigest(), len(data))
+        assert fetched.stamp == source.stamp == hashlib.md5(data).hexdigest()
+        fetched.path.unlink()
+    folder.put("empty.mp4", b"")
+    assert failure(Source("s3://bucket/in/empty.mp4"), tmp_path) == ErrorCode.SOURCE_EMPTY
+    assert failure(Source("s3://bucket/in/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert failure(Source("s3://bucket/in"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    s3.faults(1.0)
+    monkeypatch.setattr(remote, "LONGEST_DELAY_S", 0.01)
+    assert failure(Source("s3://bucket/in/b.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
+    assert list(tmp_path.iterdir()) == []
+
+
+def failure(source: Source, scratch: Path) -> ErrorCode:
+    with pytest.raises(ClipError) as caught:
+        fetch(source, scratch)
+    return caught.value.code
+
+
+class Web(BaseHTTPRequestHandler):
+    """/ranges serves parts, /whole never does; both break off one of their answers in the middle."""
+
+    data = os.urandom(1_000_000)
+    gets: ClassVar[dict[str, int]] = {}
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        kind = self.path.split("?")[0].strip("/").removesuffix(".mp4")
+        if kind not in ("ranges", "whole", "empty"):
+            self.send_error({"secret": 403, "bad": 500}.get(kind, 404))
+            return
+        body, status = b"" if kind == "empty" else self.data, 200
+        if kind == "ranges" and "Range" in self.headers:
+            first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+            body, status = body[int(first) : int(last) + 1 if last else None], 206
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{len(self.data)}")
+        self.end_headers()
+        if self.command == "GET":
+            self.gets[kind] = self.gets.get(kind, 0) + 1
+            breaks = self.gets[kind] == {"ranges": 3, "whole": 2}.get(kind)
+            self.wfile.write(body[: len(body) // 2] if breaks else body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    Web.gets.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Web) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["ranges", "whole"])
+def test_the_web(web: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(remote, "LONGEST_DELAY_S", 0.002)
+    monkeypatch.setattr(fetching, "READ_AHEAD", 200_000)
+    monkeypatch.setattr(fetching, "CHUNK", 100_000)
+    (source,) = expand([f"{web}/{kind}.mp4?a=*"])
+    assert source == Source(f"{web}/{kind}.mp4?a=*")
+    fetched = fetch(source, tmp_path)
+    assert fetched.path.read_bytes() == Web.data
+    assert fetched.sha256 == hashlib.sha256(Web.data).hexdigest()
+    assert Web.gets[kind] >= 3, "the broken answer was met"
+    fetched.path.unlink()
+    assert failure(Source(f"{web}/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert failure(Source(f"{web}/secret.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert failure(Source(f"{web}/empty.mp4"), tmp_path) == ErrorCode.SOURCE_EMPTY
+    assert failure(Source(f"{web}/bad.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
+    assert failure(Source("http://127.0.0.1:9/x.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_local_bytes_are_hashed_in_place(tree: Path, tmp_path: Path) -> None:
+    source = next(expand([str(tree / "b.mp4")]))
+    fetched = fetch(source, tmp_path)
+    assert fetched.path == tree / "b.mp4"
+    assert fetched.sha256 == hashlib.sha256(b"b.mp4").hexdigest()
+    assert (fetched.size, fetched.stamp) == (source.size, source.stamp)
+    carried = fetch(Source("memory://x", 3, "s", {}, b"abc"), tmp_path)
+    assert (carried.path.read_bytes(), carried.size, carried.stamp) == (b"abc", 3, "s")
+
+
+def test_what_is_no_readable_file_fails_with_a_code(tree: Path, tmp_path: Path) -> None:
+    os.mkfifo(tree / "fifo.mp4")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tree / "socket.mp4"))
+        found = list(expand([str(tree), str(tree / "fifo.mp4")]))
+        assert [source.size for source in found if "fifo" in source.uri] == [None, None]
+        for name in ("fifo.mp4", "socket.mp4", "absent.mp4", "a", "nul\0.mp4", "x" * 300):
+            assert failure(Source(str(tree / name)), tmp_path) == ErrorCode.SOURCE_UNREADABLE, name
+    assert failure(Source("/dev/null"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert failure(Source("nonsense://x"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    (tree / "empty.mp4").touch()
+    assert failure(Source(str(tree / "empty.mp4")), tmp_path) == ErrorCode.SOURCE_EMPTY
+    assert (tree / "empty.mp4").exists(), "the user's own file stays"
+
+
+def test_scratch_removes_what_the_killed_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDOT_SCRATCH", str(tmp_path / "scratch"))
+    code = "import os; from pipeline.fetch import Scratch; scratch = Scratch(); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (orphan,) = (tmp_path / "scratch").iterdir()
+    (tmp_path / "scratch/vdot-mine-keep").mkdir()
+    with Scratch() as first, Scratch() as second:
+        assert not orphan.exists()
+        assert first.path.is_dir()
+        assert second.path.is_dir()
+        (first.path / "file").touch()
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["vdot-mine-keep"]
