@@ -117,7 +117,10 @@ class _Child:
         os.close(theirs_out)
         self._out: BufferedWriter = os.fdopen(ours_out, "wb")
         self._in = ours_in
-        self.receive(_START_S)
+        try:
+            self.receive(_START_S)
+        except ClipError as error:
+            raise RunError(f"The decoder's process does not start: {error.detail}.") from error
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -151,8 +154,7 @@ class _Child:
         while view:
             if not poll.poll(stall_s * 1000):
                 self.kill()
-                text = f"no progress for {stall_s:g} s"
-                raise ClipError(ErrorCode.DECODE_TIMEOUT, text)
+                raise ClipError(ErrorCode.DECODE_TIMEOUT, f"no progress for {stall_s:g} s")
             got = os.readv(self._in, [view])
             if not got:
                 raise self._death()
@@ -251,29 +253,26 @@ def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
 def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
     """The generator's items and its end as messages."""
 
-    def begin() -> Iterator[object]:
-        module, _, function = target.partition(":")
-        items: Iterator[object] = iter(getattr(import_module(module), function)(*args, **kwargs))
-        return items
+    items: Iterator[object] | None = None
 
-    def step(items: Iterator[object]) -> list[memoryview | bytes]:
+    def step() -> list[memoryview | bytes] | None:
+        nonlocal items
+        if items is None:
+            module, _, function = target.partition(":")
+            items = iter(getattr(import_module(module), function)(*args, **kwargs))
         item = next(items, _END)
-        return _parts(("end", None) if item is _END else ("item", item))
+        return None if item is _END else _parts(("item", item))
 
-    end = _parts(("end", None))
     try:
-        items = attempt(ErrorCode.INTERNAL_ERROR, begin)
-        while not isinstance(items, Failure):
-            message = attempt(ErrorCode.INTERNAL_ERROR, lambda: step(items))
-            if isinstance(message, Failure):
-                items = message
-                break
-            yield message
-            if message == end:
+        while not isinstance(message := attempt(ErrorCode.INTERNAL_ERROR, step), Failure):
+            if message is None:
+                yield _parts(("end", None))
                 return
-        yield _parts(("failure", items))
+            yield message
     except RunError as error:
         yield _parts(("run", str(error)))
+    else:
+        yield _parts(("failure", message))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ class Dataset:
                 f"{prefix}offset": place.offset,
                 f"{prefix}bytes": place.size,
             }
-            for name, place in ((n, writer_places[identity(n)]) for writer_places in [writer.close(self.out)] for n in samples)
+            for name, place in (
+                (n, writer_places[identity(n)]) for writer_places in [writer.close(self.out)] for n in samples
+            )
         }
 
     def clip(self, name: str, status: str, **more: Any) -> dict[str, Any]:

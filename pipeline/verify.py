@@ -1,0 +1,235 @@
+"""A dataset is worth what its bytes are worth, so this holds every row against its bytes and lists what is wrong."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.catalog import PARTS, Catalog, values
+from pipeline.errors import RunError, UsageError
+from pipeline.fetch import Scratch
+from pipeline.inspection import Problem, Stored, inspect
+from pipeline.schema import FORMAT_VERSION
+from pipeline.storage import Folder
+from pipeline.sweep import FOLDERS, unreferenced
+
+# Problems kept as lines; the others are counted. A dataset that lost its disk has millions of them.
+MOST = 1000
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found: the first `MOST` problems and their whole number, remarks that are no problem, and counts of
+    what was checked (parts, clips, sources, shards, bytes)."""
+
+    out: str
+    problems: list[Problem] = field(default_factory=list)
+    count: int = 0
+    notes: list[str] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+
+    def add(self, *found: Problem) -> None:
+        """Count problems, and keep the first ones."""
+        self.count += len(found)
+        self.problems += found[: MOST - len(self.problems)]
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def verify(out: str, workers: int | None = None) -> Report:
+    """Check the catalog and every stored byte of OUT; nothing is changed. `workers`: processes, else one per core.
+
+    Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot go on.
+    """
+    folder, report = Folder(out), Report(out)
+    if not _parts(folder, report):
+        report.notes.append("the rest of the checks need a catalog that can be read, and were left out")
+        return report
+    with Scratch() as scratch:
+        catalog = Catalog(folder, scratch.path)
+        con = catalog.connect()
+        for check in _CHECKS:
+            for row in values(con, check.sql):
+                report.add(Problem(check.kind, row["name"], check.sentence.format(**row)))
+        _remarks(con, catalog, report)
+        stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.names(name)}
+        _shards(folder, con, stored, workers or os.cpu_count() or 1, report)
+    return report
+
+
+def _parts(folder: Folder, report: Report) -> bool:
+    """Whether every part of the catalog can be read."""
+    names = [entry.name for entry in folder.names(PARTS) if entry.name.endswith(".parquet")]
+    if not names:
+        raise UsageError(f"{folder.url} is not a dataset: it has no catalog.")
+    expected, sound = 1, True
+    for name in names:
+        number = name.removesuffix(".parquet")
+        if not number.isdigit():
+            report.add(Problem("part", name, "is not the name of a part; the catalog has a file that no run wrote"))
+            return False
+        if int(number) != expected:
+            report.add(Problem("part", name, f"part {expected} should come before it, and is missing"))
+        expected = int(number) + 1
+        try:
+            table = pq.read_table(pa.BufferReader(folder.read(f"{PARTS}/{name}")))
+        except (pa.ArrowException, OSError) as error:
+            report.add(Problem("part", name, f"cannot be read: {str(error).splitlines()[0]}"))
+            sound = False
+            continue
+        for column, value in (("format_version", FORMAT_VERSION), ("sequence", int(number))):
+            if column not in table.column_names:
+                report.add(Problem("part", name, f"has no column {column}"))
+                sound = False
+            elif not pc.all(pc.equal(table[column], value), min_count=0, skip_nulls=False).as_py():
+                report.add(Problem("part", name, f"has rows whose {column} is not {value}"))
+    report.checked["parts"] = len(names)
+    return sound
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A query whose every row is a problem; `sentence` names its columns."""
+
+    kind: str
+    sql: str
+    sentence: str
+
+
+def _overlaps(prefix: str) -> str:
+    return (
+        f"SELECT clip_id AS name, {prefix}shard AS shard, other FROM (SELECT *, max({prefix}offset + {prefix}bytes) OVER before "
+        f"AS reached, lag(clip_id) OVER (PARTITION BY {prefix}shard ORDER BY {prefix}offset, clip_id) AS other FROM clips "
+        f"WHERE {prefix}shard IS NOT NULL WINDOW before AS (PARTITION BY {prefix}shard ORDER BY {prefix}offset, clip_id "
+        f"ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) WHERE reached > {prefix}offset ORDER BY ALL"
+    )
+
+
+_CHECKS = (
+    _Check(
+        "clip",
+        "SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE kind = 'clip' "
+        "GROUP BY clip_id, layer, sequence HAVING n > 1 ORDER BY ALL",
+        "part {sequence} has {n} rows of its layer {layer}; it must have one",
+    ),
+    _Check(
+        "source",
+        "SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE kind = 'source' "
+        "GROUP BY source_uri, sequence HAVING n > 1 ORDER BY ALL",
+        "part {sequence} has {n} rows of this source; it must have one",
+    ),
+    _Check(
+        "clip",
+        "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
+        "(SELECT source_uri, min(sequence) AS since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
+        "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND (since IS NULL OR since > c.sequence) "
+        "GROUP BY clip_id, c.source_uri ORDER BY ALL",
+        "part {sequence} names it before any row of its source {uri}",
+    ),
+    _Check(
+        "clip",
+        "SELECT clip_id AS name, layer FROM clips WHERE status = 'kept' AND shard IS NULL ORDER BY ALL",
+        "its layer {layer} is kept, but the catalog names no shard for it",
+    ),
+    _Check("clip", _overlaps(""), "its bytes in {shard} are also those of clip {other}"),
+    _Check("clip", _overlaps("preview_"), "its preview in {shard} is also that of clip {other}"),
+)
+
+
+def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -> None:
+    """What a reader should know although nothing is wrong."""
+    open_ = values(
+        con,
+        "SELECT count(DISTINCT source_uri) AS sources, count(*) AS clips FROM (SELECT source_uri, unnest(windows) AS w "
+        "FROM sources WHERE status = 'cut') WHERE w.clip_id NOT IN (SELECT clip_id FROM parts WHERE kind = 'clip' "
+        "UNION ALL SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)",
+    )[0]
+    if open_["sources"]:
+        report.notes.append(
+            f"{open_['sources']} sources are incomplete ({open_['clips']} clips have no verdict yet); the next ingest goes on"
+        )
+    left = len(unreferenced(catalog))
+    if left:
+        report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
+    for view in ("clips", "sources", "forgotten"):
+        report.checked[view] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+
+
+def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
+    """Every shard that a current row names, with what should lie in it; streamed, so that one shard's rows are in memory."""
+    cursor = con.cursor().execute(
+        "SELECT shard, clip_id, layer, 'sample', status, \"offset\", bytes, frames, height, width FROM clips "
+        "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', status, preview_offset, "
+        "preview_bytes, NULL, NULL, NULL FROM clips WHERE preview_shard IS NOT NULL ORDER BY ALL"
+    )
+    rows = iter(cursor.fetchone, None)
+    for shard, group in groupby(rows, key=lambda row: row[0]):
+        yield shard, [Stored(*row[1:]) for row in group]
+
+
+def _shards(
+    folder: Folder, con: duckdb.DuckDBPyConnection, stored: dict[str, int], workers: int, report: Report
+) -> None:
+    """Inspect every shard, `workers` at once, each in a process of its own."""
+    report.checked |= {"shards": 0, "bytes": 0}
+
+    def present() -> Iterator[tuple[str, list[Stored]]]:
+        for shard, rows in _wanted(con):
+            if shard in stored:
+                report.checked["shards"] += 1
+                report.checked["bytes"] += stored[shard]
+                yield shard, rows
+            else:
+                report.add(Problem("shard", shard, f"does not exist, and {len(rows)} rows of the catalog name it"))
+
+    if workers == 1:
+        for shard, rows in present():
+            report.add(*inspect(folder, shard, rows))
+        return
+    # Not forked: DuckDB and the object stores' clients have threads.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        waiting: set[Future[list[Problem]]] = set()
+        try:
+            for shard, rows in present():
+                waiting.add(pool.submit(inspect, folder, shard, rows))
+                if len(waiting) > 2 * workers:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        report.add(*each.result())
+            for each in wait(waiting).done:
+                report.add(*each.result())
+        except BrokenProcessPool as error:
+            raise RunError("a process that checked shards died (often memory): try fewer with --workers") from error
+    report.problems.sort(key=lambda problem: (problem.kind, problem.name))
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The problems, one line each, and a last line that counts those left out."""
+    for problem in report.problems:
+        yield f"{problem.kind} {problem.name}: {problem.sentence}"
+    if report.count > len(report.problems):
+        yield f"... and {report.count - len(report.problems)} more"
+
+
+def summary(report: Report) -> str:
+    """What was checked, what is wrong and what is worth knowing, for people."""
+    checked = ", ".join(f"{count} {name}" for name, count in report.checked.items())
+    verdict = f"{report.count} problems" if report.count else "no problem"
+    return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *report.notes])
+
+
+__all__ = ["Problem", "Report", "lines", "summary", "verify"]

@@ -1,0 +1,190 @@
+"""The sandbox ends whatever happens in it, says what it was, and leaves no process behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ClipError, ErrorCode, RunError
+from pipeline.sandbox import Sandbox
+
+# What runs in the child: this very file, found through PYTHONPATH.
+HERE = "test_sandbox"
+
+
+def count(n: int, size: int = 0) -> Iterator[object]:
+    for index in range(n):
+        print("noise on standard output", flush=True)
+        yield index, np.full(size, index, np.uint8)
+
+
+def process_id() -> Iterator[int]:
+    yield os.getpid()
+
+
+def segfault() -> Iterator[int]:
+    yield 1
+    ctypes.string_at(0)
+
+
+def sleep(seconds: float) -> Iterator[int]:
+    yield os.getpid()
+    time.sleep(seconds)
+
+
+def hold_the_lock() -> Iterator[int]:
+    yield os.getpid()
+    re.match(r"(a+)+$", "a" * 64 + "b")
+
+
+def swallow() -> Iterator[int]:
+    yield len(np.ones(1 << 30, np.uint8))
+
+
+def abort() -> Iterator[int]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield 1
+
+
+def fail(how: str) -> Iterator[int]:
+    yield 1
+    if how == "clip":
+        raise ClipError(ErrorCode.NOT_VIDEO, "a letter")
+    if how == "run":
+        raise RunError("No weights.")
+    raise KeyError(how)
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Sandbox(memory_mb=512, stall_s=5) as box:
+        yield box
+
+
+def code_of(box: Sandbox, name: str, *args: object) -> tuple[ErrorCode, str]:
+    with pytest.raises(ClipError) as caught:
+        list(box.stream(f"{HERE}:{name}", *args))
+    return caught.value.code, caught.value.detail
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until_dead(pid: int, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and alive(pid):
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def test_items_come_whole_and_the_child_is_kept(sandbox: Sandbox) -> None:
+    got = list(sandbox.stream(f"{HERE}:count", 3, size=5_000_000))
+    assert [index for index, _ in got] == [0, 1, 2]
+    assert all((array == index).all() and len(array) == 5_000_000 for index, array in got)
+    first, again = (next(sandbox.stream(f"{HERE}:process_id")) for _ in range(2))
+    assert first != os.getpid()
+    assert not alive(first), "an abandoned stream costs its child"
+    assert list(sandbox.stream(f"{HERE}:process_id")) != [again]
+    assert list(sandbox.stream(f"{HERE}:process_id")) == list(sandbox.stream(f"{HERE}:process_id"))
+
+
+def test_each_end_has_its_code(sandbox: Sandbox) -> None:
+    assert code_of(sandbox, "segfault") == (
+        ErrorCode.DECODE_CRASH,
+        "the decoder process was ended by SIGSEGV",
+    )
+    assert code_of(sandbox, "swallow")[0] == ErrorCode.OUT_OF_MEMORY
+    code, detail = code_of(sandbox, "abort")
+    assert code == ErrorCode.DECODE_CRASH
+    assert "SIGKILL" in detail
+    assert "memory" in detail
+    assert code_of(sandbox, "fail", "clip") == (ErrorCode.NOT_VIDEO, "a letter")
+    code, detail = code_of(sandbox, "fail", "other")
+    assert code == ErrorCode.INTERNAL_ERROR
+    assert "KeyError" in detail
+    with pytest.raises(RunError, match="No weights"):
+        list(sandbox.stream(f"{HERE}:fail", "run"))
+    assert [index for index, _ in sandbox.stream(f"{HERE}:count", 2)] == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["sleep", "hold_the_lock"])
+def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Sandbox(memory_mb=512, stall_s=1) as box:
+        list(box.stream("itertools:chain"))  # the child is up
+        arguments = (60,) if name == "sleep" else ()
+        stream = box.stream(f"{HERE}:{name}", *arguments)
+        pid = next(stream)
+        began = time.monotonic()
+        with pytest.raises(ClipError, match="no progress for 1 s") as caught:
+            next(stream)
+        assert caught.value.code == ErrorCode.DECODE_TIMEOUT
+        assert time.monotonic() - began < 3
+        assert not alive(pid)
+        assert [index for index, _ in box.stream(f"{HERE}:count", 2)] == [0, 1]
+
+
+def test_a_slow_consumer_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Sandbox(memory_mb=512, stall_s=0.2) as box:
+        list(box.stream("itertools:chain"))
+        monkeypatch.setattr(box, "_stall_s", 5)  # the child's own alarm stays at 5.3 s
+        got = []
+        for index, _ in box.stream(f"{HERE}:count", 3, size=1_000_000):
+            got.append(index)
+            time.sleep(6 if index == 0 else 0)
+        assert got == [0, 1, 2]
+
+
+def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -> None:
+    left = sandbox.stream(f"{HERE}:count", 1000, size=100_000)
+    next(left)
+    assert len(list(sandbox.stream(f"{HERE}:count", 3))) == 3
+    with pytest.raises(ClipError):
+        list(left)
+    assert len(list(sandbox.stream(f"{HERE}:count", 3))) == 3
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("sleep", 3.0), ("hold_the_lock", 12.0)])
+def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
+    script = (
+        "import sys, time; from pipeline.sandbox import Sandbox\n"
+        f"stream = Sandbox(512, 1).stream('{HERE}:{name}', *{[60] if name == 'sleep' else []})\n"
+        "print(next(stream), flush=True); time.sleep(60)"
+    )
+    root = str(Path(sys.modules["pipeline.sandbox"].__file__ or "").parents[1])
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{root}"}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert wait_until_dead(child, seconds)
+
+
+def test_the_users_own_pipeline_folder_is_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    monkeypatch.chdir(tmp_path)
+    with Sandbox(memory_mb=512, stall_s=5) as box:
+        assert list(box.stream("itertools:repeat", 7, 2)) == [7, 7]
