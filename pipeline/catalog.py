@@ -22,14 +22,18 @@ from pipeline.storage import Folder
 
 PARTS = "catalog"
 
-# Latest row per clip and layer, and per source; one part never holds two rows of one.
+# Latest row per clip and layer, and per source; one part never holds two rows of one. A forgotten clip never counts
+# again; a forgotten source's rows do not, up to the part that records it (the file may hold something else by now).
 _VIEWS = """
-CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE kind = 'clip'
-  QUALIFY row_number() OVER (PARTITION BY clip_id, layer ORDER BY sequence DESC) = 1;
-CREATE OR REPLACE VIEW sources AS SELECT * FROM parts WHERE kind = 'source'
-  QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY sequence DESC) = 1;
 CREATE OR REPLACE VIEW runs AS SELECT * FROM parts WHERE kind = 'run';
 CREATE OR REPLACE VIEW forgotten AS SELECT * FROM parts WHERE kind = 'forgotten';
+CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE kind = 'clip'
+  AND clip_id NOT IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)
+  QUALIFY row_number() OVER (PARTITION BY clip_id, layer ORDER BY sequence DESC) = 1;
+CREATE OR REPLACE VIEW sources AS SELECT * FROM parts p WHERE kind = 'source'
+  AND NOT EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
+    AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence)
+  QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY sequence DESC) = 1;
 """
 
 
@@ -74,7 +78,9 @@ class Catalog:
                     self._copied.add(name)
         con = duckdb.connect(config={"temp_directory": str(self._spill / "duckdb")})
         con.execute("SET preserve_insertion_order = false")
-        con.register("columns", columns.empty_table())
+        con.register("given", columns.empty_table())
+        # A table, because what is registered is seen by this connection alone and not by its cursors.
+        con.execute("CREATE TABLE columns AS SELECT * FROM given")
         try:
             if names:
                 files = [str(self._mirror / name) for name in names]
@@ -98,9 +104,7 @@ class Catalog:
         for name, value in (("format_version", FORMAT_VERSION), ("sequence", sequence)):
             stamp = pa.array([value] * rows.num_rows, pa.int64())
             rows = rows.set_column(rows.schema.get_field_index(name), name, stamp)
-        buffer = io.BytesIO()
-        pq.write_table(rows, buffer, compression="zstd")
-        if not self.out.create(f"{PARTS}/{sequence:012d}.parquet", buffer.getvalue()):
+        if not self.out.create(f"{PARTS}/{_name(sequence)}", _parquet(rows)):
             raise RunError(
                 f"another run has taken over {self.out.url} (part {sequence} of its catalog is not ours). "
                 "This one stops; what it had committed is kept."
@@ -108,10 +112,29 @@ class Catalog:
         self.sequence = sequence
         return sequence
 
+    def part(self, sequence: int) -> pa.Table:
+        """The rows of one part."""
+        return pq.read_table(pa.BufferReader(self.out.read(f"{PARTS}/{_name(sequence)}")))
+
+    def rewrite(self, sequence: int, rows: pa.Table) -> None:
+        """Replace a part that is there, whole or not at all. For `forget` alone: history never changes otherwise."""
+        self.out.put(f"{PARTS}/{_name(sequence)}", _parquet(rows))
+        self._copied.discard(_name(sequence))
+
     def committed_at(self) -> float:
         """When the newest part was written, by the clock of the storage (seconds since 1970)."""
-        name = f"{self.sequence:012d}.parquet"
+        name = _name(self.sequence)
         return next(entry.modified for entry in self.out.names(PARTS) if entry.name == name)
+
+
+def _name(sequence: int) -> str:
+    return f"{sequence:012d}.parquet"
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def values(con: duckdb.DuckDBPyConnection, sql: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:

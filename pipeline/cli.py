@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)
+# A copy of stderr, which `engine` points elsewhere for a moment.
+console = Console(file=os.fdopen(os.dup(2), "w"))
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join, e.g. auto or ray://host:10001.")]
@@ -87,6 +89,94 @@ def retry(out: Out, address: Address = None, cpus: Cpus = None, as_json: Json = 
     with Display(console) as display:
         summary = run(out, address=address, cpus=cpus, watcher=display)
     _close(summary, as_json)
+
+
+@app.command()
+def verify(
+    out: Out,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold every row of the catalog against the bytes; lists what is wrong and exits with 1 if anything is."""
+    from pipeline import verify as checks
+
+    report = checks.verify(out, workers)
+    if as_json:
+        typer.echo(report.as_json())
+    else:
+        for line in checks.lines(report):
+            typer.echo(line)
+    console.print(checks.summary(report), highlight=False, soft_wrap=True, markup=False)
+    if report.count:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    out: Out,
+    what: Annotated[str, typer.Argument(help="A clip id or the beginning of one; a source's URI or file name.")],
+    as_json: Json = False,
+) -> None:
+    """Say why a clip or a source is in or out, and where everything about it came from."""
+    from pipeline import explain as explaining
+
+    facts = explaining.explain(out, what)
+    typer.echo(explaining.as_json(facts) if as_json else explaining.text(facts))
+
+
+@app.command()
+def forget(
+    out: Out,
+    what: Annotated[str, typer.Argument(help="A clip id or the beginning of one; a source's URI or file name.")],
+    reason: Annotated[str | None, typer.Option(help="Kept in the record of what was removed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove a clip, or a source and all of its clips, for good: rows and bytes. It cannot come back."""
+    from pipeline import forget as forgetting
+
+    done = forgetting.forget(out, what, reason)
+    console.print(forgetting.summary(done), highlight=False, soft_wrap=True, markup=False)
+    if as_json:
+        typer.echo(done.as_json())
+
+
+@app.command()
+def doctor(
+    out: Annotated[str | None, typer.Argument(help="A dataset to check too.", show_default=False)] = None,
+    address: Address = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, a dataset and every node of a cluster; exits with 1 if something would not work."""
+    from pipeline import doctor as checkup
+
+    checks = checkup.doctor(out, address)
+    if as_json:
+        typer.echo(checkup.as_json(checks))
+    else:
+        _wide().print(checkup.table(checks))
+    if any(check.status == "fail" for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def weights(
+    only_list: Annotated[bool, typer.Option("--list", help="Show the table; fetch nothing.")] = False,
+) -> None:
+    """Fetch every weight that is missing or damaged, check them all, and say under which licence each is used."""
+    from annotators import weights as files
+    from pipeline.doctor import weights_table
+
+    if not only_list:
+        try:
+            files.fetch()
+        except files.MissingWeights as error:
+            raise RunError(str(error)) from error
+    _wide().print(weights_table())
+
+
+def _wide() -> Console:
+    """Stdout for a table: as wide as the terminal, and wide enough for long paths in a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=250)
 
 
 def _close(summary: object, as_json: bool) -> None:

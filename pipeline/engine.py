@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,9 +22,11 @@ from pipeline.blueprint import Blueprint
 from pipeline.errors import RunError
 from pipeline.storage import Folder
 
-# Silence and privacy, before ray is imported: no usage report, no bars of its own.
+# Before ray is imported: no usage report, and no bars and lines between ours. What it has to say comes with `LOST`.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -57,18 +60,18 @@ class Engine:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         local: dict[str, Any] = {"object_store_memory": _store_bytes(), "include_dashboard": False, "num_cpus": cpus}
         try:
-            ray.init(
-                address=address,
-                runtime_env={"working_dir": self._empty.name, "env_vars": threads},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else local),
-            )
+            with _quiet():
+                ray.init(
+                    address=address,
+                    runtime_env={"working_dir": self._empty.name, "env_vars": threads},
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({} if address else local),
+                )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise RunError(
                 f"cannot {'join the Ray cluster at ' + address if address else 'start Ray'}: {error}"
             ) from error
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         # One row, one block: see the top of this file.
@@ -154,6 +157,19 @@ class Engine:
 
 # What Ray raises when a node or a worker is lost beyond its own repair; a new round picks up what is missing.
 LOST = (ray.exceptions.RayError,)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what Ray's C++ side writes to stderr while it starts: it announces the log level that silences the rest."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _store_bytes() -> int:

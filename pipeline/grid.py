@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 # A grid point may show a frame that starts up to 1 ms after it: Matroska rounds timestamps to 1 ms.
 _EARLY_S = 1e-3
+# A shot may end up to 2 ms early and still have the grid point at its end: Matroska cuts the last frame's duration
+# down to whole milliseconds, and its timestamp may be rounded down too.
+_SHORT_S = 2e-3
 # Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
 _MICRO = 1_000_000
 
@@ -107,7 +110,7 @@ class Grid:
         """
         cuts = []
         for shot in shots:
-            points = math.floor((shot.end_s - shot.start_s + _EARLY_S) * self.fps) + 1
+            points = math.floor((shot.end_s - shot.start_s + _SHORT_S) * self.fps) + 1
             for begin in range(0, points, self.frames):
                 count = min(self.frames, (points - begin - 1) // 4 * 4 + 1)
                 if count < self.min_frames:

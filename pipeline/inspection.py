@@ -32,6 +32,11 @@ class Problem:
     name: str
     sentence: str
 
+    @property
+    def text(self) -> str:
+        """The problem as one line."""
+        return f"{self.kind} {self.name}: {self.sentence}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -40,7 +45,6 @@ class Stored:
     clip_id: str
     layer: str
     what: str
-    status: str
     offset: int
     size: int
     frames: int | None

@@ -82,7 +82,8 @@ class Ledger:
         failed = "FALSE" if self._retry else "status = 'failed'"
         con.execute(
             "CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY); INSERT INTO settled SELECT clip_id FROM judged "
-            f"WHERE status = 'rejected' OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR {failed}"
+            f"WHERE status = 'rejected' OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR {failed} "
+            "UNION SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
         )
         con.execute("CREATE TABLE seen AS SELECT source_uri AS uri FROM sources")
         con.execute("CREATE TABLE accepted (uri VARCHAR)")
@@ -91,7 +92,7 @@ class Ledger:
         )
 
     def _work_of_layer(self) -> str:
-        clip = ", ".join(f"{name} := {name}" for name in (*_SOURCE, *_CLIP))
+        clip = ", ".join(f'"{name}" := "{name}"' for name in (*_SOURCE, *_CLIP))
         return (
             "SELECT row_number() OVER () AS position, NULL AS uri, NULL AS size, NULL AS stamp, '{}' AS manifest, "
             f"NULL::BLOB AS content, NULL AS known, to_json(struct_pack({clip})) AS clip FROM clips "
@@ -102,7 +103,7 @@ class Ledger:
     def _work_of_listing(self) -> str:
         assert self._listing is not None
         again = "(s.status = 'failed')" if self._retry else "FALSE"
-        clip = ", ".join(f"{name} := c.{name}" for name in (*_SOURCE, *_CLIP))
+        clip = ", ".join(f'"{name}" := c."{name}"' for name in (*_SOURCE, *_CLIP))
         probe = ", ".join(f"{name} := s.{name}" for name in _SOURCE if name not in {"source_uri", "source_hash"})
         return f"""
             WITH listed AS (
@@ -138,15 +139,17 @@ class Ledger:
     def chunks(self, most: int) -> Iterator[pa.Table]:
         """The work as at most `most` Arrow tables of equal size, in the order of the listing."""
         size = max(1, -(-self.work() // most))
-        cursor = self._con.execute("SELECT * EXCLUDE position FROM work ORDER BY position")
-        for batch in cursor.to_arrow_reader(size):
+        # A cursor of its own: another thread reads these while `accept` goes on.
+        rows = self._con.cursor().sql("SELECT * EXCLUDE position FROM work ORDER BY position")
+        for batch in rows.to_arrow_reader(size):
             yield pa.Table.from_batches([batch]).cast(_WORK_SCHEMA)
 
     def contents(self) -> Iterator[list[tuple[str, str]]]:
         """(content hash, URI that holds it; "" if it was forgotten) of every known content, in batches."""
-        cursor = self._con.execute(
-            "SELECT source_hash, source_uri FROM sources WHERE source_hash IS NOT NULL AND status <> 'same' "
-            "UNION ALL SELECT source_hash, '' FROM forgotten WHERE source_hash IS NOT NULL AND clip_id IS NULL"
+        cursor = self._con.cursor().execute(
+            "SELECT source_hash, source_uri FROM sources WHERE source_hash IS NOT NULL "
+            "AND status NOT IN ('same', 'forgotten') UNION ALL SELECT source_hash, '' FROM forgotten "
+            "WHERE source_hash IS NOT NULL AND clip_id IS NULL"
         )
         while rows := cursor.fetchmany(_BATCH):
             yield rows
@@ -171,13 +174,13 @@ class Ledger:
         """
         rules, con = self._blueprint.rules(), self._con
         con.execute(
-            "CREATE TEMP TABLE candidate AS SELECT * FROM judged "
+            "CREATE TABLE candidate AS SELECT * FROM judged "
             "WHERE recipe_hash <> ? AND status IN ('kept', 'rejected', 'pending')",
             [self._blueprint.recipe.hash],
         )
-        con.execute(f"CREATE TEMP TABLE verdict AS {rules.judge_table('candidate')}")
-        con.execute(f"CREATE TEMP TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
-        cursor = con.execute(
+        con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
+        con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
+        rows = con.cursor().sql(
             """
             SELECT c.* EXCLUDE (fresh) REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
             FROM candidate c JOIN (
@@ -189,7 +192,7 @@ class Ledger:
                 OR (v.status <> 'rejected' AND c.tasks IS DISTINCT FROM v.tasks)
             """
         )
-        for batch in cursor.to_arrow_reader(_BATCH):
+        for batch in rows.to_arrow_reader(_BATCH):
             if batch.num_rows:
                 yield self._explained(pa.Table.from_batches([batch]))
         for table in ("candidate", "verdict", "fit"):
@@ -212,8 +215,8 @@ class Ledger:
     def counts(self) -> dict[tuple[str, str], int]:
         """Clips by (status, rule or code), and sources by ("source " + status, rule or code), of the whole catalog."""
         rows = self._con.execute(
-            f"SELECT status, coalesce(rule, code, ''), count(*) FROM clips WHERE layer = {_text(self._blueprint.layer)} "
-            "GROUP BY ALL UNION ALL SELECT 'source ' || status, coalesce(rule, code, ''), count(*) FROM sources GROUP BY ALL"
+            "SELECT status, coalesce(rule, code, ''), count(*) FROM judged GROUP BY ALL UNION ALL "
+            "SELECT 'source ' || status, coalesce(rule, code, ''), count(*) FROM sources GROUP BY ALL"
         ).fetchall()
         return {(status, reason): count for status, reason, count in rows}
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,8 @@ class Run:
                     self._round(engine, stop, watchers)
                 except LOST as error:
                     log.warning(
-                        "part of the cluster was lost (%s); going on with what is missing",
-                        type(error).__name__,
+                        "part of the cluster was lost; going on with what is missing: %s",
+                        str(error).strip().splitlines()[-1],
                     )
                 fruitless = 0 if self._catalog.sequence > before else fruitless + 1
                 self._ledger.refresh()
@@ -240,28 +241,19 @@ class _Stop:
 def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
     """The blocks from a thread of their own, with None twice a second in between, so that time is noticed."""
     waiting: queue.Queue[Any] = queue.Queue(maxsize=64)
-    end = object()
 
     def read() -> None:
-        try:
-            for block in blocks:
-                waiting.put(block)
-            waiting.put(end)
-        except LOST as error:
-            waiting.put(error)
+        for block in blocks:
+            waiting.put(block)
 
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            found = waiting.get(timeout=0.5)
-        except queue.Empty:
-            yield None
-            continue
-        if found is end:
-            return
-        if isinstance(found, Exception):
-            raise found
-        yield found
+    with ThreadPoolExecutor(1, "plan") as pool:
+        reader = pool.submit(read)
+        while not (reader.done() and waiting.empty()):
+            try:
+                yield waiting.get(timeout=0.5)
+            except queue.Empty:
+                yield None
+        reader.result()
 
 
 @contextlib.contextmanager

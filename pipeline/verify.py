@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -110,12 +109,14 @@ class _Check:
     sentence: str
 
 
-def _overlaps(prefix: str) -> str:
+def _overlaps(place: str) -> str:
+    order = f"(PARTITION BY {place}shard ORDER BY c.{place}offset, clip_id, layer"
     return (
-        f"SELECT clip_id AS name, {prefix}shard AS shard, other FROM (SELECT *, max({prefix}offset + {prefix}bytes) OVER before "
-        f"AS reached, lag(clip_id) OVER (PARTITION BY {prefix}shard ORDER BY {prefix}offset, clip_id) AS other FROM clips "
-        f"WHERE {prefix}shard IS NOT NULL WINDOW before AS (PARTITION BY {prefix}shard ORDER BY {prefix}offset, clip_id "
-        f"ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)) WHERE reached > {prefix}offset ORDER BY ALL"
+        f"SELECT clip_id AS name, {place}shard AS shard, other FROM (SELECT clip_id, {place}shard, "
+        f"c.{place}offset AS first, lag(clip_id) OVER {order}) AS other, "
+        f"max(c.{place}offset + {place}bytes) OVER {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) "
+        f"AS reached FROM clips c WHERE {place}shard IS NOT NULL) "
+        "WHERE reached > first ORDER BY ALL"
     )
 
 
@@ -136,7 +137,8 @@ _CHECKS = (
         "clip",
         "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
         "(SELECT source_uri, min(sequence) AS since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
-        "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND (since IS NULL OR since > c.sequence) "
+        "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM clips) "
+        "AND (since IS NULL OR since > c.sequence) "
         "GROUP BY clip_id, c.source_uri ORDER BY ALL",
         "part {sequence} names it before any row of its source {uri}",
     ),
@@ -160,20 +162,23 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
     )[0]
     if open_["sources"]:
         report.notes.append(
-            f"{open_['sources']} sources are incomplete ({open_['clips']} clips have no verdict yet); the next ingest goes on"
+            f"{open_['sources']} sources are incomplete ({open_['clips']} clips have no verdict yet); "
+            "the next ingest goes on"
         )
     left = len(unreferenced(catalog))
     if left:
         report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
+    if values(con, "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"):
+        report.notes.append("a forget was interrupted; the next forget or ingest finishes it")
     for view in ("clips", "sources", "forgotten"):
         report.checked[view] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
 
 
 def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
-    """Every shard that a current row names, with what should lie in it; streamed, so that one shard's rows are in memory."""
-    cursor = con.cursor().execute(
-        "SELECT shard, clip_id, layer, 'sample', status, \"offset\", bytes, frames, height, width FROM clips "
-        "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', status, preview_offset, "
+    """Every shard that a current row names, with what should lie in it; one shard's rows in memory at a time."""
+    cursor = con.execute(
+        "SELECT shard, clip_id, layer, 'sample', c.offset, bytes, frames, height, width FROM clips c "
+        "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', preview_offset, "
         "preview_bytes, NULL, NULL, NULL FROM clips WHERE preview_shard IS NOT NULL ORDER BY ALL"
     )
     rows = iter(cursor.fetchone, None)
@@ -220,7 +225,7 @@ def _shards(
 def lines(report: Report) -> Iterator[str]:
     """The problems, one line each, and a last line that counts those left out."""
     for problem in report.problems:
-        yield f"{problem.kind} {problem.name}: {problem.sentence}"
+        yield problem.text
     if report.count > len(report.problems):
         yield f"... and {report.count - len(report.problems)} more"
 

@@ -41,6 +41,8 @@ _MICROSECONDS = Fraction(1, av.time_base)
 _NO_MATRIX = (2, 3)
 # A source is cut short when it ends this much before its header says: headers are often a little off.
 _SHORT_S, _SHORT_SHARE = 1.0, 0.01
+# ... or when this share of its frames is not there: an AVI counts frames that it dropped.
+_LOST_SHARE = 0.05
 # Full chroma and exact rounding: without them swscale's fast path darkens a picture by 2 levels.
 _SCALE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 # Frames in one piece of `thumbnails`: 2 MB.
@@ -117,12 +119,12 @@ def frames(path: str | Path, source: Probe) -> Generator[tuple[float, float, av.
         rate = stream.average_rate or stream.guessed_rate
         unit = stream.time_base or _MICROSECONDS
         usual_s = float(1 / rate) if rate else 0.04
-        indexed = len(stream.index_entries) if stream.frames else 0
+        # MP4 keeps a full index, after edit lists; elsewhere there is at most the count in the header
+        indexed = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
         packets = count = 0
         last_s, end_s, reach_s = -math.inf, 0.0, 0.0
         # a container without a duration for this stream may owe its length to another: read those as well
         others = () if stream.duration else tuple(s for s in container.streams if s.type == "audio")
-        of = f" of {stream.frames}" if stream.frames else ""
         try:
             for packet in container.demux(stream, *others):
                 if packet.pts is not None:
@@ -141,15 +143,15 @@ def frames(path: str | Path, source: Probe) -> Generator[tuple[float, float, av.
                         last_s, end_s = time_s, time_s + duration_s
                         yield time_s, duration_s, frame
         except FFmpegError as error:
-            raise _decode_error(error, f"decoded {count}{of} frames") from error
+            raise _decode_error(error, _progress(count, stream)) from error
         if not count:
             raise ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
-        if packets < indexed - max(2, indexed * _SHORT_SHARE):
-            raise ClipError(ErrorCode.DECODE_ERROR, f"decoded {count}{of} frames: the file is cut short")
+        if packets < indexed * (1 - _LOST_SHARE) - 2:
+            raise ClipError(ErrorCode.DECODE_ERROR, f"{_progress(count, stream)}: the file is cut short")
         declared_s = _declared_end(container, stream)
         reached_s = end_s if stream.duration else max(end_s, reach_s)
         if reached_s < declared_s - max(_SHORT_S, declared_s * _SHORT_SHARE):
-            text = f"decoded {count}{of} frames: the file ends at {reached_s:.2f} of {declared_s:.2f} s"
+            text = f"{_progress(count, stream)}: the file ends at {reached_s:.2f} of {declared_s:.2f} s"
             raise ClipError(ErrorCode.DECODE_ERROR, text)
 
 
@@ -334,6 +336,11 @@ def _declared_end(container: InputContainer, stream: VideoStream) -> float:
     if stream.duration:
         return float((stream.start_time or 0) * (stream.time_base or _MICROSECONDS)) + duration_s
     return float((container.start_time or 0) * _MICROSECONDS) + duration_s
+
+
+def _progress(count: int, stream: VideoStream) -> str:
+    # a fragmented MP4 counts its first fragment alone
+    return f"decoded {count} of {stream.frames} frames" if stream.frames > count else f"decoded {count} frames"
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -1,7 +1,7 @@
 """A small real OUT, written without Ray: encoded clips in shards, previews, and a catalog with every kind of row.
 
-Sources: A (clips a0, a1, a2), B (b0, b1, b2), C failed, D has the content of A. a0 has a layer; a2 was pending beside b2
-and is kept now, so that an old copy of it lies in a shard that is still in use.
+Sources: A (clips a0, a1, a2), B (b0, b1, b2), C failed, D has the content of A. a0 has a layer; a2 was pending beside
+b2 and is kept now, so that an old copy of it lies in a shard that is still in use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline import cutting, encode, recipe
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog, now
+from pipeline.catalog import Catalog, now, values
 from pipeline.shards import ShardWriter, members
 from pipeline.storage import Folder
 
@@ -83,15 +83,11 @@ class Dataset:
         for name, parts in samples.items():
             writer.add(identity(name), parts)
         prefix = "preview_" if folder == "previews" else ""
+        places = writer.close(self.out)
+        columns = (f"{prefix}shard", f"{prefix}offset", f"{prefix}bytes")
         return {
-            name: {
-                f"{prefix}shard": place.shard,
-                f"{prefix}offset": place.offset,
-                f"{prefix}bytes": place.size,
-            }
-            for name, place in (
-                (n, writer_places[identity(n)]) for writer_places in [writer.close(self.out)] for n in samples
-            )
+            name: dict(zip(columns, (place.shard, place.offset, place.size), strict=True))
+            for name, place in ((name, places[identity(name)]) for name in samples)
         }
 
     def clip(self, name: str, status: str, **more: Any) -> dict[str, Any]:
@@ -99,21 +95,23 @@ class Dataset:
         start = 1.0 * int(name[1])
         row = {
             "kind": "clip", "clip_id": identity(name), "status": status, "source_uri": f"/videos/{name[0]}.mp4",
-            "source_hash": {"a": SHA_A, "b": SHA_B}[name[0]], "start_s": start, "end_s": start + 0.5, "frames": SIZE[0],
-            "height": SIZE[1], "width": SIZE[2], "fps": 16.0, "luma": 100.0, "contrast": 50.0, "title": f"film {name[0]}",
-            "licence": "CC0", "lineage": self.blueprint.lineage, "tasks": ["text", "gray"] if status == "kept" else None,
+            "source_hash": {"a": SHA_A, "b": SHA_B}[name[0]], "start_s": start, "end_s": start + 0.5, "fps": 16.0,
+            "frames": SIZE[0], "height": SIZE[1], "width": SIZE[2], "luma": 100.0, "contrast": 50.0,
+            "title": f"film {name[0]}", "licence": "CC0", "lineage": self.blueprint.lineage,
+            "tasks": ["text", "gray"] if status == "kept" else None,
         }  # fmt: skip
         return row | more
 
     def source(self, name: str, status: str, windows: str = "", **more: Any) -> dict[str, Any]:
         """A source's row; `windows`: the numbers of its clips."""
+        span = {"frames": SIZE[0]}
         listed = [
-            {"clip_id": identity(f"{name}{n}"), "start_s": float(n), "end_s": float(n) + 0.5, "frames": SIZE[0]}
-            for n in windows
+            span | {"clip_id": identity(f"{name}{n}"), "start_s": float(n), "end_s": float(n) + 0.5} for n in windows
         ]
         row = {
-            "kind": "source", "source_uri": f"/videos/{name}.mp4", "source_hash": {"b": SHA_B, "c": None}.get(name, SHA_A),
-            "source_size": 1000, "source_stamp": "1", "status": status, "windows": listed, "source_width": 64,
+            "kind": "source", "source_uri": f"/videos/{name}.mp4",
+            "source_hash": {"b": SHA_B, "c": None}.get(name, SHA_A), "source_size": 1000, "source_stamp": "1",
+            "status": status, "windows": listed, "source_width": 64,
             "source_height": 48, "source_fps": 25.0, "source_duration_s": 4.0, "source_codec": "h264",
         }  # fmt: skip
         return row | more
@@ -156,8 +154,8 @@ class Dataset:
 
     def rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(clip id, layer) -> current row."""
-        table = Catalog(self.out, self.scratch).connect().execute("SELECT * FROM clips").to_arrow_table()
-        return {(row["clip_id"], row["layer"]): row for row in table.to_pylist()}
+        rows = values(Catalog(self.out, self.scratch).connect(), "SELECT * FROM clips")
+        return {(row["clip_id"], row["layer"]): row for row in rows}
 
     def row(self, name: str, layer: str = "base") -> dict[str, Any]:
         """The current row of a clip."""

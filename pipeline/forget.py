@@ -1,0 +1,235 @@
+"""Takedown: when somebody may no longer be in a dataset, his rows and bytes go for good, and a record stays.
+
+The order makes it safe to kill at any moment. New shards without the samples come first (nobody names them yet); then
+one part moves the survivors and records what is forgotten, from which moment the views no longer show it; then
+`finish_forgetting` deletes the old shards and takes the rows out of older parts. It asks the catalog what is left, so
+that whoever comes next can finish.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.catalog import Catalog, now, values
+from pipeline.errors import ErrorCode, UsageError
+from pipeline.fetch import Scratch
+from pipeline.lookup import find
+from pipeline.run import alone
+from pipeline.schema import COLUMNS
+from pipeline.shards import Place, ShardWriter, digest, sample
+from pipeline.storage import Folder
+from pipeline.sweep import FOLDERS, unreferenced
+
+# Where a row says that its sample and its preview are.
+_PLACES = (("shard", "offset", "bytes"), ("preview_shard", "preview_offset", "preview_bytes"))
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What is gone: the URIs of sources and the ids of clips; `rewritten` shards were made anew without them, and
+    `damaged` ones could not be, so that their other clips count as failed."""
+
+    out: str
+    sources: list[str]
+    clips: list[str]
+    rewritten: int
+    damaged: list[str]
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
+    """Remove a clip, or a source with all its clips and every source of the same content, for good.
+
+    `what` is a clip id or a source, as in `explain`. The content is refused from then on. Raises `UsageError` when
+    there is no such thing, `RunError` when another run is writing to OUT.
+    """
+    folder = Folder(out)
+    with Scratch() as scratch:
+        catalog = Catalog(folder, scratch.path)
+        if catalog.empty():
+            raise UsageError(f"{out} is not a dataset: it has no catalog.")
+        with alone(folder):
+            catalog = Catalog(folder, scratch.path)
+            finish_forgetting(catalog)
+            con = catalog.connect()
+            record = _record(con, what, reason)
+            clips = sorted({row["clip_id"] for row in record if row["clip_id"]})
+            moved, rewritten, damaged = _survivors(catalog, con, clips, scratch.path)
+            # Whatever exists before the commit and is named by nobody after it, an older run has left behind.
+            before = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.names(name)}
+            schema = moved.schema
+            catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
+            finish_forgetting(catalog)
+            for name, _ in unreferenced(catalog):
+                if name in before:
+                    folder.delete(name)
+    sources = sorted({row["source_uri"] for row in record if not row["clip_id"]})
+    return Forgotten(out, sources, clips, rewritten, damaged)
+
+
+def finish_forgetting(catalog: Catalog) -> None:
+    """Delete the shards and the rows that are left of what the catalog records as forgotten; usually there are none.
+
+    To be called by whoever holds OUT.
+    """
+    con = catalog.connect()
+    if not values(con, "SELECT 1 FROM forgotten LIMIT 1"):
+        return
+    con.execute(_LEFT)
+    # First the bytes: their names are in the rows.
+    for row in values(con, "FROM shard_left"):
+        catalog.out.delete(row["name"])
+    parts = values(con, "SELECT DISTINCT sequence FROM part_left ORDER BY sequence")
+    if parts:
+        ids = {row["clip_id"] for row in values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")}
+        gone = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
+        for part in parts:
+            catalog.rewrite(part["sequence"], _without(catalog.part(part["sequence"]), ids, gone))
+
+
+# Rows of what is forgotten in any part: its clips, its sources, and the windows of clips in rows of other sources.
+_LEFT = """
+CREATE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts WHERE kind = 'clip'
+  AND clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
+CREATE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p WHERE kind = 'source'
+  AND EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
+    AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence);
+CREATE TEMP TABLE window_left AS SELECT DISTINCT sequence FROM (
+    SELECT sequence, unnest(windows).clip_id AS clip_id FROM parts WHERE kind = 'source')
+  WHERE clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
+CREATE TEMP VIEW part_left AS SELECT sequence FROM clip_left UNION ALL SELECT sequence FROM source_left
+  UNION ALL SELECT sequence FROM window_left;
+CREATE TEMP TABLE shard_left AS
+  (SELECT shard AS name FROM clip_left UNION SELECT preview_shard FROM clip_left)
+  EXCEPT (SELECT shard FROM clips UNION SELECT preview_shard FROM clips UNION SELECT NULL);
+"""
+
+
+def _without(part: pa.Table, ids: set[str], gone: set[tuple[int, str]]) -> pa.Table:
+    """A part without the forgotten: the other rows as they are, but for windows that list a forgotten clip."""
+    kept, windows = [], []
+    for row in part.select(["kind", "sequence", "source_uri", "clip_id", "windows"]).to_pylist():
+        clip = row["kind"] == "clip" and row["clip_id"] in ids
+        source = row["kind"] == "source" and (row["sequence"], row["source_uri"]) in gone
+        kept.append(not clip and not source)
+        listed = row["windows"]
+        windows.append(None if listed is None else [window for window in listed if window["clip_id"] not in ids])
+    at = part.schema.get_field_index("windows")
+    part = part.set_column(at, part.schema.field(at), pa.array(windows, part.schema.field(at).type))
+    return part.filter(pa.array(kept, pa.bool_()))
+
+
+def _record(con: duckdb.DuckDBPyConnection, what: str, reason: str | None) -> list[dict[str, Any]]:
+    """The rows that say what is forgotten: one per clip, and one per source and content it had."""
+    found = find(con, what)
+    stamp = {"kind": "forgotten", "detail": reason, "started": now()}
+    if found.clip_id:
+        clips = values(
+            con, "SELECT DISTINCT clip_id, source_uri, source_hash FROM clips WHERE clip_id = ?", [found.clip_id]
+        )
+        return [stamp | row for row in clips[:1]]
+    con.execute(
+        "CREATE TEMP TABLE content AS SELECT DISTINCT source_hash FROM parts "
+        "WHERE kind = 'source' AND source_uri = ? AND source_hash IS NOT NULL",
+        [found.source_uri],
+    )
+    where = "(source_uri = ? OR source_hash IN (FROM content))"
+    sources = values(
+        con,
+        "SELECT DISTINCT NULL AS clip_id, source_uri, source_hash FROM parts "
+        f"WHERE kind = 'source' AND {where} ORDER BY ALL",
+        [found.source_uri],
+    )
+    clips = values(
+        con,
+        "SELECT clip_id, any_value(source_uri) AS source_uri, any_value(source_hash) AS source_hash FROM parts "
+        f"WHERE kind = 'clip' AND {where} GROUP BY clip_id ORDER BY ALL",
+        [found.source_uri],
+    )
+    return [stamp | row for row in [*sources, *clips]]
+
+
+def _survivors(
+    catalog: Catalog, con: duckdb.DuckDBPyConnection, clips: list[str], scratch: Path
+) -> tuple[pa.Table, int, list[str]]:
+    """The rows of the clips that share a shard with the forgotten ones, with their new places; how many shards were
+    written anew, and which were damaged."""
+    con.execute("CREATE TEMP TABLE going AS SELECT unnest(?::VARCHAR[]) AS clip_id", [clips])
+    # Any row counts, not only the current one: an older copy of a clip may lie in a shard that is still in use.
+    con.execute(
+        "CREATE TEMP TABLE affected AS SELECT DISTINCT name FROM (SELECT unnest([shard, preview_shard]) AS name "
+        "FROM parts WHERE kind = 'clip' AND clip_id IN (FROM going)) WHERE name IS NOT NULL ORDER BY name"
+    )
+    arrow = con.sql(
+        "SELECT * FROM clips WHERE clip_id NOT IN (FROM going) "
+        "AND (shard IN (FROM affected) OR preview_shard IN (FROM affected)) ORDER BY clip_id, layer"
+    ).to_arrow_table()
+    schema = pa.schema([COLUMNS.field(f.name) if f.name in COLUMNS.names else f for f in arrow.schema])
+    rows, rewritten, damaged = arrow.to_pylist(), 0, []
+    for shard in [row["name"] for row in values(con, "FROM affected")]:
+        for place in _PLACES:
+            inside = [row for row in rows if row[place[0]] == shard]
+            if not inside:
+                continue
+            rewritten += 1
+            new = _rewritten(catalog.out, shard, inside, place, scratch)
+            if new is None:
+                damaged.append(shard)
+            for row in inside:
+                _move(row, place, new)
+    return pa.Table.from_pylist(rows, schema=schema), rewritten - len(damaged), damaged
+
+
+def _rewritten(
+    out: Folder, shard: str, rows: list[dict[str, Any]], place: tuple[str, str, str], scratch: Path
+) -> dict[str, Place] | None:
+    """A shard made anew with the samples of these rows alone, or None where it is damaged: copied into a shard with
+    a checksum of its own, damage would look sound."""
+    copy = scratch / "old.tar"
+    folder, _, name = shard.partition("/")
+    try:
+        out.download(shard, copy)
+        with copy.open("rb") as file:
+            if f"{digest(file)}.tar" != name:
+                return None
+        local, writer = Folder(str(scratch)), ShardWriter(scratch, folder)
+        for row in sorted(rows, key=lambda row: int(row[place[1]])):
+            writer.add(row["clip_id"], sample(local, row["clip_id"], copy.name, row[place[1]], row[place[2]]))
+        return writer.close(out)
+    except (FileNotFoundError, KeyError, tarfile.TarError):
+        return None
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _move(row: dict[str, Any], place: tuple[str, str, str], new: dict[str, Place] | None) -> None:
+    if new is not None:
+        at = new[row["clip_id"]]
+        row |= dict(zip(place, (at.shard, at.offset, at.size), strict=True))
+        return
+    row |= dict.fromkeys(place)
+    if place[0] == "shard" and row["status"] in ("kept", "pending"):
+        row |= {"status": "failed", "code": ErrorCode.STORAGE_ERROR.value, "stage": "forget", "rule": None}
+        row |= {
+            "tasks": None,
+            "detail": "the shard it was in is damaged, and had to go when another clip was forgotten",
+        }
+
+
+def summary(done: Forgotten) -> str:
+    """What is gone, for people."""
+    text = f"forgot {len(done.sources)} sources and {len(done.clips)} clips for good"
+    text += f"; {done.rewritten} shards were written anew" if done.rewritten else ""
+    if done.damaged:
+        text += f"\n{len(done.damaged)} damaged shards are gone; `vdot-data retry` makes their other clips again"
+    return text

@@ -1,0 +1,107 @@
+"""The doctor finds what is wrong with a machine, a dataset or a node, and says what to do."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from annotators import weights
+from pipeline import doctor as module
+from pipeline.cli import app
+from pipeline.doctor import Check, doctor
+from pipeline.nodes import compared, node_facts
+
+
+def found(checks: list[Check], name: str) -> Check:
+    """The first check of this name."""
+    return next(check for check in checks if check.name == name)
+
+
+def test_this_machine() -> None:
+    checks = doctor()
+    for name in ("python", "av", "ray", "h264 decoder", "av1 decoder", "h264 encoder"):
+        assert found(checks, name).status == "ok"
+    assert all(check.advice for check in checks if check.status != "ok")
+
+
+def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "ray":
+            raise metadata.PackageNotFoundError(name)
+        return "13.9.1" if name == "av" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    checks = doctor()
+    assert found(checks, "ray").found == "is not installed"
+    assert (found(checks, "av").status, found(checks, "av").found) == ("fail", "13.9.1; at least 14 is needed")
+
+
+def test_missing_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DECODERS", {"av1": ["no such codec"]})
+    monkeypatch.setattr(module, "ENCODER", "no such codec")
+    checks = doctor()
+    assert found(checks, "av1 decoder").status == "warn"
+    assert found(checks, "h264 encoder").status == "fail"
+
+
+def test_missing_and_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VDOT_WEIGHTS", str(tmp_path))
+    name = next(iter(weights.WEIGHTS))
+    assert found(doctor(), name).advice == "run `vdot-data weights`"
+    (tmp_path / f"{name}.tflite").write_bytes(b"something else")
+    assert "damaged" in found(doctor(), name).found
+    listed = CliRunner().invoke(app, ["weights", "--list"])
+    assert listed.exit_code == 0
+    assert name in listed.stdout
+    assert weights.WEIGHTS[name].sha256 in listed.stdout
+
+
+def test_little_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "SCRATCH", 1e18)
+    monkeypatch.setenv("VDOT_SCRATCH", str(tmp_path))
+    check = found(doctor(), f"free space in {tmp_path}")
+    assert (check.status, check.advice) == ("warn", "point VDOT_SCRATCH to a larger disk")
+
+
+def test_a_dataset(dataset: Any) -> None:
+    texts = [check.found for check in doctor(dataset.url) if check.name == f"OUT {dataset.url}"]
+    assert "catalog of 7 parts: 1 failed, 3 kept, 1 pending, 1 rejected" in texts
+    assert any(text.startswith("grid fps=16.0 frames=9") for text in texts)
+
+
+def test_a_damaged_and_an_unwritable_dataset(dataset: Any, tmp_path: Path) -> None:
+    Path(dataset.url, "catalog/000000000003.parquet").write_bytes(b"")
+    result = CliRunner().invoke(app, ["doctor", dataset.url, "--json"])
+    assert result.exit_code == 1
+    failed = [
+        check for check in json.loads(result.stdout) if check["name"].startswith("OUT") and check["status"] == "fail"
+    ]
+    assert "cannot be read" in failed[0]["found"]
+    (tmp_path / "file").write_bytes(b"")
+    assert any(check.status == "fail" for check in doctor(str(tmp_path / "file")))
+
+
+def test_an_empty_out(tmp_path: Path) -> None:
+    assert "the catalog is empty" in [check.found for check in doctor(str(tmp_path / "new"))]
+
+
+def test_nodes_that_differ() -> None:
+    here = node_facts()
+    other = here | {"host": "n2", "av": "1.0"}
+    silent = Check("node n3", "fail", "no such module", "install")
+    checks = list(compared({"1": here, "2": other}, [silent]))
+    assert [check.status for check in checks] == ["fail", "ok", "fail"]
+    assert checks[2].found == f"av 1.0 (here {here['av']})"
+
+
+def test_a_cluster_that_is_not_there() -> None:
+    checks = doctor(address="127.0.0.1:1")
+    assert checks[-1].name == "cluster 127.0.0.1:1"
+    assert checks[-1].status == "fail"

@@ -1,0 +1,118 @@
+"""Explain tells the truth about every kind of row, and finds what a person is likely to type."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app, main
+from pipeline.errors import ADVICE, ErrorCode, UsageError
+from pipeline.explain import explain, text
+
+
+def told(dataset: Any, what: str) -> str:
+    """The sentences about a clip or source."""
+    facts = explain(dataset.url, what)
+    json.dumps(facts)
+    return text(facts)
+
+
+def test_a_kept_clip(dataset: Any, datasets: Any) -> None:
+    clip = datasets.identity("a0")
+    found = told(dataset, clip[:6])
+    assert f"Clip {clip}" in found
+    assert "It shows /videos/a.mp4 from 0.000 to 0.500 s." in found
+    assert "9 frames at 16 fps, 64x48" in found
+    assert "It is kept" in found
+    assert "Tasks: text, gray" in found
+    assert "luma = 100  [0..255] mean luma" in found
+    assert "title: film a" in found
+    assert "Licence: CC0" in found
+    assert "  scribble " in found
+    row = dataset.row("a0")
+    assert f"Layer base: {row['shard']}, {row['bytes']} bytes from {row['offset']} on" in found
+    assert "Layer flow: shards/" in found
+    assert f"tar -xf '{dataset.url}/{row['shard']}'" in found
+
+
+def test_a_rejected_clip(dataset: Any, datasets: Any) -> None:
+    facts = explain(dataset.url, datasets.identity("a1"))
+    assert facts["verdict"]["rule_sql"] == "luma < 20"
+    assert "It is rejected by the rule too_dark: luma < 20  (luma = 12.5)" in text(facts)
+
+
+def test_a_failed_clip(dataset: Any, datasets: Any) -> None:
+    found = told(dataset, datasets.identity("b1"))
+    assert "It failed with ANNOTATOR_ERROR in the step scribble: ValueError: no" in found
+    assert ADVICE[ErrorCode.ANNOTATOR_ERROR] in found
+
+
+def test_the_history_of_a_clip(dataset: Any, datasets: Any) -> None:
+    facts = explain(dataset.url, datasets.identity("a2"))
+    assert [(row["sequence"], row["status"]) for row in facts["history"]] == [(3, "pending"), (5, "kept")]
+    assert "part 3, layer base: pending (too_dark) by run r1, started " in text(facts)
+
+
+def test_a_pending_clip(dataset: Any, datasets: Any) -> None:
+    assert "It is pending on the rule too_dark: luma < 20" in told(dataset, datasets.identity("b2"))
+
+
+@pytest.mark.parametrize("what", ["a.mp4", "/videos/a.mp4"])
+def test_a_source(dataset: Any, datasets: Any, what: str) -> None:
+    found = told(dataset, what)
+    assert "Source /videos/a.mp4" in found
+    assert f"clip {datasets.identity('a1')}  1.00 to 1.50 s  rejected (too_dark)" in found
+    assert "The same content came also as /videos/d.mp4." in found
+
+
+def test_sources_that_failed_or_are_twins(dataset: Any) -> None:
+    assert "It failed with DECODE_ERROR in the step scan: moov atom not found" in told(dataset, "c.mp4")
+    assert "the same content as /videos/a.mp4, which holds the clips" in told(dataset, "d.mp4")
+
+
+def test_a_source_that_is_not_done(dataset: Any) -> None:
+    dataset.commit(dataset.source("e", "cut", "01"))
+    assert "2 of its clips have no verdict yet" in told(dataset, "e.mp4")
+
+
+def test_what_is_not_there(dataset: Any, datasets: Any, tmp_path: Any) -> None:
+    clip = datasets.identity("a0")
+    with pytest.raises(UsageError, match=f"nearest name is {clip}"):
+        explain(dataset.url, clip[:-1] + ("0" if clip[-1] != "0" else "1"))
+    with pytest.raises(UsageError, match=r"nearest name is /videos/a\.mp4"):
+        explain(dataset.url, "aa.mp4")
+    with pytest.raises(UsageError, match="no clip and no source"):
+        explain(dataset.url, clip[:5])
+    with pytest.raises(UsageError, match="no catalog"):
+        explain(str(tmp_path), clip)
+
+
+def test_names_that_several_bear(dataset: Any) -> None:
+    dataset.commit(
+        dataset.source("a", "failed", source_uri="/other/a.mp4"),
+        dataset.clip("a0", "rejected", clip_id="abcdef" + "0" * 26),
+        dataset.clip("a0", "rejected", clip_id="abcdef" + "1" * 26),
+    )
+    with pytest.raises(UsageError, match=r"several sources are named a\.mp4: /other/a\.mp4, /videos/a\.mp4"):
+        explain(dataset.url, "a.mp4")
+    with pytest.raises(UsageError, match="several clips begin with abcdef"):
+        explain(dataset.url, "abcdef")
+
+
+def test_an_annotator_that_is_not_installed_here(dataset: Any, datasets: Any) -> None:
+    dataset.commit(dataset.clip("b0", "kept", layer="elsewhere", luma=None, contrast=None))
+    assert "luma = 100" in told(dataset, datasets.identity("b0"))
+
+
+def test_the_command(dataset: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = CliRunner()
+    assert "Source /videos/c.mp4" in runner.invoke(app, ["explain", dataset.url, "c.mp4"]).stdout
+    facts = json.loads(runner.invoke(app, ["explain", dataset.url, "c.mp4", "--json"]).stdout)
+    assert facts["verdict"]["code"] == "DECODE_ERROR"
+    monkeypatch.setattr("sys.argv", ["vdot-data", "explain", dataset.url, "zzz"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2

