@@ -39,7 +39,7 @@ def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
     """Do every source once, on `cores` processes that take the next source when they are done with one."""
     context = multiprocessing.get_context("spawn")
     begun = time.perf_counter()
-    os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     ready, go = context.Barrier(cores + 1), context.Barrier(cores + 1)
     work, done = context.Queue(), context.Queue()
     for path in [*paths, *[None] * cores]:
@@ -105,7 +105,7 @@ class _One:
         made = []
         for window in recipe.grid.windows(content, found, times):
             shown = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
-            pictures = {index: video.to_rgb(decoded[index][2], probe, size) for index in dict.fromkeys(shown)}
+            pictures = {index: video.to_rgb(decoded[index][2], probe, size) for index in set(shown)}
             frames = np.stack([pictures[index] for index in shown])
             values: dict[str, Any] = source | cutting.measure(frames, self._blueprint)
             cutting.strip(frames)
@@ -125,13 +125,17 @@ class _One:
         return made
 
 
+def videos(folder: Path) -> list[str]:
+    """The videos of a folder, sorted by name."""
+    return sorted(str(path) for path in folder.iterdir() if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
+
+
 def expanded(paths: Sequence[str], repeat: int, folder: Path) -> list[str]:
     """Each path `repeat` times, as files whose content differs, so that no run can reuse another's work."""
     copies = []
-    for number in range(repeat):
-        for path in map(Path, paths):
-            copy = folder / f"{number:04d}-{path.name}"
-            # Bytes after the last box or cluster are ignored by every demuxer, and make another content hash.
-            copy.write_bytes(path.read_bytes() + b"\0\0\0\x10free" + number.to_bytes(8, "big"))
-            copies.append(str(copy))
+    for number, path in enumerate(map(Path, [*paths] * repeat)):
+        copy = folder / f"{number:05d}-{path.name}"
+        # Bytes after the last box or cluster are ignored by every demuxer, and make another content hash.
+        copy.write_bytes(path.read_bytes() + b"\0\0\0\x10free" + number.to_bytes(8, "big"))
+        copies.append(str(copy))
     return copies

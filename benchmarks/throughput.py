@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.floor import expanded, floor
+from benchmarks.floor import expanded, floor, videos
 from pipeline import recipe as recipes
 from pipeline.ingest import ingest
 
@@ -15,11 +15,10 @@ from pipeline.ingest import ingest
 def measure(clips: Path, recipe_file: Path | None, repeat: int, cores: int) -> dict[str, Any]:
     """Wall seconds of floor and ingest without their start-up, their ratio, and where ingest's seconds went."""
     recipe = recipes.load(recipe_file)
-    names = sorted(str(path) for path in clips.iterdir() if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
     with tempfile.TemporaryDirectory(prefix="vdot-bench-") as temporary:
         folder = Path(temporary) / "videos"
         folder.mkdir()
-        paths = expanded(names, repeat, folder)
+        paths = expanded(videos(clips), repeat, folder)
         bare = floor(paths, recipe, cores)
         summary = ingest([str(folder)], str(Path(temporary) / "out"), recipe_file=recipe_file, cpus=cores)
     steady = summary.wall_s - summary.startup_s

@@ -58,6 +58,7 @@ def ingest(
             limit=limit,
             rehash=rehash,
             address=address,
+            cpus=cpus,
             watcher=display,
         )
     _close(summary, as_json)

@@ -57,7 +57,7 @@ class Cut:
 def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
     """Decode a whole source once, to thumbnails for the shot detector; the last item is a `Scanned`."""
     limits = blueprint.recipe.limits
-    started = time.perf_counter()
+    started = time.process_time()
     probe = video.probe(path, limits.pixels)
     if probe.duration_s is not None and probe.duration_s > limits.duration_s:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
@@ -68,7 +68,7 @@ def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
             raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
         end_s = float(ends[-1])
         yield Thumbs(times, pictures)
-    yield Scanned(probe, end_s, box, time.perf_counter() - started)
+    yield Scanned(probe, end_s, box, time.process_time() - started)
 
 
 def clips(
@@ -81,31 +81,34 @@ def clips(
 ) -> Iterator[Cut]:
     """Decode a source once more and make its clips, in order of time.
 
-    `base` holds the columns already known (of the source and its manifest). A clip that a rule rejects on cheap
+    `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a rule rejects on cheap
     signals is not encoded, unless the recipe says `score_all`.
     """
     recipe = blueprint.recipe
     probe = video.probe(path, recipe.limits.pixels)
     crop = (box[0], box[1], box[2], box[3]) if box else None
-    before = time.perf_counter()
+    before = time.process_time()
     for window, frames in video.cut(path, probe, windows, recipe.grid.fps, size, crop):
-        decoded = time.perf_counter()
-        values: dict[str, Any] = measure(frames, blueprint) | {
+        decoded = time.process_time()
+        values: dict[str, Any] = {
             "clip_id": window.clip_id,
-            "frames": len(frames),
+            "start_s": window.start_s,
+            "end_s": window.end_s,
+            "frames": window.frames,
+            **measure(frames, blueprint),
         }
         verdict = _rules(blueprint).judge(base | values, 0)
-        measured = time.perf_counter()
+        measured = time.process_time()
         mp4 = None
         if verdict.status == "rejected" and not recipe.score_all:
             values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
         else:
             mp4 = encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
         picture = strip(frames)
-        encoded = time.perf_counter()
+        encoded = time.process_time()
         timings = {"decode": decoded - before, "filters": measured - decoded, "encode": encoded - measured}
         yield Cut(window, values, mp4, picture, timings)
-        before = time.perf_counter()
+        before = time.process_time()
 
 
 def measure(frames: Frames, blueprint: Blueprint) -> dict[str, Value]:

@@ -15,8 +15,9 @@ from pipeline.catalog import PARTS, Catalog, values
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger
+from pipeline.lock import alone
 from pipeline.recipe import Recipe
-from pipeline.run import Progress, Run, alone
+from pipeline.run import Progress, Run
 from pipeline.schema import BASE_LAYER, COLUMNS
 from pipeline.sources import Source, expand
 from pipeline.storage import Folder
@@ -61,8 +62,8 @@ def ingest(
 ) -> Summary:
     """Bring sources into OUT; what is there already stays and is not done again.
 
-    `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of its own with `cpus` CPUs.
-    `watcher` is called with the progress a few times a second. Raises `UsageError` before anything starts, and
+    `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of
+    its own with `cpus` CPUs. `watcher` is called with the progress a few times a second. Raises `UsageError` before anything starts, and
     `RunError` when the run cannot go on.
     """
     chosen = recipe.load(recipe_file)

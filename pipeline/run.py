@@ -6,8 +6,6 @@ what is missing. So a run ends when everything listed is settled, or when a roun
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import queue
 import signal
@@ -27,10 +25,10 @@ import pipeline
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, now
 from pipeline.engine import LOST, MAX_CHUNKS, Engine
+from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
 from pipeline.schema import BASE_LAYER
-from pipeline.storage import Folder
 from pipeline.sweep import sweep
 
 log = logging.getLogger("vdot_data")
@@ -70,13 +68,14 @@ class Run:
         Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
         """
         self._commit_rows([self._row_of_run()])
+        finish_forgetting(self._catalog)
         swept = sweep(self._catalog)
         if swept:
             log.info("removed %d unfinished files of earlier runs", len(swept))
         if self._blueprint.layer == BASE_LAYER:
             for table in self._ledger.rejudged():
                 self._commit_table(table)
-            self._ledger.refresh()
+        self._ledger.refresh()
         if self._ledger.work():
             self._rounds(address, cpus, watchers)
         self._commit_rows([self._row_of_run() | {"finished": now()}])
@@ -254,20 +253,3 @@ def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
             except queue.Empty:
                 yield None
         reader.result()
-
-
-@contextlib.contextmanager
-def alone(out: Folder) -> Iterator[Folder]:
-    """Hold the lock of a local OUT, so that a second run is refused at once (elsewhere the next commit tells).
-
-    The kernel gives the lock back when its holder dies. Raises `RunError` when another run holds it.
-    """
-    if out.local is None:
-        yield out
-        return
-    with (out.local / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"another run is writing to {out.url}; wait for it, or stop it first.") from error
-        yield out

@@ -226,12 +226,17 @@ def thumbnails(
     for time_s, duration_s, frame in frames(path, source):
         times.append(time_s)
         ends.append(time_s + duration_s)
-        pictures.append(_picture(frame, size, "rgb24", Interpolation.AREA))
+        pictures.append(thumbnail(frame, size))
         if len(times) == _CHUNK:
             yield np.array(times), np.array(ends), np.stack(pictures)
             times, ends, pictures = [], [], []
     if times:
         yield np.array(times), np.array(ends), np.stack(pictures)
+
+
+def thumbnail(frame: av.VideoFrame, size: tuple[int, int] = (48, 27)) -> NDArray[np.uint8]:
+    """A decoded frame squeezed to `size` (width, height), not turned: uint8 [height, width, 3] RGB."""
+    return _picture(frame, size, "rgb24", Interpolation.AREA)
 
 
 def content_box(path: str | Path, source: Probe) -> Box | None:

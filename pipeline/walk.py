@@ -75,7 +75,7 @@ def walk_local(root: str, wanted: Test, enter: Test = _always) -> Iterator[str]:
         entry = next(stack[-1][1], None)
         if entry is None:
             stack.pop()
-        elif not entry.is_dir():
+        elif not _is_folder(entry):
             if wanted(entry.path):
                 yield entry.path
         elif enter(entry.path):
@@ -85,6 +85,13 @@ def walk_local(root: str, wanted: Test, enter: Test = _always) -> Iterator[str]:
                     continue
                 followed.add(identity)
             stack.append((identity, _scan(entry.path)))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads round, or where nobody may look: it fails as a source, with a code
+        return False
 
 
 def _identity(found: os.stat_result) -> tuple[int, int]:

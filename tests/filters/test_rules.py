@@ -1,4 +1,4 @@
-"""Rules: what is accepted as a predicate, three-valued verdicts, and one verdict from one clip or from a whole table."""
+"""Rules: what is a predicate, three-valued verdicts, and one verdict from one clip or from a whole table."""
 
 import duckdb
 import pytest

@@ -1,0 +1,27 @@
+"""One writer per OUT on a disk: a lock that the kernel gives back when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.errors import RunError
+from pipeline.storage import Folder
+
+
+@contextmanager
+def alone(out: Folder) -> Iterator[Folder]:
+    """Hold the lock of a local OUT, so that a second run is refused at once (elsewhere the next commit tells).
+
+    The kernel gives the lock back when its holder dies. Raises `RunError` when another run holds it.
+    """
+    if out.local is None:
+        yield out
+        return
+    with (out.local / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another run is writing to {out.url}; wait for it, or stop it first.") from error
+        yield out

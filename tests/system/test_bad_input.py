@@ -1,0 +1,243 @@
+"""Whatever is given as input, every source gets a verdict, every mistake one sentence, and data stays as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+# Names that a shell, a URL, a format string or SQL would read as something else.
+ODD_NAMES = (
+    "two words.mp4",
+    'it\'s "quoted".mp4',
+    "ünï 视频.mp4",
+    "new\nline.mp4",
+    "100%25 %s {0}.mp4",
+    "-rf.mp4",
+    "a?b#c*.mp4",
+)
+
+
+@dataclass
+class Bad:
+    """One ingest of the folder of bad files, and a second one that was started meanwhile."""
+
+    done: CompletedProcess[str]
+    second: CompletedProcess[str]
+    out: Any
+    sources: dict[str, dict[str, Any]]
+
+    def verdict(self, name: str) -> str:
+        row = self.sources[name]
+        return str(row["code"] or row["rule"] or row["status"])
+
+
+def fill(folder: Path, videos: Any) -> None:
+    """One of every kind of file that does not belong into a folder of videos, and good ones between them."""
+    videos.write(folder / "good 1.mp4", 1, shots=2)
+    videos.write(folder / "good 2.mp4", 2)
+    shutil.copy(folder / "good 2.mp4", folder / "same as good 2.mp4")
+    (folder / "zero-byte.mp4").touch()
+    (folder / "text.mp4").write_text("404 Not Found\n" * 40)
+    (folder / "noise.mp4").write_bytes(os.urandom(50_000))
+    videos.audio(folder / "audio-only.mp4")
+    videos.write(folder / "one-frame.mp4", 3, count=1)
+    videos.write(folder / "three-frames.mp4", 4, count=3)
+    videos.vast(folder / "vast.mp4")
+    videos.truncated(folder / "truncated.mp4", 5)
+    (folder / "folder.mp4").mkdir()
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "back").symlink_to(folder)
+    (folder / "dangling.mp4").symlink_to("nothing.mp4")
+    for seed, name in enumerate(ODD_NAMES, 10):
+        videos.write(folder / name, seed, count=20)
+
+
+@pytest.fixture(scope="module")
+def bad(vdot: Any, tools: Any, recipe: Any, videos: Any, tmp_path_factory: pytest.TempPathFactory) -> Bad:
+    root: Path = tmp_path_factory.mktemp("bad")
+    folder = root / "videos"
+    folder.mkdir()
+    fill(folder, videos)
+    if os.geteuid():
+        videos.write(folder / "forbidden.mp4", 6).chmod(0)
+    listed = root / "list.csv"
+    listed.write_text(f'path,licence\n{folder}/folder.mp4,CC0\n{root}/vanished.mp4,CC0\n"{root}/no\0name.mp4",CC0\n')
+    out = tools.Out(root / "out")
+    command = ("ingest", folder, listed, "--out", out.url, "--recipe", recipe(), "--cpus", 1)
+    first = vdot.start(*command)
+    claimed = Path(out.url) / "catalog/000000000001.parquet"
+    tools.poll(lambda: claimed.exists() or first.poll() is not None, 60, "the first run has claimed its OUT")
+    second = vdot(*command)
+    return Bad(vdot.finish(first), second, out, out.sources())
+
+
+@pytest.mark.slow
+def test_a_run_over_bad_files_ends_well_and_says_what_became_of_each(bad: Bad) -> None:
+    assert bad.done.returncode == 0, bad.done.stderr
+    assert "Traceback" not in bad.done.stderr
+    for code in ("SOURCE_EMPTY", "NOT_VIDEO", "TOO_LARGE", "SOURCE_UNREADABLE", "DECODE_ERROR"):
+        assert code in bad.done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("zero-byte.mp4", "SOURCE_EMPTY"),
+        ("text.mp4", "NOT_VIDEO"),
+        ("noise.mp4", "NOT_VIDEO"),
+        ("audio-only.mp4", "NOT_VIDEO"),
+        ("one-frame.mp4", "too_short"),
+        ("three-frames.mp4", "too_short"),
+        ("vast.mp4", "TOO_LARGE"),
+        ("truncated.mp4", "DECODE_ERROR"),
+        ("folder.mp4", "SOURCE_UNREADABLE"),
+        ("pipe.mp4", "SOURCE_UNREADABLE"),
+        ("loop.mp4", "SOURCE_UNREADABLE"),
+        ("dangling.mp4", "SOURCE_UNREADABLE"),
+        ("vanished.mp4", "SOURCE_UNREADABLE"),
+        ("no\0name.mp4", "SOURCE_UNREADABLE"),
+        ("good 1.mp4", "cut"),
+        ("good 2.mp4", "cut"),
+        ("same as good 2.mp4", "same"),
+        *((name, "cut") for name in ODD_NAMES),
+    ],
+)
+def test_each_source_gets_its_verdict(bad: Bad, name: str, verdict: str) -> None:
+    assert bad.verdict(name) == verdict
+    if bad.sources[name]["status"] == "failed":
+        assert bad.sources[name]["detail"]
+        assert bad.sources[name]["stage"] in ("fetch", "scan")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_fails_alone(bad: Bad) -> None:
+    assert bad.verdict("forbidden.mp4") == "SOURCE_UNREADABLE"
+
+
+def test_good_sources_are_kept_beside_bad_ones(bad: Bad, vdot: Any) -> None:
+    kept = [clip for clip in bad.out.clips().values() if clip["status"] == "kept"]
+    names = sorted(clip["source_uri"].rpartition("/")[2] for clip in kept)
+    assert names == sorted(["good 1.mp4", "good 1.mp4", "good 2.mp4", *ODD_NAMES])
+    assert set(bad.out.samples()) == {clip["clip_id"] for clip in kept}
+    assert vdot("verify", bad.out.url, "--workers", 1).returncode == 0
+
+
+def test_a_second_run_on_the_same_out_is_refused_and_harms_nothing(bad: Bad) -> None:
+    refused(bad.second, 1, "another run is writing to")
+    assert bad.done.returncode == 0
+
+
+def refused(done: CompletedProcess[str], status: int, *words: str) -> None:
+    """The run ended with this status and one sentence that has these words."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if "vdot-data:" in line]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("vdot-data: ")
+    for word in words:
+        assert word in said[0]
+    assert done.stdout == ""
+
+
+MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "a key that does not exist": ("shot: adaptive", ("shot",)),
+    "a grid that no trainer takes": ("grid: {frames: 80}", ("grid",)),
+    "a rule that is no SQL": ("rules: {dark: luma <}", ("dark", "luma <")),
+    "a rule that reads a file": ("rules: {dark: \"(SELECT count(*) FROM 'x.csv') > 1\"}", ("dark",)),
+    "a rule over an unknown column": ("rules: {dark: lumma < 5}", ("dark", "lumma", "luma")),
+    "a task over an unknown column": ("tasks: {pose: pose_coverag > 5}", ("pose", "pose_coverag")),
+    "an unknown annotator": ("stages: [[scribbel]]", ("scribbel", "scribble")),
+    "an unknown filter": ("filters: [lumma]", ("lumma", "luma")),
+    "a list": ("[a, b]", ("keys and values", "list")),
+    "no YAML": ("a: [b", ("YAML",)),
+    "a number that is a word": ("limits: {stall_s: long}", ("limits.stall_s",)),
+    "bytes that are no text": ("\udcff\udcfe", ("cannot read the recipe",)),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_recipe_is_refused_before_anything_starts(vdot: Any, small: Path, tmp_path: Path, mistake: str) -> None:
+    text, words = MISTAKES[mistake]
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    refused(vdot("ingest", small, "--out", tmp_path / "out", "--recipe", path), 2, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_not_there_is_refused(vdot: Any, small: Path, tmp_path: Path) -> None:
+    done = vdot("ingest", small, "--out", tmp_path / "out", "--recipe", tmp_path / "none.yaml")
+    refused(done, 2, "cannot read the recipe", "none.yaml")
+
+
+def test_sources_that_name_nothing_are_refused(vdot: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source, words in (
+        ("nowhere.mp4", "does not exist"),
+        (tmp_path / "empty", "no video file"),
+        ("*.mp4", "no file"),
+    ):
+        refused(vdot("ingest", source, "--out", tmp_path / "out"), 2, str(source), words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_that_are_missing_end_with_2(vdot: Any, tmp_path: Path) -> None:
+    for arguments in (("ingest",), ("ingest", tmp_path), ("ingest", "--out", tmp_path), ("injest",)):
+        done = vdot(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "Usage: vdot-data" in done.stderr
+
+
+def test_another_grid_is_refused_and_the_dataset_stays_as_it_is(
+    vdot: Any, recipe: Any, small: Path, local: Any
+) -> None:
+    before = local.files()
+    other = recipe(grid={"fps": 8, "frames": 13, "min_frames": 9, "area": 36864, "multiple": 16})
+    refused(vdot("ingest", small, "--out", local.url, "--recipe", other), 2, local.url, "grid")
+    assert local.files() == before
+
+
+def test_a_folder_that_is_no_dataset_is_refused(vdot: Any, tmp_path: Path) -> None:
+    for command in (("verify", tmp_path), ("retry", tmp_path), ("annotate", tmp_path, "--with", "flow")):
+        refused(vdot(*command), 2, str(tmp_path), "not a dataset")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_out_that_cannot_be_written_is_refused(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/out")):
+        refused(vdot("ingest", small, "--out", out, "--recipe", recipe()), 1, str(out))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_read_only_out_is_refused(vdot: Any, tools: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
+    with tools.mounted(tmp_path / "out", "ro,size=1m") as out:
+        refused(vdot("ingest", small, "--out", out, "--recipe", recipe()), 1, str(out))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_a_full_disk(vdot: Any, tools: Any, recipe: Any, videos: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for seed in range(6):
+        videos.write(folder / f"{seed}.mp4", seed, shots=3, grain=1)
+    with tools.mounted(tmp_path / "out", "size=400k") as mount:
+        out = tools.Out(mount)
+        command = ("ingest", folder, "--out", out.url, "--recipe", recipe(commit={"shard_mb": 0.2}), "--cpus", 1)
+        refused(vdot(*command), 1, "no space left", out.url)
+        assert vdot("verify", out.url, "--workers", 1).returncode == 0
+        kept = set(out.samples())
+        assert 0 < len(kept) < 18
+        tools.resize(mount, "64m")
+        done = vdot(*command)
+        assert done.returncode == 0, done.stderr
+        assert kept < set(out.samples())
+        assert len(out.samples()) == 18
+        assert vdot("verify", out.url, "--workers", 1).returncode == 0

@@ -1,0 +1,182 @@
+"""Decoders that crash, hang or eat memory and annotators that fail or die cost one source or clip, and bounded time.
+
+The faults are injected from outside: a `sitecustomize` on PYTHONPATH changes what `av.open` does to marked files in the
+decoder's process, and a package beside it, never installed, provides the annotator.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+
+SITECUSTOMIZE = """
+import sys
+
+if "pipeline.sandbox" in sys.orig_argv:
+    import ctypes
+    import pathlib
+    import re
+    import time
+
+    import av
+
+    opened = av.open
+
+    def faulty(file, *arguments, **options):
+        path = str(file).removeprefix("file:")
+        fault = pathlib.Path(path).read_bytes().rpartition(b"vdot-test:")
+        held = []
+        if fault[1]:
+            match fault[2]:
+                case b"crash":
+                    ctypes.string_at(0)
+                case b"sleep":
+                    time.sleep(3600)
+                case b"spin":
+                    re.match("(a+)+$", "a" * 64 + "b")
+                case b"eat":
+                    while True:
+                        held.append(bytearray(64 << 20))
+        return opened(file, *arguments, **options)
+
+    av.open = faulty
+"""
+
+ANNOTATOR = '''
+import os
+import signal
+
+import numpy as np
+
+from annotators.base import Annotation, Signal
+
+
+class Moody:
+    """Hates pure colours."""
+
+    name = "moody"
+    version = "1"
+    tracks = ("mood",)
+    signals = {"mood": Signal("0..255", "The mean.")}
+    weights = ()
+
+    def __call__(self, frames, fps):
+        red, green, blue = frames.reshape(-1, 3).mean(axis=0)
+        if red > green + blue:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if green > red + blue:
+            raise ValueError("green is not for me")
+        mood = frames[:-1] if blue > red + green else frames
+        return Annotation(tracks={"mood": mood}, signals={"mood": float(frames.mean())})
+'''
+
+FAULTS = ("crash", "sleep", "spin", "eat")
+COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
+
+
+@dataclass
+class Faulty:
+    """One ingest over all the faults at once."""
+
+    done: CompletedProcess[str]
+    out: Any
+    scratch: Path
+    left: list[Any]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH: the faults, and a package that provides the annotator `moody`."""
+    folder: Path = tmp_path_factory.mktemp("package")
+    (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    (folder / "moody.py").write_text(ANNOTATOR)
+    info = folder / "moody-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moody\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vdot_data.annotators]\nmoody = moody:Moody\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faulty(
+    vdot: Any, tools: Any, recipe: Any, videos: Any, package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Faulty:
+    root: Path = tmp_path_factory.mktemp("faulty")
+    folder, scratch = root / "videos", Path(tempfile.mkdtemp(dir=root))
+    folder.mkdir()
+    for seed, fault in enumerate(FAULTS):
+        path = videos.write(folder / f"{fault}.mp4", seed)
+        path.write_bytes(path.read_bytes() + f"vdot-test:{fault}".encode())
+    for seed, (name, colour) in enumerate(COLOURS.items(), 10):
+        videos.write(folder / f"{name}.mp4", seed, tint=colour)
+    for seed in range(20, 24):
+        videos.write(folder / f"good {seed}.mp4", seed, tint=(120, 110, 130))
+    out = tools.Out(root / "out")
+    limits = {"stall_s": 4, "memory_mb": 1024, "worker_deaths": 2}
+    chosen = recipe(stages=[["scribble"], ["moody"]], limits=limits)
+    environment = {"PYTHONPATH": str(package), "VDOT_SCRATCH": str(scratch)}
+    began = time.monotonic()
+    done = vdot("ingest", folder, "--out", out.url, "--recipe", chosen, "--cpus", 1, env=environment, timeout=200)
+    seconds = time.monotonic() - began
+    end = time.monotonic() + 5
+    while (left := tools.heirs("VDOT_SCRATCH", str(scratch))) and time.monotonic() < end:
+        time.sleep(0.05)
+    return Faulty(done, out, scratch, left, seconds)
+
+
+@pytest.mark.slow
+def test_a_run_over_faults_ends_well_and_soon(faulty: Faulty) -> None:
+    assert faulty.done.returncode == 0, faulty.done.stderr
+    assert "Traceback" not in faulty.done.stderr
+    assert faulty.seconds < 120
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("crash", "DECODE_CRASH", "SIGSEGV"),
+        ("sleep", "DECODE_TIMEOUT", "no progress for 4 s"),
+        ("spin", "DECODE_TIMEOUT", "no progress for 4 s"),
+        ("eat", "OUT_OF_MEMORY", "memory"),
+    ],
+)
+def test_a_fault_of_the_decoder_costs_its_source_alone(faulty: Faulty, fault: str, code: str, words: str) -> None:
+    row = faulty.out.sources()[f"{fault}.mp4"]
+    assert (row["status"], row["code"], row["stage"]) == ("failed", code, "scan")
+    assert words in row["detail"]
+
+
+@pytest.mark.parametrize(
+    ("colour", "code", "stage", "words"),
+    [
+        ("red", "WORKER_DIED", "stage 1", "moody"),
+        ("green", "ANNOTATOR_ERROR", "moody", "ValueError: green is not for me (moody.py:"),
+        ("blue", "ANNOTATOR_ERROR", "moody", "track mood is uint8 (16, 96, 128, 3), the clip uint8 (17, 96, 128, 3)"),
+    ],
+)
+def test_a_fault_of_an_annotator_costs_its_clip_alone(
+    faulty: Faulty, colour: str, code: str, stage: str, words: str
+) -> None:
+    rows = [clip for clip in faulty.out.clips().values() if clip["source_uri"].endswith(f"/{colour}.mp4")]
+    assert [(row["status"], row["code"], row["stage"]) for row in rows] == [("failed", code, stage)]
+    assert words in rows[0]["detail"]
+
+
+def test_everything_else_is_kept(faulty: Faulty, vdot: Any) -> None:
+    kept = [clip for clip in faulty.out.clips().values() if clip["status"] == "kept"]
+    assert sorted(Path(clip["source_uri"]).name for clip in kept) == [f"good {seed}.mp4" for seed in range(20, 24)]
+    assert all({"mp4", "scribble.mp4", "mood.mp4", "json"} <= set(found) for found in faulty.out.samples().values())
+    assert vdot("verify", faulty.out.url, "--workers", 1).returncode == 0
+
+
+def test_no_process_and_no_scratch_folder_is_left(faulty: Faulty) -> None:
+    assert not faulty.left
+    assert not os.listdir(faulty.scratch)
