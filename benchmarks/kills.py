@@ -1,4 +1,4 @@
-"""Exactly once, shown the hard way: SIGKILL ingest's driver, workers and nodes at random, and compare with a calm run."""
+"""Exactly once, the hard way: SIGKILL ingest's driver, workers and nodes at random, and compare with a calm run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,20 @@ RECIPE = "commit: {shard_mb: 2, every_s: 3}\n"
 
 def measure(clips: Path, count: int, seed: int, nodes: int, recipe: str = RECIPE) -> dict[str, Any]:
     """Kill until `count` kills have landed, in as many datasets as that takes; each must equal the undisturbed one."""
-    dice = random.Random(seed)
+    dice = random.Random(seed)  # noqa: S311
     kills: Counter[str] = Counter()
     problems: list[str] = []
     rounds = 0
     with tempfile.TemporaryDirectory(prefix="vdot-kills-") as temporary, _cluster(nodes) as cluster:
         folder = Path(temporary)
         (folder / "recipe.yaml").write_text(recipe)
-        command = [sys.executable, "-m", "pipeline.cli", "ingest", str(clips), "--recipe", str(folder / "recipe.yaml")]
+        command = [
+            str(Path(sys.executable).with_name("vdot-data")),
+            "ingest",
+            str(clips),
+            "--recipe",
+            str(folder / "recipe.yaml"),
+        ]
         command += ["--address", cluster.address] if cluster else []
         started = time.monotonic()
         subprocess.run([*command, "--out", str(folder / "calm")], check=True, cwd=folder, capture_output=True)
@@ -167,7 +173,8 @@ class _Cluster:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 300 << 20})
+        head = {"num_cpus": 1, "object_store_memory": 300 << 20}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
         self._node = self._add()
 

@@ -81,8 +81,8 @@ def clips(
 ) -> Iterator[Cut]:
     """Decode a source once more and make its clips, in order of time.
 
-    `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a rule rejects on cheap
-    signals is not encoded, unless the recipe says `score_all`.
+    `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a
+    rule rejects on cheap signals is not encoded, unless the recipe says `score_all`.
     """
     recipe = blueprint.recipe
     probe = video.probe(path, recipe.limits.pixels)

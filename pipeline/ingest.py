@@ -62,9 +62,9 @@ def ingest(
 ) -> Summary:
     """Bring sources into OUT; what is there already stays and is not done again.
 
-    `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of
-    its own with `cpus` CPUs. `watcher` is called with the progress a few times a second. Raises `UsageError` before anything starts, and
-    `RunError` when the run cannot go on.
+    `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of its own
+    with `cpus` CPUs. `watcher` is called with the progress a few times a second. Raises `UsageError` before anything
+    starts, and `RunError` when the run cannot go on.
     """
     chosen = recipe.load(recipe_file)
     with Scratch() as scratch:

@@ -136,6 +136,10 @@ class Ledger:
         """How many pieces of work are left."""
         return self._count("work")
 
+    def settled(self) -> int:
+        """How much is settled: grows with every round that gets anywhere."""
+        return self._count("settled") + self._count("seen")
+
     def chunks(self, most: int) -> Iterator[pa.Table]:
         """The work as at most `most` Arrow tables of equal size, in the order of the listing."""
         size = max(1, -(-self.work() // most))

@@ -91,7 +91,7 @@ class Run:
             for pairs in self._ledger.contents():
                 engine.own(pairs)
             while self._ledger.work() and not stop.asked:
-                before = self._catalog.sequence
+                before = self._ledger.settled()
                 self.progress.work = self._ledger.work()
                 self.progress.sources = 0
                 try:
@@ -101,8 +101,8 @@ class Run:
                         "part of the cluster was lost; going on with what is missing: %s",
                         str(error).strip().splitlines()[-1],
                     )
-                fruitless = 0 if self._catalog.sequence > before else fruitless + 1
                 self._ledger.refresh()
+                fruitless = 0 if self._ledger.settled() > before else fruitless + 1
                 if fruitless > FRUITLESS:
                     raise RunError(
                         f"{self._ledger.work()} sources got no verdict in {fruitless} rounds: workers die, or the "

@@ -53,19 +53,20 @@ class CutStage:
 
     def _load(self, clip: dict[str, Any]) -> Iterator[Item]:
         """A stored clip, ready to be annotated anew."""
-        blueprint, place = self._blueprint, (clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
-        record = {name: value for name, value in clip.items() if name not in {"shard", "offset", "bytes", "status"}}
-        item = Item(record)
-        sample = attempt(ErrorCode.STORAGE_ERROR, lambda: shards.sample(self._out, *place))
-        if isinstance(sample, Failure):
-            _fail(item, sample, "load")
-        else:
-            item.members["mp4"] = sample["mp4"]
-            if blueprint.layer == BASE_LAYER:
-                frames = encode.decode(sample["mp4"])
-                item.preview = cutting.strip(frames)
-                record |= cutting.measure(frames, blueprint)
+        item = Item({name: value for name, value in clip.items() if name not in {"shard", "offset", "bytes"}})
+        failure = attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen(item, clip))
+        if isinstance(failure, Failure):
+            _fail(item, failure, "load")
         yield item
+
+    def _reopen(self, item: Item, clip: dict[str, Any]) -> None:
+        sample = shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
+        item.members["mp4"] = sample["mp4"]
+        if self._blueprint.layer == BASE_LAYER:
+            frames = encode.decode(sample["mp4"])
+            item.preview = cutting.strip(frames)
+            item.record |= cutting.measure(frames, self._blueprint)
+            item.record["lineage"] = self._blueprint.made_by([*self._blueprint.filters])
 
     def _source(self, work: dict[str, Any]) -> Iterator[Item]:
         started = time.perf_counter()
@@ -324,7 +325,7 @@ def _checked(annotator: Annotator, frames: Frames, fps: float) -> Callable[[], A
 
 
 class _Timer:
-    """Adds the CPU seconds since its last call to one step: on a full machine, wall seconds count the neighbours' work."""
+    """Adds the CPU seconds since its last call to one step; wall seconds would count the neighbours' work too."""
 
     def __init__(self, timings: dict[str, float]) -> None:
         self._timings, self._last = timings, time.process_time()

@@ -5,180 +5,157 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
-import yaml
 
 from pipeline import shards
 from pipeline.storage import Folder
 from pipeline.verify import verify
 
-Vdot = Callable[..., subprocess.CompletedProcess[str]]
-
-RECIPE: dict[str, Any] = {
-    "shots": "adaptive",
-    "grid": {"fps": 8, "frames": 17, "min_frames": 9, "area": 36864, "multiple": 16},
-    "stages": [["scribble"]],
-    "rules": {"bright": "luma > 250", "plain": "scribble_density < 0"},
-    "tasks": {"long": "frames > 10"},
-    "commit": {"shard_mb": 1, "every_s": 2},
-}
-
-
-def rows(out: Path, what: str, where: str = "true") -> list[dict[str, Any]]:
-    """The current rows of a dataset, as a user reads them with DuckDB."""
-    con = duckdb.connect()
-    con.execute(f"CREATE VIEW parts AS FROM read_parquet('{out}/catalog/*.parquet', union_by_name = true)")
-    key = {"clip": "clip_id, layer", "source": "source_uri"}[what]
-    cursor = con.execute(
-        f"SELECT * FROM (FROM parts WHERE kind = '{what}' QUALIFY row_number() OVER "
-        f"(PARTITION BY {key} ORDER BY sequence DESC) = 1) WHERE {where} ORDER BY {key}"
-    )
-    assert cursor.description is not None
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
-
-
-def samples(out: Path) -> dict[str, dict[str, bytes]]:
-    """Clip id -> members of every current base sample that is kept."""
-    return {
-        row["clip_id"]: shards.sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
-        for row in rows(out, "clip", "layer = 'base' AND status = 'kept'")
-    }
-
-
-def verdicts(out: Path) -> dict[str, tuple[str, str | None, list[str] | None]]:
-    return {row["clip_id"]: (row["status"], row["rule"], row["tasks"]) for row in rows(out, "clip", "layer = 'base'")}
-
-
-def recipe(folder: Path, **changes: Any) -> str:
-    path = folder / f"recipe-{abs(hash(repr(changes)))}.yaml"
-    path.write_text(yaml.safe_dump(RECIPE | changes))
-    return str(path)
-
-
-def shard_names(out: Path) -> set[str]:
-    return {path.name for path in (out / "shards").glob("*.tar")}
+pytestmark = pytest.mark.slow
 
 
 def clean(out: Path) -> bool:
     return verify(str(out), 1).problems == []
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, video_folder: Path) -> Path:
-    """A folder with two videos, a byte-for-byte twin of one of them, and one kept aside for later."""
-    home = tmp_path_factory.mktemp("life")
-    (home / "videos").mkdir()
-    (home / "later").mkdir()
-    some = sorted(video_folder.glob("*.mp4"))[:3]
-    for path in some[:2]:
-        shutil.copy(path, home / "videos")
-    shutil.copy(some[0], home / "videos" / "twin.mp4")
-    shutil.copy(some[2], home / "later")
-    return home
+def verdicts(out: Any) -> dict[str, tuple[str, str | None, list[str] | None]]:
+    return {clip: (row["status"], row["rule"], row["tasks"]) for clip, row in out.clips().items()}
 
 
-@pytest.mark.slow
-def test_the_life_of_a_dataset(home: Path, vdot: Vdot) -> None:
-    out, base = home / "out", recipe(home)
-    first = json.loads(vdot("ingest", "videos", "--out", out, "--recipe", base, "--json", cwd=home).stdout)
-    assert first["clips"]["kept"][""] > 2
+@pytest.fixture
+def run(vdot: Any) -> Any:
+    """`run(...)` runs the command, which must succeed, and gives its summary."""
+
+    def run(*arguments: object) -> dict[str, Any]:
+        done = vdot(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        summary: dict[str, Any] = json.loads(done.stdout)
+        return summary
+
+    return run
+
+
+def test_rules_change_sources_come_and_nothing_is_done_twice(
+    run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path
+) -> None:
+    videos, later, out = tmp_path / "videos", tmp_path / "later", tmp_path / "out"
+    videos.mkdir()
+    later.mkdir()
+    shutil.copy(small / "1.mp4", videos)
+    shutil.copy(small / "3.mp4", videos)
+    shutil.copy(small / "1.mp4", videos / "twin.mp4")
+    shutil.copy(small / "2.mp4", later)
+    data, base = tools.Out(out), recipe()
+
+    first = run("ingest", videos, "--out", out, "--recipe", base)
+    assert first["clips"] == {"kept": {"": 5}}
     assert first["sources"] == {"cut": {"": 2}, "same": {"": 1}}
-    same = rows(out, "source", "status = 'same'")[0]
-    assert {Path(same["source_uri"]).name, Path(same["same_as"]).name} == {"twin.mp4", "0.mp4"} or same["same_as"]
-    assert clean(out)
-    before, stored = samples(out), shard_names(out)
+    (twin,) = data.query("SELECT source_uri, same_as FROM sources WHERE status = 'same'")
+    assert {Path(uri).name for uri in twin.values()} == {"1.mp4", "twin.mp4"}
+    before, stored = data.samples(), sorted((out / "shards").iterdir())
 
-    # The same again: nothing is done, nothing is stored.
-    again = json.loads(vdot("ingest", "videos", "--out", out, "--recipe", base, "--json", cwd=home).stdout)
-    assert again["clips"] == first["clips"] and again["done"] == {}
-    assert shard_names(out) == stored
+    again = run("ingest", videos, "--out", out, "--recipe", base)
+    assert (again["clips"], again["done"], again["startup_s"]) == (first["clips"], {}, 0)
+    assert sorted((out / "shards").iterdir()) == stored
 
     # One more source: what was there stays, byte for byte.
-    more = json.loads(vdot("ingest", "videos", "later", "--out", out, "--recipe", base, "--json", cwd=home).stdout)
-    assert more["clips"]["kept"][""] > first["clips"]["kept"][""]
-    assert more["done"]["kept"] == more["clips"]["kept"][""] - first["clips"]["kept"][""]
-    assert stored < shard_names(out)
-    assert {clip: members for clip, members in samples(out).items() if clip in before} == before
+    more = run("ingest", videos, later, "--out", out, "--recipe", base)
+    assert (more["clips"], more["done"]) == ({"kept": {"": 6}}, {"kept": 1})
+    everything = data.samples()
+    assert before.items() <= everything.items()
 
-    # Tighter rules reject without running a model; the old ones bring the samples back as they were.
-    everything = samples(out)
-    densities = sorted(row["scribble_density"] for row in rows(out, "clip"))
-    tight = recipe(home, rules={"plain": f"scribble_density < {densities[len(densities) // 2]}"})
-    rejected = json.loads(vdot("ingest", "videos", "later", "--out", out, "--recipe", tight, "--json", cwd=home).stdout)
-    assert rejected["clips"]["rejected"]["plain"] == len(densities) // 2
-    assert rejected["done"] == {} and rejected["startup_s"] == 0
-    vdot("ingest", "videos", "later", "--out", out, "--recipe", base, cwd=home)
-    assert samples(out) == everything
+    # Tighter rules reject at once, without a model; the old ones bring the samples back as they were.
+    lumas = sorted(row["luma"] for row in data.clips().values())
+    tight = run("ingest", videos, later, "--out", out, "--recipe", recipe(rules={"dim": f"luma < {lumas[3]}"}))
+    assert (tight["clips"], tight["done"]) == ({"kept": {"": 3}, "rejected": {"dim": 3}}, {})
+    assert len(data.samples()) == 3
+    assert clean(out)
+    back = run("ingest", videos, later, "--out", out, "--recipe", base)
+    assert (back["clips"], back["startup_s"]) == (more["clips"], 0)
+    assert data.samples() == everything
     assert clean(out)
 
 
-@pytest.mark.slow
-def test_looser_rules_equal_a_fresh_ingest(home: Path, vdot: Vdot) -> None:
+def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path) -> None:
     """Clips that a looser rule lets in are pending until ingest annotates them, and then as if never rejected."""
-    lumas = home / "loose"
-    dark = recipe(home, rules={"all": "luma >= 0"})
-    loose = recipe(home, rules={"none": "luma < 0"}, stages=[["scribble"], ["flow"]], tasks={"moves": "motion > 0.5"})
-    out = lumas / "out"
-    none = json.loads(vdot("ingest", "videos", "--out", out, "--recipe", dark, "--json", cwd=home).stdout)
-    assert set(none["clips"]) == {"rejected"}
-    # With another source's listing nothing of these is annotated, so they stay pending.
-    waiting = json.loads(vdot("ingest", "later", "--out", out, "--recipe", loose, "--json", cwd=home).stdout)
-    assert waiting["clips"]["pending"][""] == none["clips"]["rejected"]["all"]
-    vdot("ingest", "videos", "later", "--out", out, "--recipe", loose, cwd=home)
-    vdot("ingest", "videos", "later", "--out", lumas / "fresh", "--recipe", loose, cwd=home)
-    assert verdicts(out) == verdicts(lumas / "fresh")
-    assert samples(out) == samples(lumas / "fresh")
-    assert all({"mp4", "json", "scribble.mp4", "flow.mp4"} == set(members) for members in samples(out).values())
-    assert clean(out) and clean(lumas / "fresh")
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    (tmp_path / "list.txt").write_text(f"{small / '1.mp4'}\n{small / '2.mp4'}\n")
+    one, two = small / "1.mp4", tmp_path / "list.txt"
+    loose = recipe(rules={"still": "motion < 0.5"}, stages=[["scribble"], ["flow"]], tasks={"moves": "motion > 1"})
+    none = run("ingest", two, "--out", out, "--recipe", recipe(rules={"all": "luma >= 0"}))
+    assert none["clips"] == {"rejected": {"all": 3}}
+    assert not list((out / "shards").glob("*"))
+    # The third clip's source is not listed, so nobody annotates it yet.
+    some = run("ingest", one, "--out", out, "--recipe", loose)
+    assert some["clips"] == {"kept": {"": 2}, "pending": {"still": 1}}
+    run("ingest", two, "--out", out, "--recipe", loose)
+    run("ingest", two, "--out", fresh, "--recipe", loose)
+    assert verdicts(tools.Out(out)) == verdicts(tools.Out(fresh))
+    assert tools.Out(out).samples() == tools.Out(fresh).samples()
+    members = {"mp4", "json", "scribble.mp4", "flow.mp4"}
+    assert all(set(sample) == members for sample in tools.Out(out).samples().values())
+    assert clean(out)
+    assert clean(fresh)
 
 
-@pytest.mark.slow
-def test_layers_and_newer_annotators(home: Path, vdot: Vdot) -> None:
-    """A layer adds under the same ids; an annotator added to the recipe supersedes. Both equal a fresh ingest."""
-    out = home / "layers"
-    vdot("ingest", "later", "--out", out, "--recipe", recipe(home), cwd=home)
-    base = samples(out)
-    layer = json.loads(vdot("annotate", out, "--with", "flow", "--json", cwd=home).stdout)
+def test_a_layer_adds_and_a_new_annotator_supersedes(
+    run: Any, vdot: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path
+) -> None:
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    run("ingest", small / "1.mp4", "--out", out, "--recipe", recipe())
+    base = tools.Out(out).samples()
+
+    layer = run("annotate", out, "--with", "flow")
     assert layer["done"] == {"kept": len(base)}
-    found = rows(out, "clip", "layer = 'flow'")
-    assert {row["clip_id"] for row in found} == set(base) and all(row["motion"] is not None for row in found)
-    one = found[0]
-    members = shards.sample(Folder(str(out)), one["clip_id"], one["shard"], one["offset"], one["bytes"])
-    assert set(members) == {"flow.mp4", "flow.json"}
-    assert json.loads(vdot("annotate", out, "--with", "flow", "--json", cwd=home).stdout)["done"] == {}
-    both = recipe(home, stages=[["scribble", "flow"]])
-    vdot("ingest", "later", "--out", out, "--recipe", both, cwd=home)
-    assert {clip: members["mp4"] for clip, members in samples(out).items()} == {c: m["mp4"] for c, m in base.items()}
-    assert all("flow.mp4" in members for members in samples(out).values())
-    vdot("ingest", "later", "--out", home / "layers-fresh", "--recipe", both, cwd=home)
-    assert samples(out) == samples(home / "layers-fresh")
+    rows = tools.Out(out).query("SELECT * FROM clips WHERE layer = 'flow'")
+    assert {row["clip_id"] for row in rows} == set(base)
+    for row in rows:
+        assert row["motion"] > 0.5
+        found = shards.sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
+        assert set(found) == {"flow.mp4", "flow.json"}
+    assert run("annotate", out, "--with", "flow")["done"] == {}
     assert clean(out)
-    refused = vdot("annotate", out, "--with", "nonsense", cwd=home, check=False)
-    assert refused.returncode == 2 and "nonsense" in refused.stderr
+    refused = vdot("annotate", out, "--with", "flwo")
+    assert refused.returncode == 2
+    assert "did you mean 'flow'?" in refused.stderr
+
+    both = recipe(stages=[["scribble", "flow"]])
+    run("ingest", small / "1.mp4", "--out", out, "--recipe", both)
+    run("ingest", small / "1.mp4", "--out", fresh, "--recipe", both)
+    renewed = {
+        row["clip_id"]: shards.sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
+        for row in tools.Out(out).query("SELECT * FROM clips WHERE layer = 'base'")
+    }
+    assert renewed == tools.Out(fresh).samples()
+    assert {clip: sample["mp4"] for clip, sample in renewed.items()} == {c: s["mp4"] for c, s in base.items()}
+    assert clean(out)
 
 
-@pytest.mark.slow
-def test_sigterm_drains_and_the_next_run_goes_on(home: Path, video_folder: Path, vdot: Vdot) -> None:
-    out = home / "drained"
-    command = vdot.command("ingest", video_folder, "--out", out, "--recipe", recipe(home))  # type: ignore[attr-defined]
-    with subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True) as process:
-        while not list((out / "shards").glob("*.tar")) and process.poll() is None:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGTERM)
-        told = time.monotonic()
-        assert process.stderr is not None
-        said = process.stderr.read()
-    assert time.monotonic() - told < 30
-    if process.returncode != 0:
-        assert process.returncode == 1 and "stopped on request" in said
+def test_sigterm_drains_and_the_same_command_goes_on(
+    vdot: Any, recipe: Any, videos: Any, tools: Any, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "videos", tmp_path / "out"
+    folder.mkdir()
+    for seed in range(12):
+        videos.write(folder / f"{seed}.mp4", 100 + seed, shots=3)
+    process = vdot.start("ingest", folder, "--out", out, "--recipe", recipe(), "--cpus", 1)
+    tools.poll(lambda: list((out / "shards").glob("*.tar")) or process.poll() is not None, 60, "a first shard")
+    process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    done = vdot.finish(process)
+    assert time.monotonic() - asked < 30
+    assert done.returncode == 1
+    assert "stopped on request" in done.stderr
+    assert "Traceback" not in done.stderr
+    part = tools.Out(out).samples()
+    assert 0 < len(part) < 36
     assert clean(out)
-    vdot("ingest", video_folder, "--out", out, "--recipe", recipe(home), cwd=home)
-    assert not rows(out, "source", "status = 'failed'") and clean(out)
+    assert vdot("ingest", folder, "--out", out, "--recipe", recipe()).returncode == 0
+    whole = tools.Out(out).samples()
+    assert part.items() <= whole.items()
+    assert len(whole) == 36
+    assert clean(out)
