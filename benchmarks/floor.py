@@ -107,7 +107,7 @@ class _One:
             shown = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
             pictures = {index: video.to_rgb(decoded[index][2], probe, size) for index in set(shown)}
             frames = np.stack([pictures[index] for index in shown])
-            values: dict[str, Any] = source | cutting.measure(frames, self._blueprint)
+            values: dict[str, Any] = source | cutting.measure(frames, recipe.grid.fps, recipe.filters)
             cutting.strip(frames)
             if self._rules.judge(values, 0).status == "rejected":
                 continue

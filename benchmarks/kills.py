@@ -69,7 +69,7 @@ def measure(clips: Path, count: int, seed: int, nodes: int, recipe: str = RECIPE
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What must not depend on kills: verdict per clip, a digest per stored sample, and samples per key in all shards."""
+    """What must not depend on kills: verdicts, a digest per stored sample, and how often each key lies in a shard."""
 
     verdicts: dict[str, tuple[str, str | None]]
     samples: dict[str, str]
@@ -85,7 +85,7 @@ def state(out: str) -> State:
         rows = (
             Catalog(folder, scratch.path)
             .connect()
-            .execute("SELECT clip_id, status, coalesce(rule, code), shard, offset, bytes FROM clips")
+            .execute('SELECT clip_id, status, coalesce(rule, code), shard, "offset", bytes FROM clips')
             .fetchall()
         )
     for clip, _, _, shard, offset, size in rows:

@@ -95,7 +95,7 @@ def clips(
             "start_s": window.start_s,
             "end_s": window.end_s,
             "frames": window.frames,
-            **measure(frames, blueprint),
+            **measure(frames, recipe.grid.fps, blueprint.filters),
         }
         verdict = _rules(blueprint).judge(base | values, 0)
         measured = time.process_time()
@@ -111,11 +111,11 @@ def clips(
         before = time.process_time()
 
 
-def measure(frames: Frames, blueprint: Blueprint) -> dict[str, Value]:
-    """Every filter's signals on one clip."""
+def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, Value]:
+    """The signals of these filters on one clip."""
     values: dict[str, Value] = {}
-    for one in _filters(blueprint.filters):
-        values |= one(frames, blueprint.recipe.grid.fps)
+    for one in _filters(filters):
+        values |= one(frames, fps)
     return values
 
 

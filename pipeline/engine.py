@@ -20,10 +20,13 @@ import pyarrow as pa
 
 from pipeline.blueprint import Blueprint
 from pipeline.errors import RunError
+from pipeline.nodes import unreachable
 from pipeline.storage import Folder
 
 # Before ray is imported: no usage report, and no bars and lines between ours. What it has to say comes with `LOST`.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A call after the end is an error; else Ray would start anew for it.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -59,10 +62,13 @@ class Engine:
         self._empty = tempfile.TemporaryDirectory(prefix="vdot-empty-")
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         local: dict[str, Any] = {"object_store_memory": _store_bytes(), "include_dashboard": False, "num_cpus": cpus}
+        silent = unreachable(address) if address else None
+        if silent:
+            raise RunError(f"cannot join the Ray cluster at {address}: {silent}")
         try:
             with _quiet():
                 ray.init(
-                    address=address,
+                    address=address or "local",  # of its own, even where a cluster runs on this machine
                     runtime_env={"working_dir": self._empty.name, "env_vars": threads},
                     log_to_driver=False,
                     logging_level=logging.ERROR,

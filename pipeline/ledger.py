@@ -14,31 +14,12 @@ import pyarrow as pa
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog
 from pipeline.listing import SCHEMA, Listing
-from pipeline.schema import BASE_LAYER
+from pipeline.schema import BASE_LAYER, PLACE
 
-# What a clip's row says of its source; carried along when a stored clip is annotated anew.
-_SOURCE = (
-    "source_uri",
-    "source_hash",
-    "source_width",
-    "source_height",
-    "source_fps",
-    "source_duration_s",
-    "source_codec",
-)
-_CLIP = (
-    "clip_id",
-    "start_s",
-    "end_s",
-    "width",
-    "height",
-    "fps",
-    "frames",
-    "shard",
-    "offset",
-    "bytes",
-    "licence",
-)
+# What a clip's row says of its source, and of the clip; carried along when a stored clip is annotated anew.
+_SOURCE = ["source_uri", "source_hash", "source_width", "source_height", "source_fps"]
+_SOURCE += ["source_duration_s", "source_codec"]
+_CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "licence", "lineage"]
 
 # Work rows: a source (uri .. known), or a stored clip (clip). JSON where a stage needs a few values only.
 _WORK_SCHEMA = pa.schema(
@@ -92,10 +73,10 @@ class Ledger:
         )
 
     def _work_of_layer(self) -> str:
-        clip = ", ".join(f'"{name}" := "{name}"' for name in (*_SOURCE, *_CLIP))
+        clip = self._packed("")
         return (
             "SELECT row_number() OVER () AS position, NULL AS uri, NULL AS size, NULL AS stamp, '{}' AS manifest, "
-            f"NULL::BLOB AS content, NULL AS known, to_json(struct_pack({clip})) AS clip FROM clips "
+            f"NULL::BLOB AS content, NULL AS known, {clip} AS clip FROM clips "
             f"WHERE layer = '{BASE_LAYER}' AND status IN ('kept', 'pending') AND shard IS NOT NULL "
             "AND clip_id NOT IN (SELECT clip_id FROM settled)"
         )
@@ -103,7 +84,7 @@ class Ledger:
     def _work_of_listing(self) -> str:
         assert self._listing is not None
         again = "(s.status = 'failed')" if self._retry else "FALSE"
-        clip = ", ".join(f'"{name}" := c."{name}"' for name in (*_SOURCE, *_CLIP))
+        clip = self._packed("c.")
         probe = ", ".join(f"{name} := s.{name}" for name in _SOURCE if name not in {"source_uri", "source_hash"})
         return f"""
             WITH listed AS (
@@ -115,7 +96,7 @@ class Ledger:
             open AS (
                 SELECT source_uri, w FROM wanted WHERE w.clip_id NOT IN (SELECT clip_id FROM settled)),
             stored AS (
-                SELECT * FROM judged WHERE shard IS NOT NULL AND status IN ('kept', 'pending')),
+                SELECT * FROM judged WHERE shard IS NOT NULL AND status <> 'rejected'),
             missing AS (
                 SELECT source_uri, list(w ORDER BY w.start_s) AS windows FROM open
                 WHERE w.clip_id NOT IN (SELECT clip_id FROM stored) GROUP BY source_uri)
@@ -128,9 +109,15 @@ class Ledger:
             WHERE s.source_uri IS NULL OR {again} OR l.size <> s.source_size OR l.stamp <> s.source_stamp
                 OR m.windows IS NOT NULL OR {"TRUE" if self._rehash else "FALSE"}
             UNION ALL
-            SELECT l.position, l.uri, l.size, l.stamp, l.manifest, NULL, NULL, to_json(struct_pack({clip}))
+            SELECT l.position, l.uri, l.size, l.stamp, l.manifest, NULL, NULL, {clip}
             FROM open o JOIN stored c ON c.clip_id = o.w.clip_id JOIN listed l ON l.uri = o.source_uri
         """
+
+    def _packed(self, table: str) -> str:
+        """SQL for what a stage must know of a stored clip, as JSON."""
+        cheap = [name for name in self._blueprint.signals if name in self._blueprint.known[0]]
+        pairs = (f'"{name}" := {table}"{name}"' for name in (*_SOURCE, *_CLIP, *PLACE, *cheap))
+        return f"to_json(struct_pack({', '.join(pairs)}))"
 
     def work(self) -> int:
         """How many pieces of work are left."""

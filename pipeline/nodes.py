@@ -41,9 +41,9 @@ def node_facts() -> dict[str, str]:
 
 def cluster(address: str) -> Iterator[Check]:
     """Ask every node of a running cluster for its facts."""
-    unreachable = _unreachable(address)
-    if unreachable:
-        yield Check(f"cluster {address}", "fail", unreachable, _NO_CLUSTER)
+    silent = unreachable(address)
+    if silent:
+        yield Check(f"cluster {address}", "fail", silent, _NO_CLUSTER)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -61,7 +61,7 @@ def cluster(address: str) -> Iterator[Check]:
             ray.shutdown()
 
 
-def _unreachable(address: str) -> str | None:
+def unreachable(address: str) -> str | None:
     """Why nothing answers at host:port, if so: Ray itself would try for minutes."""
     named = re.fullmatch(r"(?:ray://)?([^/:]+|\[.+\]):(\d+)", address)
     if named is None:

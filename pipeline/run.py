@@ -13,8 +13,9 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,25 +120,25 @@ class Run:
         group = _Group()
         packing: deque[Any] = deque()
         early: dict[str, list[tuple[Any, int, dict[str, Any]]]] = {}
-        blocks = _ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))
-        for arrived in blocks:
-            watchers(self.progress)
-            if stop.asked and not self.progress.draining:
-                self.progress.draining = True
-                engine.drain()
-            if arrived is not None:
-                self.progress.begun = self.progress.begun or engine.begun()
-                block, size, future = arrived
-                for record in engine.result(future):
-                    self._take(group, early, block, size, record)
-            full = group.size >= commit.shard_mb * 1e6 or (
-                group.rows and time.monotonic() - group.since >= commit.every_s
-            )
-            if full:
-                packing.append(engine.pack(group.blocks))
-                group = _Group()
-            while packing and (len(packing) > PACKING or engine.ready(packing[0])):
-                self._commit_rows(engine.result(packing.popleft()))
+        with closing(_ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))) as blocks:
+            for arrived in blocks:
+                watchers(self.progress)
+                if stop.asked and not self.progress.draining:
+                    self.progress.draining = True
+                    engine.drain()
+                if arrived is not None:
+                    self.progress.begun = self.progress.begun or engine.begun()
+                    block, size, future = arrived
+                    for record in engine.result(future):
+                        self._take(group, early, block, size, record)
+                full = group.size >= commit.shard_mb * 1e6 or (
+                    group.rows and time.monotonic() - group.since >= commit.every_s
+                )
+                if full:
+                    packing.append(engine.pack(group.blocks))
+                    group = _Group()
+                while packing and (len(packing) > PACKING or engine.ready(packing[0])):
+                    self._commit_rows(engine.result(packing.popleft()))
         if group.rows:
             packing.append(engine.pack(group.blocks))
         while packing:
@@ -237,19 +238,31 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
+def _ahead(blocks: Iterator[Any]) -> Generator[Any]:
     """The blocks from a thread of their own, with None twice a second in between, so that time is noticed."""
     waiting: queue.Queue[Any] = queue.Queue(maxsize=64)
+    left = threading.Event()
 
     def read() -> None:
         for block in blocks:
-            waiting.put(block)
+            while not left.is_set():
+                try:
+                    waiting.put(block, timeout=0.5)
+                    break
+                except queue.Full:
+                    continue
+            if left.is_set():
+                return
 
     with ThreadPoolExecutor(1, "plan") as pool:
         reader = pool.submit(read)
-        while not (reader.done() and waiting.empty()):
-            try:
-                yield waiting.get(timeout=0.5)
-            except queue.Empty:
-                yield None
+        try:
+            while not (reader.done() and waiting.empty()):
+                try:
+                    yield waiting.get(timeout=0.5)
+                except queue.Empty:
+                    yield None
+        finally:
+            # Of a run that failed: the thread must end before Ray does, with the block that it waits for.
+            left.set()
         reader.result()

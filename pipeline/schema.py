@@ -80,6 +80,9 @@ COLUMNS = pa.schema(
     ]
 )
 
+# The columns that say where a clip's bytes are.
+PLACE = ("shard", "offset", "bytes", "preview_shard", "preview_offset", "preview_bytes")
+
 # What a rule may name beside signals and manifest columns.
 RULE_COLUMNS = {
     "width": "int", "height": "int", "fps": "float", "frames": "int", "start_s": "float", "end_s": "float",

@@ -25,7 +25,7 @@ from pipeline.fetch import Fetched, Scratch, fetch
 from pipeline.grid import Window, shots_of
 from pipeline.items import Item, items, records
 from pipeline.sandbox import Sandbox
-from pipeline.schema import BASE_LAYER
+from pipeline.schema import BASE_LAYER, PLACE
 from pipeline.sources import Source
 from pipeline.storage import Folder
 from pipeline.watch import WatchClient
@@ -47,17 +47,23 @@ class CutStage:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for work in batch.to_pylist():
-            made = self._load(json.loads(work["clip"])) if work["clip"] else self._source(work)
+            stored = json.loads(work["clip"]) if work["clip"] else None
+            made = self._load(json.loads(work["manifest"]) | stored) if stored else self._source(work)
             for item in made:
                 yield item.table()
 
     def _load(self, clip: dict[str, Any]) -> Iterator[Item]:
-        """A stored clip, ready to be annotated anew."""
-        item = Item({name: value for name, value in clip.items() if name not in {"shard", "offset", "bytes"}})
+        """A stored clip, ready to be annotated anew. Should that fail, its row still says where the old sample lies."""
+        unit = f"stored clip {clip['clip_id']}"
+        if self._watch.begin(unit) == "stop":
+            return
+        drop = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
+        item = Item({name: value for name, value in clip.items() if name not in drop})
         failure = attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen(item, clip))
         if isinstance(failure, Failure):
             _fail(item, failure, "load")
         yield item
+        self._watch.end(unit)
 
     def _reopen(self, item: Item, clip: dict[str, Any]) -> None:
         sample = shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
@@ -65,8 +71,11 @@ class CutStage:
         if self._blueprint.layer == BASE_LAYER:
             frames = encode.decode(sample["mp4"])
             item.preview = cutting.strip(frames)
-            item.record |= cutting.measure(frames, self._blueprint)
-            item.record["lineage"] = self._blueprint.made_by([*self._blueprint.filters])
+            # What a filter of today's version measured on the source's own frames stands.
+            made = self._blueprint.made_by([*self._blueprint.filters])
+            new = tuple(entry["name"] for entry in made if entry not in clip["lineage"])
+            item.record |= cutting.measure(frames, self._blueprint.recipe.grid.fps, new)
+            item.record["lineage"] = made
 
     def _source(self, work: dict[str, Any]) -> Iterator[Item]:
         started = time.perf_counter()
@@ -240,11 +249,12 @@ class AnnotateStage:
             data |= found.data
             record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
             verdict = self._rules.judge(record, position)
-            if verdict.status == "rejected" and not recipe.score_all:
+            settled = verdict.status == "rejected" and not recipe.score_all
+            if settled:
                 break
         item.members["json"] = json.dumps(data).encode()
         last = self._number == len(self._blueprint.stages) - 1
-        if last or verdict.status == "rejected":
+        if last or settled:
             record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
             self._finish(item, data)
 

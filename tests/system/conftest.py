@@ -199,7 +199,9 @@ def small(videos: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def local(vdot: Vdot, recipe: Any, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Out:
     """The four small videos as a dataset on this disk, made by one worker per stage."""
     out = Out(tmp_path_factory.mktemp("local") / "out")
-    done = vdot("ingest", small, "--out", out.url, "--recipe", recipe(), "--cpus", 1, "--json")
+    # Without --address a run starts a Ray of its own, whatever cluster Ray itself would find.
+    nowhere = {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = vdot("ingest", small, "--out", out.url, "--recipe", recipe(), "--cpus", 1, "--json", env=nowhere)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["clips"] == {"kept": {"": 7}}
     return out

@@ -141,6 +141,7 @@ def refused(done: CompletedProcess[str], status: int, *words: str) -> None:
     said = [line for line in done.stderr.splitlines() if "vdot-data:" in line]
     assert len(said) == 1, done.stderr
     assert said[0].startswith("vdot-data: ")
+    assert done.stderr.splitlines()[-1] == said[0]
     for word in words:
         assert word in said[0]
     assert done.stdout == ""

@@ -84,9 +84,7 @@ def test_a_cluster_that_claims_64_cores_gets_no_more_workers_than_its_memory_hol
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
-    done = vdot(
-        "ingest", small, "--out", tmp_path / "out", "--recipe", recipe(), "--address", "127.0.0.1:1", timeout=90
-    )
+    done = vdot("ingest", small, "--out", tmp_path / "out", "--recipe", recipe(), "--address", "127.0.0.1:1")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert [line[:35] for line in done.stderr.splitlines() if "vdot-data:" in line] == [
