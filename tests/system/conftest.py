@@ -56,7 +56,7 @@ class Vdot:
         )
 
     def finish(self, process: subprocess.Popen[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Wait for it to end; one that does not is killed with its session, and fails the test."""
+        """Wait for it to end; one that does not is killed, and fails the test."""
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
