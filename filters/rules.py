@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+
+# What a rule or a task may be called.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 SQL_TYPES = {"float": "DOUBLE", "int": "BIGINT", "str": "VARCHAR", "bool": "BOOLEAN"}
 
 
 class RuleError(ValueError):
     """A rule or task predicate that cannot be evaluated; the message names it and says why."""
+
+    code = "RULE_ERROR"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,48 +89,77 @@ class Rules:
     ) -> None:
         """`kinds`: each known column -> float, int, str or bool. `stages`: the columns known at each stage, growing.
 
-        Raises `RuleError` for a predicate that is not valid or names an unknown column.
+        Raises `RuleError` for a name or a predicate that is not valid, and for an unknown column.
         """
         self._con = connect()
         self._rules, self._tasks, self._stages = dict(rules), dict(tasks), list(stages)
-        self.columns = {name: columns_of(name, text, self._con) for name, text in (self._rules | self._tasks).items()}
-        for name, columns in self.columns.items():
-            for column in columns:
+        # Two dictionaries: a rule and a task may bear one name.
+        self._rule_columns = self._columns(self._rules, kinds)
+        self._task_columns = self._columns(self._tasks, kinds)
+        every = (*self._rule_columns.values(), *self._task_columns.values())
+        self._used = {c: SQL_TYPES[kinds[c]] for columns in every for c in columns}
+        self._row = ", ".join(f'CAST(? AS {kind}) AS "{column}"' for column, kind in self._used.items()) or "1"
+        for name, text in (*self._rules.items(), *self._tasks.items()):
+            self._try(name, text)
+
+    def _columns(self, predicates: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, list[str]]:
+        """The columns of each predicate, after a look at their names and its own."""
+        found = {}
+        for name, text in predicates.items():
+            if not _NAME.fullmatch(name):
+                raise RuleError(
+                    f"{name!r}: the name of a rule or task is made of letters, digits and _, no digit first"
+                )
+            found[name] = columns_of(name, text, self._con)
+            for column in found[name]:
                 if column not in kinds:
                     near = difflib.get_close_matches(column, kinds, 1)
                     hint = f"; did you mean {near[0]!r}?" if near else ""
                     raise RuleError(f"{name}: no column named {column!r}{hint}")
-        self._used = {c: SQL_TYPES[kinds[c]] for columns in self.columns.values() for c in columns}
-        row = ", ".join(f'CAST(? AS {kind}) AS "{column}"' for column, kind in self._used.items()) or "1"
-        self._sql = {
-            "rules": f"SELECT {_answers(self._rules)} FROM (SELECT {row})",
-            "tasks": f"SELECT {_answers(self._tasks)} FROM (SELECT {row})",
-        }
-        for name, text in (self._rules | self._tasks).items():
-            self._try(name, text, row)
+        return found
 
-    def _try(self, name: str, text: str, row: str) -> None:
+    def _try(self, name: str, text: str) -> None:
         """Evaluate one predicate on nulls and on zeros, in a WHERE clause, where SQL allows no aggregates."""
         for number in (None, 0):
             values = [None if kind == "VARCHAR" else number for kind in self._used.values()]
             try:
-                self._con.execute(f"SELECT 1 FROM (SELECT {row}) WHERE CAST(({text}\n) AS BOOLEAN)", values)
+                self._con.execute(f"SELECT 1 FROM (SELECT {self._row}) WHERE CAST(({text}\n) AS BOOLEAN)", values)
             except duckdb.Error as error:
-                raise RuleError(f"{name}: {text!r} cannot be evaluated: {str(error).splitlines()[0]}") from error
+                raise RuleError(f"{name}: {text!r} cannot be evaluated: {_first_line(error)}") from error
 
-    def _evaluate(self, kind: str, values: Mapping[str, Any]) -> list[bool | None]:
-        row = self._con.execute(self._sql[kind], [values.get(column) for column in self._used]).fetchone()
+    def _answer(self, predicates: Mapping[str, str], values: Mapping[str, Any]) -> list[bool | None]:
+        """What each predicate says of the values. Raises `duckdb.Error` when one cannot be evaluated on them."""
+        sql = f"SELECT {_answers(predicates)} FROM (SELECT {self._row})"
+        row = self._con.execute(sql, [values.get(column) for column in self._used]).fetchone()
         assert row is not None
         return list(row)[1:]
+
+    def _evaluate(
+        self, predicates: Mapping[str, str], columns: Mapping[str, list[str]], values: Mapping[str, Any]
+    ) -> list[bool | None]:
+        """As `_answer`; raises `RuleError` that names the predicate and the values it could not take."""
+        try:
+            return self._answer(predicates, values)
+        except duckdb.Error:
+            answers: list[bool | None] = []
+            for name, text in predicates.items():
+                try:
+                    answers += self._answer({name: text}, values)
+                except duckdb.Error as error:
+                    met = f"{name}: {text!r} cannot be evaluated  ({_found(columns[name], values)})"
+                    raise RuleError(f"{met}: {_first_line(error)}") from error
+            return answers
 
     def judge(self, values: Mapping[str, Any], stage: int | None = None) -> Verdict:
         """The verdict on one clip after `stage` (by default the last): rejected, pending or kept.
 
         Columns not measured are absent or None. Before the last stage, "pending" means that a rule waits for more.
+        Raises `RuleError` for a rule that cannot be evaluated on these values (a cast that fails).
         """
         answers: list[bool | None] = []
         for known in self._stages[: None if stage is None else stage + 1]:
-            answers = self._evaluate("rules", {column: values.get(column) for column in known})
+            met = {column: values.get(column) for column in known}
+            answers = self._evaluate(self._rules, self._rule_columns, met)
             for name, answer in zip(self._rules, answers, strict=True):
                 if answer:
                     return Verdict("rejected", name, self.because(name, values))
@@ -134,8 +169,8 @@ class Rules:
         return Verdict("kept")
 
     def tasks(self, values: Mapping[str, Any]) -> list[str]:
-        """The tasks whose predicate is true for the clip."""
-        answers = self._evaluate("tasks", values)
+        """The tasks whose predicate is true for the clip. Raises `RuleError` as `judge` does."""
+        answers = self._evaluate(self._tasks, self._task_columns, values)
         return [name for name, answer in zip(self._tasks, answers, strict=True) if answer]
 
     def judge_table(self, table: str) -> str:
@@ -151,9 +186,9 @@ class Rules:
             )
             answers = _answers(self._rules, f"s{number}_")
             parts.append(f"SELECT clip_id, {answers} FROM (SELECT clip_id{', ' + row if row else ''} FROM {table})")
-            rejected += [(f's{number}."s{number}_{name}"', name) for name in self._rules]
+            rejected += [(f"s{number}.s{number}_{index}", name) for index, name in enumerate(self._rules)]
         last = len(self._stages) - 1
-        waiting = [(f's{last}."s{last}_{name}" IS NULL', name) for name in self._rules]
+        waiting = [(f"s{last}.s{last}_{index} IS NULL", name) for index, name in enumerate(self._rules)]
         cases = [f"WHEN {test} THEN ('rejected', {_quoted(name)})" for test, name in rejected]
         cases += [f"WHEN {test} THEN ('pending', {_quoted(name)})" for test, name in waiting]
         verdict = f"CASE {' '.join(cases)} ELSE ('kept', NULL) END" if cases else "('kept', NULL)"
@@ -170,13 +205,22 @@ class Rules:
 
     def because(self, name: str, values: Mapping[str, Any]) -> str:
         """A rule's predicate and the values that it met, for people."""
-        found = ", ".join(f"{column} = {_short(values.get(column))}" for column in self.columns[name])
-        return f"{self._rules[name]}  ({found})"
+        return f"{self._rules[name]}  ({_found(self._rule_columns[name], values)})"
 
 
-def _answers(predicates: Mapping[str, str], prefix: str = "") -> str:
+def _answers(predicates: Mapping[str, str], prefix: str = "answer_") -> str:
     # The newline ends a comment that a predicate may close with.
-    return ", ".join(["1", *(f'CAST(({text}\n) AS BOOLEAN) AS "{prefix}{name}"' for name, text in predicates.items())])
+    # Numbered, because names of rules that differ in case alone would be one column to SQL.
+    tests = (f"CAST(({text}\n) AS BOOLEAN) AS {prefix}{index}" for index, text in enumerate(predicates.values()))
+    return ", ".join(["1", *tests])
+
+
+def _found(columns: Iterable[str], values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{column} = {_short(values.get(column))}" for column in columns)
+
+
+def _first_line(error: duckdb.Error) -> str:
+    return str(error).splitlines()[0]
 
 
 def _quoted(text: str) -> str:

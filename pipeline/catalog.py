@@ -7,6 +7,7 @@ first commits a row of its own; from then on an older run that still lives canno
 from __future__ import annotations
 
 import io
+import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,17 +77,19 @@ class Catalog:
                 if name not in self._copied:
                     self.out.download(f"{PARTS}/{name}", self._mirror / name)
                     self._copied.add(name)
-        con = duckdb.connect(config={"temp_directory": str(self._spill / "duckdb")})
+        # A folder of its own: two connections that spill into one would meet there.
+        spill = self._spill / f"duckdb-{secrets.token_hex(8)}"
+        con = duckdb.connect(config={"temp_directory": str(spill)})
         con.execute("SET preserve_insertion_order = false")
         con.register("given", columns.empty_table())
         # A table, because what is registered is seen by this connection alone and not by its cursors.
         con.execute("CREATE TABLE columns AS SELECT * FROM given")
         try:
             if names:
-                files = [str(self._mirror / name) for name in names]
+                files = ", ".join(quoted(str(self._mirror / name)) for name in names)
                 con.execute(
                     "CREATE VIEW parts AS SELECT * FROM columns UNION ALL BY NAME "
-                    f"SELECT * FROM read_parquet({files!r}, union_by_name = true)"
+                    f"SELECT * FROM read_parquet([{files}], union_by_name = true)"
                 )
             else:
                 con.execute("CREATE VIEW parts AS SELECT * FROM columns")
@@ -135,6 +138,11 @@ def _parquet(rows: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def quoted(text: str) -> str:
+    """A text as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
 
 
 def values(con: duckdb.DuckDBPyConnection, sql: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:

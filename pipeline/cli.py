@@ -6,13 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from pipeline.errors import RunError, UsageError
+from pipeline.remote import StorageError
 
 app = typer.Typer(
     help="From raw video to annotated, filtered, explainable training shards.",
@@ -24,7 +25,7 @@ app = typer.Typer(
 console = Console(file=os.fdopen(os.dup(2), "w"))
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join, e.g. auto or ray://host:10001.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join: auto, or HOST:6379.")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
 
@@ -68,6 +69,7 @@ def ingest(
 def annotate(
     out: Out,
     annotator: Annotated[str, typer.Option("--with", help="The annotator that makes the layer.", show_default=False)],
+    retry: Annotated[bool, typer.Option("--retry", help="Try again where it failed.")] = False,
     address: Address = None,
     cpus: Cpus = None,
     as_json: Json = False,
@@ -77,18 +79,24 @@ def annotate(
     from pipeline.ingest import annotate as run
 
     with Display(console) as display:
-        summary = run(out, annotator, address=address, cpus=cpus, watcher=display)
+        summary = run(out, annotator, retry=retry, address=address, cpus=cpus, watcher=display)
     _close(summary, as_json)
 
 
 @app.command()
-def retry(out: Out, address: Address = None, cpus: Cpus = None, as_json: Json = False) -> None:
+def retry(
+    out: Out,
+    recipe: Annotated[Path | None, typer.Option(help="Another recipe; else the one OUT was made with.")] = None,
+    address: Address = None,
+    cpus: Cpus = None,
+    as_json: Json = False,
+) -> None:
     """Try every failed source and clip once more."""
     from pipeline.console import Display
     from pipeline.ingest import retry as run
 
     with Display(console) as display:
-        summary = run(out, address=address, cpus=cpus, watcher=display)
+        summary = run(out, recipe_file=recipe, address=address, cpus=cpus, watcher=display)
     _close(summary, as_json)
 
 
@@ -165,11 +173,12 @@ def weights(
 ) -> None:
     """Fetch every weight that is missing or damaged, check them all, and say under which licence each is used."""
     from annotators import weights as files
+    from pipeline import registry
     from pipeline.doctor import weights_table
 
     if not only_list:
         try:
-            files.fetch()
+            files.fetch(registry.weights().values())
         except files.MissingWeights as error:
             raise RunError(str(error)) from error
     _wide().print(weights_table())
@@ -198,11 +207,16 @@ def main() -> None:
     try:
         app()
     except UsageError as error:
-        console.print(f"vdot-data: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(2)
-    except RunError as error:
-        console.print(f"vdot-data: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        sys.exit(1)
+        _end(2, str(error))
+    except ImportError as error:
+        _end(2, f"{error}: this needs pip install 'vdot-data[ingest]'")
+    except (RunError, StorageError) as error:
+        _end(1, str(error))
+
+
+def _end(status: int, sentence: str) -> NoReturn:
+    console.print(f"vdot-data: {sentence}", style="red", highlight=False, soft_wrap=True, markup=False)
+    sys.exit(status)
 
 
 if __name__ == "__main__":

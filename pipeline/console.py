@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import ADVICE, ErrorCode
@@ -72,7 +73,7 @@ class Display:
 
 def closing(summary: Summary) -> Table:
     """What became of everything in OUT, with what to do about failures."""
-    table = Table(title=f"{summary.out} ({summary.layer})", title_justify="left")
+    table = Table(title=escape(f"{summary.out} ({summary.layer})"), title_justify="left")
     for name in ("what", "verdict", "why"):
         table.add_column(name)
     table.add_column("count", justify="right")
@@ -81,7 +82,7 @@ def closing(summary: Summary) -> Table:
         for status, reasons in tallies.items():
             for reason, count in reasons.items():
                 advice = ADVICE[ErrorCode(reason)] if status == "failed" else ""
-                table.add_row(what, status, reason, str(count), advice)
+                table.add_row(*map(escape, (what, status, reason, str(count), advice)))
         table.add_section()
     return table
 

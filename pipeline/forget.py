@@ -24,7 +24,7 @@ from pipeline.fetch import Scratch
 from pipeline.lock import alone
 from pipeline.lookup import find
 from pipeline.schema import COLUMNS
-from pipeline.shards import Place, ShardWriter, digest, sample
+from pipeline.shards import Place, ShardWriter, digest, promised, sample
 from pipeline.storage import Folder
 from pipeline.sweep import FOLDERS, unreferenced
 
@@ -145,13 +145,13 @@ def _rewritten(
     """A shard made anew with the samples of these rows alone, or None where it is damaged: copied into a shard with
     a checksum of its own, damage would look sound."""
     copy = scratch / "old.tar"
-    folder, _, name = shard.partition("/")
+    folder = shard.partition("/")[0]
     try:
         out.download(shard, copy)
         with copy.open("rb") as file:
-            if f"{digest(file)}.tar" != name:
+            if digest(file) != promised(shard):
                 return None
-        local, writer = Folder(str(scratch)), ShardWriter(scratch, folder)
+        local, writer = Folder(str(scratch)), ShardWriter(scratch, folder, "forget")
         for row in sorted(rows, key=lambda row: int(row[place[1]])):
             writer.add(row["clip_id"], sample(local, row["clip_id"], copy.name, row[place[1]], row[place[2]]))
         return writer.close(out)

@@ -15,6 +15,7 @@ from pipeline.catalog import PARTS, Catalog, values
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger
+from pipeline.listing import Listing
 from pipeline.lock import alone
 from pipeline.recipe import Recipe
 from pipeline.run import Progress, Run
@@ -69,9 +70,9 @@ def ingest(
     chosen = recipe.load(recipe_file)
     with Scratch() as scratch:
         listed = listing.write(expand(sources, exclude), limit, scratch.path / "listing.parquet")
-        blueprint = Blueprint.ingest(chosen, listed.manifest)
-        check_weights(blueprint)
         folder = Folder(out)
+        blueprint = Blueprint.ingest(chosen, _manifest(listed, Catalog(folder, scratch.path), chosen))
+        check_weights(blueprint)
         folder.check_writable()
         with alone(folder):
             catalog = Catalog(folder, scratch.path)
@@ -82,31 +83,39 @@ def ingest(
 
 
 def retry(
-    out: str, *, address: str | None = None, cpus: int | None = None, watcher: Watcher = lambda _: None
+    out: str,
+    *,
+    recipe_file: Path | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    watcher: Watcher = lambda _: None,
 ) -> Summary:
-    """Try everything that failed in OUT once more, with the recipe it was made with. Raises as `ingest`."""
+    """Try everything that failed in OUT once more, by its own recipe or another. Raises as `ingest`."""
     with Scratch() as scratch, alone(_existing(out)) as folder:
         catalog = Catalog(folder, scratch.path)
-        chosen = stored_recipe(catalog)
+        stored = stored_recipe(catalog)
+        chosen = recipe.load(recipe_file) if recipe_file else stored
+        _same_geometry(chosen, stored, out)
         listed = listing.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
-        blueprint = Blueprint.ingest(chosen, listed.manifest)
+        blueprint = Blueprint.ingest(chosen, _manifest(listed, catalog, chosen))
         check_weights(blueprint)
-        return _go(
-            catalog, blueprint, Ledger(catalog, blueprint, listed, retry=True), scratch.path, address, cpus, watcher
-        )
+        ledger = Ledger(catalog, blueprint, listed, retry=True)
+        return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
 
 def annotate(
     out: str,
     annotator: str,
     *,
+    retry: bool = False,
     address: str | None = None,
     cpus: int | None = None,
     watcher: Watcher = lambda _: None,
 ) -> Summary:
     """Add one layer to the stored clips of OUT: an annotator's tracks and signals under the same clip ids.
 
-    Clips that have the layer from this version of the annotator are left alone. Raises as `ingest`.
+    Clips that have the layer from this version of the annotator are left alone, and so are those for which it failed,
+    unless `retry`. Raises as `ingest`.
     """
     with Scratch() as scratch, alone(_existing(out)) as folder:
         catalog = Catalog(folder, scratch.path)
@@ -115,7 +124,7 @@ def annotate(
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
         blueprint = Blueprint.layered(chosen, annotator)
         check_weights(blueprint)
-        return _go(catalog, blueprint, Ledger(catalog, blueprint), scratch.path, address, cpus, watcher)
+        return _go(catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher)
 
 
 def check_weights(blueprint: Blueprint) -> None:
@@ -124,7 +133,7 @@ def check_weights(blueprint: Blueprint) -> None:
         for name in stage:
             for weight in registry.annotator(name).weights:
                 try:
-                    path(weight.id)
+                    path(weight)
                 except MissingWeights as error:
                     raise UsageError(str(error)) from error
 
@@ -135,6 +144,14 @@ def stored_recipe(catalog: Catalog) -> Recipe:
     row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
     assert row is not None
     return recipe.parse(row[0], f"stored in {catalog.out.url}")
+
+
+def _manifest(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+    """The manifest columns of this listing, and those that the dataset has from earlier ones: rules may name both."""
+    ours = {*COLUMNS.names, *registry.signals(chosen.annotators, chosen.filters)}
+    described = catalog.connect().execute("SELECT column_name, column_type FROM (DESCRIBE parts)").fetchall()
+    earlier = (name for name, kind, *_ in described if kind == "VARCHAR" and name not in ours)
+    return tuple(dict.fromkeys([*listed.manifest, *earlier]))
 
 
 def _same_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
@@ -176,7 +193,7 @@ def _go(
         run_id=run.id,
         clips=clips,
         sources=sources,
-        done=dict(run.progress.clips),
+        done=dict(run.done),
         wall_s=time.monotonic() - started,
         startup_s=run.progress.begun - started if run.progress.begun else 0.0,
         seconds=dict(run.timings),

@@ -18,7 +18,7 @@ from pipeline import encode
 from pipeline.errors import ClipError
 from pipeline.fetch import Scratch
 from pipeline.schema import BASE_LAYER
-from pipeline.shards import digest
+from pipeline.shards import digest, promised
 from pipeline.storage import Folder
 
 _PICTURES = {"jpg": "mjpeg", "png": "png"}
@@ -68,8 +68,7 @@ def inspect(out: Folder, shard: str, rows: list[Stored]) -> list[Problem]:
     """
     with _opened(out, shard) as file:
         found = digest(file)
-        name = shard.rpartition("/")[2].removesuffix(".tar")
-        if found != name:
+        if found != promised(shard):
             return [Problem("shard", shard, f"is damaged: its bytes hash to {found}")]
         file.seek(0)
         try:

@@ -6,13 +6,14 @@ is listed and not settled is work; resuming after a kill is nothing but asking a
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, quoted
 from pipeline.listing import SCHEMA, Listing
 from pipeline.schema import BASE_LAYER, PLACE
 
@@ -20,6 +21,9 @@ from pipeline.schema import BASE_LAYER, PLACE
 _SOURCE = ["source_uri", "source_hash", "source_width", "source_height", "source_fps"]
 _SOURCE += ["source_duration_s", "source_codec"]
 _CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "licence", "lineage"]
+
+# What a source's row says that an earlier run found out; it goes into the next row of that source as it is.
+_ROW = ["status", *_SOURCE[1:], "source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
 
 # Work rows: a source (uri .. known), or a stored clip (clip). JSON where a stage needs a few values only.
 _WORK_SCHEMA = pa.schema(
@@ -44,6 +48,7 @@ class Ledger:
         `rehash`: complete sources are fetched and hashed again."""
         self._catalog, self._blueprint, self._listing = catalog, blueprint, listing
         self._retry, self._rehash = retry, rehash
+        self.run_id = uuid.uuid4().hex[:12]
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,17 +62,18 @@ class Ledger:
         )
         con.execute(
             f"CREATE VIEW judged AS SELECT *, list_has_all({made}, (SELECT entries FROM expected)) AS fresh "
-            f"FROM clips WHERE layer = {_text(layer)}"
+            f"FROM clips WHERE layer = {quoted(layer)}"
         )
         # A rejected clip stays so without its bytes. Kept and pending ones are settled when every annotator has run.
-        failed = "FALSE" if self._retry else "status = 'failed'"
+        failed = f"status = 'failed' AND (run_id = '{self.run_id}' OR NOT {self._retry})"
+        con.execute("CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY)")
         con.execute(
-            "CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY); INSERT INTO settled SELECT clip_id FROM judged "
-            f"WHERE status = 'rejected' OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR {failed} "
-            "UNION SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+            "INSERT INTO settled SELECT clip_id FROM judged WHERE status = 'rejected' "
+            f"OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR ({failed})"
         )
-        con.execute("CREATE TABLE seen AS SELECT source_uri AS uri FROM sources")
-        con.execute("CREATE TABLE accepted (uri VARCHAR)")
+        con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
+        con.execute("INSERT INTO seen SELECT source_uri FROM sources")
+        con.execute("CREATE TABLE accepted (uri VARCHAR PRIMARY KEY)")
         con.execute(
             f"CREATE TABLE work AS {self._work_of_layer() if self._listing is None else self._work_of_listing()}"
         )
@@ -83,13 +89,14 @@ class Ledger:
 
     def _work_of_listing(self) -> str:
         assert self._listing is not None
-        again = "(s.status = 'failed')" if self._retry else "FALSE"
+        others = f"s.run_id <> '{self.run_id}'"
+        again = f"(s.status = 'failed' AND {self._retry} AND {others})"
+        row = ", ".join(f"{name} := s.{name}" for name in _ROW)
         clip = self._packed("c.")
-        probe = ", ".join(f"{name} := s.{name}" for name in _SOURCE if name not in {"source_uri", "source_hash"})
         return f"""
             WITH listed AS (
-                SELECT * FROM read_parquet({_text(str(self._listing.path))})
-                QUALIFY row_number() OVER (PARTITION BY uri ORDER BY position) = 1),
+                SELECT * FROM read_parquet({quoted(str(self._listing.path))})
+                QUALIFY row_number() OVER (PARTITION BY uri ORDER BY manifest = '{{}}', position) = 1),
             wanted AS (
                 SELECT source_uri, unnest(windows) AS w FROM sources
                 WHERE status = 'cut' AND source_uri IN (SELECT uri FROM listed)),
@@ -101,13 +108,17 @@ class Ledger:
                 SELECT source_uri, list(w ORDER BY w.start_s) AS windows FROM open
                 WHERE w.clip_id NOT IN (SELECT clip_id FROM stored) GROUP BY source_uri)
             SELECT l.position, l.uri, l.size, l.stamp, l.manifest, l.content,
-                CASE WHEN s.status = 'cut' AND NOT {again} THEN to_json(struct_pack(
-                    hash := s.source_hash, windows := coalesce(m.windows, []), content_box := s.content_box,
-                    probe := struct_pack({probe}))) END AS known,
+                CASE WHEN s.status = 'cut' THEN to_json(struct_pack(
+                    missing := coalesce(m.windows, []), row := struct_pack({row}))) END AS known,
                 NULL AS clip
             FROM listed l LEFT JOIN sources s ON s.source_uri = l.uri LEFT JOIN missing m ON m.source_uri = l.uri
-            WHERE s.source_uri IS NULL OR {again} OR l.size <> s.source_size OR l.stamp <> s.source_stamp
-                OR m.windows IS NOT NULL OR {"TRUE" if self._rehash else "FALSE"}
+                LEFT JOIN sources o ON o.source_uri = s.same_as
+            WHERE s.source_uri IS NULL OR m.windows IS NOT NULL OR {again}
+                -- It changed, or is to be looked at again, and this run has not done so.
+                OR (l.size <> s.source_size OR l.stamp <> s.source_stamp OR {self._rehash}) AND {others}
+                -- A twin whose other half has no clips of this content.
+                OR s.status = 'same' AND {others}
+                    AND (o.source_hash IS DISTINCT FROM s.source_hash OR o.status = 'same')
             UNION ALL
             SELECT l.position, l.uri, l.size, l.stamp, l.manifest, NULL, NULL, {clip}
             FROM open o JOIN stored c ON c.clip_id = o.w.clip_id JOIN listed l ON l.uri = o.source_uri
@@ -116,7 +127,8 @@ class Ledger:
     def _packed(self, table: str) -> str:
         """SQL for what a stage must know of a stored clip, as JSON."""
         cheap = [name for name in self._blueprint.signals if name in self._blueprint.known[0]]
-        pairs = (f'"{name}" := {table}"{name}"' for name in (*_SOURCE, *_CLIP, *PLACE, *cheap))
+        names = dict.fromkeys([*_SOURCE, *_CLIP, *PLACE, *self._blueprint.manifest, *cheap])
+        pairs = (f'"{name}" := {table}"{name}"' for name in names)
         return f"to_json(struct_pack({', '.join(pairs)}))"
 
     def work(self) -> int:
@@ -149,14 +161,14 @@ class Ledger:
         """Whether a settled record is new: True once, False ever after, None while its source's row is not here yet."""
         uri, clip = record.get("source_uri"), record.get("clip_id")
         if record["kind"] == "source":
-            if self._con.execute("SELECT 1 FROM accepted WHERE uri = ?", [uri]).fetchone():
-                return False
-            self._con.execute("INSERT INTO accepted VALUES (?)", [uri])
-            self._con.execute("INSERT INTO seen VALUES (?)", [uri])
-            return True
-        if not self._con.execute("SELECT 1 FROM seen WHERE uri = ?", [uri]).fetchone():
+            self._new("seen", uri)
+            return self._new("accepted", uri)
+        if not self._con.execute("SELECT 1 FROM seen WHERE uri = ?", [uri]).fetchall():
             return None
-        return bool(self._con.execute("INSERT OR IGNORE INTO settled VALUES (?) RETURNING 1", [clip]).fetchall())
+        return self._new("settled", clip)
+
+    def _new(self, table: str, key: str | None) -> bool:
+        return bool(self._con.execute(f"INSERT OR IGNORE INTO {table} VALUES (?) RETURNING 1", [key]).fetchall())
 
     def rejudged(self) -> Iterator[pa.Table]:
         """Rows, with every column they had, of the clips whose verdict or tasks the recipe's rules change.
@@ -215,7 +227,3 @@ class Ledger:
         row = self._con.execute(f"SELECT count(*) FROM {table}").fetchone()
         assert row is not None
         return int(row[0])
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -18,6 +18,7 @@ from pipeline.errors import UsageError
 from pipeline.remote import filesystem, retried
 
 SOURCE_COLUMNS = ("uri", "url", "path", "source", "video", "file")
+LICENCE_COLUMNS = ("licence", "license")
 BATCH_ROWS = 1024
 
 # What the user wrote in the source column, and the other columns as text.
@@ -124,8 +125,17 @@ def _row(uri: str, number: int, column: str, row: dict[str, Any]) -> Row:
     source = row[column]
     if not isinstance(source, str) or not source.strip():
         raise UsageError(f"the manifest {uri}: row {number} has no source in column {column!r}")
-    others = ((name, _text(value)) for name, value in row.items() if name != column)
-    return source.strip(), {name: text for name, text in others if text is not None}
+    others: dict[str, str] = {}
+    for name, value in row.items():
+        text = None if name == column else _text(value)
+        if text is not None:
+            others.setdefault(_column(name), text)
+    return source.strip(), others
+
+
+def _column(name: str) -> str:
+    """What the catalog calls a column: a licence is a licence however it is spelt."""
+    return "licence" if name.strip().lower() in LICENCE_COLUMNS else name
 
 
 def _text(value: object) -> str | None:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from annotators.weights import WEIGHTS, MissingWeights, path
+from annotators.weights import MissingWeights, path
+from pipeline import registry
 from pipeline.doctor import Check
 
 # A node that does not answer within this time is busy with other work or cannot start a worker.
@@ -30,9 +31,9 @@ def node_facts() -> dict[str, str]:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             facts[name] = "missing"
-    for weight in WEIGHTS.values():
+    for weight in registry.weights().values():
         try:
-            path(weight.id)
+            path(weight)
             facts[weight.id] = "sound"
         except MissingWeights:
             facts[weight.id] = "missing or damaged"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import UsageError
 from pipeline.grid import Grid
@@ -63,6 +63,13 @@ class Recipe(Strict):
     encode: Encode = Encode()
     limits: Limits = Limits()
     commit: Commit = Commit()
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_have_annotators(cls, stages: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        if not stages or not all(stages):
+            raise ValueError("at least one stage is needed, and every stage needs an annotator, as in [[scribble]]")
+        return stages
 
     @property
     def annotators(self) -> tuple[str, ...]:

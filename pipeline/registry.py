@@ -12,6 +12,10 @@ from pipeline.errors import UsageError
 
 Group = Literal["annotators", "filters"]
 
+# What the pipeline reads of a class before it makes one.
+_FILTER = ("name", "version", "signals")
+_NEEDED: dict[Group, tuple[str, ...]] = {"annotators": (*_FILTER, "tracks", "weights"), "filters": _FILTER}
+
 
 def available(group: Group) -> dict[str, EntryPoint]:
     """Every registered annotator or filter. Raises `UsageError` when two packages claim one name."""
@@ -29,16 +33,29 @@ def _class(group: Group, name: str) -> Any:
         near = difflib.get_close_matches(name, found, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(found))}"
         raise UsageError(f"no {group[:-1]} named {name!r}; {hint}")
-    return found[name].load()
+    point = found[name]
+    who = f"the {group[:-1]} {name!r} ({point.value})"
+    try:
+        owner = point.load()
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"{who} cannot be loaded: {error}; those of vdot-data need pip install 'vdot-data[ingest]'"
+        ) from error
+    missing = [attribute for attribute in _NEEDED[group] if not hasattr(owner, attribute)]
+    if missing:
+        raise UsageError(f"{who} has no {', '.join(missing)}")
+    if owner.name != name:
+        raise UsageError(f"{who} calls itself {owner.name!r}: the entry point and the class must bear one name")
+    return owner
 
 
 def annotator(name: str) -> type[Annotator]:
-    """The annotator class registered under `name`. Raises `UsageError` for an unknown name."""
+    """The annotator class registered under `name`. Raises `UsageError` for an unknown name or an unfit class."""
     return cast("type[Annotator]", _class("annotators", name))
 
 
 def filter_(name: str) -> type[Filter]:
-    """The filter class registered under `name`. Raises `UsageError` for an unknown name."""
+    """The filter class registered under `name`. Raises `UsageError` for an unknown name or an unfit class."""
     return cast("type[Filter]", _class("filters", name))
 
 
@@ -57,18 +74,28 @@ def signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Sign
     return found
 
 
+def weights() -> dict[str, Weight]:
+    """Every weight of every registered annotator, by id. Raises `UsageError` when two different ones share an id."""
+    found: dict[str, Weight] = {}
+    for name in sorted(available("annotators")):
+        for weight in annotator(name).weights:
+            if found.setdefault(weight.id, weight) != weight:
+                raise UsageError(f"two annotators mean different files by the weight {weight.id!r}")
+    return found
+
+
 def lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
     """Who makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
     made: list[dict[str, Any]] = []
     for owner in _owners(annotators, filters):
-        weights: tuple[Weight, ...] = getattr(owner, "weights", ())
+        used: tuple[Weight, ...] = getattr(owner, "weights", ())
         made.append(
             {
                 "name": owner.name,
                 "version": owner.version,
-                "weights_id": "+".join(weight.id for weight in weights) or None,
-                "weights_sha256": "+".join(weight.sha256 for weight in weights) or None,
-                "weights_licence": "+".join(sorted({weight.licence for weight in weights})) or None,
+                "weights_id": "+".join(weight.id for weight in used) or None,
+                "weights_sha256": "+".join(weight.sha256 for weight in used) or None,
+                "weights_licence": "+".join(sorted({weight.licence for weight in used})) or None,
             }
         )
     return made

@@ -11,7 +11,6 @@ import queue
 import signal
 import threading
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pipeline
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, now
-from pipeline.engine import LOST, MAX_CHUNKS, Engine
+from pipeline.engine import LOST, MAX_CHUNKS, Engine, reason
 from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
@@ -57,11 +56,12 @@ class Run:
 
     def __init__(self, catalog: Catalog, blueprint: Blueprint, ledger: Ledger, scratch: Path) -> None:
         self._catalog, self._blueprint, self._ledger, self._scratch = catalog, blueprint, ledger, scratch
+        self.id = ledger.run_id
         self._schema = blueprint.schema()
-        self.id = uuid.uuid4().hex[:12]
         self._started = now()
         self.progress = Progress()
         self.timings: Counter[str] = Counter()
+        self.done: Counter[str] = Counter()
 
     def go(self, address: str | None, cpus: int | None, watchers: Any) -> None:
         """Claim OUT, supersede what the rules change, do the work, commit. `watchers(progress)` is called often.
@@ -95,19 +95,22 @@ class Run:
                 before = self._ledger.settled()
                 self.progress.work = self._ledger.work()
                 self.progress.sources = 0
+                last = "no worker could be started"
                 try:
+                    engine.fresh()
                     self._round(engine, stop, watchers)
                 except LOST as error:
-                    log.warning(
-                        "part of the cluster was lost; going on with what is missing: %s",
-                        str(error).strip().splitlines()[-1],
-                    )
+                    fatal = reason(error)
+                    if fatal is not None:
+                        raise fatal from error
+                    last = str(error).strip().splitlines()[-1]
+                    log.warning("part of the cluster was lost; going on with what is missing: %s", last)
                 self._ledger.refresh()
                 fruitless = 0 if self._ledger.settled() > before else fruitless + 1
                 if fruitless > FRUITLESS:
                     raise RunError(
-                        f"{self._ledger.work()} sources got no verdict in {fruitless} rounds: workers die, or the "
-                        "cluster has no room for them. `vdot-data doctor` checks it; what was committed is kept."
+                        f"{self._ledger.work()} sources or clips got no verdict in {fruitless} rounds ({last}). "
+                        "`vdot-data doctor` checks the nodes; what was committed is kept."
                     )
         if stop.asked and self._ledger.work():
             raise RunError(
@@ -115,40 +118,48 @@ class Run:
             )
 
     def _round(self, engine: Engine, stop: _Stop, watchers: Any) -> None:
-        """One pass of the plan over the work that is left."""
+        """One pass of the plan over the work that is left; what it finished is committed however it ends."""
         commit = self._blueprint.recipe.commit
         group = _Group()
         packing: deque[Any] = deque()
-        early: dict[str, list[tuple[Any, int, dict[str, Any]]]] = {}
-        with closing(_ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))) as blocks:
-            for arrived in blocks:
-                watchers(self.progress)
-                if stop.asked and not self.progress.draining:
-                    self.progress.draining = True
-                    engine.drain()
-                if arrived is not None:
-                    self.progress.begun = self.progress.begun or engine.begun()
-                    block, size, future = arrived
-                    for record in engine.result(future):
+        early: _Early = {}
+        lost: Exception | None = None
+        try:
+            with closing(_ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))) as blocks:
+                for arrived in blocks:
+                    watchers(self.progress)
+                    if stop.asked:
+                        # Said again and again: the watch forgets it if its process dies.
+                        self.progress.draining = True
+                        engine.drain()
+                    if arrived is not None:
+                        self.progress.begun = self.progress.begun or engine.begun()
+                        block, size, future = arrived
+                        (record,) = engine.result(future)
                         self._take(group, early, block, size, record)
-                full = group.size >= commit.shard_mb * 1e6 or (
-                    group.rows and time.monotonic() - group.since >= commit.every_s
-                )
-                if full:
-                    packing.append(engine.pack(group.blocks))
-                    group = _Group()
-                while packing and (len(packing) > PACKING or engine.ready(packing[0])):
-                    self._commit_rows(engine.result(packing.popleft()))
+                    aged = group.rows and (stop.asked or time.monotonic() - group.since >= commit.every_s)
+                    if aged or group.size >= commit.shard_mb * 1e6:
+                        packing.append(engine.pack(self._blueprint, self.id, group.blocks))
+                        group = _Group()
+                    while packing and (len(packing) > PACKING or engine.ready(packing[0])):
+                        self._commit_rows(engine.result(packing.popleft()))
+        except LOST as error:
+            lost = error
         if group.rows:
-            packing.append(engine.pack(group.blocks))
+            packing.append(engine.pack(self._blueprint, self.id, group.blocks))
         while packing:
-            self._commit_rows(engine.result(packing.popleft()))
+            try:
+                self._commit_rows(engine.result(packing.popleft()))
+            except LOST as error:
+                lost = error
             watchers(self.progress)
+        if lost is not None:
+            raise lost
 
     def _take(
         self,
         group: _Group,
-        early: dict[str, list[tuple[Any, int, dict[str, Any]]]],
+        early: _Early,
         block: Any,
         size: int,
         record: dict[str, Any],
@@ -181,6 +192,12 @@ class Run:
         }
 
     def _commit_rows(self, rows: list[dict[str, Any]]) -> None:
+        for name in {row[place] for row in rows for place in ("shard", "preview_shard") if row.get(place)}:
+            if not self._catalog.out.exists(name):
+                raise RunError(
+                    f"{name} was written, but is not to be seen in {self._catalog.out.url} from here: OUT must "
+                    "be one place for every node, a bucket or a shared disk."
+                )
         for row in rows:
             row.setdefault("kind", "clip")
             row |= {
@@ -188,6 +205,8 @@ class Run:
                 "run_id": self.id,
                 "recipe_hash": self._blueprint.recipe.hash,
             }
+            if row["kind"] == "clip":
+                self.done[row["status"]] += 1
             timings = row.get("timings") or {}
             self.timings.update(timings)
             row["timings"] = list(timings.items())
@@ -196,6 +215,10 @@ class Run:
     def _commit_table(self, rows: pa.Table) -> None:
         column = pa.array([self.id] * rows.num_rows, pa.string())
         self._catalog.commit(rows.set_column(rows.schema.get_field_index("run_id"), "run_id", column))
+
+
+# Records that came before their source's: uri -> (block, its size, record).
+_Early = dict[str, list[tuple[Any, int, dict[str, Any]]]]
 
 
 @dataclass(slots=True)

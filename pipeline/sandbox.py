@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from io import BufferedWriter
@@ -29,13 +30,25 @@ from pipeline.errors import ClipError, ErrorCode, Failure, RunError, attempt
 _START_S = 120.0
 _LENGTH = struct.Struct(">Q")
 _END = object()
+# Signs of life are this far apart, or a quarter of the time that the parent waits where that is less.
+_TICK_S = 1.0
+
+
+def alive() -> None:
+    """For generators in a sandbox: tell the parent that work goes on, though no item is ready yet.
+
+    To be called as often as there is progress; what it sends is at most one small message a second. Elsewhere it does
+    nothing.
+    """
+    if _link is not None:
+        _link.tick()
 
 
 class Sandbox:
     """Runs generators in one long-lived child process; a child that fails is replaced at the next call.
 
     `memory_mb` bounds the child's own memory (its RLIMIT_DATA); `stall_s` is the longest silence before it is
-    killed. For one thread at a time.
+    killed: neither an item nor a call of `alive`. For one thread at a time.
     """
 
     def __init__(self, memory_mb: int, stall_s: float) -> None:
@@ -49,7 +62,7 @@ class Sandbox:
         Arguments and items are pickled; arrays travel without being copied into the pickle. An abandoned
         stream costs its child; to start another before it ends is an end to the first. Raises ClipError: the
         code with which the generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT
-        where nothing came for `stall_s` seconds, DECODE_CRASH where the child died. A RunError stays one.
+        where there was no progress for `stall_s` seconds, DECODE_CRASH where the child died. A RunError stays one.
         """
         child = self._free_child()
         child.busy = True
@@ -59,6 +72,7 @@ class Sandbox:
                 kind, value = child.receive(self._stall_s)
                 if kind == "item":
                     yield value
+                if kind in ("item", "tick"):
                     continue
                 # after a lack of memory the child is left to be replaced
                 child.busy = kind == "failure" and value.code == ErrorCode.OUT_OF_MEMORY
@@ -213,8 +227,44 @@ def _read_message(pipe: BinaryIO) -> Any:
     return pickle.loads(body, buffers=buffers)  # noqa: S301
 
 
+class _Link:
+    """The child's end of the pipe to its parent; the kernel's alarm ends a child that is silent for too long."""
+
+    def __init__(self, pipe: BinaryIO, stall_s: float) -> None:
+        self._pipe = pipe
+        # longer than the parent waits: it is the one to end a hang, while it lives
+        self._patience_s = stall_s * 1.5 + 5
+        self._tick_s = min(_TICK_S, stall_s / 4)
+        self._sent_s = 0.0
+
+    def arm(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._patience_s)
+
+    def disarm(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def send(self, message: list[memoryview | bytes]) -> None:
+        # no alarm while the parent is slow to take a message
+        self.disarm()
+        try:
+            _write(self._pipe, message)
+        except BrokenPipeError:
+            os._exit(0)
+        self._sent_s = time.monotonic()
+        self.arm()
+
+    def tick(self) -> None:
+        if time.monotonic() - self._sent_s >= self._tick_s:
+            self.send(_parts(("tick", None)))
+
+
+# What `alive` speaks through, in the child alone.
+_link: _Link | None = None
+
+
 def _child_main(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None:
     """Serve requests until the parent closes the pipe or dies."""
+    global _link
     # Ctrl-C reaches the whole terminal group; the parent decides what becomes of the child
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -229,21 +279,15 @@ def _child_main(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None
     # doing. Unless that holds the interpreter lock; then the kernel's alarm ends the process a little later.
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(os.fdopen(fd_in, "rb"), requests), daemon=True).start()
-    patience_s = stall_s * 1.5 + 5
     with os.fdopen(fd_out, "wb") as pipe:
-        _write(pipe, _parts(("ready", None)))
+        _link = _Link(pipe, stall_s)
+        _link.send(_parts(("ready", None)))
         while True:
+            _link.disarm()
             target, args, kwargs = requests.get()
-            signal.setitimer(signal.ITIMER_REAL, patience_s)
+            _link.arm()
             for message in _answers(target, args, kwargs):
-                # no alarm while the parent is slow to take a message
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                try:
-                    _write(pipe, message)
-                except BrokenPipeError:
-                    os._exit(0)
-                signal.setitimer(signal.ITIMER_REAL, patience_s)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+                _link.send(message)
 
 
 def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
@@ -278,4 +322,7 @@ def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | 
 
 
 if __name__ == "__main__":
-    _child_main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    # in the module that generators import, not in this copy of it: they share `_link`
+    from pipeline import sandbox
+
+    sandbox._child_main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

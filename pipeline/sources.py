@@ -179,8 +179,8 @@ def _rows_or(source: Source) -> Iterator[Source]:
 def _local_source(path: str, columns: dict[str, str] | None = None) -> Source:
     try:
         path.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"the file name {os.fsencode(path)!r} is not UTF-8: rename the file") from error
+    except UnicodeEncodeError:  # no catalog can hold it: what can be read of it fails as a source, with a code
+        return Source(os.fsencode(path).decode(errors="backslashreplace"), manifest=columns or {})
     try:
         found = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):  # missing, or no possible name: it fails as a source, with a code

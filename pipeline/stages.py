@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
 from annotators.base import Annotation, Annotator, Frames
 from pipeline import cutting, encode, registry, shards, shots
@@ -55,11 +56,13 @@ class CutStage:
     def _load(self, clip: dict[str, Any]) -> Iterator[Item]:
         """A stored clip, ready to be annotated anew. Should that fail, its row still says where the old sample lies."""
         unit = f"stored clip {clip['clip_id']}"
-        if self._watch.begin(unit) == "stop":
+        go = self._watch.begin(unit)
+        if go == "stop":
             return
         drop = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
         item = Item({name: value for name, value in clip.items() if name not in drop})
-        failure = attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen(item, clip))
+        died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
+        failure = died if go == "dead" else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen(item, clip))
         if isinstance(failure, Failure):
             _fail(item, failure, "load")
         yield item
@@ -85,24 +88,15 @@ class CutStage:
             return
         known = json.loads(work["known"]) if work["known"] else None
         manifest = json.loads(work["manifest"])
-        base = {
-            "source_uri": work["uri"],
-            "source_size": work["size"],
-            "source_stamp": work["stamp"],
-            **manifest,
-        }
+        base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
         if go == "dead":
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
-            if known:
-                base["source_hash"] = known["hash"]
-                yield from (_failed_clip(base, window, failure, "cut") for window in _windows(known["windows"]))
-            else:
-                yield _source_item(base, _failed(failure, "cut"))
+            yield from _failed_source(base, known, failure, "cut")
             return
         source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
         fetched = attempt(ErrorCode.SOURCE_UNREADABLE, lambda: fetch(source, self._scratch.path))
         if isinstance(fetched, Failure):
-            yield _source_item(base, _failed(fetched, "fetch"))
+            yield from _failed_source(base, known, fetched, "fetch")
         else:
             timings = {"fetch": time.perf_counter() - started}
             try:
@@ -115,10 +109,15 @@ class CutStage:
     def _cut(
         self, base: dict[str, Any], fetched: Fetched, known: dict[str, Any] | None, timings: dict[str, float]
     ) -> Iterator[Item]:
-        base |= {"source_hash": fetched.sha256, "source_size": fetched.size}
-        if known and known["hash"] == fetched.sha256:
-            base |= known["probe"]
-            windows, box = _windows(known["windows"]), known["content_box"]
+        base["source_hash"] = fetched.sha256
+        for column, value in (("source_size", fetched.size), ("source_stamp", fetched.stamp)):
+            # What the listing said is what the next listing will be held against.
+            base[column] = value if base[column] is None else base[column]
+        if known and known["row"]["source_hash"] == fetched.sha256:
+            row = known["row"] | base
+            base |= {name: row[name] for name in row if name.startswith("source_")}
+            windows, box = _windows(known["missing"]), row["content_box"]
+            yield _source_item(row, {})
         else:
             owner = self._watch.claim(fetched.sha256, base["source_uri"])
             if owner != base["source_uri"]:
@@ -139,7 +138,7 @@ class CutStage:
         base |= {"width": size[0], "height": size[1], "fps": self._blueprint.recipe.grid.fps}
         work = self._sandbox.stream("pipeline.cutting:clips", fetched.path, windows, size, box, base, self._blueprint)
         left = list(windows)
-        while left:
+        while left and not self._watch.stopping():
             cut: cutting.Cut | Failure | None = attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
             if cut is None:
                 cut = Failure(ErrorCode.INTERNAL_ERROR, "the source ended before this clip")
@@ -154,19 +153,28 @@ class CutStage:
     def _scan(self, path: Path, content: str, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
         """Shots and windows of a source never seen before, as columns of its row."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
-        thumbs: list[cutting.Thumbs] = []
+        parts: list[NDArray[np.float64]] = []
         end: cutting.Scanned | None = None
-        for found in self._sandbox.stream("pipeline.cutting:scan", path, self._blueprint):
-            if isinstance(found, cutting.Scanned):
-                end = found
-            else:
-                thumbs.append(found)
+        # The detector takes the pictures as they come, so that none is kept: its time is what passes between them.
+        detecting = since = 0.0
+
+        def pictures() -> Iterator[Frames]:
+            nonlocal end, detecting, since
+            for found in self._sandbox.stream("pipeline.cutting:scan", path, self._blueprint):
+                if isinstance(found, cutting.Scanned):
+                    end = found
+                    continue
+                parts.append(found.times)
+                since = time.process_time()
+                yield found.pictures
+                detecting += time.process_time() - since
+            since = time.process_time()
+
+        ranges = self._detector(pictures())
         assert end is not None
-        started = time.process_time()
-        times = np.concatenate([part.times for part in thumbs])
-        ranges = self._detector(np.concatenate([part.pictures for part in thumbs]))
+        times = np.concatenate(parts)
         found_shots = shots_of(ranges, times, end.end_s)
-        timings |= {"scan": end.seconds, "shots": time.process_time() - started}
+        timings |= {"scan": end.seconds, "shots": detecting + time.process_time() - since}
         probe = end.probe
         row: dict[str, Any] = {
             "source_width": probe.width,
@@ -205,6 +213,7 @@ class AnnotateStage:
         self._annotators: list[Annotator] = [registry.annotator(name)() for name in blueprint.stages[number]]
         self._before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
+        self._at = "decode"
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for item in items(batch):
@@ -217,7 +226,9 @@ class AnnotateStage:
                     detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
                     _fail(item, Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
                 else:
-                    self._annotate(item)
+                    failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda item=item: self._annotate(item))  # type: ignore[misc]
+                    if isinstance(failure, Failure):
+                        _fail(item, failure, self._at)
                     self._watch.end(unit)
             yield item.table()
 
@@ -226,24 +237,18 @@ class AnnotateStage:
 
     def _annotate(self, item: Item) -> None:
         record, recipe = item.record, self._blueprint.recipe
-        timings = record.setdefault("timings", {})
-        timed = _Timer(timings)
-        frames = attempt(ErrorCode.DECODE_ERROR, lambda: encode.decode(item.members["mp4"]))
-        if isinstance(frames, Failure):
-            _fail(item, frames, "decode")
-            return
+        timed = _Timer(record.setdefault("timings", {}))
+        self._at = "decode"
+        frames = encode.decode(item.members["mp4"])
         timed("redecode")
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._before + 1):
-            found = attempt(ErrorCode.ANNOTATOR_ERROR, _checked(annotator, frames, record["fps"]))
-            if isinstance(found, Failure):
-                _fail(item, found, annotator.name)
-                return
+            self._at = annotator.name
+            found = _checked(annotator, frames, record["fps"])
             timed(annotator.name)
             for name, track in found.tracks.items():
-                item.members[f"{name}.mp4"] = encode.encode(
-                    track, record["fps"], recipe.encode.crf, recipe.encode.preset
-                )
+                encoded = encode.encode(track, record["fps"], recipe.encode.crf, recipe.encode.preset)
+                item.members[f"{name}.mp4"] = encoded
             timed("encode")
             record |= found.signals
             data |= found.data
@@ -252,18 +257,17 @@ class AnnotateStage:
             settled = verdict.status == "rejected" and not recipe.score_all
             if settled:
                 break
-        item.members["json"] = json.dumps(data).encode()
+        item.members["json"] = json.dumps(data, allow_nan=False).encode()
         last = self._number == len(self._blueprint.stages) - 1
         if last or settled:
-            record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
             self._finish(item, data)
+            record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+            if verdict.status == "rejected":
+                item.members.clear()
 
     def _finish(self, item: Item, data: dict[str, Any]) -> None:
-        """Drop a rejected clip's bytes; give the others their tasks and their JSON."""
+        """Give a clip its tasks and its JSON."""
         record = item.record
-        if record["status"] == "rejected":
-            item.members.clear()
-            return
         record["tasks"] = self._rules.tasks(record)
         names = ("clip_id", "frames", "fps", "width", "height", "start_s", "end_s", "source_hash", "lineage")
         sample = {name: record[name] for name in names}
@@ -281,25 +285,25 @@ def peek(table: pa.Table) -> list[dict[str, Any]]:
     return records(table)
 
 
-def pack(out: Folder, *tables: pa.Table) -> list[dict[str, Any]]:
+def pack(out: Folder, run_id: str, layer: str, *tables: pa.Table) -> list[dict[str, Any]]:
     """Write settled items into shards and previews; returns their catalog rows, with where the bytes are.
 
-    Kept clips go to shards/, pending ones to pending/, so that a reader of shards/ meets only what passed.
+    Kept clips go to shards/, pending ones to pending/, and those of a layer to layers/.
     """
     rows: list[dict[str, Any]] = []
     with Scratch() as scratch:
-        writers = {name: shards.ShardWriter(scratch.path, name) for name in ("shards", "pending", "previews")}
-        folder = {"kept": "shards", "pending": "pending"}
+        folders = {"kept": "shards", "pending": "pending"} if layer == BASE_LAYER else {"kept": "layers"}
+        made = {name: shards.ShardWriter(scratch.path, name, run_id) for name in (*folders.values(), "previews")}
         for item in (item for table in tables for item in items(table)):
             rows.append(item.record)
-            if item.members and item.record["status"] in folder:
-                writers[folder[item.record["status"]]].add(item.record["clip_id"], item.members)
+            if item.members and item.record["status"] in folders:
+                made[folders[item.record["status"]]].add(item.record["clip_id"], item.members)
             if item.preview:
-                writers["previews"].add(item.record["clip_id"], {"jpg": item.preview})
-        placed = {name: writer.close(out) for name, writer in writers.items()}
+                made["previews"].add(item.record["clip_id"], {"jpg": item.preview})
+        placed = {name: writer.close(out) for name, writer in made.items()}
     for row in rows:
         clip = row.get("clip_id")
-        for place in (placed[name].get(clip) for name in ("shards", "pending") if clip):
+        for place in (placed[name].get(clip) for name in folders.values() if clip):
             if place:
                 row |= {"shard": place.shard, "offset": place.offset, "bytes": place.size}
         preview = placed["previews"].get(clip) if clip else None
@@ -312,26 +316,27 @@ def pack(out: Folder, *tables: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _checked(annotator: Annotator, frames: Frames, fps: float) -> Callable[[], Annotation]:
-    """The annotator's call, with what it promised held against what it gave."""
+def _checked(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
+    """What an annotator gives, held against what it promised; numpy numbers become Python's."""
+    found = annotator(frames, fps)
+    if set(found.tracks) != set(annotator.tracks) or set(found.signals) != set(annotator.signals):
+        given = sorted(found.tracks) + sorted(found.signals)
+        raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} gave {given}, not what it declares")
+    for name, track in found.tracks.items():
+        if track.shape != frames.shape or track.dtype != np.uint8:
+            detail = f"track {name} is {track.dtype} {track.shape}, the clip uint8 {frames.shape}"
+            raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
+    for name, value in found.signals.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        kind = annotator.signals[name].kind
+        if plain is not None and (not isinstance(plain, _KINDS[kind]) or plain != plain):
+            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"signal {name} is {plain!r}, not a {kind}")
+        found.signals[name] = plain
+    return found
 
-    def work() -> Annotation:
-        found = annotator(frames, fps)
-        if set(found.tracks) != set(annotator.tracks) or set(found.signals) != set(annotator.signals):
-            given = sorted(found.tracks) + sorted(found.signals)
-            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} gave {given}, not what it declares")
-        for name, track in found.tracks.items():
-            if track.shape != frames.shape or track.dtype != np.uint8:
-                raise ClipError(
-                    ErrorCode.ANNOTATOR_ERROR,
-                    f"track {name} is {track.dtype} {track.shape}, the clip uint8 {frames.shape}",
-                )
-        for name, value in found.signals.items():
-            if isinstance(value, float) and not np.isfinite(value):
-                raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"signal {name} is {value}")
-        return found
 
-    return work
+# The Python types of a signal's kind; a whole number is a float too.
+_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
 
 
 class _Timer:
@@ -375,6 +380,17 @@ def _fail(item: Item, failure: Failure, stage: str) -> None:
 def _failed_clip(base: dict[str, Any], window: Window, failure: Failure, stage: str) -> Item:
     span = {"clip_id": window.clip_id, **_span(window), "frames": window.frames}
     return Item(base | span | _failed(failure, stage))
+
+
+def _failed_source(base: dict[str, Any], known: dict[str, Any] | None, failure: Failure, stage: str) -> Iterator[Item]:
+    """A source that cannot be had now. What an earlier run found out about it stands; its missing clips have failed."""
+    if known is None:
+        yield _source_item(base, _failed(failure, stage))
+        return
+    base |= known["row"]
+    yield _source_item(base, {})
+    for window in _windows(known["missing"]):
+        yield _failed_clip({name: base[name] for name in base if name.startswith("source_")}, window, failure, stage)
 
 
 def _source_item(base: dict[str, Any], found: dict[str, Any]) -> Item:

@@ -122,10 +122,11 @@ class Folder:
 
         return retried(f"reading {self.url}/{rel}", work)
 
-    def names(self, rel: str = "") -> list[Entry]:
+    def names(self, rel: str = "", *, temporary: bool = False) -> list[Entry]:
         """The objects right in a folder, sorted by name, as they are now; none if there is no such folder.
 
-        Leaves out folders and the temporary files of writers that were killed.
+        Leaves out folders. The files that a writer has not finished, or never will, come only if `temporary`, and
+        then nothing else does.
         """
         path = self._path(rel)
 
@@ -137,7 +138,9 @@ class Folder:
             return [_entry(info) for info in found if info["type"] == "file" and _parent(info["name"]) == path]
 
         entries = retried(f"listing {self.url}/{rel}", work)
-        return sorted((entry for entry in entries if not is_temporary(entry.name)), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in entries if is_temporary(entry.name) == temporary), key=lambda entry: entry.name
+        )
 
     def exists(self, rel: str) -> bool:
         """Whether there is an object of this name."""

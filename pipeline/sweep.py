@@ -6,9 +6,9 @@ older run can never commit again (its sequence number is taken), and a newer run
 
 from __future__ import annotations
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import PARTS, Catalog
 
-FOLDERS = ("shards", "pending", "previews")
+FOLDERS = ("shards", "pending", "layers", "previews")
 
 
 def unreferenced(catalog: Catalog) -> list[tuple[str, float]]:
@@ -24,10 +24,22 @@ def unreferenced(catalog: Catalog) -> list[tuple[str, float]]:
     ]
 
 
+def unfinished(catalog: Catalog) -> list[tuple[str, float]]:
+    """As `unreferenced`, of the temporary files that local writers are at work on, or left when they were killed."""
+    return [
+        (f"{folder}/{entry.name}".lstrip("/"), entry.modified)
+        for folder in ("", PARTS, *FOLDERS)
+        for entry in catalog.out.names(folder, temporary=True)
+    ]
+
+
 def sweep(catalog: Catalog) -> list[str]:
-    """Delete unreferenced files older than the newest commit, which must be the caller's own; returns their names."""
+    """Delete what is unreferenced or unfinished, and older than the newest commit, which must be the caller's own.
+
+    Returns the names of what it deleted.
+    """
     before = catalog.committed_at()
-    dead = [name for name, modified in unreferenced(catalog) if modified < before]
+    dead = [name for name, modified in unreferenced(catalog) + unfinished(catalog) if modified < before]
     for name in dead:
         catalog.out.delete(name)
     return dead

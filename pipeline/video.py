@@ -6,7 +6,7 @@ Everything here is meant to run inside `pipeline.sandbox`: the bytes are not tru
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,6 +49,14 @@ _SCALE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.AC
 _CHUNK = 512
 # Frames that `content_box` looks at, and the longest source that it decodes for them from end to end.
 _SPREAD, _SPREAD_BY_DECODING_S = 12, 60.0
+
+
+# Called as often as a file is read or decoded a little further, for whoever watches over a slow one.
+Progress = Callable[[], object]
+
+
+def _unwatched() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,14 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
         )
 
 
-def frames(path: str | Path, source: Probe) -> Generator[tuple[float, float, av.VideoFrame]]:
+def frames(
+    path: str | Path, source: Probe, progress: Progress = _unwatched
+) -> Generator[tuple[float, float, av.VideoFrame]]:
     """Every frame as (timestamp, duration, frame), both in seconds, in order of presentation, in one thread.
 
     Timestamps are FFmpeg's, after edit lists, and strictly rising: a frame that repeats one is left out.
+    `progress` is called for each of them and for each packet from further on in the file than any before, so that a
+    file which never ends does not count as progress, and one that begins with much that is not shown does.
     Raises ClipError DECODE_ERROR where a frame cannot be decoded, timestamps jump back by more than a second,
     there is no frame, or the stream ends well before what the header declares.
     """
@@ -122,11 +134,15 @@ def frames(path: str | Path, source: Probe) -> Generator[tuple[float, float, av.
         # MP4 keeps a full index, after edit lists; elsewhere there is at most the count in the header
         indexed = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
         packets = count = 0
+        furthest = -1
         last_s, end_s, reach_s = -math.inf, 0.0, 0.0
         # a container without a duration for this stream may owe its length to another: read those as well
         others = () if stream.duration else tuple(s for s in container.streams if s.type == "audio")
         try:
             for packet in container.demux(stream, *others):
+                if packet.pos is not None and packet.pos > furthest:
+                    furthest = packet.pos
+                    progress()
                 if packet.pts is not None:
                     reach_s = max(reach_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is not stream:
@@ -141,6 +157,7 @@ def frames(path: str | Path, source: Probe) -> Generator[tuple[float, float, av.
                     count += 1
                     if time_s > last_s:
                         last_s, end_s = time_s, time_s + duration_s
+                        progress()
                         yield time_s, duration_s, frame
         except FFmpegError as error:
             raise _decode_error(error, _progress(count, stream)) from error
@@ -185,13 +202,14 @@ def cut(
     fps: float,
     size: tuple[int, int],
     box: Box | None = None,
+    progress: Progress = _unwatched,
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
     """Each window with its frames, uint8 [T, H, W, 3] RGB, in order of time, in one pass over the file.
 
     `windows` are some or all of those that `Grid.windows` made of this file with a grid of `fps`: they do not
-    overlap. A source frame is converted at most once, and only if it is shown. Raises as `frames` does.
+    overlap. A source frame is converted at most once, and only if it is shown. `progress` and errors: see `frames`.
     """
-    with closing(frames(path, source)) as decoded:
+    with closing(frames(path, source, progress)) as decoded:
         ahead = next(decoded, None)
         shown: av.VideoFrame | None = None
         picture: NDArray[np.uint8] | None = None
@@ -212,18 +230,18 @@ def cut(
 
 
 def thumbnails(
-    path: str | Path, source: Probe, size: tuple[int, int] = (48, 27)
+    path: str | Path, source: Probe, progress: Progress = _unwatched, size: tuple[int, int] = (48, 27)
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]]:
     """Every frame as a small picture, in one pass: pieces of (timestamps, ends, pictures).
 
     Timestamps and ends of display are float64[n] in seconds; pictures are uint8 [n, height, width, 3] RGB of
     the whole stored picture, squeezed to `size` (width, height) and not turned. The default is the size that
-    TransNetV2 takes. Raises as `frames` does.
+    TransNetV2 takes. `progress` and errors: see `frames`.
     """
     times: list[float] = []
     ends: list[float] = []
     pictures: list[NDArray[np.uint8]] = []
-    for time_s, duration_s, frame in frames(path, source):
+    for time_s, duration_s, frame in frames(path, source, progress):
         times.append(time_s)
         ends.append(time_s + duration_s)
         pictures.append(thumbnail(frame, size))
@@ -239,30 +257,37 @@ def thumbnail(frame: av.VideoFrame, size: tuple[int, int] = (48, 27)) -> NDArray
     return _picture(frame, size, "rgb24", Interpolation.AREA)
 
 
-def content_box(path: str | Path, source: Probe) -> Box | None:
+def content_box(path: str | Path, source: Probe, progress: Progress = _unwatched) -> Box | None:
     """Where the picture is inside letterbox or pillarbox bars: (x0, y0, x1, y1) in displayed pixels, or None.
 
-    Looks at about a dozen frames spread over the file. Raises as `frames` does.
+    Looks at about a dozen frames spread over the file. `progress` and errors: see `frames`.
     """
     size = (source.width, source.height)
-    return bars.content(to_rgb(frame, source, size) for frame in _spread(path, source))
+    return bars.content(to_rgb(frame, source, size) for frame in _spread(path, source, progress))
 
 
-def _spread(path: str | Path, source: Probe) -> Iterator[av.VideoFrame]:
-    """Frames at even steps of a source of up to a minute; of a longer one the key frames next to them."""
+def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.VideoFrame]:
+    """Frames at even steps of a source of up to a minute; of a longer one the key frames next to them.
+
+    A source that lasts longer than it says is looked at for a minute: it may have no end.
+    """
     length_s = source.duration_s or float(_SPREAD)
     if length_s <= _SPREAD_BY_DECODING_S:
         due_s = -math.inf
-        for time_s, _, frame in frames(path, source):
-            if time_s >= due_s:
-                due_s = time_s + length_s / _SPREAD
-                yield frame
+        with closing(frames(path, source, progress)) as decoded:
+            for time_s, _, frame in decoded:
+                if time_s > _SPREAD_BY_DECODING_S:
+                    return
+                if time_s >= due_s:
+                    due_s = time_s + length_s / _SPREAD
+                    yield frame
         return
     with _opened(path, source.max_pixels) as (container, stream):
         try:
             for index in range(_SPREAD):
                 container.seek(round(length_s * index / _SPREAD * av.time_base))
                 yield from islice(container.decode(stream), 1)
+                progress()
         except FFmpegError as error:
             raise _decode_error(error, "seeking failed") from error
 

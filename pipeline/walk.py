@@ -12,7 +12,7 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from pipeline.errors import UsageError
-from pipeline.remote import retried, stamp_of
+from pipeline.remote import protocols, retried, stamp_of
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset((
@@ -104,9 +104,10 @@ def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def walk_remote(fs: Any, root: str, wanted: Test, enter: Test = _always) -> Iterator[Found]:
-    """The wanted files under a folder of a store, in sorted order, one listing at a time.
+    """The wanted files under a folder of a store, in sorted order.
 
-    Raises PermissionError, and StorageError when the store keeps failing.
+    A folder of S3 is listed a page at a time, however flat the bucket; any other store's folder is one listing in
+    memory. Raises PermissionError, and StorageError when the store keeps failing.
     """
     stack = [_list(fs, root)]
     while stack:
@@ -121,6 +122,8 @@ def walk_remote(fs: Any, root: str, wanted: Test, enter: Test = _always) -> Iter
 
 
 def _list(fs: Any, folder: str) -> Iterator[Found]:
+    if "s3" in protocols(fs) and fs.split_path(folder)[0]:
+        return _list_s3(fs, folder)
     try:
         infos = retried(f"listing {folder}", lambda: fs.ls(folder, detail=True))
     except FileNotFoundError:
@@ -132,3 +135,26 @@ def _list(fs: Any, folder: str) -> Iterator[Found]:
         if info["type"] == "directory" or not info["name"].endswith("/")
     )
     return iter(sorted((entry for entry in found if entry[0] != folder), key=lambda entry: entry[0]))
+
+
+def _list_s3(fs: Any, folder: str) -> Iterator[Found]:
+    """Page by page: s3fs itself would hold the descriptions of a million keys at once."""
+    bucket, key, _ = fs.split_path(folder)
+    ask = {"Bucket": bucket, "Delimiter": "/", "Prefix": f"{key.rstrip('/')}/" if key else "", **fs.req_kw}
+    while True:
+        try:
+            page = retried(f"listing {folder}", lambda: fs.call_s3("list_objects_v2", **ask))
+        except FileNotFoundError:
+            return
+        found: list[Found] = [
+            (f"{bucket}/{info['Key']}", False, info["Size"], stamp_of(info))
+            for info in page.get("Contents", [])
+            if not info["Key"].endswith("/")
+        ]
+        found += [
+            (f"{bucket}/{info['Prefix'].rstrip('/')}", True, None, None) for info in page.get("CommonPrefixes", [])
+        ]
+        yield from sorted(found, key=lambda entry: entry[0])
+        if not page.get("IsTruncated"):
+            return
+        ask["ContinuationToken"] = page["NextContinuationToken"]

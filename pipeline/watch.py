@@ -20,7 +20,7 @@ class Watch:
         self._draining = False
         self._begun: float | None = None
         self._index = sqlite3.connect(index, isolation_level=None)
-        self._index.execute("PRAGMA journal_mode = OFF")
+        self._index.execute("PRAGMA synchronous = OFF")
         self._index.execute("CREATE TABLE IF NOT EXISTS owner (hash TEXT PRIMARY KEY, uri TEXT) WITHOUT ROWID")
 
     def begin(self, unit: str) -> str:
@@ -45,6 +45,14 @@ class Watch:
         self._index.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (content, uri))
         return str(self._index.execute("SELECT uri FROM owner WHERE hash = ?", (content,)).fetchone()[0])
 
+    def fresh(self) -> None:
+        """A new round begins: attempts that ended with the last one say nothing about their inputs."""
+        self._attempts.clear()
+
+    def stopping(self) -> bool:
+        """Whether nothing new is to be begun."""
+        return self._draining
+
     def drain(self) -> None:
         """From now on nothing new is begun."""
         self._draining = True
@@ -65,6 +73,9 @@ class WatchClient:
 
     def end(self, unit: str) -> None:
         ray.get(self._handle.end.remote(unit))
+
+    def stopping(self) -> bool:
+        return bool(ray.get(self._handle.stopping.remote()))
 
     def claim(self, content: str, uri: str) -> str:
         return str(ray.get(self._handle.claim.remote(content, uri)))

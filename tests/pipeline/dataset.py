@@ -79,7 +79,7 @@ class Dataset:
 
     def shard(self, folder: str, samples: dict[str, dict[str, bytes]]) -> dict[str, dict[str, Any]]:
         """Publish a shard of short name -> members; returns the columns that say where each lies."""
-        writer = ShardWriter(self.scratch, folder)
+        writer = ShardWriter(self.scratch, folder, "r1")
         for name, parts in samples.items():
             writer.add(identity(name), parts)
         prefix = "preview_" if folder == "previews" else ""

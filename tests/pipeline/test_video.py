@@ -167,6 +167,44 @@ def test_some_of_the_windows_and_memory_of_one(tmp_path: Path) -> None:
     assert got == [(windows[1], int(17 / 16 * 25)), (windows[3], int(51 / 16 * 25))]
 
 
+@pytest.mark.parametrize("name", ["p.mp4", "p.mkv"])
+def test_progress_is_told_long_before_the_first_clip(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, map(numbered, range(130)), options={"bf": "3"})
+    source, times, end_s = whole(path)
+    calls: list[None] = []
+
+    def progress() -> None:
+        calls.append(None)
+
+    last = Grid(frames=17, min_frames=5).windows("x", shots_of([(0, 129)], times, end_s), times)[-1]
+    assert [window for window, _ in video.cut(path, source, [last], 16.0, (144, 96), None, progress)] == [last]
+    assert 100 < len(calls) < 300
+    calls.clear()
+    list(video.thumbnails(path, source, progress))
+    assert len(calls) > 129
+    calls.clear()
+    video.content_box(path, source, progress)
+    assert len(calls) > 129
+
+
+def test_progress_is_told_while_nothing_is_shown(tmp_path: Path) -> None:
+    """An edit list that begins late: the frames before are decoded and dropped."""
+    plain = write(tmp_path / "plain.mp4", map(numbered, range(100)), options={"bf": "0", "g": "200"})
+    path = tmp_path / "trimmed.mp4"
+    with av.open(plain) as source, av.open(path, "w", options={"avoid_negative_ts": "disabled"}) as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None and packet.pts is not None:
+                shift = round(Fraction(90, 25) / packet.time_base)
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = stream
+                target.mux(packet)
+    calls: list[None] = []
+    shown_ = list(video.frames(path, video.probe(path, LIMIT), lambda: calls.append(None)))
+    assert len(shown_) == 10
+    assert len(calls) >= 100
+
+
 # The right picture
 
 

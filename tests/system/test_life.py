@@ -159,3 +159,27 @@ def test_sigterm_drains_and_the_same_command_goes_on(
     assert part.items() <= whole.items()
     assert len(whole) == 36
     assert clean(out)
+
+
+def test_looking_again_and_retrying(run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path) -> None:
+    """A touched file, --rehash and retry look again, end, and change nothing until there is something new to see."""
+    videos, out, base = tmp_path / "videos", tmp_path / "out", recipe()
+    videos.mkdir()
+    shutil.copy(small / "2.mp4", videos / "good.mp4")
+    whole = (small / "4.mp4").read_bytes()
+    (videos / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    first = run("ingest", videos, "--out", out, "--recipe", base)
+    assert first["clips"] == {"kept": {"": 1}}
+    assert first["sources"] == {"cut": {"": 1}, "failed": {"DECODE_ERROR": 1}}
+    kept = tools.Out(out).samples()
+    (videos / "good.mp4").touch()
+    for again in (("ingest", videos, "--rehash", "--recipe", base), ("retry",)):
+        found = run(again[0], *((out,) if again[0] == "retry" else ("--out", out)), *again[1:])
+        assert (found["sources"], found["done"]) == (first["sources"], {})
+    # The touch was noted: nothing is left to look at.
+    assert run("ingest", videos / "good.mp4", "--out", out, "--recipe", base)["startup_s"] == 0
+    (videos / "cut.mp4").write_bytes(whole)
+    mended = run("retry", out)
+    assert (mended["sources"], mended["done"]) == ({"cut": {"": 2}}, {"kept": 1})
+    assert kept.items() <= tools.Out(out).samples().items()
+    assert clean(out)

@@ -1,0 +1,41 @@
+"""The catalog is read whatever its folder is called, and the sweep leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.catalog import Catalog, quoted
+from pipeline.storage import Folder
+from pipeline.sweep import sweep
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "back\\slash", "a[b]*?", "a b\u00e4"])
+def test_any_path(dataset: Any, tmp_path: Path, name: str) -> None:
+    Path(dataset.url).rename(tmp_path / name)
+    con = Catalog(Folder(str(tmp_path / name)), tmp_path).connect()
+    assert con.execute("SELECT count(*) FROM clips WHERE layer = 'base'").fetchone() == (6,)
+    assert con.execute(f"SELECT {quoted(name)}").fetchone() == (name,)
+
+
+def test_connections_spill_apart(dataset: Any) -> None:
+    places = {dataset.catalog.connect().execute("SELECT current_setting('temp_directory')").fetchone() for _ in "ab"}
+    assert len(places) == 2
+
+
+def test_what_a_killed_writer_left_is_swept(dataset: Any) -> None:
+    root = Path(dataset.url)
+    old = [root / folder / ".vdot-0123.tmp" for folder in ("", "catalog", "shards", "pending", "previews")]
+    for path in old:
+        path.write_bytes(b"half")
+        os.utime(path, (1, 1))
+    young = root / "shards/.vdot-4567.tmp"
+    young.write_bytes(b"half")
+    os.utime(young, (2**32, 2**32))
+    swept = sweep(dataset.catalog)
+    assert {str(path.relative_to(root)) for path in old} <= set(swept)
+    assert not any(path.exists() for path in old)
+    assert young.exists()

@@ -1,0 +1,91 @@
+"""Another package's annotator is found by name, and refused with a reason when it does not fit."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from annotators.base import Signal, Weight
+from pipeline import cli, registry
+from pipeline.errors import UsageError
+from pipeline.recipe import parse
+from pipeline.remote import StorageError
+
+
+class Good:
+    """Fits."""
+
+    name, version, tracks = "good", "1", ()
+    signals = {"g": Signal("count", "g")}  # noqa: RUF012
+    weights = (Weight("good-net", "https://example.org/net.onnx", "0" * 64, "MIT"),)
+
+
+class Bare:
+    """Lacks nearly everything."""
+
+    name = "bare"
+
+
+class Loading(EntryPoint):
+    """An entry point that finds its class here, whatever this module is called."""
+
+    def load(self) -> Any:
+        return globals()[self.value] if self.value in globals() else super().load()
+
+
+@pytest.fixture(autouse=True)
+def points(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"good": "Good", "other": "Good", "bare": "Bare", "gone": "no_such_module:X"}
+    found = [Loading(name, value, "vdot_data.annotators") for name, value in pairs.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "vdot_data.annotators" else [])
+
+
+def test_one_that_fits() -> None:
+    assert registry.annotator("good") is Good
+    assert registry.lineage(["good"], [])[0]["weights_id"] == "good-net"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("other", "calls itself 'good'"),
+        ("bare", "has no version, signals, tracks, weights"),
+        ("gone", "cannot be loaded: No module named"),
+        ("goood", "did you mean 'good'"),
+    ],
+)
+def test_one_that_does_not(name: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        registry.annotator(name)
+
+
+def test_stages_without_annotators_are_refused() -> None:
+    for stages in ("[]", "[[]]", "[[scribble], []]"):
+        with pytest.raises(UsageError, match="at least one stage is needed"):
+            parse(f"stages: {stages}", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (StorageError("the store is gone"), 1, "the store is gone"),
+        (ImportError("No module named 'ray'"), 2, "pip install 'vdot-data[ingest]'"),
+        (UsageError("no"), 2, "no"),
+    ],
+)
+def test_every_end_is_one_sentence(
+    error: Exception, status: int, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with (tmp_path / "said").open("w") as file:
+        monkeypatch.setattr(cli.console, "file", file)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    assert caught.value.code == status
+    assert words in (tmp_path / "said").read_text()
