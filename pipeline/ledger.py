@@ -69,7 +69,8 @@ class Ledger:
         con.execute("CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY)")
         con.execute(
             "INSERT INTO settled SELECT clip_id FROM judged WHERE status = 'rejected' "
-            f"OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR ({failed})"
+            f"OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR ({failed}) "
+            "UNION SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
         )
         con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
         con.execute("INSERT INTO seen SELECT source_uri FROM sources")
