@@ -127,18 +127,22 @@ class Engine:
             "num_cpus": RESERVED / (1 + stages),
         }
 
-        def pool(size: int) -> Any:
+        def pool(least: int, most: int) -> Any:
             # Two tasks in flight: the next clip is already there when a worker is done with one.
-            return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2)
+            return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2)
 
         data = ray.data.from_arrow_refs(references).map_batches(
-            CutStage, fn_constructor_args=(blueprint, self._out, self.watch), compute=pool(workers), **options
+            CutStage,
+            fn_constructor_args=(blueprint, self._out, self.watch),
+            compute=pool(workers, workers),
+            **options,
         )
         for number in range(stages):
+            # One source may have a thousand clips: this pool grows with what comes.
             data = data.map_batches(
                 AnnotateStage,
                 fn_constructor_args=(blueprint, number, self.watch),
-                compute=pool(self._pool),
+                compute=pool(workers, self._pool),
                 **options,
             )
         for bundle in data.iter_internal_ref_bundles():

@@ -28,7 +28,7 @@ class Limits(Strict):
 
     pixels: Annotated[int, Field(gt=0, description="largest picture, width x height")] = 8192 * 4320
     duration_s: Annotated[float, Field(gt=0, description="longest source")] = 4 * 3600.0
-    stall_s: Annotated[float, Field(gt=0, description="longest time without progress before the decoder is killed")] = 60.0
+    stall_s: Annotated[float, Field(gt=0, description="longest the decoder may stand still")] = 60.0
     memory_mb: Annotated[int, Field(ge=256, description="memory of one decoder process")] = 4096
     worker_deaths: Annotated[
         int, Field(ge=1, description="workers that one input may kill before it is left alone")

@@ -143,6 +143,22 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@contextmanager
+def cluster(*cpus: int, memory: int) -> Iterator[Any]:
+    """A Ray cluster of one node per number of CPUs, all on this machine; this process does not join it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster()
+    try:
+        for number in cpus:
+            made.add_node(num_cpus=number, memory=memory, object_store_memory=100 * 2**20, include_dashboard=False)
+        yield made
+    finally:
+        made.shutdown()
+
+
 def resize(folder: Path, size: str) -> None:
     """Give what `mounted` made another size."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
@@ -165,6 +181,13 @@ def videos() -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """A running Ray cluster of one CPU, for tests of many runs: joining it is quicker than starting one each time."""
+    with cluster(1, memory=4 * 10**9) as made:
+        yield made.address
 
 
 @pytest.fixture(scope="session")

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-
-
-@contextmanager
-def cluster(*cpus: int, memory: int) -> Iterator[Any]:
-    """A Ray cluster of one node per number of CPUs, all on this machine; this process does not join it."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    from ray.cluster_utils import Cluster
-
-    made = Cluster()
-    try:
-        for number in cpus:
-            made.add_node(num_cpus=number, memory=memory, object_store_memory=100 * 2**20, include_dashboard=False)
-        yield made
-    finally:
-        made.shutdown()
 
 
 def raylets(made: Any) -> list[int]:
@@ -46,7 +27,7 @@ def test_two_nodes_share_the_work_and_give_the_same_dataset(
     vdot: Any, tools: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:
     out = tools.Out(tmp_path / "out")
-    with cluster(1, 1, memory=4 * 10**9) as made:
+    with tools.cluster(1, 1, memory=4 * 10**9) as made:
         nodes = raylets(made)
         run = vdot.start("ingest", small, "--out", out.url, "--recipe", recipe(), "--address", made.address)
         tools.poll(
@@ -66,7 +47,7 @@ def test_a_cluster_that_claims_64_cores_gets_no_more_workers_than_its_memory_hol
     vdot: Any, tools: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:
     out = tools.Out(tmp_path / "out")
-    with cluster(64, memory=3 * 10**9) as made:
+    with tools.cluster(64, memory=3 * 10**9) as made:
         (node,) = raylets(made)
         most = 0
         run = vdot.start("ingest", small, "--out", out.url, "--recipe", recipe(), "--address", made.address)

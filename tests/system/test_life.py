@@ -27,11 +27,11 @@ def verdicts(out: Any) -> dict[str, tuple[str, str | None, list[str] | None]]:
 
 
 @pytest.fixture
-def run(vdot: Any) -> Any:
-    """`run(...)` runs the command, which must succeed, and gives its summary."""
+def run(vdot: Any, address: str) -> Any:
+    """`run(...)` runs the command on a running cluster; it must succeed, and gives its summary."""
 
     def run(*arguments: object) -> dict[str, Any]:
-        done = vdot(*arguments, "--json")
+        done = vdot(*arguments, "--address", address, "--json")
         assert done.returncode == 0, done.stderr
         summary: dict[str, Any] = json.loads(done.stdout)
         return summary
