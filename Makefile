@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-long clean
 
 demo: .venv/demo
 	$(BIN)/vdot-data weights
@@ -13,7 +13,12 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not long"
+
+# What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
+test-long: .venv/dev
+	$(BIN)/vdot-data weights
+	$(BIN)/pytest -m long
 
 # A stamp per set of extras: an install is done again when the metadata or the tested versions change.
 .venv/%: pyproject.toml constraints.txt

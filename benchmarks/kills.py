@@ -164,7 +164,8 @@ def _works(process: psutil.Process) -> bool:
         command = " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
-    return command.startswith("ray::") or "pipeline.sandbox" in command
+    # Without its agents a node gives up: that is a kill of another kind.
+    return command.startswith("ray::") and "Agent" not in command or "pipeline.sandbox" in command
 
 
 class _Cluster:

@@ -224,6 +224,7 @@ def test_a_read_only_out_is_refused(vdot: Any, tools: Any, recipe: Any, small: P
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_after_a_full_disk(vdot: Any, tools: Any, recipe: Any, videos: Any, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()

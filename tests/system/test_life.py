@@ -80,6 +80,7 @@ def test_rules_change_sources_come_and_nothing_is_done_twice(
     assert clean(out)
 
 
+@pytest.mark.long
 def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path) -> None:
     """Clips that a looser rule lets in are pending until ingest annotates them, and then as if never rejected."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
@@ -102,6 +103,7 @@ def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, t
     assert clean(fresh)
 
 
+@pytest.mark.long
 def test_a_layer_adds_and_a_new_annotator_supersedes(
     run: Any, vdot: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_sigterm_drains_and_the_same_command_goes_on(
     assert clean(out)
 
 
+@pytest.mark.long
 def test_looking_again_and_retrying(run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path) -> None:
     """A touched file, --rehash and retry look again, end, and change nothing until there is something new to see."""
     videos, out, base = tmp_path / "videos", tmp_path / "out", recipe()

@@ -16,6 +16,7 @@ def parts(out: Any) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
     s3: Any, vdot: Any, tools: Any, recipe: Any, videos: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:
