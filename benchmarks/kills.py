@@ -165,7 +165,7 @@ def _works(process: psutil.Process) -> bool:
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return False
     # Without its agents a node gives up: that is a kill of another kind.
-    return command.startswith("ray::") and "Agent" not in command or "pipeline.sandbox" in command
+    return (command.startswith("ray::") and "Agent" not in command) or "pipeline.sandbox" in command
 
 
 class _Cluster:
