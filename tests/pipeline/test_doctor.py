@@ -44,7 +44,8 @@ def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", version)
     checks = doctor()
     assert found(checks, "ray").found == "is not installed"
-    assert (found(checks, "av").status, found(checks, "av").found) == ("fail", "13.9.1; at least 18 is needed")
+    assert found(checks, "av").status == "fail"
+    assert found(checks, "av").found.startswith("13.9.1; at least ")
 
 
 def test_missing_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
