@@ -189,8 +189,8 @@ class Rules:
             rejected += [(f"s{number}.s{number}_{index}", name) for index, name in enumerate(self._rules)]
         last = len(self._stages) - 1
         waiting = [(f"s{last}.s{last}_{index} IS NULL", name) for index, name in enumerate(self._rules)]
-        cases = [f"WHEN {test} THEN ('rejected', {_quoted(name)})" for test, name in rejected]
-        cases += [f"WHEN {test} THEN ('pending', {_quoted(name)})" for test, name in waiting]
+        cases = [f"WHEN {test} THEN ('rejected', {quoted(name)})" for test, name in rejected]
+        cases += [f"WHEN {test} THEN ('pending', {quoted(name)})" for test, name in waiting]
         verdict = f"CASE {' '.join(cases)} ELSE ('kept', NULL) END" if cases else "('kept', NULL)"
         joins = f"({parts[0]}) s0 " + " ".join(
             f"JOIN ({part}) s{number} USING (clip_id)" for number, part in enumerate(parts) if number
@@ -200,7 +200,7 @@ class Rules:
 
     def tasks_sql(self) -> str:
         """An SQL expression for the list of tasks that a row is fit for, as `tasks` would give."""
-        cases = ", ".join(f"CASE WHEN ({text}\n) THEN {_quoted(name)} END" for name, text in self._tasks.items())
+        cases = ", ".join(f"CASE WHEN ({text}\n) THEN {quoted(name)} END" for name, text in self._tasks.items())
         return f"list_filter([{cases}]::VARCHAR[], lambda task: task IS NOT NULL)"
 
     def because(self, name: str, values: Mapping[str, Any]) -> str:
@@ -223,7 +223,8 @@ def _first_line(error: duckdb.Error) -> str:
     return str(error).splitlines()[0]
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
 
 

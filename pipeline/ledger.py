@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from filters.rules import quoted
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog, quoted
+from pipeline.catalog import Catalog
 from pipeline.listing import SCHEMA, Listing
 from pipeline.schema import BASE_LAYER, PLACE
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -120,8 +120,3 @@ def load(path: Path | None) -> Recipe:
         return parse(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from error
-
-
-def dumped(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, for summaries."""
-    return recipe.model_dump(mode="json")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.catalog import Catalog, quoted
+from filters.rules import quoted
+from pipeline.catalog import Catalog
 from pipeline.storage import Folder
 from pipeline.sweep import sweep
 
