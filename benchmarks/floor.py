@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from annotators.base import Frames
 from pipeline import cutting, encode, fetch, registry, shots, video
 from pipeline.blueprint import Blueprint
+from pipeline.engine import WORKER_ENVIRONMENT
 from pipeline.errors import ClipError
 from pipeline.grid import shots_of
 from pipeline.recipe import Recipe
@@ -27,19 +30,19 @@ from pipeline.sources import Source
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Wall seconds of the work, of start-up before it (imports and models), and what came out."""
+    """Wall seconds of the work and of start-up before it (imports and models), clips made, CPU seconds by step."""
 
     wall_s: float
     startup_s: float
     clips: int
-    bytes: int
+    seconds: dict[str, float]
 
 
 def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
     """Do every source once, on `cores` processes that take the next source when they are done with one."""
     context = multiprocessing.get_context("spawn")
     begun = time.perf_counter()
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    os.environ |= WORKER_ENVIRONMENT
     ready, go = context.Barrier(cores + 1), context.Barrier(cores + 1)
     work, done = context.Queue(), context.Queue()
     for path in [*paths, *[None] * cores]:
@@ -54,7 +57,11 @@ def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
     wall = time.perf_counter() - started
     for process in processes:
         process.join()
-    return Floor(wall, started - begun, sum(clips for clips, _ in results), sum(size for _, size in results))
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for _, spent in results:
+        for step, one in spent.items():
+            seconds[step] += one
+    return Floor(wall, started - begun, sum(clips for clips, _ in results), seconds)
 
 
 def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
@@ -62,12 +69,10 @@ def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
     one = _One(recipe)
     ready.wait()
     go.wait()
-    clips = size = 0
+    clips = 0
     while (path := work.get()) is not None:
-        for made in one.source(path):
-            clips += 1
-            size += made
-    done.put((clips, size))
+        clips += one.source(path)
+    done.put((clips, one.seconds))
 
 
 class _One:
@@ -78,23 +83,29 @@ class _One:
         self._rules = self._blueprint.rules()
         self._detector = shots.detector(recipe.shots)
         self._annotators = [registry.annotator(name)() for name in recipe.annotators]
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._since = 0.0
 
-    def source(self, path: str) -> list[int]:
-        """The bytes of each clip that was encoded, tracks included."""
+    def source(self, path: str) -> int:
+        """Do one source; returns how many clips were encoded, tracks included."""
         recipe = self._blueprint.recipe
+        self._timed("")
         with fetch.Scratch() as scratch:
             content = fetch.fetch(Source(path), scratch.path).sha256
+        self._timed("fetch")
         try:
             probe = video.probe(path, recipe.limits.pixels)
             decoded = list(video.frames(path, probe))
         except ClipError:
-            return []
+            return 0
         times = np.array([at for at, _, _ in decoded])
         thumbs = np.stack([video.thumbnail(frame) for _, _, frame in decoded])
         size = recipe.grid.size(probe.width, probe.height)
+        self._timed("scan")
         if size is None:
-            return []
+            return 0
         found = shots_of(self._detector([thumbs]), times, decoded[-1][0] + decoded[-1][1])
+        self._timed("shots")
         source = {
             "source_width": probe.width,
             "source_height": probe.height,
@@ -102,27 +113,44 @@ class _One:
             "width": size[0],
             "height": size[1],
         }
-        made = []
+        made = 0
         for window in recipe.grid.windows(content, found, times):
             shown = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
             pictures = {index: video.to_rgb(decoded[index][2], probe, size) for index in set(shown)}
             frames = np.stack([pictures[index] for index in shown])
+            self._timed("decode")
             values: dict[str, Any] = source | cutting.measure(frames, recipe.grid.fps, recipe.filters)
+            rejected = self._rules.judge(values, 0).status == "rejected"
+            self._timed("filters")
             cutting.strip(frames)
-            if self._rules.judge(values, 0).status == "rejected":
-                continue
-            members = [encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)]
-            for position, annotator in enumerate(self._annotators, 1):
-                result = annotator(frames, recipe.grid.fps)
-                values |= result.signals
-                members += [
-                    encode.encode(track, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
-                    for track in result.tracks.values()
-                ]
-                if self._rules.judge(values, position).status == "rejected":
-                    break
-            made.append(sum(map(len, members)))
+            if not rejected:
+                self._encode(frames)
+                self._annotate(frames, values)
+                made += 1
         return made
+
+    def _annotate(self, frames: Frames, values: dict[str, Any]) -> None:
+        fps = self._blueprint.recipe.grid.fps
+        for position, annotator in enumerate(self._annotators, 1):
+            result = annotator(frames, fps)
+            self._timed(annotator.name)
+            values |= result.signals
+            for track in result.tracks.values():
+                self._encode(track)
+            if self._rules.judge(values, position).status == "rejected":
+                return
+
+    def _encode(self, frames: Frames) -> None:
+        recipe = self._blueprint.recipe
+        encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
+        self._timed("encode")
+
+    def _timed(self, step: str) -> None:
+        """Count the CPU seconds since the last call as this step's; "" counts them as nobody's."""
+        now = time.process_time()
+        if step:
+            self.seconds[step] += now - self._since
+        self._since = now
 
 
 def videos(folder: Path) -> list[str]:

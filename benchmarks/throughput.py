@@ -1,4 +1,4 @@
-"""Ingest against its floor, in one run on one machine, so that a noisy machine disturbs both alike."""
+"""Ingest against its floor, measured before and after it, because a machine's speed drifts within minutes."""
 
 from __future__ import annotations
 
@@ -19,21 +19,33 @@ def measure(clips: Path, recipe_file: Path | None, repeat: int, cores: int) -> d
         folder = Path(temporary) / "videos"
         folder.mkdir()
         paths = expanded(videos(clips), repeat, folder)
-        bare = floor(paths, recipe, cores)
+        before = floor(paths, recipe, cores)
         summary = ingest([str(folder)], str(Path(temporary) / "out"), recipe_file=recipe_file, cpus=cores)
+        after = floor(paths, recipe, cores)
+    bare_s = (before.wall_s + after.wall_s) / 2
     steady = summary.wall_s - summary.startup_s
     made = sum(sum(reasons.values()) for reasons in summary.clips.values())
     return {
         "machine": f"{platform.processor() or platform.machine()}, {cores} cores",
         "sources": len(paths),
         "clips": made,
-        "floor": {"wall_s": round(bare.wall_s, 1), "startup_s": round(bare.startup_s, 1), "clips": bare.clips},
+        "floor": {
+            "wall_s": [round(before.wall_s, 1), round(after.wall_s, 1)],
+            "startup_s": [round(before.startup_s, 1), round(after.startup_s, 1)],
+            "clips": before.clips,
+        },
         "ingest": {
             "wall_s": round(steady, 1),
             "startup_s": round(summary.startup_s, 1),
             "kept": summary.clips["kept"][""],
         },
-        "ratio": round(bare.wall_s / steady, 3),
+        "ratio": round(bare_s / steady, 3),
         "clips_per_s": round(made / steady, 3),
-        "worker_seconds": {step: round(seconds, 1) for step, seconds in summary.seconds.items()},
+        "cpu_seconds": {
+            step: {
+                "floor": round((before.seconds.get(step, 0.0) + after.seconds.get(step, 0.0)) / 2, 1),
+                "ingest": round(seconds, 1),
+            }
+            for step, seconds in summary.seconds.items()
+        },
     }

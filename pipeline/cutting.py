@@ -23,6 +23,8 @@ from pipeline.grid import Window
 # A preview strip: five frames side by side, small enough to keep for every clip ever seen.
 STRIP_FRAMES = 5
 STRIP_HEIGHT = 96
+# Decoded frames are kept up to this many bytes: ten seconds of 720p. Much more would not pay for the memory.
+KEPT_BYTES = 512 << 20
 
 
 @dataclass(slots=True)
@@ -63,7 +65,7 @@ def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
     box = video.content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
     end_s = 0.0
-    for times, ends, pictures in video.thumbnails(path, probe, sandbox.alive):
+    for times, ends, pictures in video.thumbnails(_kept.keep(path, video.frames(path, probe, sandbox.alive))):
         if times[-1] > limits.duration_s:
             raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
         end_s = float(ends[-1])
@@ -79,7 +81,7 @@ def clips(
     base: dict[str, Any],
     blueprint: Blueprint,
 ) -> Iterator[Cut]:
-    """Decode a source once more and make its clips, in order of time.
+    """Make a source's clips, in order of time; decodes it once more unless it was just scanned and is small.
 
     `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a
     rule rejects on cheap signals is not encoded, unless the recipe says `score_all`.
@@ -88,7 +90,8 @@ def clips(
     probe = video.probe(path, recipe.limits.pixels)
     crop = (box[0], box[1], box[2], box[3]) if box else None
     before = time.process_time()
-    for window, frames in video.cut(path, probe, windows, recipe.grid.fps, size, crop, sandbox.alive):
+    pictures = _kept.take(path) or video.frames(path, probe, sandbox.alive)
+    for window, frames in video.cut(pictures, probe, windows, recipe.grid.fps, size, crop):
         decoded = time.process_time()
         values: dict[str, Any] = {
             "clip_id": window.clip_id,
@@ -128,6 +131,36 @@ def strip(frames: Frames) -> bytes:
     small = [cv2.resize(frame, (wide, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for frame in chosen]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(small), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
     return data.tobytes()
+
+
+class _Kept:
+    """The frames of the source that was scanned last, as long as they are small together."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._frames: list[video.Decoded] = []
+
+    def keep(self, path: Path, decoded: Iterator[video.Decoded]) -> Iterator[video.Decoded]:
+        """Pass frames on and keep them; what was kept of another source is let go."""
+        self._path, self._frames = None, []
+        left = KEPT_BYTES
+        for one in decoded:
+            left -= sum(plane.buffer_size for plane in one[2].planes)
+            if left >= 0:
+                self._frames.append(one)
+            else:
+                self._frames.clear()
+            yield one
+        self._path = path if left >= 0 else None
+
+    def take(self, path: Path) -> Iterator[video.Decoded] | None:
+        """All frames of a source, once, or None if they were not kept."""
+        frames, whole = self._frames, self._path == path
+        self._path, self._frames = None, []
+        return iter(frames) if whole else None
+
+
+_kept = _Kept()
 
 
 @lru_cache(maxsize=4)

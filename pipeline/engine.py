@@ -30,6 +30,11 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Ray ends idle processes when the stages' actors hold the node's CPUs; starting one anew for every `peek` and `pack`
+# took a fifth of two cores, measured. The ones that it starts ahead lack the job's environment, and are never used.
+os.environ.setdefault("RAY_num_workers_soft_limit", "4")
+os.environ.setdefault("RAY_enable_worker_prestart", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -37,13 +42,23 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.stages import AnnotateStage, CutStage, ray_pack, ray_peek
 from pipeline.watch import Watch
 
-# A worker of each stage holds its networks and one decoder process: about 1.2 GB together, measured.
-CORE_MEMORY = 1.2e9
+# A worker of each stage holds its networks and one decoder process with the frames that it keeps: about 1.7 GB
+# together, measured.
+CORE_MEMORY = 1.7e9
 # Share of a core that the stages reserve together. Each core gets one worker of every stage; the operating system
 # shares the core between them, so no core idles while any stage has work. The rest lets Ray's own tasks be placed.
 RESERVED = 0.9
 # The object store holds encoded clips in flight; more would only delay backpressure.
 STORE_BYTES = 1 << 30
+# One thread each, as there is a worker per core. And glibc keeps freed memory up to these bytes, in one arena: giving
+# pages back and taking them again for a network's activations cost 15 % of TransNetV2's time, measured, and peak
+# memory was no less.
+WORKER_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 # Work rows travel in chunks; more chunks than this would fill the driver, fewer would leave workers idle at the end.
 MAX_CHUNKS = 20_000
 
@@ -60,7 +75,6 @@ class Engine:
         self._out = out
         # Workers must not import a folder `pipeline/` of the user's from the current directory.
         self._empty = tempfile.TemporaryDirectory(prefix="vdot-empty-")
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         local: dict[str, Any] = {"object_store_memory": _store_bytes(), "include_dashboard": False, "num_cpus": cpus}
         silent = unreachable(address) if address else None
         if silent:
@@ -69,7 +83,7 @@ class Engine:
             with _quiet():
                 ray.init(
                     address=address or "local",  # of its own, even where a cluster runs on this machine
-                    runtime_env={"working_dir": self._empty.name, "env_vars": threads},
+                    runtime_env={"working_dir": self._empty.name, "env_vars": WORKER_ENVIRONMENT},
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     **({} if address else local),

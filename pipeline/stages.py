@@ -149,6 +149,9 @@ class CutStage:
             lineage = self._blueprint.made_by([*self._blueprint.filters])
             record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
             yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
+        if not left:
+            # To its end, or the child would be taken for abandoned; what a file holds after its last clip is not asked.
+            attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
 
     def _scan(self, path: Path, content: str, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
         """Shots and windows of a source never seen before, as columns of its row."""

@@ -53,6 +53,8 @@ _SPREAD, _SPREAD_BY_DECODING_S = 12, 60.0
 
 # Called as often as a file is read or decoded a little further, for whoever watches over a slow one.
 Progress = Callable[[], object]
+# A frame with its timestamp and duration in seconds, as `frames` gives it.
+Decoded = tuple[float, float, av.VideoFrame]
 
 
 def _unwatched() -> None:
@@ -116,9 +118,7 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
         )
 
 
-def frames(
-    path: str | Path, source: Probe, progress: Progress = _unwatched
-) -> Generator[tuple[float, float, av.VideoFrame]]:
+def frames(path: str | Path, source: Probe, progress: Progress = _unwatched) -> Generator[Decoded]:
     """Every frame as (timestamp, duration, frame), both in seconds, in order of presentation, in one thread.
 
     Timestamps are FFmpeg's, after edit lists, and strictly rising: a frame that repeats one is left out.
@@ -196,52 +196,50 @@ def to_rgb(frame: av.VideoFrame, source: Probe, size: tuple[int, int], box: Box 
 
 
 def cut(
-    path: str | Path,
+    decoded: Iterator[Decoded],
     source: Probe,
     windows: Sequence[Window],
     fps: float,
     size: tuple[int, int],
     box: Box | None = None,
-    progress: Progress = _unwatched,
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
-    """Each window with its frames, uint8 [T, H, W, 3] RGB, in order of time, in one pass over the file.
+    """Each window with its frames, uint8 [T, H, W, 3] RGB, in order of time, in one pass over a source's `frames`.
 
-    `windows` are some or all of those that `Grid.windows` made of this file with a grid of `fps`: they do not
-    overlap. A source frame is converted at most once, and only if it is shown. `progress` and errors: see `frames`.
+    `windows` are some or all of those that `Grid.windows` made of this source with a grid of `fps`: they do not
+    overlap. A source frame is converted at most once, and only if it is shown. Errors are those of `decoded`.
     """
-    with closing(frames(path, source, progress)) as decoded:
-        ahead = next(decoded, None)
-        shown: av.VideoFrame | None = None
-        picture: NDArray[np.uint8] | None = None
-        for window in sorted(windows, key=lambda window: window.start_s):
-            clip = np.empty((window.frames, size[1], size[0], 3), np.uint8)
-            for point, limit_s in enumerate(window.limits(fps)):
-                while ahead is not None and ahead[0] <= limit_s:
-                    shown, picture = ahead[2], None
-                    ahead = next(decoded, None)
-                if shown is None:
-                    text = f"the file has no frame at {window.start_s:.3f} s"
-                    raise ClipError(ErrorCode.DECODE_ERROR, text)
-                if picture is None:
-                    picture = to_rgb(shown, source, size, box)
-                clip[point] = picture
-            yield window, clip
-            del clip  # before the next one is allocated: a clip may be 100 MB
+    ahead = next(decoded, None)
+    shown: av.VideoFrame | None = None
+    picture: NDArray[np.uint8] | None = None
+    for window in sorted(windows, key=lambda window: window.start_s):
+        clip = np.empty((window.frames, size[1], size[0], 3), np.uint8)
+        for point, limit_s in enumerate(window.limits(fps)):
+            while ahead is not None and ahead[0] <= limit_s:
+                shown, picture = ahead[2], None
+                ahead = next(decoded, None)
+            if shown is None:
+                text = f"the file has no frame at {window.start_s:.3f} s"
+                raise ClipError(ErrorCode.DECODE_ERROR, text)
+            if picture is None:
+                picture = to_rgb(shown, source, size, box)
+            clip[point] = picture
+        yield window, clip
+        del clip  # before the next one is allocated: a clip may be 100 MB
 
 
 def thumbnails(
-    path: str | Path, source: Probe, progress: Progress = _unwatched, size: tuple[int, int] = (48, 27)
+    decoded: Iterator[Decoded], size: tuple[int, int] = (48, 27)
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]]:
-    """Every frame as a small picture, in one pass: pieces of (timestamps, ends, pictures).
+    """Every one of a source's `frames` as a small picture: pieces of (timestamps, ends, pictures).
 
     Timestamps and ends of display are float64[n] in seconds; pictures are uint8 [n, height, width, 3] RGB of
     the whole stored picture, squeezed to `size` (width, height) and not turned. The default is the size that
-    TransNetV2 takes. `progress` and errors: see `frames`.
+    TransNetV2 takes. Errors are those of `decoded`.
     """
     times: list[float] = []
     ends: list[float] = []
     pictures: list[NDArray[np.uint8]] = []
-    for time_s, duration_s, frame in frames(path, source, progress):
+    for time_s, duration_s, frame in decoded:
         times.append(time_s)
         ends.append(time_s + duration_s)
         pictures.append(thumbnail(frame, size))

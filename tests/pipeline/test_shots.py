@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.shots import Adaptive, TransNet, detector
-from pipeline.video import probe, thumbnails
+from pipeline.video import frames, probe, thumbnails
 
 CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 KNOWN = {
@@ -32,7 +32,7 @@ def thumbs(name: str) -> np.ndarray:
     path = CLIPS / name
     if not path.exists():
         pytest.skip(f"the clip {name} is not on this machine")
-    return np.concatenate([pictures for _, _, pictures in thumbnails(path, probe(path, 1 << 26))])
+    return np.concatenate([pictures for _, _, pictures in thumbnails(frames(path, probe(path, 1 << 26)))])
 
 
 @pytest.fixture(scope="module")

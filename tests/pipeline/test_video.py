@@ -82,7 +82,7 @@ def code_of(path: Path, limit: int = LIMIT) -> tuple[ErrorCode, str]:
 def whole(path: Path) -> tuple[video.Probe, np.ndarray, float]:
     """Probe, timestamps and end."""
     source = video.probe(path, LIMIT)
-    pieces = list(video.thumbnails(path, source))
+    pieces = list(video.thumbnails(video.frames(path, source)))
     return source, np.concatenate([times for times, _, _ in pieces]), float(pieces[-1][1][-1])
 
 
@@ -93,7 +93,7 @@ def shown(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, 
     size = grid.size(source.width, source.height)
     assert size is not None
     cut = {}
-    for window, clip in video.cut(path, source, windows, grid.fps, size):
+    for window, clip in video.cut(video.frames(path, source), source, windows, grid.fps, size):
         assert clip.shape == (window.frames, size[1], size[0], 3)
         cut[window.start_s] = [number_of(picture) for picture in clip]
     assert list(cut) == [window.start_s for window in windows]
@@ -163,7 +163,8 @@ def test_some_of_the_windows_and_memory_of_one(tmp_path: Path) -> None:
     grid = Grid(frames=17, min_frames=5)
     windows = grid.windows("x", shots_of([(0, 129)], times, end_s), times)
     chosen = [windows[3], windows[1]]
-    got = [(window, number_of(clip[0])) for window, clip in video.cut(path, source, chosen, 16.0, (144, 96))]
+    clips = video.cut(video.frames(path, source), source, chosen, 16.0, (144, 96))
+    got = [(window, number_of(clip[0])) for window, clip in clips]
     assert got == [(windows[1], int(17 / 16 * 25)), (windows[3], int(51 / 16 * 25))]
 
 
@@ -177,10 +178,11 @@ def test_progress_is_told_long_before_the_first_clip(tmp_path: Path, name: str) 
         calls.append(None)
 
     last = Grid(frames=17, min_frames=5).windows("x", shots_of([(0, 129)], times, end_s), times)[-1]
-    assert [window for window, _ in video.cut(path, source, [last], 16.0, (144, 96), None, progress)] == [last]
+    decoded = video.frames(path, source, progress)
+    assert [window for window, _ in video.cut(decoded, source, [last], 16.0, (144, 96))] == [last]
     assert 100 < len(calls) < 300
     calls.clear()
-    list(video.thumbnails(path, source, progress))
+    list(video.thumbnails(video.frames(path, source, progress)))
     assert len(calls) > 129
     calls.clear()
     video.content_box(path, source, progress)
