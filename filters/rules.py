@@ -98,7 +98,7 @@ class Rules:
         self._task_columns = self._columns(self._tasks, kinds)
         every = (*self._rule_columns.values(), *self._task_columns.values())
         self._used = {c: SQL_TYPES[kinds[c]] for columns in every for c in columns}
-        self._row = ", ".join(f'CAST(? AS {kind}) AS "{column}"' for column, kind in self._used.items()) or "1"
+        self._row = ", ".join(f"CAST(? AS {kind}) AS {named(column)}" for column, kind in self._used.items()) or "1"
         for name, text in (*self._rules.items(), *self._tasks.items()):
             self._try(name, text)
 
@@ -181,8 +181,7 @@ class Rules:
         parts, rejected = [], []
         for number, known in enumerate(self._stages):
             row = ", ".join(
-                f'CAST({f"""{chr(34)}{c}{chr(34)}""" if c in known else "NULL"} AS {kind}) AS "{c}"'
-                for c, kind in self._used.items()
+                f"CAST({named(c) if c in known else 'NULL'} AS {kind}) AS {named(c)}" for c, kind in self._used.items()
             )
             answers = _answers(self._rules, f"s{number}_")
             parts.append(f"SELECT clip_id, {answers} FROM (SELECT clip_id{', ' + row if row else ''} FROM {table})")
@@ -226,6 +225,11 @@ def _first_line(error: duckdb.Error) -> str:
 def quoted(text: str) -> str:
     """A text as an SQL string."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def named(name: str) -> str:
+    """A column's name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,9 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from pipeline.annotate_stage import AnnotateStage
 from pipeline.blueprint import Blueprint
+from pipeline.cut_stage import CutStage
 from pipeline.errors import RunError
 from pipeline.nodes import unreachable
 from pipeline.storage import Folder
@@ -39,7 +41,7 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.stages import AnnotateStage, CutStage, ray_pack, ray_peek
+from pipeline.packing import ray_pack, ray_peek
 from pipeline.watch import Watch
 
 # A worker of each stage holds its networks and one decoder process with the frames that it keeps: about 1.7 GB

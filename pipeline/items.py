@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.errors import Failure
+
 _SCHEMA = pa.schema(
     [
         ("record", pa.string()),
@@ -30,6 +32,11 @@ class Item:
     members: dict[str, bytes] = field(default_factory=dict)
     preview: bytes | None = None
 
+    def fail(self, failure: Failure, stage: str) -> None:
+        """Settle it as failed, and let its bytes go."""
+        self.record |= failed(failure, stage)
+        self.members.clear()
+
     def table(self) -> pa.Table:
         """The item as a one-row Arrow table."""
         row = {
@@ -38,6 +45,11 @@ class Item:
             "preview": self.preview,
         }
         return pa.Table.from_pylist([row], schema=_SCHEMA)
+
+
+def failed(failure: Failure, stage: str) -> dict[str, Any]:
+    """The columns of a verdict that something failed in `stage`."""
+    return {"status": "failed", "code": failure.code.value, "detail": failure.detail, "stage": stage}
 
 
 def items(table: pa.Table) -> Iterator[Item]:

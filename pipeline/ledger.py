@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from filters.rules import quoted
+from filters.rules import named, quoted
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog
 from pipeline.listing import SCHEMA, Listing
@@ -76,6 +76,11 @@ class Ledger:
         con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
         con.execute("INSERT INTO seen SELECT source_uri FROM sources")
         con.execute("CREATE TABLE accepted (uri VARCHAR PRIMARY KEY)")
+        if self._listing is not None:
+            con.execute(
+                f"CREATE VIEW listed AS SELECT * FROM read_parquet({quoted(str(self._listing.path))}) "
+                "QUALIFY row_number() OVER (PARTITION BY uri ORDER BY manifest = '{}', position) = 1"
+            )
         con.execute(
             f"CREATE TABLE work AS {self._work_of_layer() if self._listing is None else self._work_of_listing()}"
         )
@@ -90,16 +95,12 @@ class Ledger:
         )
 
     def _work_of_listing(self) -> str:
-        assert self._listing is not None
         others = f"s.run_id <> '{self.run_id}'"
         again = f"(s.status = 'failed' AND {self._retry} AND {others})"
         row = ", ".join(f"{name} := s.{name}" for name in _ROW)
         clip = self._packed("c.")
         return f"""
-            WITH listed AS (
-                SELECT * FROM read_parquet({quoted(str(self._listing.path))})
-                QUALIFY row_number() OVER (PARTITION BY uri ORDER BY manifest = '{{}}', position) = 1),
-            wanted AS (
+            WITH wanted AS (
                 SELECT source_uri, unnest(windows) AS w FROM sources
                 WHERE status = 'cut' AND source_uri IN (SELECT uri FROM listed)),
             open AS (
@@ -130,7 +131,7 @@ class Ledger:
         """SQL for what a stage must know of a stored clip, as JSON."""
         cheap = [name for name in self._blueprint.signals if name in self._blueprint.known[0]]
         names = dict.fromkeys([*_SOURCE, *_CLIP, *PLACE, *self._blueprint.manifest, *cheap])
-        pairs = (f'"{name}" := {table}"{name}"' for name in names)
+        pairs = (f"{named(name)} := {table}{named(name)}" for name in names)
         return f"to_json(struct_pack({', '.join(pairs)}))"
 
     def work(self) -> int:
@@ -172,36 +173,62 @@ class Ledger:
     def _new(self, table: str, key: str | None) -> bool:
         return bool(self._con.execute(f"INSERT OR IGNORE INTO {table} VALUES (?) RETURNING 1", [key]).fetchall())
 
-    def rejudged(self) -> Iterator[pa.Table]:
-        """Rows, with every column they had, of the clips whose verdict or tasks the recipe's rules change.
+    def revised(self) -> Iterator[pa.Table]:
+        """Rows, with every column they had, that the listing's manifest or the recipe's rules change.
 
-        A clip that the rules now let through is kept if its sample is stored, else pending until it is annotated.
+        A manifest that says something else of a source than before (a corrected licence) changes the rows of the source
+        and of its clips. Clips get the verdict and tasks that the rules now give: one that is let through is kept if
+        its sample is stored, else pending until it is annotated.
         """
         rules, con = self._blueprint.rules(), self._con
+        said, differs = self._restated()
         con.execute(
-            "CREATE TABLE candidate AS SELECT * FROM judged "
-            "WHERE recipe_hash <> ? AND status IN ('kept', 'rejected', 'pending')",
+            f"CREATE TABLE candidate AS SELECT c.* {said}, {differs} AS restated FROM judged c "
+            "LEFT JOIN stated s USING (source_uri) "
+            f"WHERE (recipe_hash <> ? OR {differs}) AND status IN ('kept', 'rejected', 'pending')",
             [self._blueprint.recipe.hash],
         )
         con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
         con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
-        rows = con.cursor().sql(
-            """
-            SELECT c.* EXCLUDE (fresh) REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
+        judged = """
+            SELECT c.* EXCLUDE (fresh, restated) REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
             FROM candidate c JOIN (
                 SELECT clip_id, CASE WHEN status = 'kept' AND shard IS NULL THEN 'pending' ELSE status END AS status,
                     rule, CASE WHEN shard IS NULL OR status = 'rejected' THEN NULL ELSE fit.tasks END AS tasks
                 FROM verdict JOIN fit USING (clip_id) JOIN (SELECT clip_id, shard FROM candidate) USING (clip_id)
             ) v USING (clip_id)
-            WHERE (c.status, c.rule) IS DISTINCT FROM (v.status, v.rule)
+            WHERE (c.status, c.rule) IS DISTINCT FROM (v.status, v.rule) OR restated
                 OR (v.status <> 'rejected' AND c.tasks IS DISTINCT FROM v.tasks)
-            """
-        )
-        for batch in rows.to_arrow_reader(_BATCH):
-            if batch.num_rows:
-                yield self._explained(pa.Table.from_batches([batch]))
-        for table in ("candidate", "verdict", "fit"):
+        """
+        # Rows that no rule judges: sources, clips that failed, other layers (their rows hold the licence alone).
+        others = f"""
+            SELECT c.* {said} FROM (
+                SELECT * FROM sources UNION ALL BY NAME
+                SELECT * FROM clips WHERE layer <> {quoted(BASE_LAYER)} OR status = 'failed'
+            ) c JOIN stated s USING (source_uri)
+            WHERE {differs} AND (layer = {quoted(BASE_LAYER)} OR s.licence <> c.licence)
+        """
+        for sql, finish in ((judged, self._explained), (others, lambda rows: rows)):
+            for batch in con.cursor().sql(sql).to_arrow_reader(_BATCH):
+                if batch.num_rows:
+                    yield finish(pa.Table.from_batches([batch]))
+        for table in ("candidate", "verdict", "fit", "stated"):
             con.execute(f"DROP TABLE {table}")
+
+    def _restated(self) -> tuple[str, str]:
+        """Make the table `stated` of what the listing says of its sources; SQL that puts it into the columns of a row
+        `c` joined to it as `s`, and whether that changes the row. What a listing does not say stays."""
+        assert self._listing is not None
+        # A JSON pointer takes any name.
+        pointers = {
+            named(name): quoted("/" + name.replace("~", "~0").replace("/", "~1")) for name in self._listing.manifest
+        }
+        columns = {named("licence"): quoted("/licence")} | pointers
+        values = (f", json_extract_string(manifest, {pointer}) AS {name}" for name, pointer in columns.items())
+        self._con.execute(f"CREATE TABLE stated AS SELECT uri AS source_uri {''.join(values)} FROM listed")
+        said = ", ".join(f"coalesce(s.{name}, c.{name}) AS {name}" for name in pointers)
+        differs = [f"s.{name} IS NOT NULL AND s.{name} IS DISTINCT FROM c.{name}" for name in pointers]
+        return f"REPLACE ({said})" if said else "", f"({' OR '.join(differs) or 'false'})"
 
     def _explained(self, rows: pa.Table) -> pa.Table:
         rules = self._blueprint.rules()

@@ -129,6 +129,8 @@ def _row(uri: str, number: int, column: str, row: dict[str, Any]) -> Row:
     for name, value in row.items():
         text = None if name == column else _text(value)
         if text is not None:
+            if not name.strip():
+                raise UsageError(f"the manifest {uri}: row {number} has {text!r} in a column without a name")
             others.setdefault(_column(name), text)
     return source.strip(), others
 

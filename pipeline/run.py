@@ -64,7 +64,7 @@ class Run:
         self.done: Counter[str] = Counter()
 
     def go(self, address: str | None, cpus: int | None, watchers: Any) -> None:
-        """Claim OUT, supersede what the rules change, do the work, commit. `watchers(progress)` is called often.
+        """Claim OUT, supersede what rules or manifest change, do the work, commit. `watchers(progress)` runs often.
 
         Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
         """
@@ -74,7 +74,7 @@ class Run:
         if swept:
             log.info("removed %d unfinished files of earlier runs", len(swept))
         if self._blueprint.layer == BASE_LAYER:
-            for table in self._ledger.rejudged():
+            for table in self._ledger.revised():
                 self._commit_table(table)
         self._ledger.refresh()
         if self._ledger.work():

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import fsspec.config
 import pytest
-
-
-def _s3() -> ModuleType:
-    # Tests are imported by path (importlib mode), so that this folder is not on sys.path.
-    if "vdot_tests_s3" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("vdot_tests_s3", Path(__file__).with_name("s3.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["vdot_tests_s3"] = module
-        spec.loader.exec_module(module)
-    return sys.modules["vdot_tests_s3"]
+import s3_server
 
 
 @pytest.fixture
@@ -31,7 +17,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     The parts: `endpoint`, `bucket`, `url` (s3://bucket), `env` for subprocesses, `faults(rate, kinds)`.
     """
-    with _s3().serve() as server:
+    with s3_server.serve() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
         before = {name: dict(options) for name, options in fsspec.config.conf.items()}

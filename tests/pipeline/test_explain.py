@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import small_dataset
 from typer.testing import CliRunner
 
 from pipeline.cli import app, main
@@ -20,8 +21,8 @@ def told(dataset: Any, what: str) -> str:
     return text(facts)
 
 
-def test_a_kept_clip(dataset: Any, datasets: Any) -> None:
-    clip = datasets.identity("a0")
+def test_a_kept_clip(dataset: Any) -> None:
+    clip = small_dataset.identity("a0")
     found = told(dataset, clip[:6])
     assert f"Clip {clip}" in found
     assert "It shows /videos/a.mp4 from 0.000 to 0.500 s." in found
@@ -38,33 +39,33 @@ def test_a_kept_clip(dataset: Any, datasets: Any) -> None:
     assert f"tar -xf '{dataset.url}/{row['shard']}'" in found
 
 
-def test_a_rejected_clip(dataset: Any, datasets: Any) -> None:
-    facts = explain(dataset.url, datasets.identity("a1"))
+def test_a_rejected_clip(dataset: Any) -> None:
+    facts = explain(dataset.url, small_dataset.identity("a1"))
     assert facts["verdict"]["rule_sql"] == "luma < 20"
     assert "It is rejected by the rule too_dark: luma < 20  (luma = 12.5)" in text(facts)
 
 
-def test_a_failed_clip(dataset: Any, datasets: Any) -> None:
-    found = told(dataset, datasets.identity("b1"))
+def test_a_failed_clip(dataset: Any) -> None:
+    found = told(dataset, small_dataset.identity("b1"))
     assert "It failed with ANNOTATOR_ERROR in the step scribble: ValueError: no" in found
     assert ADVICE[ErrorCode.ANNOTATOR_ERROR] in found
 
 
-def test_the_history_of_a_clip(dataset: Any, datasets: Any) -> None:
-    facts = explain(dataset.url, datasets.identity("a2"))
+def test_the_history_of_a_clip(dataset: Any) -> None:
+    facts = explain(dataset.url, small_dataset.identity("a2"))
     assert [(row["sequence"], row["status"]) for row in facts["history"]] == [(3, "pending"), (5, "kept")]
     assert "part 3, layer base: pending (too_dark) by run r1, started " in text(facts)
 
 
-def test_a_pending_clip(dataset: Any, datasets: Any) -> None:
-    assert "It is pending on the rule too_dark: luma < 20" in told(dataset, datasets.identity("b2"))
+def test_a_pending_clip(dataset: Any) -> None:
+    assert "It is pending on the rule too_dark: luma < 20" in told(dataset, small_dataset.identity("b2"))
 
 
 @pytest.mark.parametrize("what", ["a.mp4", "/videos/a.mp4"])
-def test_a_source(dataset: Any, datasets: Any, what: str) -> None:
+def test_a_source(dataset: Any, what: str) -> None:
     found = told(dataset, what)
     assert "Source /videos/a.mp4" in found
-    assert f"clip {datasets.identity('a1')}  1.00 to 1.50 s  rejected (too_dark)" in found
+    assert f"clip {small_dataset.identity('a1')}  1.00 to 1.50 s  rejected (too_dark)" in found
     assert "The same content came also as /videos/d.mp4." in found
 
 
@@ -78,8 +79,8 @@ def test_a_source_that_is_not_done(dataset: Any) -> None:
     assert "2 of its clips have no verdict yet" in told(dataset, "e.mp4")
 
 
-def test_what_is_not_there(dataset: Any, datasets: Any, tmp_path: Any) -> None:
-    clip = datasets.identity("a0")
+def test_what_is_not_there(dataset: Any, tmp_path: Any) -> None:
+    clip = small_dataset.identity("a0")
     with pytest.raises(UsageError, match=f"nearest name is {clip}"):
         explain(dataset.url, clip[:-1] + ("0" if clip[-1] != "0" else "1"))
     with pytest.raises(UsageError, match=r"nearest name is /videos/a\.mp4"):
@@ -102,9 +103,9 @@ def test_names_that_several_bear(dataset: Any) -> None:
         explain(dataset.url, "abcdef")
 
 
-def test_an_annotator_that_is_not_installed_here(dataset: Any, datasets: Any) -> None:
+def test_an_annotator_that_is_not_installed_here(dataset: Any) -> None:
     dataset.commit(dataset.clip("b0", "kept", layer="elsewhere", luma=None, contrast=None))
-    assert "luma = 100" in told(dataset, datasets.identity("b0"))
+    assert "luma = 100" in told(dataset, small_dataset.identity("b0"))
 
 
 def test_the_command(dataset: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import small_dataset
 
 from pipeline.catalog import Catalog, values
 from pipeline.errors import RunError, UsageError
@@ -64,8 +65,8 @@ def check_gone(dataset: Any, ids: list[str], secrets: list[bytes]) -> None:
     assert not any(clip in rows for clip in ids)
 
 
-def test_a_clip_goes_and_the_others_stay(dataset: Any, datasets: Any) -> None:
-    gone = datasets.identity("a0")
+def test_a_clip_goes_and_the_others_stay(dataset: Any) -> None:
+    gone = small_dataset.identity("a0")
     secrets = marks(dataset.stored("a0")) + marks(dataset.stored("a0", "flow"))
     neighbour, before = dataset.stored("b0"), dataset.row("b0")
     report = forget(dataset.url, gone[:8], "asked by the rights holder")
@@ -83,27 +84,27 @@ def test_a_clip_goes_and_the_others_stay(dataset: Any, datasets: Any) -> None:
         forget(dataset.url, gone)
 
 
-def test_an_older_copy_in_a_shard_still_in_use_goes_too(dataset: Any, datasets: Any) -> None:
-    secrets = marks(datasets.sample("a2"))
+def test_an_older_copy_in_a_shard_still_in_use_goes_too(dataset: Any) -> None:
+    secrets = marks(small_dataset.sample("a2"))
     assert all(dataset.everything().count(secret) == 2 for secret in secrets)
     kept = dataset.stored("b2")
-    forget(dataset.url, datasets.identity("a2"))
-    check_gone(dataset, [datasets.identity("a2")], secrets)
+    forget(dataset.url, small_dataset.identity("a2"))
+    check_gone(dataset, [small_dataset.identity("a2")], secrets)
     assert dataset.stored("b2") == kept
 
 
-def test_a_rejected_clip_loses_its_preview(dataset: Any, datasets: Any) -> None:
+def test_a_rejected_clip_loses_its_preview(dataset: Any) -> None:
     row = dataset.row("a1")
     picture = dataset.out.read(row["preview_shard"], row["preview_offset"] + 512, row["preview_bytes"] - 512)
     secret = picture[len(picture) // 2 :][:256]
     assert secret in dataset.everything()
-    forget(dataset.url, datasets.identity("a1"))
-    check_gone(dataset, [datasets.identity("a1")], [secret])
+    forget(dataset.url, small_dataset.identity("a1"))
+    check_gone(dataset, [small_dataset.identity("a1")], [secret])
 
 
 @pytest.mark.parametrize("what", ["a.mp4", "/videos/a.mp4", "d.mp4"])
-def test_a_source_goes_with_its_clips_and_its_twins(dataset: Any, datasets: Any, what: str) -> None:
-    ids = [datasets.identity(f"a{n}") for n in range(3)]
+def test_a_source_goes_with_its_clips_and_its_twins(dataset: Any, what: str) -> None:
+    ids = [small_dataset.identity(f"a{n}") for n in range(3)]
     secrets = [mark for name in ("a0", "a2") for mark in marks(dataset.stored(name))]
     others = {name: dataset.stored(name) for name in ("b0", "b2")}
     report = forget(dataset.url, what)
@@ -115,19 +116,19 @@ def test_a_source_goes_with_its_clips_and_its_twins(dataset: Any, datasets: Any,
     assert {row["source_uri"] for row in values(con, "SELECT * FROM sources")} == {"/videos/b.mp4", "/videos/c.mp4"}
 
 
-def test_the_ledger_never_lets_the_forgotten_back(dataset: Any, datasets: Any) -> None:
+def test_the_ledger_never_lets_the_forgotten_back(dataset: Any) -> None:
     forget(dataset.url, "a.mp4")
-    forget(dataset.url, datasets.identity("b0"))
+    forget(dataset.url, small_dataset.identity("b0"))
     ledger = Ledger(Catalog(dataset.out, dataset.scratch), dataset.blueprint)
     contents = {pair for batch in ledger.contents() for pair in batch}
-    assert (datasets.SHA_A, "") in contents
-    assert (datasets.SHA_B, "/videos/b.mp4") in contents
-    assert ledger.accept(datasets.Dataset.clip(dataset, "b0", "kept")) is False
+    assert (small_dataset.SHA_A, "") in contents
+    assert (small_dataset.SHA_B, "/videos/b.mp4") in contents
+    assert ledger.accept(small_dataset.Dataset.clip(dataset, "b0", "kept")) is False
     # The refused source's own row does not make its URI the holder of the content again.
     dataset.catalog = Catalog(dataset.out, dataset.scratch)
     dataset.commit(dataset.source("a", "forgotten"))
     ledger.refresh()
-    assert {uri for batch in ledger.contents() for content, uri in batch if content == datasets.SHA_A} == {""}
+    assert {uri for batch in ledger.contents() for content, uri in batch if content == small_dataset.SHA_A} == {""}
 
 
 def test_a_source_without_clips_goes(dataset: Any) -> None:
@@ -136,28 +137,28 @@ def test_a_source_without_clips_goes(dataset: Any) -> None:
     assert not verify(dataset.url, 1).count
 
 
-def test_a_damaged_neighbour_fails_instead_of_looking_sound(dataset: Any, datasets: Any) -> None:
+def test_a_damaged_neighbour_fails_instead_of_looking_sound(dataset: Any) -> None:
     path = Path(dataset.url, dataset.row("b0")["shard"])
     data = bytearray(path.read_bytes())
     data[-12_000] ^= 1
     path.write_bytes(data)
-    report = forget(dataset.url, datasets.identity("a0"))
+    report = forget(dataset.url, small_dataset.identity("a0"))
     assert len(report.damaged) == 1
     row = dataset.row("b0")
     assert (row["status"], row["code"], row["shard"]) == ("failed", "STORAGE_ERROR", None)
-    check_gone(dataset, [datasets.identity("a0")], [])
+    check_gone(dataset, [small_dataset.identity("a0")], [])
 
 
 @pytest.mark.slow
 def test_killed_at_any_call_and_done_again(
-    dataset: Any, datasets: Any, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Any, filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [datasets.identity(name) for name in ("a0", "a1", "a2")]
+    ids = [small_dataset.identity(name) for name in ("a0", "a1", "a2")]
     secrets = [mark for name in ("a0", "a2") for mark in marks(dataset.stored(name))]
-    others = {datasets.identity(name): dataset.stored(name) for name in ("b0", "b2")}
+    others = {small_dataset.identity(name): dataset.stored(name) for name in ("b0", "b2")}
     for step in itertools.count(1):
         shutil.copytree(filled, tmp_path / f"out{step}")
-        dataset = datasets.Dataset(str(tmp_path / f"out{step}"), tmp_path / "scratch")
+        dataset = small_dataset.Dataset(str(tmp_path / f"out{step}"), tmp_path / "scratch")
         kill_at(step, monkeypatch)
         try:
             forget(dataset.url, "a.mp4")
@@ -195,8 +196,8 @@ def test_nothing_to_finish_writes_nothing(dataset: Any, monkeypatch: pytest.Monk
     finish_forgetting(Catalog(dataset.out, dataset.scratch))
 
 
-def test_on_an_object_store(s3: Any, datasets: Any, tmp_path: Path) -> None:
-    dataset = datasets.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
+def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
+    dataset = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
     others = {name: dataset.stored(name) for name in ("b0", "b2")}
     forget(dataset.url, "a.mp4")
     report = verify(dataset.url, 1)

@@ -84,6 +84,7 @@ def test_links_are_followed_and_never_round(tree: Path) -> None:
         ("memory://absent", "absent does not exist"),
         ("{tree}/none.csv", "none.csv has no source column"),
         ("{tree}/wide.csv", "row 1 has more cells"),
+        ("{tree}/nameless.csv", "row 2 has 'CC0' in a column without a name"),
         ("{tree}/hole.csv", "row 2 has no source"),
         ("{tree}/bad.jsonl", "line 2 is no JSON"),
         ("{tree}/list.jsonl", "line 1 is no JSON object"),
@@ -95,6 +96,7 @@ def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: st
     (tree / "empty").mkdir()
     (tree / "none.csv").write_text("name,caption\nx,y\n")
     (tree / "wide.csv").write_text("path,caption\nx,y,z\n")
+    (tree / "nameless.csv").write_text("path,caption,\nb.mp4,y,\nb.mp4,z,CC0\n")
     (tree / "hole.csv").write_text("path,caption\nx,y\n,z\n")
     (tree / "bad.jsonl").write_text('{"path": "x"}\n{"path"\n')
     (tree / "list.jsonl").write_text('["x"]\n')

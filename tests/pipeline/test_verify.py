@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_dataset
 from typer.testing import CliRunner
 
 from pipeline import verify as module
@@ -49,17 +50,17 @@ def test_a_shard_that_is_gone(dataset: Any) -> None:
     assert said(dataset) == f"shard {name}: does not exist, and 2 rows of the catalog name it"
 
 
-def test_a_row_that_is_there_twice(dataset: Any, datasets: Any) -> None:
+def test_a_row_that_is_there_twice(dataset: Any) -> None:
     dataset.edit(4, lambda rows: [*rows, rows[0]])
-    assert f"clip {datasets.identity('b1')}: part 4 has 2 rows of its layer base" in said(dataset)
+    assert f"clip {small_dataset.identity('b1')}: part 4 has 2 rows of its layer base" in said(dataset)
 
 
-def test_a_wrong_offset(dataset: Any, datasets: Any) -> None:
+def test_a_wrong_offset(dataset: Any) -> None:
     dataset.edit(5, lambda rows: [row | {"offset": 512} for row in rows])
-    assert f"clip {datasets.identity('a2')}: its sample is at 0" in said(dataset)
+    assert f"clip {small_dataset.identity('a2')}: its sample is at 0" in said(dataset)
 
 
-def test_two_rows_in_one_place(dataset: Any, datasets: Any) -> None:
+def test_two_rows_in_one_place(dataset: Any) -> None:
     first, second = (dataset.row(name)["offset"] for name in ("a0", "b0"))
     dataset.edit(3, lambda rows: [row | {"offset": min(first, second)} if row["shard"] else row for row in rows])
     found = said(dataset)
@@ -67,10 +68,10 @@ def test_two_rows_in_one_place(dataset: Any, datasets: Any) -> None:
     assert "are also those of clip" in found
 
 
-def test_a_sample_of_another_clip(dataset: Any, datasets: Any) -> None:
-    place = dataset.shard("shards", {"b1": datasets.sample("b1")})["b1"]
+def test_a_sample_of_another_clip(dataset: Any) -> None:
+    place = dataset.shard("shards", {"b1": small_dataset.sample("b1")})["b1"]
     dataset.commit(dataset.clip("b0", "kept", **place))
-    assert f"clip {datasets.identity('b0')}: is not in {place['shard']}" in said(dataset)
+    assert f"clip {small_dataset.identity('b0')}: is not in {place['shard']}" in said(dataset)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +86,15 @@ def test_a_sample_of_another_clip(dataset: Any, datasets: Any) -> None:
         (lambda s, d: {"ref.0.png": b"not a picture"}, "its ref.0.png"),
     ],
 )  # fmt: skip
-def test_a_wrong_member(dataset: Any, datasets: Any, change: Any, sentence: str) -> None:
-    members = datasets.sample("b0")
-    place = dataset.shard("shards", {"b0": members | change(members, datasets)})["b0"]
+def test_a_wrong_member(dataset: Any, change: Any, sentence: str) -> None:
+    members = small_dataset.sample("b0")
+    place = dataset.shard("shards", {"b0": members | change(members, small_dataset)})["b0"]
     dataset.commit(dataset.clip("b0", "kept", **place))
     assert sentence in said(dataset)
 
 
-def test_members_that_are_missing(dataset: Any, datasets: Any) -> None:
-    place = dataset.shard("shards", {"b0": {"scribble.mp4": datasets.mp4("b0")}})["b0"]
+def test_members_that_are_missing(dataset: Any) -> None:
+    place = dataset.shard("shards", {"b0": {"scribble.mp4": small_dataset.mp4("b0")}})["b0"]
     dataset.commit(dataset.clip("b0", "kept", **place))
     found = said(dataset)
     assert "its sample has no member json" in found
@@ -106,17 +107,17 @@ def test_a_preview_that_is_no_picture(dataset: Any) -> None:
     assert "its jpg" in said(dataset)
 
 
-def test_a_clip_that_lies_twice_in_a_shard(dataset: Any, datasets: Any, tmp_path: Path) -> None:
+def test_a_clip_that_lies_twice_in_a_shard(dataset: Any, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "twice.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for key in ("b0", "b1", "b0"):
             file = tmp_path / key
             file.write_bytes(b"{}")
-            tar.add(file, f"{datasets.identity(key)}.json")
+            tar.add(file, f"{small_dataset.identity(key)}.json")
     with (tmp_path / "twice.tar").open("rb") as whole:
         name = f"shards/r1-{digest(whole)}.tar"
     dataset.out.put(name, tmp_path / "twice.tar")
     dataset.commit(dataset.clip("b0", "kept", shard=name, offset=0, bytes=1024))
-    assert f"shard {name}: holds clip {datasets.identity('b0')} twice" in said(dataset)
+    assert f"shard {name}: holds clip {small_dataset.identity('b0')} twice" in said(dataset)
 
 
 def test_a_kept_clip_without_bytes(dataset: Any) -> None:
@@ -147,14 +148,14 @@ def test_a_missing_part(dataset: Any) -> None:
     assert "part 6 should come before it" in said(dataset)
 
 
-def test_a_clip_without_its_source(dataset: Any, datasets: Any) -> None:
+def test_a_clip_without_its_source(dataset: Any) -> None:
     dataset.edit(2, lambda rows: [row for row in rows if not row["source_uri"].endswith("b.mp4")])
-    assert f"clip {datasets.identity('b0')}: part 3 names it before any row of its source" in said(dataset)
+    assert f"clip {small_dataset.identity('b0')}: part 3 names it before any row of its source" in said(dataset)
 
 
-def test_what_is_no_problem(dataset: Any, datasets: Any) -> None:
+def test_what_is_no_problem(dataset: Any) -> None:
     dataset.commit(dataset.source("e", "cut", "01"))
-    dataset.shard("shards", {"b1": datasets.sample("b1")})
+    dataset.shard("shards", {"b1": small_dataset.sample("b1")})
     report = verify(dataset.url, 1)
     assert report.count == 0
     assert any("1 sources are incomplete (2 clips" in note for note in report.notes)
@@ -175,8 +176,8 @@ def test_many_problems_are_counted(dataset: Any, monkeypatch: pytest.MonkeyPatch
     assert list(lines(verify(dataset.url, 1)))[1:] == ["... and 1 more"]
 
 
-def test_on_an_object_store(s3: Any, datasets: Any, tmp_path: Path) -> None:
-    dataset = datasets.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
+def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
+    dataset = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
     assert verify(dataset.url, 1).count == 0
     name = dataset.row("b0")["shard"]
     dataset.out.put(name, b"something else")

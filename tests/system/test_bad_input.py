@@ -9,7 +9,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import program
 import pytest
+import small_videos
 
 # Names that a shell, a URL, a format string or SQL would read as something else.
 ODD_NAMES = (
@@ -37,43 +39,43 @@ class Bad:
         return str(row["code"] or row["rule"] or row["status"])
 
 
-def fill(folder: Path, videos: Any) -> None:
+def fill(folder: Path) -> None:
     """One of every kind of file that does not belong into a folder of videos, and good ones between them."""
-    videos.write(folder / "good 1.mp4", 1, shots=2)
-    videos.write(folder / "good 2.mp4", 2)
+    small_videos.write(folder / "good 1.mp4", 1, shots=2)
+    small_videos.write(folder / "good 2.mp4", 2)
     shutil.copy(folder / "good 2.mp4", folder / "same as good 2.mp4")
     (folder / "zero-byte.mp4").touch()
     (folder / "text.mp4").write_text("404 Not Found\n" * 40)
     (folder / "noise.mp4").write_bytes(os.urandom(50_000))
-    videos.audio(folder / "audio-only.mp4")
-    videos.write(folder / "one-frame.mp4", 3, count=1)
-    videos.write(folder / "three-frames.mp4", 4, count=3)
-    videos.vast(folder / "vast.mp4")
-    videos.truncated(folder / "truncated.mp4", 5)
+    small_videos.audio(folder / "audio-only.mp4")
+    small_videos.write(folder / "one-frame.mp4", 3, count=1)
+    small_videos.write(folder / "three-frames.mp4", 4, count=3)
+    small_videos.vast(folder / "vast.mp4")
+    small_videos.truncated(folder / "truncated.mp4", 5)
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     (folder / "loop.mp4").symlink_to("loop.mp4")
     (folder / "back").symlink_to(folder)
     (folder / "dangling.mp4").symlink_to("nothing.mp4")
     for seed, name in enumerate(ODD_NAMES, 10):
-        videos.write(folder / name, seed, count=20)
+        small_videos.write(folder / name, seed, count=20)
 
 
 @pytest.fixture(scope="module")
-def bad(vdot: Any, tools: Any, recipe: Any, videos: Any, tmp_path_factory: pytest.TempPathFactory) -> Bad:
+def bad(vdot: Any, recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Bad:
     root: Path = tmp_path_factory.mktemp("bad")
     folder = root / "videos"
     folder.mkdir()
-    fill(folder, videos)
+    fill(folder)
     if os.geteuid():
-        videos.write(folder / "forbidden.mp4", 6).chmod(0)
+        small_videos.write(folder / "forbidden.mp4", 6).chmod(0)
     listed = root / "list.csv"
     listed.write_text(f'path,licence\n{folder}/folder.mp4,CC0\n{root}/vanished.mp4,CC0\n"{root}/no\0name.mp4",CC0\n')
-    out = tools.Out(root / "out")
+    out = program.Out(root / "out")
     command = ("ingest", folder, listed, "--out", out.url, "--recipe", recipe(), "--cpus", 1)
     first = vdot.start(*command)
     claimed = Path(out.url) / "catalog/000000000001.parquet"
-    tools.poll(lambda: claimed.exists() or first.poll() is not None, 60, "the first run has claimed its OUT")
+    program.poll(lambda: claimed.exists() or first.poll() is not None, 60, "the first run has claimed its OUT")
     second = vdot(*command)
     return Bad(vdot.finish(first), second, out, out.sources())
 
@@ -218,26 +220,26 @@ def test_an_out_that_cannot_be_written_is_refused(vdot: Any, recipe: Any, small:
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_read_only_out_is_refused(vdot: Any, tools: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
-    with tools.mounted(tmp_path / "out", "ro,size=1m") as out:
+def test_a_read_only_out_is_refused(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
+    with program.mounted(tmp_path / "out", "ro,size=1m") as out:
         refused(vdot("ingest", small, "--out", out, "--recipe", recipe()), 1, str(out))
 
 
 @pytest.mark.slow
 @pytest.mark.long
-def test_a_run_goes_on_after_a_full_disk(vdot: Any, tools: Any, recipe: Any, videos: Any, tmp_path: Path) -> None:
+def test_a_run_goes_on_after_a_full_disk(vdot: Any, recipe: Any, tmp_path: Path) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
     for seed in range(6):
-        videos.write(folder / f"{seed}.mp4", seed, shots=3, grain=1)
-    with tools.mounted(tmp_path / "out", "size=400k") as mount:
-        out = tools.Out(mount)
+        small_videos.write(folder / f"{seed}.mp4", seed, shots=3, grain=1)
+    with program.mounted(tmp_path / "out", "size=400k") as mount:
+        out = program.Out(mount)
         command = ("ingest", folder, "--out", out.url, "--recipe", recipe(commit={"shard_mb": 0.2}), "--cpus", 1)
         refused(vdot(*command), 1, "no space left", out.url)
         assert vdot("verify", out.url, "--workers", 1).returncode == 0
         kept = set(out.samples())
         assert 0 < len(kept) < 18
-        tools.resize(mount, "64m")
+        program.resize(mount, "64m")
         done = vdot(*command)
         assert done.returncode == 0, done.stderr
         assert kept < set(out.samples())

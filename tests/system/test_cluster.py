@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import program
 import psutil
 import pytest
 
@@ -24,13 +25,13 @@ def stage_workers(raylet: int) -> int:
 
 @pytest.mark.slow
 def test_two_nodes_share_the_work_and_give_the_same_dataset(
-    vdot: Any, tools: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
+    vdot: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:
-    out = tools.Out(tmp_path / "out")
-    with tools.cluster(1, 1, memory=4 * 10**9) as made:
+    out = program.Out(tmp_path / "out")
+    with program.cluster(1, 1, memory=4 * 10**9) as made:
         nodes = raylets(made)
         run = vdot.start("ingest", small, "--out", out.url, "--recipe", recipe(), "--address", made.address)
-        tools.poll(
+        program.poll(
             lambda: all(map(stage_workers, nodes)) or run.poll() is not None, 90, "every node has a worker of a stage"
         )
         assert run.poll() is None, "the run ended before every node had a worker"
@@ -44,10 +45,10 @@ def test_two_nodes_share_the_work_and_give_the_same_dataset(
 
 @pytest.mark.slow
 def test_a_cluster_that_claims_64_cores_gets_no_more_workers_than_its_memory_holds(
-    vdot: Any, tools: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
+    vdot: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:
-    out = tools.Out(tmp_path / "out")
-    with tools.cluster(64, memory=3 * 10**9) as made:
+    out = program.Out(tmp_path / "out")
+    with program.cluster(64, memory=3 * 10**9) as made:
         (node,) = raylets(made)
         most = 0
         run = vdot.start("ingest", small, "--out", out.url, "--recipe", recipe(), "--address", made.address)
@@ -57,7 +58,7 @@ def test_a_cluster_that_claims_64_cores_gets_no_more_workers_than_its_memory_hol
             most = max(most, stage_workers(node))
             return run.poll() is not None
 
-        tools.poll(ended, 90, "the run ends")
+        program.poll(ended, 90, "the run ends")
         done = vdot.finish(run)
     assert done.returncode == 0, done.stderr
     assert 2 <= most <= 4

@@ -13,7 +13,9 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
+import program
 import pytest
+import small_videos
 
 SITECUSTOMIZE = """
 import sys
@@ -104,20 +106,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def faulty(
-    vdot: Any, tools: Any, recipe: Any, videos: Any, package: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Faulty:
+def faulty(vdot: Any, recipe: Any, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
     root: Path = tmp_path_factory.mktemp("faulty")
     folder, scratch = root / "videos", Path(tempfile.mkdtemp(dir=root))
     folder.mkdir()
     for seed, fault in enumerate(FAULTS):
-        path = videos.write(folder / f"{fault}.mp4", seed)
+        path = small_videos.write(folder / f"{fault}.mp4", seed)
         path.write_bytes(path.read_bytes() + f"vdot-test:{fault}".encode())
     for seed, (name, colour) in enumerate(COLOURS.items(), 10):
-        videos.write(folder / f"{name}.mp4", seed, tint=colour)
+        small_videos.write(folder / f"{name}.mp4", seed, tint=colour)
     for seed in range(20, 24):
-        videos.write(folder / f"good {seed}.mp4", seed, tint=(120, 110, 130))
-    out = tools.Out(root / "out")
+        small_videos.write(folder / f"good {seed}.mp4", seed, tint=(120, 110, 130))
+    out = program.Out(root / "out")
     limits = {"stall_s": 5, "memory_mb": 1024, "worker_deaths": 2}
     chosen = recipe(stages=[["scribble"], ["moody"]], limits=limits)
     environment = {"PYTHONPATH": str(package), "VDOT_SCRATCH": str(scratch)}
@@ -125,7 +125,7 @@ def faulty(
     done = vdot("ingest", folder, "--out", out.url, "--recipe", chosen, "--cpus", 1, env=environment, timeout=200)
     seconds = time.monotonic() - began
     end = time.monotonic() + 5
-    while (left := tools.heirs("VDOT_SCRATCH", str(scratch))) and time.monotonic() < end:
+    while (left := program.heirs("VDOT_SCRATCH", str(scratch))) and time.monotonic() < end:
         time.sleep(0.05)
     return Faulty(done, out, scratch, left, seconds)
 

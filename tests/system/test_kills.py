@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+import small_videos
 import yaml
 
 from benchmarks.kills import measure
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_an_undisturbed_one(videos: Any, small: Path) -> None:
-    recipe = yaml.safe_dump(videos.RECIPE | {"commit": {"shard_mb": 0.1, "every_s": 0.5}})
+def test_killed_runs_end_as_an_undisturbed_one(small: Path) -> None:
+    recipe = yaml.safe_dump(small_videos.RECIPE | {"commit": {"shard_mb": 0.1, "every_s": 0.5}})
     result = measure(small, 3, 7, 1, recipe)
     assert result["problems"] == []
     assert result["clips"] == 7

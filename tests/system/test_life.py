@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import program
 import pytest
+import small_videos
 
 from pipeline import shards
 from pipeline.storage import Folder
@@ -40,7 +42,7 @@ def run(vdot: Any, address: str) -> Any:
 
 
 def test_rules_change_sources_come_and_nothing_is_done_twice(
-    run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path
+    run: Any, recipe: Any, small: Path, tmp_path: Path
 ) -> None:
     videos, later, out = tmp_path / "videos", tmp_path / "later", tmp_path / "out"
     videos.mkdir()
@@ -49,7 +51,7 @@ def test_rules_change_sources_come_and_nothing_is_done_twice(
     shutil.copy(small / "3.mp4", videos)
     shutil.copy(small / "1.mp4", videos / "twin.mp4")
     shutil.copy(small / "2.mp4", later)
-    data, base = tools.Out(out), recipe()
+    data, base = program.Out(out), recipe()
 
     first = run("ingest", videos, "--out", out, "--recipe", base)
     assert first["clips"] == {"kept": {"": 5}}
@@ -81,7 +83,7 @@ def test_rules_change_sources_come_and_nothing_is_done_twice(
 
 
 @pytest.mark.long
-def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path) -> None:
+def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
     """Clips that a looser rule lets in are pending until ingest annotates them, and then as if never rejected."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     (tmp_path / "list.txt").write_text(f"{small / '1.mp4'}\n{small / '2.mp4'}\n")
@@ -95,25 +97,25 @@ def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, t
     assert some["clips"] == {"kept": {"": 2}, "pending": {"still": 1}}
     run("ingest", two, "--out", out, "--recipe", loose)
     run("ingest", two, "--out", fresh, "--recipe", loose)
-    assert verdicts(tools.Out(out)) == verdicts(tools.Out(fresh))
-    assert tools.Out(out).samples() == tools.Out(fresh).samples()
+    assert verdicts(program.Out(out)) == verdicts(program.Out(fresh))
+    assert program.Out(out).samples() == program.Out(fresh).samples()
     members = {"mp4", "json", "scribble.mp4", "flow.mp4"}
-    assert all(set(sample) == members for sample in tools.Out(out).samples().values())
+    assert all(set(sample) == members for sample in program.Out(out).samples().values())
     assert clean(out)
     assert clean(fresh)
 
 
 @pytest.mark.long
 def test_a_layer_adds_and_a_new_annotator_supersedes(
-    run: Any, vdot: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path
+    run: Any, vdot: Any, recipe: Any, small: Path, tmp_path: Path
 ) -> None:
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     run("ingest", small / "1.mp4", "--out", out, "--recipe", recipe())
-    base = tools.Out(out).samples()
+    base = program.Out(out).samples()
 
     layer = run("annotate", out, "--with", "flow")
     assert layer["done"] == {"kept": len(base)}
-    rows = tools.Out(out).query("SELECT * FROM clips WHERE layer = 'flow'")
+    rows = program.Out(out).query("SELECT * FROM clips WHERE layer = 'flow'")
     assert {row["clip_id"] for row in rows} == set(base)
     for row in rows:
         assert row["motion"] > 0.5
@@ -130,22 +132,20 @@ def test_a_layer_adds_and_a_new_annotator_supersedes(
     run("ingest", small / "1.mp4", "--out", fresh, "--recipe", both)
     renewed = {
         row["clip_id"]: shards.sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
-        for row in tools.Out(out).query("SELECT * FROM clips WHERE layer = 'base'")
+        for row in program.Out(out).query("SELECT * FROM clips WHERE layer = 'base'")
     }
-    assert renewed == tools.Out(fresh).samples()
+    assert renewed == program.Out(fresh).samples()
     assert {clip: sample["mp4"] for clip, sample in renewed.items()} == {c: s["mp4"] for c, s in base.items()}
     assert clean(out)
 
 
-def test_sigterm_drains_and_the_same_command_goes_on(
-    vdot: Any, recipe: Any, videos: Any, tools: Any, tmp_path: Path
-) -> None:
+def test_sigterm_drains_and_the_same_command_goes_on(vdot: Any, recipe: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
     for seed in range(12):
-        videos.write(folder / f"{seed}.mp4", 100 + seed, shots=3)
+        small_videos.write(folder / f"{seed}.mp4", 100 + seed, shots=3)
     process = vdot.start("ingest", folder, "--out", out, "--recipe", recipe(), "--cpus", 1)
-    tools.poll(lambda: list((out / "shards").glob("*.tar")) or process.poll() is not None, 60, "a first shard")
+    program.poll(lambda: list((out / "shards").glob("*.tar")) or process.poll() is not None, 60, "a first shard")
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     done = vdot.finish(process)
@@ -153,18 +153,18 @@ def test_sigterm_drains_and_the_same_command_goes_on(
     assert done.returncode == 1
     assert "stopped on request" in done.stderr
     assert "Traceback" not in done.stderr
-    part = tools.Out(out).samples()
+    part = program.Out(out).samples()
     assert 0 < len(part) < 36
     assert clean(out)
     assert vdot("ingest", folder, "--out", out, "--recipe", recipe()).returncode == 0
-    whole = tools.Out(out).samples()
+    whole = program.Out(out).samples()
     assert part.items() <= whole.items()
     assert len(whole) == 36
     assert clean(out)
 
 
 @pytest.mark.long
-def test_looking_again_and_retrying(run: Any, recipe: Any, small: Path, tools: Any, tmp_path: Path) -> None:
+def test_looking_again_and_retrying(run: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
     """A touched file, --rehash and retry look again, end, and change nothing until there is something new to see."""
     videos, out, base = tmp_path / "videos", tmp_path / "out", recipe()
     videos.mkdir()
@@ -174,7 +174,7 @@ def test_looking_again_and_retrying(run: Any, recipe: Any, small: Path, tools: A
     first = run("ingest", videos, "--out", out, "--recipe", base)
     assert first["clips"] == {"kept": {"": 1}}
     assert first["sources"] == {"cut": {"": 1}, "failed": {"DECODE_ERROR": 1}}
-    kept = tools.Out(out).samples()
+    kept = program.Out(out).samples()
     (videos / "good.mp4").touch()
     for again in (("ingest", videos, "--rehash", "--recipe", base), ("retry",)):
         found = run(again[0], *((out,) if again[0] == "retry" else ("--out", out)), *again[1:])
@@ -184,5 +184,5 @@ def test_looking_again_and_retrying(run: Any, recipe: Any, small: Path, tools: A
     (videos / "cut.mp4").write_bytes(whole)
     mended = run("retry", out)
     assert (mended["sources"], mended["done"]) == ({"cut": {"": 2}}, {"kept": 1})
-    assert kept.items() <= tools.Out(out).samples().items()
+    assert kept.items() <= program.Out(out).samples().items()
     assert clean(out)

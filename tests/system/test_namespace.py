@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import program
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +32,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_wheel_works_in_a_folder_that_has_rooms_of_the_same_names(
-    installed: Path, vdot: Any, tools: Any, recipe: Any, small: Path, tmp_path: Path
+    installed: Path, vdot: Any, recipe: Any, small: Path, tmp_path: Path
 ) -> None:
     for room in ROOMS:
         (tmp_path / room).mkdir()
         (tmp_path / room / "__init__.py").write_text(f"raise ImportError('this {room} is the user own')\n")
-    out = tools.Out(tmp_path / "out")
+    out = program.Out(tmp_path / "out")
     done = vdot(
         *("ingest", small / "2.mp4", "--out", out.url, "--recipe", recipe(), "--cpus", 1, "--json"),
         command=(sys.executable, installed / "bin" / "vdot-data"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import program
 import pytest
 from numpy.typing import NDArray
 
@@ -29,8 +30,8 @@ RECIPE = {
 
 
 @pytest.fixture(scope="module")
-def out(vdot: Any, tools: Any, recipe: Any, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made = tools.Out(tmp_path_factory.mktemp("real") / "out")
+def out(vdot: Any, recipe: Any, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = program.Out(tmp_path_factory.mktemp("real") / "out")
     done = vdot("ingest", clips, "--out", made.url, "--recipe", recipe(**RECIPE), timeout=400)
     assert done.returncode == 0, done.stderr
     return made

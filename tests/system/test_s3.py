@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import program
 import pytest
+import small_videos
 
 
 def parts(out: Any) -> int:
@@ -18,11 +20,11 @@ def parts(out: Any) -> int:
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
-    s3: Any, vdot: Any, tools: Any, recipe: Any, videos: Any, small: Path, local: Any, tmp_path: Path
+    s3: Any, vdot: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:
     store = fsspec.filesystem("s3")
     store.put(str(small), f"{s3.bucket}/videos", recursive=True)
-    out = tools.Out(f"{s3.url}/out")
+    out = program.Out(f"{s3.url}/out")
     chosen = recipe(commit={"shard_mb": 0.001, "every_s": 0.1})
     command = ("ingest", f"{s3.url}/videos", "--out", out.url, "--recipe", chosen, "--cpus", 1, "--json")
     how = {"env": s3.env}
@@ -31,7 +33,7 @@ def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
     for before in (1, 2):
         process = vdot.start(*command, **how)
         least = parts(out) + 2
-        tools.poll(
+        program.poll(
             lambda least=least, process=process: parts(out) >= least or process.poll() is not None, 90, "a commit"
         )
         assert process.poll() is None, f"kill {before} came too late"
@@ -52,7 +54,7 @@ def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
     assert json.loads(again.stdout)["done"] == {}, "a second run finds nothing to do"
     assert out.samples() == local.samples()
 
-    store.put(str(videos.write(tmp_path / "one more.mp4", 99)), f"{s3.bucket}/videos/one more.mp4")
+    store.put(str(small_videos.write(tmp_path / "one more.mp4", 99)), f"{s3.bucket}/videos/one more.mp4")
     more = vdot(*command, **how)
     assert json.loads(more.stdout)["done"] == {"kept": 1}
     assert set(out.clips()) > set(local.clips())

@@ -113,6 +113,7 @@ class Dataset:
             "source_hash": {"b": SHA_B, "c": None}.get(name, SHA_A), "source_size": 1000, "source_stamp": "1",
             "status": status, "windows": listed, "source_width": 64,
             "source_height": 48, "source_fps": 25.0, "source_duration_s": 4.0, "source_codec": "h264",
+            "title": f"film {name}", "licence": "CC0",
         }  # fmt: skip
         return row | more
 

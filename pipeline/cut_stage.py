@@ -1,7 +1,6 @@
-"""The stages of the Ray plan: actors that turn work into clips and clips into annotated samples, and the shard writer.
+"""The first stage of the Ray plan: sources to clips, encoded and measured by the cheap filters.
 
-Every stage takes and gives `Item` rows. A row with a status is settled and passes through. Whatever goes wrong with
-one source or clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
+Whatever goes wrong with one source or clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Frames
-from pipeline import cutting, encode, registry, shards, shots
+from annotators.base import Frames
+from pipeline import cutting, encode, shards, shots
 from pipeline.blueprint import Blueprint
-from pipeline.errors import ClipError, ErrorCode, Failure, attempt
+from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.fetch import Fetched, Scratch, fetch
 from pipeline.grid import Window, shots_of
-from pipeline.items import Item, items, records
+from pipeline.items import Item, failed
 from pipeline.sandbox import Sandbox
 from pipeline.schema import BASE_LAYER, PLACE
 from pipeline.sources import Source
@@ -39,7 +37,7 @@ class CutStage:
     """
 
     def __init__(self, blueprint: Blueprint, out: Folder, watch: Any) -> None:
-        _one_thread()
+        cv2.setNumThreads(1)  # a worker per core; and results must not depend on thread counts
         limits = blueprint.recipe.limits
         self._blueprint, self._out, self._watch = blueprint, out, WatchClient(watch)
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)
@@ -64,7 +62,7 @@ class CutStage:
         died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
         failure = died if go == "dead" else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen(item, clip))
         if isinstance(failure, Failure):
-            _fail(item, failure, "load")
+            item.fail(failure, "load")
         yield item
         self._watch.end(unit)
 
@@ -126,7 +124,7 @@ class CutStage:
                 return
             scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan(fetched.path, fetched.sha256, timings))
             if isinstance(scanned, Failure):
-                yield _source_item(base, _failed(scanned, "scan"))
+                yield _source_item(base, failed(scanned, "scan"))
                 return
             found, windows = scanned
             base |= {name: found[name] for name in found if name.startswith("source_")}
@@ -206,159 +204,6 @@ class CutStage:
         return row | {"status": "cut"}, windows
 
 
-class AnnotateStage:
-    """Clips to samples: one decode, then every annotator of this stage on the same frames."""
-
-    def __init__(self, blueprint: Blueprint, number: int, watch: Any) -> None:
-        """`number` counts the recipe's stages from 0; the last one gives the verdict."""
-        _one_thread()
-        self._blueprint, self._number, self._watch = blueprint, number, WatchClient(watch)
-        self._annotators: list[Annotator] = [registry.annotator(name)() for name in blueprint.stages[number]]
-        self._before = sum(len(stage) for stage in blueprint.stages[:number])
-        self._rules = blueprint.rules()
-        self._at = "decode"
-
-    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for item in items(batch):
-            if "status" not in item.record:
-                unit = f"stage {self._number} of clip {item.record['clip_id']}"
-                go = self._watch.begin(unit)
-                if go == "stop":
-                    continue
-                if go == "dead":
-                    detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
-                    _fail(item, Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
-                else:
-                    failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda item=item: self._annotate(item))  # type: ignore[misc]
-                    if isinstance(failure, Failure):
-                        _fail(item, failure, self._at)
-                    self._watch.end(unit)
-            yield item.table()
-
-    def _names(self) -> list[str]:
-        return [annotator.name for annotator in self._annotators]
-
-    def _annotate(self, item: Item) -> None:
-        record, recipe = item.record, self._blueprint.recipe
-        timed = _Timer(record.setdefault("timings", {}))
-        self._at = "decode"
-        frames = encode.decode(item.members["mp4"])
-        timed("redecode")
-        data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
-        for position, annotator in enumerate(self._annotators, self._before + 1):
-            self._at = annotator.name
-            found = _checked(annotator, frames, record["fps"])
-            timed(annotator.name)
-            for name, track in found.tracks.items():
-                encoded = encode.encode(track, record["fps"], recipe.encode.crf, recipe.encode.preset)
-                item.members[f"{name}.mp4"] = encoded
-            timed("encode")
-            record |= found.signals
-            data |= found.data
-            record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
-            verdict = self._rules.judge(record, position)
-            settled = verdict.status == "rejected" and not recipe.score_all
-            if settled:
-                break
-        item.members["json"] = json.dumps(data, allow_nan=False).encode()
-        last = self._number == len(self._blueprint.stages) - 1
-        if last or settled:
-            self._finish(item, data)
-            record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
-            if verdict.status == "rejected":
-                item.members.clear()
-
-    def _finish(self, item: Item, data: dict[str, Any]) -> None:
-        """Give a clip its tasks and its JSON."""
-        record = item.record
-        record["tasks"] = self._rules.tasks(record)
-        names = ("clip_id", "frames", "fps", "width", "height", "start_s", "end_s", "source_hash", "lineage")
-        sample = {name: record[name] for name in names}
-        sample["signals"] = {name: record.get(name) for name in sorted(self._blueprint.signals)}
-        layer = self._blueprint.layer
-        item.members["json"] = json.dumps(sample | data, sort_keys=True, separators=(",", ":")).encode()
-        if layer != BASE_LAYER:
-            # The clip itself is in the base layer, and two layers of one clip must not share a member's name.
-            item.members[f"{layer}.json"] = item.members.pop("json")
-            del item.members["mp4"]
-
-
-def peek(table: pa.Table) -> list[dict[str, Any]]:
-    """The records of a block, for the driver, which never sees the bytes."""
-    return records(table)
-
-
-def pack(out: Folder, run_id: str, layer: str, *tables: pa.Table) -> list[dict[str, Any]]:
-    """Write settled items into shards and previews; returns their catalog rows, with where the bytes are.
-
-    Kept clips go to shards/, pending ones to pending/, and those of a layer to layers/.
-    """
-    rows: list[dict[str, Any]] = []
-    with Scratch() as scratch:
-        folders = {"kept": "shards", "pending": "pending"} if layer == BASE_LAYER else {"kept": "layers"}
-        made = {name: shards.ShardWriter(scratch.path, name, run_id) for name in (*folders.values(), "previews")}
-        for item in (item for table in tables for item in items(table)):
-            rows.append(item.record)
-            if item.members and item.record["status"] in folders:
-                made[folders[item.record["status"]]].add(item.record["clip_id"], item.members)
-            if item.preview:
-                made["previews"].add(item.record["clip_id"], {"jpg": item.preview})
-        placed = {name: writer.close(out) for name, writer in made.items()}
-    for row in rows:
-        clip = row.get("clip_id")
-        for place in (placed[name].get(clip) for name in folders.values() if clip):
-            if place:
-                row |= {"shard": place.shard, "offset": place.offset, "bytes": place.size}
-        preview = placed["previews"].get(clip) if clip else None
-        if preview:
-            row |= {
-                "preview_shard": preview.shard,
-                "preview_offset": preview.offset,
-                "preview_bytes": preview.size,
-            }
-    return rows
-
-
-def _checked(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
-    """What an annotator gives, held against what it promised; numpy numbers become Python's."""
-    found = annotator(frames, fps)
-    if set(found.tracks) != set(annotator.tracks) or set(found.signals) != set(annotator.signals):
-        given = sorted(found.tracks) + sorted(found.signals)
-        raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} gave {given}, not what it declares")
-    for name, track in found.tracks.items():
-        if track.shape != frames.shape or track.dtype != np.uint8:
-            detail = f"track {name} is {track.dtype} {track.shape}, the clip uint8 {frames.shape}"
-            raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
-    for name, value in found.signals.items():
-        plain = value.item() if isinstance(value, np.generic) else value
-        kind = annotator.signals[name].kind
-        if plain is not None and (not isinstance(plain, _KINDS[kind]) or plain != plain):
-            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"signal {name} is {plain!r}, not a {kind}")
-        found.signals[name] = plain
-    return found
-
-
-# The Python types of a signal's kind; a whole number is a float too.
-_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
-
-
-class _Timer:
-    """Adds the CPU seconds since its last call to one step; wall seconds would count the neighbours' work too."""
-
-    def __init__(self, timings: dict[str, float]) -> None:
-        self._timings, self._last = timings, time.process_time()
-
-    def __call__(self, step: str) -> None:
-        now = time.process_time()
-        self._timings[step] = self._timings.get(step, 0.0) + now - self._last
-        self._last = now
-
-
-def _one_thread() -> None:
-    """One thread per worker: the plan runs one worker per core, and results must not depend on thread counts."""
-    cv2.setNumThreads(1)
-
-
 def _shape(row: dict[str, Any], box: list[int] | None) -> tuple[int, int]:
     return (box[2] - box[0], box[3] - box[1]) if box else (row["source_width"], row["source_height"])
 
@@ -371,24 +216,15 @@ def _windows(rows: list[dict[str, Any]]) -> list[Window]:
     return [Window(row["clip_id"], row["start_s"], row["end_s"], row["frames"]) for row in rows]
 
 
-def _failed(failure: Failure, stage: str) -> dict[str, Any]:
-    return {"status": "failed", "code": failure.code.value, "detail": failure.detail, "stage": stage}
-
-
-def _fail(item: Item, failure: Failure, stage: str) -> None:
-    item.record |= _failed(failure, stage)
-    item.members.clear()
-
-
 def _failed_clip(base: dict[str, Any], window: Window, failure: Failure, stage: str) -> Item:
     span = {"clip_id": window.clip_id, **_span(window), "frames": window.frames}
-    return Item(base | span | _failed(failure, stage))
+    return Item(base | span | failed(failure, stage))
 
 
 def _failed_source(base: dict[str, Any], known: dict[str, Any] | None, failure: Failure, stage: str) -> Iterator[Item]:
     """A source that cannot be had now. What an earlier run found out about it stands; its missing clips have failed."""
     if known is None:
-        yield _source_item(base, _failed(failure, stage))
+        yield _source_item(base, failed(failure, stage))
         return
     base |= known["row"]
     yield _source_item(base, {})
@@ -398,7 +234,3 @@ def _failed_source(base: dict[str, Any], known: dict[str, Any] | None, failure: 
 
 def _source_item(base: dict[str, Any], found: dict[str, Any]) -> Item:
     return Item({"kind": "source", **base, **found})
-
-
-ray_peek = ray.remote(num_cpus=0)(peek)
-ray_pack = ray.remote(num_cpus=0, max_retries=-1)(pack)

@@ -1,0 +1,135 @@
+"""The further stages of the Ray plan: clips to annotated samples with a verdict.
+
+Whatever goes wrong with one clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from annotators.base import Annotation, Annotator, Frames
+from pipeline import encode, registry
+from pipeline.blueprint import Blueprint
+from pipeline.errors import ClipError, ErrorCode, Failure, attempt
+from pipeline.items import Item, items
+from pipeline.schema import BASE_LAYER
+from pipeline.watch import WatchClient
+
+
+class AnnotateStage:
+    """Clips to samples: one decode, then every annotator of this stage on the same frames."""
+
+    def __init__(self, blueprint: Blueprint, number: int, watch: Any) -> None:
+        """`number` counts the recipe's stages from 0; the last one gives the verdict."""
+        cv2.setNumThreads(1)  # a worker per core; and results must not depend on thread counts
+        self._blueprint, self._number, self._watch = blueprint, number, WatchClient(watch)
+        self._annotators: list[Annotator] = [registry.annotator(name)() for name in blueprint.stages[number]]
+        self._before = sum(len(stage) for stage in blueprint.stages[:number])
+        self._rules = blueprint.rules()
+        self._at = "decode"
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for item in items(batch):
+            if "status" not in item.record:
+                unit = f"stage {self._number} of clip {item.record['clip_id']}"
+                go = self._watch.begin(unit)
+                if go == "stop":
+                    continue
+                if go == "dead":
+                    detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
+                    item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
+                else:
+                    failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda item=item: self._annotate(item))  # type: ignore[misc]
+                    if isinstance(failure, Failure):
+                        item.fail(failure, self._at)
+                    self._watch.end(unit)
+            yield item.table()
+
+    def _names(self) -> list[str]:
+        return [annotator.name for annotator in self._annotators]
+
+    def _annotate(self, item: Item) -> None:
+        record, recipe = item.record, self._blueprint.recipe
+        timed = _Timer(record.setdefault("timings", {}))
+        self._at = "decode"
+        frames = encode.decode(item.members["mp4"])
+        timed("redecode")
+        data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
+        for position, annotator in enumerate(self._annotators, self._before + 1):
+            self._at = annotator.name
+            found = _checked(annotator, frames, record["fps"])
+            timed(annotator.name)
+            for name, track in found.tracks.items():
+                encoded = encode.encode(track, record["fps"], recipe.encode.crf, recipe.encode.preset)
+                item.members[f"{name}.mp4"] = encoded
+            timed("encode")
+            record |= found.signals
+            data |= found.data
+            record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
+            verdict = self._rules.judge(record, position)
+            settled = verdict.status == "rejected" and not recipe.score_all
+            if settled:
+                break
+        item.members["json"] = json.dumps(data, allow_nan=False).encode()
+        last = self._number == len(self._blueprint.stages) - 1
+        if last or settled:
+            self._finish(item, data)
+            record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+            if verdict.status == "rejected":
+                item.members.clear()
+
+    def _finish(self, item: Item, data: dict[str, Any]) -> None:
+        """Give a clip its tasks and its JSON."""
+        record = item.record
+        record["tasks"] = self._rules.tasks(record)
+        names = ("clip_id", "frames", "fps", "width", "height", "start_s", "end_s", "source_hash", "lineage")
+        sample = {name: record[name] for name in names}
+        sample["signals"] = {name: record.get(name) for name in sorted(self._blueprint.signals)}
+        layer = self._blueprint.layer
+        item.members["json"] = json.dumps(sample | data, sort_keys=True, separators=(",", ":")).encode()
+        if layer != BASE_LAYER:
+            # The clip itself is in the base layer, and two layers of one clip must not share a member's name.
+            item.members[f"{layer}.json"] = item.members.pop("json")
+            del item.members["mp4"]
+
+
+def _checked(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
+    """What an annotator gives, held against what it promised; numpy numbers become Python's."""
+    found = annotator(frames, fps)
+    if set(found.tracks) != set(annotator.tracks) or set(found.signals) != set(annotator.signals):
+        given = sorted(found.tracks) + sorted(found.signals)
+        raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} gave {given}, not what it declares")
+    for name, track in found.tracks.items():
+        if track.shape != frames.shape or track.dtype != np.uint8:
+            detail = f"track {name} is {track.dtype} {track.shape}, the clip uint8 {frames.shape}"
+            raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
+    for name, value in found.signals.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        kind = annotator.signals[name].kind
+        if plain is not None and (not isinstance(plain, _KINDS[kind]) or plain != plain):
+            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"signal {name} is {plain!r}, not a {kind}")
+        found.signals[name] = plain
+    return found
+
+
+# The Python types of a signal's kind; a whole number is a float too.
+_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
+
+
+class _Timer:
+    """Adds the CPU seconds since its last call to one step; wall seconds would count the neighbours' work too."""
+
+    def __init__(self, timings: dict[str, float]) -> None:
+        self._timings, self._last = timings, time.process_time()
+
+    def __call__(self, step: str) -> None:
+        now = time.process_time()
+        self._timings[step] = self._timings.get(step, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,68 @@
+"""What a run supersedes before it works: verdicts that other rules change, rows that a corrected manifest changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import small_dataset
+
+from pipeline import listing, recipe
+from pipeline.blueprint import Blueprint
+from pipeline.ledger import Ledger
+from pipeline.sources import Source
+
+
+def revised(
+    dataset: Any, manifest: dict[str, str], text: str = small_dataset.RECIPE, uri: str = "a"
+) -> list[dict[str, Any]]:
+    """The rows that a run over source A with this manifest and recipe begins with; they are committed too."""
+    sources = [Source(f"/videos/{uri}.mp4", 1000, "1", manifest), Source("/videos/b.mp4", 1000, "1", {})]
+    listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
+    columns = tuple(dict.fromkeys([*listed.manifest, "title"]))
+    dataset.blueprint = Blueprint.ingest(recipe.parse(text, "of the test"), columns)
+    tables = list(Ledger(dataset.catalog, dataset.blueprint, listed).revised())
+    for table in tables:
+        dataset.catalog.commit(table)
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def test_nothing_new_changes_nothing(dataset: Any) -> None:
+    assert revised(dataset, {"title": "film a", "licence": "CC0"}) == []
+    assert revised(dataset, {}) == []
+
+
+def test_a_corrected_licence_reaches_the_source_its_clips_and_their_layers(dataset: Any) -> None:
+    before = dataset.rows()
+    rows = revised(dataset, {"licence": "CC-BY-NC"})
+    assert [row["source_uri"] for row in rows if row["kind"] == "source"] == ["/videos/a.mp4"]
+    assert {(row["clip_id"], row["layer"]) for row in rows if row["kind"] == "clip"} == {
+        (small_dataset.identity("a0"), "base"), (small_dataset.identity("a0"), "flow"),
+        (small_dataset.identity("a1"), "base"), (small_dataset.identity("a2"), "base"),
+    }  # fmt: skip
+    after = dataset.rows()
+    for key, row in after.items():
+        ours = row["source_uri"] == "/videos/a.mp4"
+        assert row["licence"] == ("CC-BY-NC" if ours else "CC0")
+        same = [name for name in row if name not in ("licence", "sequence", "detail")]
+        assert [row[name] for name in same] == [before[key][name] for name in same]
+    assert revised(dataset, {"licence": "CC-BY-NC"}) == []
+
+
+@pytest.mark.parametrize("column", ["rights", "a.b/c~d", 'say "so"'])
+def test_a_column_that_is_new(dataset: Any, column: str) -> None:
+    assert {row[column] for row in revised(dataset, {column: "x"})} == {"x"}
+    assert revised(dataset, {column: "x"}) == []
+
+
+def test_a_rule_sees_the_corrected_value(dataset: Any) -> None:
+    text = small_dataset.RECIPE.replace("rules: {", "rules: {not_free: licence LIKE '%NC%', ")
+    revised(dataset, {}, text)
+    kept = {key for key, row in dataset.rows().items() if row["status"] == "kept"}
+    assert (small_dataset.identity("a0"), "base") in kept
+    rows = revised(dataset, {"licence": "CC-BY-NC"}, text)
+    verdicts = {
+        row["clip_id"]: (row["status"], row["rule"]) for row in rows if row["layer"] == "base" and row["clip_id"]
+    }
+    assert set(verdicts.values()) == {("rejected", "not_free")}
+    assert "not_free" in (dataset.row("a0")["detail"] or "") or "licence" in dataset.row("a0")["detail"]
