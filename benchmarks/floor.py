@@ -30,9 +30,13 @@ from pipeline.sources import Source
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Wall seconds of the work and of start-up before it (imports and models), clips made, CPU seconds by step."""
+    """Wall seconds of the work and of start-up before it (imports and models), clips made, CPU seconds by step.
+
+    `busy_s` is how long a process was at work, on average: what the wall would be if all ended at once.
+    """
 
     wall_s: float
+    busy_s: float
     startup_s: float
     clips: int
     seconds: dict[str, float]
@@ -58,10 +62,11 @@ def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
     for process in processes:
         process.join()
     seconds: defaultdict[str, float] = defaultdict(float)
-    for _, spent in results:
+    for _, _, spent in results:
         for step, one in spent.items():
             seconds[step] += one
-    return Floor(wall, started - begun, sum(clips for clips, _ in results), seconds)
+    busy = sum(at_work for _, at_work, _ in results) / cores
+    return Floor(wall, busy, started - begun, sum(clips for clips, _, _ in results), seconds)
 
 
 def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
@@ -69,10 +74,10 @@ def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
     one = _One(recipe)
     ready.wait()
     go.wait()
-    clips = 0
+    clips, started = 0, time.perf_counter()
     while (path := work.get()) is not None:
         clips += one.source(path)
-    done.put((clips, one.seconds))
+    done.put((clips, time.perf_counter() - started, one.seconds))
 
 
 class _One:
