@@ -137,17 +137,18 @@ def _disturbed(
 
 
 def _kill(driver: int, cluster: Any, dice: random.Random) -> str:
-    """SIGKILL the driver, one of the processes that work for it, or a whole node; says which."""
-    victim = dice.choice(["driver", "worker", "worker", "node"] if cluster else ["driver", "worker", "worker"])
+    """SIGKILL the driver, one of the processes that work for it, a decoder, or a whole node; says which."""
+    victim = dice.choice(["driver", "worker", "decoder", *(["node"] if cluster else ["worker"])])
     if victim == "node":
         cluster.replace_node()
         return "node"
     roots = cluster.raylets() if cluster else [driver]
-    if victim == "worker":
-        workers = [process for root in roots for process in _children(root) if _works(process)]
+    if victim != "driver":
+        works = {"worker": _works, "decoder": _decodes}[victim]
+        workers = [process for root in roots for process in _children(root) if works(_command(process))]
         if workers:
             dice.choice(workers).kill()
-            return "worker"
+            return victim
     os.kill(driver, signal.SIGKILL)
     return "driver"
 
@@ -159,13 +160,20 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _works(process: psutil.Process) -> bool:
+def _command(process: psutil.Process) -> str:
     try:
-        command = " ".join(process.cmdline())
+        return " ".join(process.cmdline())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
+        return ""
+
+
+def _works(command: str) -> bool:
     # Without its agents a node gives up: that is a kill of another kind.
-    return (command.startswith("ray::") and "Agent" not in command) or "pipeline.sandbox" in command
+    return command.startswith("ray::") and "Agent" not in command
+
+
+def _decodes(command: str) -> bool:
+    return "pipeline.sandbox" in command
 
 
 class _Cluster:
@@ -192,6 +200,8 @@ class _Cluster:
         pid = self._node.all_processes["raylet"][0].process.pid
         for process in [*_children(pid), psutil.Process(pid)]:
             process.kill()
+            # One after the other: a worker must not take its decoder's end for the file's fault.
+            time.sleep(0.05)
         self._cluster.remove_node(self._node, allow_graceful=False)
         self._node = self._add()
 

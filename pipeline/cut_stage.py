@@ -29,6 +29,13 @@ from pipeline.sources import Source
 from pipeline.storage import Folder
 from pipeline.watch import WatchClient
 
+# Someone who kills the decoder may be about to kill this worker too: what it says then must not become a verdict.
+_PAUSE_S = 1.0
+
+
+class _KilledError(Exception):
+    """The decoder was killed, and the source is not to blame."""
+
 
 class CutStage:
     """Sources to clips. One per worker: fetch, find shots, cut, measure the cheap signals, encode.
@@ -79,30 +86,35 @@ class CutStage:
             item.record["lineage"] = made
 
     def _source(self, work: dict[str, Any]) -> Iterator[Item]:
-        started = time.perf_counter()
+        """One source; tried again, as after the death of this worker, when only its decoder was killed."""
         unit = f"source {work['uri']}"
-        go = self._watch.begin(unit)
-        if go == "stop":
-            return
         known = json.loads(work["known"]) if work["known"] else None
         manifest = json.loads(work["manifest"])
         base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
+        source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
+        while (go := self._watch.begin(unit)) == "go":
+            try:
+                yield from self._try(source, dict(base), known)
+            except _KilledError:
+                time.sleep(_PAUSE_S)
+            else:
+                self._watch.end(unit)
+                return
         if go == "dead":
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
             yield from _failed_source(base, known, failure, "cut")
-            return
-        source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
+
+    def _try(self, source: Source, base: dict[str, Any], known: dict[str, Any] | None) -> Iterator[Item]:
+        started = time.perf_counter()
         fetched = attempt(ErrorCode.SOURCE_UNREADABLE, lambda: fetch(source, self._scratch.path))
         if isinstance(fetched, Failure):
             yield from _failed_source(base, known, fetched, "fetch")
-        else:
-            timings = {"fetch": time.perf_counter() - started}
-            try:
-                yield from self._cut(base, fetched, known, timings)
-            finally:
-                if self._scratch.path in fetched.path.parents:
-                    fetched.path.unlink(missing_ok=True)
-        self._watch.end(unit)
+            return
+        try:
+            yield from self._cut(base, fetched, known, {"fetch": time.perf_counter() - started})
+        finally:
+            if self._scratch.path in fetched.path.parents:
+                fetched.path.unlink(missing_ok=True)
 
     def _cut(
         self, base: dict[str, Any], fetched: Fetched, known: dict[str, Any] | None, timings: dict[str, float]
@@ -124,6 +136,7 @@ class CutStage:
                 return
             scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan(fetched.path, fetched.sha256, timings))
             if isinstance(scanned, Failure):
+                _check_killed(scanned)
                 yield _source_item(base, failed(scanned, "scan"))
                 return
             found, windows = scanned
@@ -141,6 +154,7 @@ class CutStage:
             if cut is None:
                 cut = Failure(ErrorCode.INTERNAL_ERROR, "the source ended before this clip")
             if isinstance(cut, Failure):
+                _check_killed(cut)
                 yield from (_failed_clip(base, window, cut, "cut") for window in left)
                 return
             left.pop(0)
@@ -202,6 +216,11 @@ class CutStage:
             return row | {"status": "rejected", "rule": "too_short", "detail": detail}, []
         row["windows"] = [{"clip_id": w.clip_id, **_span(w), "frames": w.frames} for w in windows]
         return row | {"status": "cut"}, windows
+
+
+def _check_killed(failure: Failure) -> None:
+    if failure.code == ErrorCode.WORKER_DIED:
+        raise _KilledError
 
 
 def _shape(row: dict[str, Any], box: list[int] | None) -> tuple[int, int]:

@@ -30,6 +30,8 @@ from pipeline.errors import ClipError, ErrorCode, Failure, RunError, attempt
 _START_S = 120.0
 _LENGTH = struct.Struct(">Q")
 _END = object()
+# Signals that no decoder raises: the node is going down, or the system is out of memory.
+_FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP")
 # Signs of life are this far apart, or a quarter of the time that the parent waits where that is less.
 _TICK_S = 1.0
 
@@ -62,7 +64,8 @@ class Sandbox:
         Arguments and items are pickled; arrays travel without being copied into the pickle. An abandoned
         stream costs its child; to start another before it ends is an end to the first. Raises ClipError: the
         code with which the generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT
-        where there was no progress for `stall_s` seconds, DECODE_CRASH where the child died. A RunError stays one.
+        where there was no progress for `stall_s` seconds, DECODE_CRASH where the child died, WORKER_DIED where someone
+        else killed it (then another try may well succeed). A RunError stays one.
         """
         child = self._free_child()
         child.busy = True
@@ -186,8 +189,9 @@ class _Child:
         if status >= 0:
             return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process exited with status {status}")
         name = signal.Signals(-status).name
-        why = ", perhaps by the system for want of memory" if name == "SIGKILL" else ""
-        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process was ended by {name}{why}")
+        if name in _FROM_OUTSIDE:
+            return ClipError(ErrorCode.WORKER_DIED, f"{name} ended the decoder process, perhaps for want of memory")
+        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process was ended by {name}")
 
 
 def _environment() -> dict[str, str]:

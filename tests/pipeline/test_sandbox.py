@@ -139,7 +139,7 @@ def test_each_end_has_its_code(sandbox: Sandbox) -> None:
     )
     assert code_of(sandbox, "swallow")[0] == ErrorCode.OUT_OF_MEMORY
     code, detail = code_of(sandbox, "abort")
-    assert code == ErrorCode.DECODE_CRASH
+    assert code == ErrorCode.WORKER_DIED
     assert "SIGKILL" in detail
     assert "memory" in detail
     assert code_of(sandbox, "fail", "clip") == (ErrorCode.NOT_VIDEO, "a letter")
