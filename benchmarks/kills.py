@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ def _kill(driver: int, cluster: Any, dice: random.Random) -> str:
         works = {"worker": _works, "decoder": _decodes}[victim]
         workers = [process for root in roots for process in _children(root) if works(_command(process))]
         if workers:
-            dice.choice(workers).kill()
+            with suppress(psutil.NoSuchProcess):
+                dice.choice(workers).kill()
             return victim
     os.kill(driver, signal.SIGKILL)
     return "driver"
@@ -199,9 +200,9 @@ class _Cluster:
         """SIGKILL every process of the second node, and let a new one join."""
         pid = self._node.all_processes["raylet"][0].process.pid
         for process in [*_children(pid), psutil.Process(pid)]:
-            process.kill()
-            # One after the other: a worker must not take its decoder's end for the file's fault.
-            time.sleep(0.05)
+            # Each ends when it sees that its parent is gone; and none must take that for a file's fault.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._cluster.remove_node(self._node, allow_graceful=False)
         self._node = self._add()
 
