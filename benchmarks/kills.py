@@ -85,7 +85,7 @@ def state(out: str) -> State:
         rows = (
             Catalog(folder, scratch.path)
             .connect()
-            .execute('SELECT clip_id, status, coalesce(rule, code), shard, "offset", bytes FROM clips')
+            .execute('SELECT clip_id, status, coalesce(rule, code || ': ' || detail), shard, "offset", bytes FROM clips')
             .fetchall()
         )
     for clip, _, _, shard, offset, size in rows:

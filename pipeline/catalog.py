@@ -7,6 +7,7 @@ first commits a row of its own; from then on an older run that still lives canno
 from __future__ import annotations
 
 import io
+import re
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ from pipeline.schema import COLUMNS, FORMAT_VERSION
 from pipeline.storage import Folder
 
 PARTS = "catalog"
+# Other files in the folder are not ours, and not read.
+_PART = re.compile(r"\d{12}\.parquet")
 
 # Latest row per clip and layer, and per source; one part never holds two rows of one. A forgotten clip never counts
 # again; a forgotten source's rows do not, up to the part that records it (the file may hold something else by now).
@@ -54,12 +57,13 @@ class Catalog:
         self._copy = out.local is None
         self._copied: set[str] = set()
         self._spill = scratch
-        self.sequence = max(self._sequences(), default=0)
+        self.sequence = max(self.sequences(), default=0)
 
     def _names(self) -> list[str]:
-        return sorted(entry.name for entry in self.out.names(PARTS) if entry.name.endswith(".parquet"))
+        return sorted(entry.name for entry in self.out.names(PARTS) if _PART.fullmatch(entry.name))
 
-    def _sequences(self) -> list[int]:
+    def sequences(self) -> list[int]:
+        """The numbers of the parts that are there."""
         return [int(name.removesuffix(".parquet")) for name in self._names()]
 
     def empty(self) -> bool:

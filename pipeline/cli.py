@@ -205,12 +205,15 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("vdot_data").setLevel(logging.INFO)
     try:
+        for argument in sys.argv:
+            if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+                raise UsageError(f"the argument {argument!r} is not UTF-8; name the folder that holds it instead")
         app()
     except UsageError as error:
         _end(2, str(error))
     except ImportError as error:
         _end(2, f"{error}: this needs pip install 'vdot-data[ingest]'")
-    except (RunError, StorageError) as error:
+    except (RunError, StorageError, OSError) as error:
         _end(1, str(error))
 
 

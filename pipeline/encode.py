@@ -42,7 +42,8 @@ def encode(frames: NDArray[np.uint8], fps: float, crf: float = 18, preset: str =
         # to move the index to the front the muxer reads back what it has written
         io_open=lambda url, flags, options: io.BytesIO(buffer.getvalue()),
     ) as container:
-        options = {"crf": str(crf), "preset": preset, "bf": "0", "threads": "1"}
+        # x264's macroblock tree reads memory that it has not written (seen with one thread): other bytes each time.
+        options = {"crf": str(crf), "preset": preset, "bf": "0", "threads": "1", "mbtree": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"

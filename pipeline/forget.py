@@ -26,7 +26,7 @@ from pipeline.lookup import find
 from pipeline.schema import COLUMNS
 from pipeline.shards import Place, ShardWriter, digest, promised, sample
 from pipeline.storage import Folder
-from pipeline.sweep import FOLDERS, unreferenced
+from pipeline.sweep import FOLDERS, check_complete, unreferenced
 
 # Where a row says that its sample and its preview are.
 _PLACES = (("shard", "offset", "bytes"), ("preview_shard", "preview_offset", "preview_bytes"))
@@ -61,6 +61,7 @@ def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
             raise UsageError(f"{out} is not a dataset: it has no catalog.")
         with alone(folder):
             catalog = Catalog(folder, scratch.path)
+            check_complete(catalog)
             finish_forgetting(catalog)
             con = catalog.connect()
             record = _record(con, what, reason)

@@ -10,11 +10,13 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from filters.rules import named, quoted
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog
+from pipeline.errors import UsageError
 from pipeline.listing import SCHEMA, Listing
 from pipeline.schema import BASE_LAYER, PLACE
 
@@ -188,8 +190,14 @@ class Ledger:
             f"WHERE (recipe_hash <> ? OR {differs}) AND status IN ('kept', 'rejected', 'pending')",
             [self._blueprint.recipe.hash],
         )
-        con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
-        con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
+        try:
+            con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
+            con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
+        except duckdb.Error as error:
+            what = str(error).splitlines()[0]
+            raise UsageError(
+                f"a rule or task cannot be applied to the clips that are there (TRY_CAST?): {what}"
+            ) from error
         judged = """
             SELECT c.* EXCLUDE (fresh, restated) REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
             FROM candidate c JOIN (

@@ -19,7 +19,11 @@ def alone(out: Folder) -> Iterator[Folder]:
     if out.local is None:
         yield out
         return
-    with (out.local / ".lock").open("w") as file:
+    try:
+        lock = (out.local / ".lock").open("w")
+    except OSError as error:
+        raise RunError(f"{out.url} cannot be written to: {error.strerror}") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

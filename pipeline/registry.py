@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
 from annotators.base import Annotator, Filter, Signal, Weight
-from pipeline.errors import UsageError
+from pipeline.errors import ErrorCode, Failure, UsageError, attempt
 
 Group = Literal["annotators", "filters"]
 
@@ -35,12 +35,12 @@ def _class(group: Group, name: str) -> Any:
         raise UsageError(f"no {group[:-1]} named {name!r}; {hint}")
     point = found[name]
     who = f"the {group[:-1]} {name!r} ({point.value})"
-    try:
-        owner = point.load()
-    except (ImportError, AttributeError) as error:
+    # Its module may raise anything.
+    owner = attempt(ErrorCode.INTERNAL_ERROR, point.load)
+    if isinstance(owner, Failure):
         raise UsageError(
-            f"{who} cannot be loaded: {error}; those of vdot-data need pip install 'vdot-data[ingest]'"
-        ) from error
+            f"{who} cannot be loaded: {owner.detail}; those of vdot-data need pip install 'vdot-data[ingest]'"
+        )
     missing = [attribute for attribute in _NEEDED[group] if not hasattr(owner, attribute)]
     if missing:
         raise UsageError(f"{who} has no {', '.join(missing)}")

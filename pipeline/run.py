@@ -29,7 +29,7 @@ from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
 from pipeline.schema import BASE_LAYER
-from pipeline.sweep import sweep
+from pipeline.sweep import check_complete, sweep
 
 log = logging.getLogger("vdot_data")
 
@@ -68,6 +68,7 @@ class Run:
 
         Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
         """
+        check_complete(self._catalog)
         self._commit_rows([self._row_of_run()])
         finish_forgetting(self._catalog)
         swept = sweep(self._catalog)

@@ -94,6 +94,8 @@ def _folder(uri: str) -> str:
 
 
 def _named(argument: str) -> Iterator[Source]:
+    if not argument.strip():
+        raise UsageError("a source's name is empty")
     uri = normalise(argument)
     try:
         yield from _remote(argument, uri) if "://" in uri else _local(argument, uri)

@@ -15,7 +15,7 @@ import fsspec.config
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.disk import complete_file, is_temporary, link_new, temporary_name
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UsageError
 from pipeline.remote import FULL, answer_code, filesystem, protocols, retried, said
 
 # Stores whose fsspec filesystem asks the server itself for "only if absent"; the fallback of fsspec looks
@@ -45,6 +45,8 @@ class Folder:
         self._open(url)
 
     def _open(self, url: str) -> None:
+        if not url.strip():
+            raise UsageError("the name of the dataset's folder is empty")
         self._fs, root = filesystem(url)
         self._root = root.rstrip("/") or "/"
         self.local: Path | None = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
@@ -135,6 +137,8 @@ class Folder:
                 found = self._fs.ls(path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
+            except PermissionError as error:
+                raise RunError(f"{self.url}/{rel} cannot be read: permission denied") from error
             return [_entry(info) for info in found if info["type"] == "file" and _parent(info["name"]) == path]
 
         entries = retried(f"listing {self.url}/{rel}", work)

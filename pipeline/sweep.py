@@ -6,13 +6,33 @@ older run can never commit again (its sequence number is taken), and a newer run
 
 from __future__ import annotations
 
-from pipeline.catalog import PARTS, Catalog
+import re
 
+from pipeline.catalog import PARTS, Catalog
+from pipeline.errors import RunError
+
+# The names that `shards.ShardWriter` gives; nothing else is ours to delete.
+_SHARD = re.compile(r"[0-9a-f]{12}-[0-9a-f]{32}\.tar")
 FOLDERS = ("shards", "pending", "layers", "previews")
 
 
+def check_complete(catalog: Catalog) -> None:
+    """Raises `RunError` where parts of the catalog are missing: what they named would be taken for leftovers."""
+    missing = sorted({*range(1, catalog.sequence + 1)} - {*catalog.sequences()})
+    if missing:
+        raise RunError(
+            f"the catalog in {catalog.out.url} lacks part {missing[0]:012d}.parquet"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + "; restore it before anything is written here, or go on in another OUT."
+        )
+    if catalog.empty() and any(_SHARD.fullmatch(e.name) for folder in FOLDERS for e in catalog.out.names(folder)):
+        raise RunError(
+            f"{catalog.out.url} holds shards but no catalog; restore its folder {PARTS}/ first, or choose another OUT."
+        )
+
+
 def unreferenced(catalog: Catalog) -> list[tuple[str, float]]:
-    """(name relative to OUT, time of last change) of every stored file that the catalog does not name."""
+    """(name relative to OUT, time of last change) of every shard that the catalog does not name."""
     con = catalog.connect()
     rows = con.execute("SELECT DISTINCT shard FROM clips UNION SELECT DISTINCT preview_shard FROM clips").fetchall()
     named = {row[0] for row in rows}
@@ -20,7 +40,7 @@ def unreferenced(catalog: Catalog) -> list[tuple[str, float]]:
         (f"{folder}/{entry.name}", entry.modified)
         for folder in FOLDERS
         for entry in catalog.out.names(folder)
-        if f"{folder}/{entry.name}" not in named
+        if _SHARD.fullmatch(entry.name) and f"{folder}/{entry.name}" not in named
     ]
 
 

@@ -28,6 +28,7 @@ stages: [[scribble]]
 rules: {too_dark: luma < 20}
 tasks: {text: "true", gray: "true"}
 """
+RUN = "0123456789ab"
 SIZE = (9, 48, 64)  # frames, height, width
 SHA_A, SHA_B = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
 
@@ -73,13 +74,13 @@ class Dataset:
 
     def commit(self, *rows: dict[str, Any]) -> int:
         """One part of these rows."""
-        common = {"layer": "base", "run_id": "r1", "recipe_hash": self.recipe.hash}
+        common = {"layer": "base", "run_id": RUN, "recipe_hash": self.recipe.hash}
         full = [common | {"timings": list({"cut": 0.5}.items())} | row for row in rows]
         return self.catalog.commit(pa.Table.from_pylist(full, schema=self.blueprint.schema()))
 
     def shard(self, folder: str, samples: dict[str, dict[str, bytes]]) -> dict[str, dict[str, Any]]:
         """Publish a shard of short name -> members; returns the columns that say where each lies."""
-        writer = ShardWriter(self.scratch, folder, "r1")
+        writer = ShardWriter(self.scratch, folder, RUN)
         for name, parts in samples.items():
             writer.add(identity(name), parts)
         prefix = "preview_" if folder == "previews" else ""

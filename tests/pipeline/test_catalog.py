@@ -10,8 +10,9 @@ import pytest
 
 from filters.rules import quoted
 from pipeline.catalog import Catalog
+from pipeline.errors import RunError
 from pipeline.storage import Folder
-from pipeline.sweep import sweep
+from pipeline.sweep import check_complete, sweep
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "back\\slash", "a[b]*?", "a b\u00e4"])
@@ -40,3 +41,25 @@ def test_what_a_killed_writer_left_is_swept(dataset: Any) -> None:
     assert {str(path.relative_to(root)) for path in old} <= set(swept)
     assert not any(path.exists() for path in old)
     assert young.exists()
+
+
+def test_only_what_is_ours_is_swept_or_read(dataset: Any) -> None:
+    root = Path(dataset.url)
+    theirs = [
+        root / "shards/imagenet-000.tar",
+        root / "previews/holiday.jpg",
+        root / "catalog/000000000003 (1).parquet",
+    ]
+    for path in theirs:
+        path.write_bytes(b"precious")
+        os.utime(path, (1, 1))
+    sweep(Catalog(dataset.out, dataset.scratch))
+    assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("lost", ["3", "34", "1234567"])
+def test_what_a_lost_part_names_is_not_taken_for_a_leftover(dataset: Any, lost: str) -> None:
+    for number in lost:
+        (Path(dataset.url) / f"catalog/{int(number):012d}.parquet").unlink(missing_ok=True)
+    with pytest.raises(RunError, match="no catalog" if len(lost) > 2 else f"lacks part 0*{lost[0]}.parquet"):
+        check_complete(Catalog(dataset.out, dataset.scratch))

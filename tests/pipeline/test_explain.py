@@ -54,7 +54,7 @@ def test_a_failed_clip(dataset: Any) -> None:
 def test_the_history_of_a_clip(dataset: Any) -> None:
     facts = explain(dataset.url, small_dataset.identity("a2"))
     assert [(row["sequence"], row["status"]) for row in facts["history"]] == [(3, "pending"), (5, "kept")]
-    assert "part 3, layer base: pending (too_dark) by run r1, started " in text(facts)
+    assert f"part 3, layer base: pending (too_dark) by run {small_dataset.RUN}, started " in text(facts)
 
 
 def test_a_pending_clip(dataset: Any) -> None:

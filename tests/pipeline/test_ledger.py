@@ -9,6 +9,7 @@ import small_dataset
 
 from pipeline import listing, recipe
 from pipeline.blueprint import Blueprint
+from pipeline.errors import UsageError
 from pipeline.ledger import Ledger
 from pipeline.sources import Source
 
@@ -66,3 +67,11 @@ def test_a_rule_sees_the_corrected_value(dataset: Any) -> None:
     }
     assert set(verdicts.values()) == {("rejected", "not_free")}
     assert "not_free" in (dataset.row("a0")["detail"] or "") or "licence" in dataset.row("a0")["detail"]
+
+
+@pytest.mark.parametrize("rule", ["CAST(title AS INT) > 3", "error(title)"])
+def test_a_rule_that_what_is_there_cannot_take_is_one_sentence(dataset: Any, rule: str) -> None:
+    before = dataset.everything()
+    with pytest.raises(UsageError, match="cannot be applied"):
+        revised(dataset, {}, small_dataset.RECIPE.replace("rules: {", f'rules: {{odd: "{rule}", '))
+    assert dataset.everything() == before

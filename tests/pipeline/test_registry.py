@@ -53,7 +53,7 @@ def test_one_that_fits() -> None:
     [
         ("other", "calls itself 'good'"),
         ("bare", "has no version, signals, tracks, weights"),
-        ("gone", "cannot be loaded: No module named"),
+        ("gone", "cannot be loaded: ModuleNotFoundError: No module named"),
         ("goood", "did you mean 'good'"),
     ],
 )
