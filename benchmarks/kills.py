@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from pipeline import shards
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, values
 from pipeline.fetch import Scratch
 from pipeline.storage import Folder
 from pipeline.verify import verify
@@ -82,19 +82,17 @@ def state(out: str) -> State:
     stored: Counter[str] = Counter()
     samples: dict[str, str] = {}
     with Scratch() as scratch:
-        rows = (
-            Catalog(folder, scratch.path)
-            .connect()
-            .execute('SELECT clip_id, status, coalesce(rule, code || ': ' || detail), shard, "offset", bytes FROM clips')
-            .fetchall()
-        )
-    for clip, _, _, shard, offset, size in rows:
-        if shard:
-            members = shards.sample(folder, clip, shard, offset, size)
-            samples[clip] = hashlib.sha256(repr(sorted(members.items())).encode()).hexdigest()
+        rows = values(Catalog(folder, scratch.path).connect(), "SELECT * FROM clips")
+    verdicts: dict[str, tuple[str, str | None]] = {}
+    for row in rows:
+        why = f"{row['code']}: {row['detail']}" if row["code"] else row["rule"]
+        verdicts[row["clip_id"]] = (row["status"], why)
+        if row["shard"]:
+            members = shards.sample(folder, row["clip_id"], row["shard"], row["offset"], row["bytes"])
+            samples[row["clip_id"]] = hashlib.sha256(repr(sorted(members.items())).encode()).hexdigest()
     for entry in folder.names("shards"):
         stored.update(shards.members(folder.read(f"shards/{entry.name}")).keys())
-    return State({clip: (status, reason) for clip, status, reason, *_ in rows}, samples, dict(stored))
+    return State(verdicts, samples, dict(stored))
 
 
 def differences(calm: State, other: State) -> list[str]:
