@@ -1,0 +1,124 @@
+"""What the camera does: stands still, pans, zooms or shakes, told from how the picture as a whole moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from annotators.base import Frames, Signal, Value
+
+# The picture's motion as a whole is coarse: it is measured at this length of the longer side, in pixels.
+_SIDE = 320
+# Corners: how many at most, the least quality relative to the best one's, and the least distance between two. Each cell
+# of a grid gives the same number, so that one rich object does not outvote a plain background.
+_MOST, _QUALITY, _DISTANCE = 1000, 0.002, 6
+_CELLS, _PER_CELL = 5, 8
+# Corners that one similarity must explain, as a number and as a share; fewer say nothing about a camera.
+_LEAST, _SHARE = 12, 0.35
+# A pair of frames that a flash or a cut divides has no such similarity; a clip needs it for this share of its pairs.
+_MEASURED = 0.6
+# A camera's course is its motion smoothed over this many seconds; what is left is shake.
+_SMOOTH_S = 0.5
+# From here on a clip is called by its motion. Pan and shake are shares of the frame's diagonal (a second; from frame to
+# frame), zoom is the share by which the picture grows in a second.
+PAN, ZOOM, SHAKE = 0.02, 0.02, 0.003
+
+
+class Camera:
+    """Fits a similarity (shift, rotation, scale) to corners tracked from frame to frame, and sorts its course.
+
+    Corners (Shi and Tomasi, CVPR 1994) are tracked by pyramidal Lucas-Kanade and the similarity is found by RANSAC, so
+    that what moves by itself in front of a larger background has no say.
+    """
+
+    name = "camera"
+    version = "1"
+    signals: ClassVar[Mapping[str, Signal]] = {
+        "camera": Signal("", "what the camera does: still, pan, zoom or shake", "str"),
+        "camera_pan": Signal("px/frame", "steady shift of the whole picture: length of the mean over the clip"),
+        "camera_zoom": Signal("%/s", "growth of the whole picture, negative when it shrinks: mean over the clip"),
+        "camera_shake": Signal("px/frame", "unsteady shift of the whole picture: rms around the smoothed course"),
+    }
+
+    def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
+        scale = min(1.0, _SIDE / max(frames.shape[1:3]))
+        course = _course(frames, scale)
+        if np.isnan(course[:, 0]).mean() > 1 - _MEASURED:
+            return dict.fromkeys(self.signals)
+        steps = np.stack([_filled(column) for column in course.T], axis=1)
+        shift = steps[:, :2] / scale
+        diagonal = float(np.hypot(*frames.shape[1:3]))
+        pan = float(np.hypot(*shift.mean(axis=0)))
+        zoom = float(np.expm1(steps[:, 2].mean() * fps))
+        rest = shift - np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in shift.T], axis=1)
+        shake = float(np.sqrt((rest**2).sum(axis=1).mean()))
+        # The steadiest travel over half a second counts: a camera may pan for a part of the clip only.
+        strengths = {"zoom": abs(zoom) / ZOOM, "pan": pan * fps / diagonal / PAN}
+        if shake / diagonal > SHAKE:
+            kind = "shake"
+        else:
+            strongest = max(strengths, key=lambda name: strengths[name])
+            kind = strongest if strengths[strongest] > 1 else "still"
+        return {"camera": kind, "camera_pan": pan, "camera_zoom": 100 * zoom, "camera_shake": shake}
+
+
+def _course(frames: Frames, scale: float) -> NDArray[np.float64]:
+    """Shift (x, y) of the picture's centre and logarithm of its scale from frame to frame: float64 [T-1, 3], in pixels
+    of the shrunk picture; NaN where no similarity was found."""
+    steps = np.full((len(frames) - 1, 3), np.nan)
+    pictures = (
+        cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        for frame in frames
+    )
+    for index, (before, after) in enumerate(pairwise(pictures)):
+        corners = _corners(before)
+        if len(corners) < _LEAST:
+            continue
+        moved, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None)
+        tracked = found[:, 0] == 1
+        if tracked.sum() < _LEAST:
+            continue
+        matrix, inliers = cv2.estimateAffinePartial2D(
+            corners[tracked], moved[tracked], method=cv2.RANSAC, ransacReprojThreshold=1.0
+        )
+        if matrix is None or inliers.sum() < max(_LEAST, _SHARE * len(corners)):
+            continue
+        height, width = before.shape
+        centre = np.array([width / 2, height / 2])
+        shift = matrix[:, :2] @ centre + matrix[:, 2] - centre
+        steps[index] = *shift, 0.5 * np.log(np.linalg.det(matrix[:, :2]))
+    return steps
+
+
+def _corners(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The best corners of each cell: float32 [n, 1, 2]."""
+    corners = cv2.goodFeaturesToTrack(picture, _MOST, _QUALITY, _DISTANCE)
+    if corners is None:
+        return np.empty((0, 1, 2), np.float32)
+    column, row = (corners[:, 0] * _CELLS // picture.shape[::-1]).astype(int).T
+    cell = row * _CELLS + column
+    # They come in the order of their quality: a corner's rank is how many of its cell came before.
+    rank = np.array([np.count_nonzero(cell[:index] == cell[index]) for index in range(len(cell))])
+    best: NDArray[np.float32] = corners[rank < _PER_CELL]
+    return best
+
+
+def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Gaps closed by straight lines between what is known."""
+    known = np.flatnonzero(~np.isnan(values))
+    return np.interp(np.arange(len(values)), known, values[known])
+
+
+def _smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
+    """A running mean over `window` values (made odd), of fewer at the ends."""
+    half = max(1, window // 2)
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    low = np.maximum(np.arange(len(values)) - half, 0)
+    high = np.minimum(np.arange(len(values)) + half + 1, len(values))
+    smoothed: NDArray[np.float64] = (total[high] - total[low]) / (high - low)
+    return smoothed

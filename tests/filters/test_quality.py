@@ -1,0 +1,146 @@
+"""The quality filters on pictures of which the truth is known, because they were made so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from filters.black import Black
+from filters.camera import Camera
+from filters.colour import Colour
+from filters.flicker import Flicker
+from filters.noise import Noise
+from filters.stillness import Stillness
+from pipeline import encode
+
+FPS = 16.0
+RNG = np.random.default_rng(5)
+
+
+def scene(height: int = 480, width: int = 640, seed: int = 1) -> Any:
+    """A picture with detail at all sizes, uint8 [H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3), np.float32)
+    for side in (6, 24, 96):
+        noise = rng.normal(size=(height // side + 2, width // side + 2, 3)).astype(np.float32)
+        picture += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * side**0.5
+    picture = (picture - picture.min()) / (picture.max() - picture.min())
+    return (40 + 180 * picture).astype(np.uint8)
+
+
+def filmed(course: list[tuple[float, float, float]], seed: int = 1) -> Any:
+    """What a camera sees of a scene that moves by (x, y) pixels and grows by a factor, frame by frame."""
+    large = scene(960, 1280, seed)
+    frames, x, y, scale = [], 0.0, 0.0, 1.0
+    for dx, dy, growth in [(0.0, 0.0, 1.0), *course]:
+        x, y, scale = x + dx, y + dy, scale * growth
+        matrix = np.array([[scale, 0, 160 - 640 * scale + x], [0, scale, 120 - 480 * scale + y]])
+        frames.append(cv2.warpAffine(large, matrix, (320, 240), flags=cv2.INTER_LINEAR))
+    return np.stack(frames)
+
+
+def of(one: Any, frames: Any) -> dict[str, Any]:
+    values: dict[str, Any] = one(frames, FPS)
+    assert values.keys() == one.signals.keys()
+    return values
+
+
+@pytest.mark.parametrize("shift", [(4.0, 0.0), (-2.5, 1.5), (0.0, -3.0)])
+def test_a_pan_is_called_so_and_measured(shift: tuple[float, float]) -> None:
+    found = of(Camera(), filmed([(*shift, 1.0)] * 40))
+    assert found["camera"] == "pan"
+    assert found["camera_pan"] == pytest.approx(np.hypot(*shift), abs=0.1)
+    assert found["camera_shake"] < 0.2
+    assert abs(found["camera_zoom"]) < 0.5
+
+
+@pytest.mark.parametrize("percent", [8.0, -6.0, 25.0])
+def test_a_zoom_is_called_so_and_measured(percent: float) -> None:
+    growth = (1 + percent / 100) ** (1 / FPS)
+    found = of(Camera(), filmed([(0.0, 0.0, growth)] * 40))
+    assert found["camera"] == "zoom"
+    assert found["camera_zoom"] == pytest.approx(percent, abs=1.0)
+
+
+def test_shake_is_called_so_even_while_panning() -> None:
+    course = [(2.0 + float(x), float(y), 1.0) for x, y in RNG.normal(0, 3, (40, 2))]
+    found = of(Camera(), filmed(course))
+    assert found["camera"] == "shake"
+    assert found["camera_shake"] == pytest.approx(3 * 2**0.5, rel=0.35)
+
+
+def test_what_moves_before_a_camera_that_stands_is_no_camera_motion() -> None:
+    frames = filmed([(0.0, 0.0, 1.0)] * 40)
+    ball = scene(80, 80, seed=9)
+    for index, frame in enumerate(frames):
+        frame[80:160, 10 + 5 * index : 90 + 5 * index] = ball
+    assert of(Camera(), frames)["camera"] == "still"
+
+
+@pytest.mark.parametrize(
+    "frames", [np.full((20, 64, 64, 3), 90, np.uint8), RNG.integers(0, 255, (20, 240, 320, 3), np.uint8)]
+)
+def test_where_nothing_can_be_tracked_there_is_no_camera(frames: Any) -> None:
+    assert set(of(Camera(), frames).values()) == {None}
+
+
+def test_a_held_picture_and_a_slideshow_after_a_codec() -> None:
+    held = encode.decode(encode.encode(np.stack([scene()] * 40), FPS))
+    found = of(Stillness(), held)
+    assert found["frozen"] > 0.95
+    assert found["slides"] == 1
+    slides = np.concatenate([np.stack([scene(seed=seed)] * 16) for seed in (1, 2, 3)])
+    found = of(Stillness(), encode.decode(encode.encode(slides, FPS)))
+    assert found["frozen"] > 0.9
+    assert found["slides"] == 3
+    assert of(Stillness(), filmed([(0.5, 0.0, 1.0)] * 30)) == {"frozen": 0.0, "slides": 0}
+
+
+def test_flashes_are_counted_and_a_cut_is_none() -> None:
+    dim, bright = np.full((48, 64, 3), 80, np.uint8), np.full((48, 64, 3), 230, np.uint8)
+
+    def flashes(lights: str) -> int:
+        return int(of(Flicker(), np.stack([bright if light == "#" else dim for light in lights]))["flashes"])
+
+    assert flashes("......#.......##......") == 2
+    assert flashes("##########.##########") == 1, "a moment of dark is one too"
+    assert flashes("...........##########") == 0, "a cut"
+    assert flashes("......##########......") == 0, "light that stays for more than a quarter of a second"
+    ramp = np.stack([np.full((48, 64, 3), 40 + 5 * index, np.uint8) for index in range(40)])
+    assert of(Flicker(), ramp)["flashes"] == 0
+
+
+def test_black_frames_and_fades() -> None:
+    picture = scene().astype(np.float32)
+    light = np.concatenate([np.zeros(4), np.linspace(0, 1, 16), np.ones(30), np.linspace(1, 0, 12), np.zeros(3)])
+    frames = np.stack([(picture * share).astype(np.uint8) for share in light])
+    found = of(Black(), frames)
+    assert found["black"] == pytest.approx(9 / len(light), abs=0.06)
+    assert found["fade"] == pytest.approx(35 / FPS, abs=0.3)
+    assert of(Black(), frames[20:50]) == {"black": 0.0, "fade": 0.0}
+    night = np.stack([(picture * 0.2).astype(np.uint8)] * 20)
+    assert of(Black(), night) == {"black": 0.0, "fade": 0.0}, "a dark scene is not black"
+    cut = np.concatenate([np.zeros_like(frames[:5]), frames[25:45]])
+    assert of(Black(), cut)["fade"] == 0.0, "a cut from black is no fade"
+
+
+@pytest.mark.parametrize("sigma", [0.0, 2.0, 6.0, 15.0])
+def test_noise_is_measured_and_texture_is_none(sigma: float) -> None:
+    # A third of the picture is calm, as a sky is.
+    clean = scene().astype(np.float32)
+    clean[:160] = np.linspace(90, 130, 640)[None, :, None]
+    noise = np.random.default_rng(3).normal(0, sigma, (8, 480, 640, 1)) if sigma else np.zeros((8, 1, 1, 1))
+    frames = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
+    assert of(Noise(), frames)["noise"] == pytest.approx(sigma, rel=0.15, abs=0.6)
+
+
+def test_a_tint_is_no_colour() -> None:
+    grey = cv2.cvtColor(scene(), cv2.COLOR_RGB2GRAY)
+    sepia = np.stack([grey * 1.0, grey * 0.9 + 5, grey * 0.8 + 5], axis=-1).astype(np.uint8)
+    plain = np.stack([np.stack([grey] * 3, axis=-1)] * 4)
+    assert of(Colour(), plain)["colour_spread"] < 0.5
+    assert of(Colour(), np.stack([sepia] * 4))["colour_spread"] < 8
+    assert of(Colour(), np.stack([scene()] * 4))["colour_spread"] > 15
