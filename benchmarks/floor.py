@@ -20,6 +20,7 @@ import numpy as np
 
 from annotators.base import Frames
 from pipeline import cutting, encode, fetch, registry, shots, video
+from pipeline.annotate_stage import Timer
 from pipeline.blueprint import Blueprint
 from pipeline.engine import WORKER_ENVIRONMENT
 from pipeline.errors import ClipError
@@ -88,13 +89,12 @@ class _One:
         self._rules = self._blueprint.rules()
         self._detector = shots.detector(recipe.shots)
         self._annotators = [registry.annotator(name)() for name in recipe.annotators]
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._since = 0.0
+        self.seconds: dict[str, float] = {}
 
     def source(self, path: str) -> int:
         """Do one source; returns how many clips were encoded, tracks included."""
         recipe = self._blueprint.recipe
-        self._timed("")
+        self._timed = Timer(self.seconds)
         with fetch.Scratch() as scratch:
             content = fetch.fetch(Source(path), scratch.path).sha256
         self._timed("fetch")
@@ -149,13 +149,6 @@ class _One:
         recipe = self._blueprint.recipe
         encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
         self._timed("encode")
-
-    def _timed(self, step: str) -> None:
-        """Count the CPU seconds since the last call as this step's; "" counts them as nobody's."""
-        now = time.process_time()
-        if step:
-            self.seconds[step] += now - self._since
-        self._since = now
 
 
 def videos(folder: Path) -> list[str]:

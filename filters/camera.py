@@ -57,7 +57,6 @@ class Camera:
         zoom = float(np.expm1(steps[:, 2].mean() * fps))
         rest = shift - np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in shift.T], axis=1)
         shake = float(np.sqrt((rest**2).sum(axis=1).mean()))
-        # The steadiest travel over half a second counts: a camera may pan for a part of the clip only.
         strengths = {"zoom": abs(zoom) / ZOOM, "pan": pan * fps / diagonal / PAN}
         if shake / diagonal > SHAKE:
             kind = "shake"

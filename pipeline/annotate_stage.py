@@ -57,7 +57,7 @@ class AnnotateStage:
 
     def _annotate(self, item: Item) -> None:
         record, recipe = item.record, self._blueprint.recipe
-        timed = _Timer(record.setdefault("timings", {}))
+        timed = Timer(record.setdefault("timings", {}))
         self._at = "decode"
         frames = encode.decode(item.members["mp4"])
         timed("redecode")
@@ -123,7 +123,7 @@ def _checked(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
 _KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
 
 
-class _Timer:
+class Timer:
     """Adds the CPU seconds since its last call to one step; wall seconds would count the neighbours' work too."""
 
     def __init__(self, timings: dict[str, float]) -> None:
