@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 
 from annotators.base import Annotation, Annotator, Frames
-from pipeline import encode, registry
+from pipeline import encode, registry, worker
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.items import Item, items
@@ -28,7 +27,7 @@ class AnnotateStage:
 
     def __init__(self, blueprint: Blueprint, number: int, watch: Any) -> None:
         """`number` counts the recipe's stages from 0; the last one gives the verdict."""
-        cv2.setNumThreads(1)  # a worker per core; and results must not depend on thread counts
+        worker.prepare()
         self._blueprint, self._number, self._watch = blueprint, number, WatchClient(watch)
         self._annotators: list[Annotator] = [registry.annotator(name)() for name in blueprint.stages[number]]
         self._before = sum(len(stage) for stage in blueprint.stages[:number])

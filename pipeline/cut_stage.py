@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotators.base import Frames
-from pipeline import cutting, encode, shards, shots
+from pipeline import cutting, encode, shards, shots, worker
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.fetch import Fetched, Scratch, fetch
@@ -44,7 +43,7 @@ class CutStage:
     """
 
     def __init__(self, blueprint: Blueprint, out: Folder, watch: Any) -> None:
-        cv2.setNumThreads(1)  # a worker per core; and results must not depend on thread counts
+        worker.prepare()
         limits = blueprint.recipe.limits
         self._blueprint, self._out, self._watch = blueprint, out, WatchClient(watch)
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import queue
+import re
 import resource
 import select
 import signal
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -34,6 +36,9 @@ _END = object()
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP")
 # Signs of life are this far apart, or a quarter of the time that the parent waits where that is less.
 _TICK_S = 1.0
+# As much of what a dying child wrote goes into its verdict.
+_LINES = 5
+_LINE_CHARACTERS = 200
 
 
 def alive() -> None:
@@ -68,7 +73,7 @@ class Sandbox:
         else killed it (then another try may well succeed). A RunError stays one.
         """
         child = self._free_child()
-        child.busy = True
+        child.begin()
         try:
             child.send((target, args, kwargs))
             while True:
@@ -121,12 +126,14 @@ class _Child:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         numbers = [str(n) for n in (theirs_in, theirs_out, memory_mb, stall_s)]
+        self._said = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         # A process of our own rather than multiprocessing, which imports the parent's main module again; and
         # pipes of our own, so that a library that prints cannot break the messages.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pipeline.sandbox", *numbers],
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.sandbox", *numbers],
             stdin=subprocess.DEVNULL,
-            stdout=2,
+            stdout=self._said,
+            stderr=subprocess.STDOUT,
             pass_fds=(theirs_in, theirs_out),
             env=_environment(),
         )
@@ -142,6 +149,12 @@ class _Child:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def begin(self) -> None:
+        """What the child wrote of earlier work is of no interest, and would grow for as long as it lives."""
+        self.busy = True
+        self._said.seek(0)
+        self._said.truncate()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -150,6 +163,7 @@ class _Child:
             self._in = -1
             # raw: what a broken pipe left in the buffer is not wanted any more
             self._out.raw.close()
+            self._said.close()
 
     def send(self, message: object) -> None:
         try:
@@ -183,15 +197,26 @@ class _Child:
     def _death(self) -> ClipError:
         """What to say of a child whose pipe is closed."""
         status = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace")
         self.kill()
         if status == -signal.SIGALRM:
             return ClipError(ErrorCode.DECODE_TIMEOUT, "no progress")
-        if status >= 0:
-            return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process exited with status {status}")
-        name = signal.Signals(-status).name
+        name = signal.Signals(-status).name if status < 0 else ""
         if name in _FROM_OUTSIDE:
             return ClipError(ErrorCode.WORKER_DIED, f"{name} ended the decoder process, perhaps for want of memory")
-        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process was ended by {name}")
+        end = f"was ended by {name}" if name else f"exited with status {status}"
+        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process {end}{_last_words(said)}")
+
+
+def _last_words(said: str) -> str:
+    """What a child wrote before it died, short enough for a verdict: messages, then where Python was."""
+    # faulthandler's list of threads and extension modules says nothing to those who read a verdict
+    message, _, stack = said.partition("Fatal Python error: ")
+    where = re.search(r'Current thread.*\n  File "(?:.*/)?(.+)", line (\d+) in (.+)', stack)
+    words = [line[:_LINE_CHARACTERS] for line in message.splitlines()[-_LINES:]]
+    words = " ".join([*words, f"at {where[1]}:{where[2]}, {where[3]}" if where else ""]).split()
+    return f": {' '.join(words)}" if words else ""
 
 
 def _environment() -> dict[str, str]:
@@ -274,9 +299,9 @@ def _child_main(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    import cv2
+    from pipeline import worker
 
-    cv2.setNumThreads(1)
+    worker.prepare()
     resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
 
     # The lifeline: a thread that reads requests sees at once that the parent is gone, whatever the generator is
@@ -295,9 +320,12 @@ def _child_main(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None
 
 
 def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
-    while (request := _read_message(pipe)) is not None:
-        requests.put(request)
-    os._exit(0)
+    try:
+        while (request := _read_message(pipe)) is not None:
+            requests.put(request)
+    finally:
+        # also where the parent died within a message
+        os._exit(0)
 
 
 def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
