@@ -36,6 +36,13 @@ class Verdict:
     detail: str | None = None
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is near."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else f"; there are: {', '.join(sorted(by_lower.values()))}"
+
+
 def connect() -> duckdb.DuckDBPyConnection:
     """A DuckDB connection for predicates: in memory, one thread, and closed to files and the network."""
     return duckdb.connect(config={"threads": 1, "enable_external_access": False, "lock_configuration": True})
@@ -56,11 +63,13 @@ def columns_of(name: str, predicate: str, con: duckdb.DuckDBPyConnection) -> lis
 
     Raises `RuleError` when the text is not one scalar expression: bad SQL, a subquery, or more than a predicate.
     """
-    row = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({predicate}\n)"]).fetchone()
-    assert row is not None
-    parsed = json.loads(row[0])
-    if parsed["error"]:
-        raise RuleError(f"{name}: {predicate!r} is not an SQL predicate ({parsed['error_message']})")
+    # In parentheses, so that it cannot bring clauses of its own; without them, so that it cannot close them.
+    for text in (f"SELECT 1 WHERE {predicate}\n", f"SELECT ({predicate}\n)"):
+        row = con.execute("SELECT json_serialize_sql(?)", [text]).fetchone()
+        assert row is not None
+        parsed = json.loads(row[0])
+        if parsed["error"]:
+            raise RuleError(f"{name}: {predicate!r} is not an SQL predicate ({parsed['error_message']})")
     statements = parsed["statements"]
     node = statements[0]["node"] if len(statements) == 1 else {}
     plain = (
@@ -68,6 +77,14 @@ def columns_of(name: str, predicate: str, con: duckdb.DuckDBPyConnection) -> lis
     )
     if not plain or any(part.get("class") in {"SUBQUERY", "WINDOW", "STAR"} for part in _nodes(node["select_list"])):
         raise RuleError(f"{name}: {predicate!r} must be one predicate over columns, without subqueries")
+    called = [part["function_name"] for part in _nodes(node["select_list"]) if part.get("class") == "FUNCTION"]
+    changing = con.execute(
+        "SELECT DISTINCT function_name FROM duckdb_functions() "
+        "WHERE stability <> 'CONSISTENT' AND list_contains(?::VARCHAR[], lower(function_name))",
+        [[function.lower() for function in called]],
+    ).fetchall()
+    if changing:
+        raise RuleError(f"{name}: {predicate!r} would judge differently each time, as {changing[0][0]}() does")
     columns = [part["column_names"][-1] for part in _nodes(node["select_list"]) if part.get("class") == "COLUMN_REF"]
     return list(dict.fromkeys(columns))
 
@@ -113,9 +130,7 @@ class Rules:
             found[name] = columns_of(name, text, self._con)
             for column in found[name]:
                 if column not in kinds:
-                    near = difflib.get_close_matches(column, kinds, 1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
-                    raise RuleError(f"{name}: no column named {column!r}{hint}")
+                    raise RuleError(f"{name}: no column named {column!r}{did_you_mean(column, kinds)}")
         return found
 
     def _try(self, name: str, text: str) -> None:
@@ -123,9 +138,12 @@ class Rules:
         for number in (None, 0):
             values = [None if kind == "VARCHAR" else number for kind in self._used.values()]
             try:
-                self._con.execute(f"SELECT 1 FROM (SELECT {self._row}) WHERE CAST(({text}\n) AS BOOLEAN)", values)
+                sql = f"SELECT typeof(({text}\n)), ({text}\n) FROM (SELECT {self._row}) WHERE ({text}\n) OR true"
+                kind = self._con.execute(sql, values).fetchall()[0][0]
             except duckdb.Error as error:
                 raise RuleError(f"{name}: {text!r} cannot be evaluated: {_first_line(error)}") from error
+            if kind != "BOOLEAN":
+                raise RuleError(f"{name}: {text!r} is a number, a text or nothing: a predicate is true or false")
 
     def _answer(self, predicates: Mapping[str, str], values: Mapping[str, Any]) -> list[bool | None]:
         """What each predicate says of the values. Raises `duckdb.Error` when one cannot be evaluated on them."""

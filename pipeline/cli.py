@@ -104,12 +104,18 @@ def retry(
 def verify(
     out: Out,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    mark_failed: Annotated[
+        bool, typer.Option("--mark-failed", help="Record what is damaged as failed, for `retry` to make it again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hold every row of the catalog against the bytes; lists what is wrong and exits with 1 if anything is."""
+    from pipeline import mend
     from pipeline import verify as checks
 
     report = checks.verify(out, workers)
+    if mark_failed and report.damaged:
+        report.notes.append(f"{mend.mark_failed(report)} rows of clips and layers are marked as failed now")
     if as_json:
         typer.echo(report.as_json())
     else:

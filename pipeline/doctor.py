@@ -181,7 +181,18 @@ def _dataset(out: str) -> Iterator[Check]:
     name = f"OUT {out}"
     try:
         folder = Folder(out)
+        if folder.local is not None and not folder.local.exists():
+            yield Check(name, "warn", "does not exist", "`vdot-data ingest` makes it; check the name if it should")
+            return
+    except UsageError as error:
+        yield Check(name, "fail", str(error), "choose another OUT")
+        return
+    try:
         folder.check_writable()
+    except (RunError, StorageError) as error:
+        yield Check(name, "fail", str(error), "let this user write there, or choose another OUT")
+        return
+    try:
         yield Check(name, "ok", "can be written to")
         if folder.local is not None:
             yield _enough(

@@ -40,7 +40,7 @@ ADVICE: dict[ErrorCode, str] = {
     ErrorCode.ANNOTATOR_ERROR: "An annotator raised: `vdot-data explain` shows the error; mend it, and retry.",
     ErrorCode.OUT_OF_MEMORY: "Give the node more memory or raise `limits.memory_mb`, then `vdot-data retry`.",
     ErrorCode.WORKER_DIED: "It took several workers down (often memory): look at the node's log, then retry.",
-    ErrorCode.STORAGE_ERROR: "Storage kept failing after retries: check it, then `vdot-data retry`.",
+    ErrorCode.STORAGE_ERROR: "Storage kept failing, or bytes are damaged (`vdot-data verify`): mend it, and retry.",
     ErrorCode.RULE_ERROR: "A rule cannot take this clip's values: mend it (TRY_CAST), then `vdot-data retry --recipe`.",
     ErrorCode.INTERNAL_ERROR: "A defect of vdot-data: please report it with the text of `vdot-data explain`.",
 }

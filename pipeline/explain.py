@@ -23,8 +23,9 @@ Facts = dict[str, Any]
 
 _SOURCE = (
     *("source_uri", "source_hash", "source_size", "same_as", "source_width", "source_height", "source_fps"),
-    *("source_duration_s", "source_codec", "detector", "content_box"),
+    *("source_duration_s", "source_codec", "detector", "content_box", "licence"),
 )
+_LAYER = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
 _CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "caption", "licence")
 
 
@@ -79,10 +80,7 @@ def _clip(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
         "tasks": row["tasks"] or [],
         "signals": {name: signal for layer in layers for name, signal in _signals(layer, chosen).items()},
         "lineage": [made | {"layer": layer["layer"]} for layer in layers for made in layer["lineage"] or []],
-        "layers": [
-            {name: layer[name] for name in ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")}
-            for layer in layers
-        ],
+        "layers": [{name: layer[name] for name in _LAYER} | {"verdict": _verdict(layer, None)} for layer in layers],
         "preview": {name: row[f"preview_{name}"] for name in ("shard", "offset", "bytes")},
         "history": _history(con, "kind = 'clip' AND clip_id = ?", clip_id),
     }
@@ -187,6 +185,8 @@ def _source_text(facts: Facts) -> Iterator[str]:
     if source["detector"]:
         yield f"{facts['shots']} shots, found by {source['detector']}"
     yield from _why(facts["verdict"])
+    if source["licence"]:
+        yield f"Licence: {source['licence']}"
     yield from (f"{name}: {value}" for name, value in facts["manifest"].items())
     for clip in facts["clips"]:
         why = f" ({clip['why']})" if clip["why"] else ""
@@ -226,7 +226,10 @@ def _clip_text(facts: Facts) -> Iterator[str]:
         layer = f" (layer {made['layer']})" if made["layer"] != BASE_LAYER else ""
         yield f"  {made['name']} {made['version']}{weights}{layer}"
     for layer in facts["layers"]:
-        if layer["shard"]:
+        if layer["status"] == "failed" and layer["layer"] != BASE_LAYER:
+            yield f"Layer {layer['layer']}:"
+            yield from _why(layer["verdict"])
+        elif layer["shard"]:
             yield f"Layer {layer['layer']}: {layer['shard']}, {layer['bytes']} bytes from {layer['offset']} on"
             if "://" not in facts["out"]:
                 yield f"  tar -xf '{facts['out']}/{layer['shard']}' --wildcards '{clip['clip_id']}.*'"

@@ -19,17 +19,15 @@ import pyarrow as pa
 
 from pipeline.catalog import Catalog, now, values
 from pipeline.erase import finish_forgetting
-from pipeline.errors import ErrorCode, UsageError
+from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.lock import alone
 from pipeline.lookup import find
-from pipeline.schema import COLUMNS
+from pipeline.mend import committed, lose
+from pipeline.schema import PREVIEW, SAMPLE
 from pipeline.shards import Place, ShardWriter, digest, promised, sample
 from pipeline.storage import Folder
 from pipeline.sweep import FOLDERS, check_complete, unreferenced
-
-# Where a row says that its sample and its preview are.
-_PLACES = (("shard", "offset", "bytes"), ("preview_shard", "preview_offset", "preview_bytes"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +122,9 @@ def _survivors(
         "SELECT * FROM clips WHERE clip_id NOT IN (FROM going) "
         "AND (shard IN (FROM affected) OR preview_shard IN (FROM affected)) ORDER BY clip_id, layer"
     ).to_arrow_table()
-    schema = pa.schema([COLUMNS.field(f.name) if f.name in COLUMNS.names else f for f in arrow.schema])
     rows, rewritten, damaged = arrow.to_pylist(), 0, []
     for shard in [row["name"] for row in values(con, "FROM affected")]:
-        for place in _PLACES:
+        for place in (SAMPLE, PREVIEW):
             inside = [row for row in rows if row[place[0]] == shard]
             if not inside:
                 continue
@@ -137,11 +134,11 @@ def _survivors(
                 damaged.append(shard)
             for row in inside:
                 _move(row, place, new)
-    return pa.Table.from_pylist(rows, schema=schema), rewritten - len(damaged), damaged
+    return pa.Table.from_pylist(rows, schema=committed(arrow.schema)), rewritten - len(damaged), damaged
 
 
 def _rewritten(
-    out: Folder, shard: str, rows: list[dict[str, Any]], place: tuple[str, str, str], scratch: Path
+    out: Folder, shard: str, rows: list[dict[str, Any]], place: tuple[str, ...], scratch: Path
 ) -> dict[str, Place] | None:
     """A shard made anew with the samples of these rows alone, or None where it is damaged: copied into a shard with
     a checksum of its own, damage would look sound."""
@@ -162,18 +159,12 @@ def _rewritten(
         copy.unlink(missing_ok=True)
 
 
-def _move(row: dict[str, Any], place: tuple[str, str, str], new: dict[str, Place] | None) -> None:
-    if new is not None:
+def _move(row: dict[str, Any], place: tuple[str, ...], new: dict[str, Place] | None) -> None:
+    if new is None:
+        lose(row, place, "forget", "the shard it was in is damaged, and had to go when another clip was forgotten")
+    else:
         at = new[row["clip_id"]]
         row |= dict(zip(place, (at.shard, at.offset, at.size), strict=True))
-        return
-    row |= dict.fromkeys(place)
-    if place[0] == "shard" and row["status"] in ("kept", "pending"):
-        row |= {"status": "failed", "code": ErrorCode.STORAGE_ERROR.value, "stage": "forget", "rule": None}
-        row |= {
-            "tasks": None,
-            "detail": "the shard it was in is damaged, and had to go when another clip was forgotten",
-        }
 
 
 def summary(done: Forgotten) -> str:

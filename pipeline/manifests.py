@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -71,13 +71,14 @@ def _text_rows(uri: str, file: Path) -> Iterator[Row]:
 
 def _csv_rows(uri: str, file: Path) -> Iterator[Row]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        table = csv.DictReader(lines)
-        column = _source_column(uri, list(table.fieldnames or []))
-        for number, row in enumerate(table, 1):
-            if None in row:
+        table = csv.reader(lines)
+        header = next(table, [])
+        column = _source_column(uri, header)
+        for number, row in enumerate(filter(None, table), 1):
+            if len(row) > len(header):
                 raise UsageError(f"the manifest {uri}: row {number} has more cells than the header has names")
             # CSV cannot tell an empty text from none.
-            yield _row(uri, number, column, {name: cell or None for name, cell in row.items()})
+            yield _row(uri, number, column, zip(header, (cell or None for cell in row), strict=False))
 
 
 def _json_rows(uri: str, file: Path) -> Iterator[Row]:
@@ -86,12 +87,12 @@ def _json_rows(uri: str, file: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_Pairs)
             except json.JSONDecodeError as error:
                 raise UsageError(f"the manifest {uri}: line {number} is no JSON: {error}") from error
-            if not isinstance(row, dict):
+            if not isinstance(row, _Pairs):
                 raise UsageError(f"the manifest {uri}: line {number} is no JSON object")
-            yield _row(uri, number, _source_column(uri, list(row)), row)
+            yield _row(uri, number, _source_column(uri, [name for name, _ in row]), row)
 
 
 def _parquet_rows(uri: str, file: Path) -> Iterator[Row]:
@@ -99,9 +100,20 @@ def _parquet_rows(uri: str, file: Path) -> Iterator[Row]:
         column = _source_column(uri, table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=BATCH_ROWS):
-            for row in batch.to_pylist():
+            for row in zip(*(values.to_pylist() for values in batch.columns), strict=True):
                 number += 1
-                yield _row(uri, number, column, row)
+                yield _row(uri, number, column, zip(batch.schema.names, row, strict=True))
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it is written, where a name may come twice."""
+
+
+def _plain(value: Any) -> Any:
+    """The value with dictionaries for pairs."""
+    if isinstance(value, _Pairs):
+        return {name: _plain(inner) for name, inner in value}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 _READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {
@@ -121,18 +133,24 @@ def _source_column(uri: str, names: list[str]) -> str:
     return found
 
 
-def _row(uri: str, number: int, column: str, row: dict[str, Any]) -> Row:
-    source = row[column]
-    if not isinstance(source, str) or not source.strip():
+def _row(uri: str, number: int, column: str, cells: Iterable[tuple[str, Any]]) -> Row:
+    """What a row says; `cells` are pairs of a name and a value, and a name may come twice."""
+    said: dict[str, str] = {}
+    for name, value in cells:
+        text = _text(_plain(value))
+        if text is None:
+            continue
+        if not name.strip():
+            raise UsageError(f"the manifest {uri}: row {number} has {text!r} in a column without a name")
+        if name == column and not isinstance(value, str):
+            break
+        known = said.setdefault(column if name == column else _column(name), text)
+        if known != text:
+            raise UsageError(f"the manifest {uri}: row {number} says {known!r} and {text!r} in two columns {name!r}")
+    source = said.pop(column, "").strip()
+    if not source:
         raise UsageError(f"the manifest {uri}: row {number} has no source in column {column!r}")
-    others: dict[str, str] = {}
-    for name, value in row.items():
-        text = None if name == column else _text(value)
-        if text is not None:
-            if not name.strip():
-                raise UsageError(f"the manifest {uri}: row {number} has {text!r} in a column without a name")
-            others.setdefault(_column(name), text)
-    return source.strip(), others
+    return source, said
 
 
 def _column(name: str) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
 from annotators.base import Annotator, Filter, Signal, Weight
+from filters.rules import did_you_mean
 from pipeline.errors import ErrorCode, Failure, UsageError, attempt
 
 Group = Literal["annotators", "filters"]
@@ -30,9 +30,7 @@ def available(group: Group) -> dict[str, EntryPoint]:
 def _class(group: Group, name: str) -> Any:
     found = available(group)
     if name not in found:
-        near = difflib.get_close_matches(name, found, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(found))}"
-        raise UsageError(f"no {group[:-1]} named {name!r}; {hint}")
+        raise UsageError(f"no {group[:-1]} named {name!r}{did_you_mean(name, found)}")
     point = found[name]
     who = f"the {group[:-1]} {name!r} ({point.value})"
     # Its module may raise anything.

@@ -81,7 +81,9 @@ COLUMNS = pa.schema(
 )
 
 # The columns that say where a clip's bytes are.
-PLACE = ("shard", "offset", "bytes", "preview_shard", "preview_offset", "preview_bytes")
+SAMPLE = ("shard", "offset", "bytes")
+PREVIEW = ("preview_shard", "preview_offset", "preview_bytes")
+PLACE = (*SAMPLE, *PREVIEW)
 
 # What a rule may name beside signals and manifest columns.
 RULE_COLUMNS = {

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pipeline import manifests
@@ -21,6 +21,8 @@ from pipeline.walk import Test, is_video, parse_glob, walk_local, walk_remote
 
 # memory:// lives in one process, so its bytes travel with the row to the workers.
 MOST_CARRIED_BYTES = 256 * 10**6
+
+T = TypeVar("T")
 
 _SYNONYMS = {"s3a": "s3", "gcs": "gs"}
 
@@ -155,7 +157,7 @@ def _described(fs: Any, uri: str, path: str) -> dict[str, Any] | None:
     return info
 
 
-def _some(sentence: str, found: Iterator[Source]) -> Iterator[Source]:
+def _some(sentence: str, found: Iterator[T]) -> Iterator[T]:
     first = next(found, None)
     if first is None:
         raise UsageError(sentence)
@@ -168,7 +170,7 @@ def _rows_or(source: Source) -> Iterator[Source]:
     if not manifests.is_manifest(source.uri):
         yield source
         return
-    for text, columns in manifests.rows(source.uri):
+    for text, columns in _some(f"the manifest {source.uri} lists no source", manifests.rows(source.uri)):
         uri = normalise(text, _folder(source.uri))
         if "://" not in uri:
             yield _local_source(uri, columns)

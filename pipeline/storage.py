@@ -51,6 +51,8 @@ class Folder:
         self._root = root.rstrip("/") or "/"
         self.local: Path | None = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
         self.url = str(self.local or self._fs.unstrip_protocol(self._root))
+        if self.local is not None and self.local.exists() and not self.local.is_dir():
+            raise UsageError(f"{url} is a file; a dataset is a folder")
 
     def __repr__(self) -> str:
         return f"Folder({self.url!r})"
@@ -95,14 +97,17 @@ class Folder:
             if self.local is not None:
                 with complete_file(self.local / rel, data) as temporary:
                     return link_new(temporary, self.local / rel) or (self.local / rel).read_bytes() == data
-            if not protocols(self._fs) & CREATES_IF_ABSENT:
-                raise RunError(
-                    f"{self.url}: this kind of storage has no atomic create, without which two runs could "
-                    "write the same catalog; use a local folder, s3:// or gs://"
-                )
+            self._check_creates()
             if retried(f"creating {self.url}/{rel}", lambda: self._pipe_new(rel, data)):
                 return True
             return self.read(rel) == data
+
+    def _check_creates(self) -> None:
+        if self.local is None and not protocols(self._fs) & CREATES_IF_ABSENT:
+            raise RunError(
+                f"{self.url}: this kind of storage has no atomic create, without which two runs could "
+                "write the same catalog; use a local folder, s3:// or gs://"
+            )
 
     def read(self, rel: str, start: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from offset `start`, fewer where the object ends. Raises FileNotFoundError."""
@@ -179,6 +184,7 @@ class Folder:
 
     def check_writable(self) -> None:
         """Write and remove a small object. Raises RunError with one sentence if that cannot be done."""
+        self._check_creates()
         probe = temporary_name()
         try:
             with self._writing():

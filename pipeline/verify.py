@@ -16,26 +16,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filters.rules import quoted
 from pipeline.catalog import PARTS, Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
 from pipeline.inspection import Problem, Stored, inspect
-from pipeline.schema import FORMAT_VERSION
+from pipeline.schema import BASE_LAYER, FORMAT_VERSION
 from pipeline.storage import Folder
 from pipeline.sweep import FOLDERS, unreferenced
 
+# Why there is no command that mends a part.
+_NO_PART = "nothing else says what it held"
 # Problems kept as lines; the others are counted. A dataset that lost its disk has millions of them.
 MOST = 1000
 
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` found: the first `MOST` problems and their whole number, remarks that are no problem, and counts of
-    what was checked (parts, clips, sources, shards, bytes)."""
+    """What `verify` found: the first `MOST` problems and their whole number, the names of damaged shards and the ids of
+    damaged clips, remarks that are no problem, and counts of what was checked (parts, clips, layers, ...)."""
 
     out: str
     problems: list[Problem] = field(default_factory=list)
     count: int = 0
+    damaged: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
 
@@ -44,9 +48,14 @@ class Report:
         self.count += len(found)
         self.problems += found[: MOST - len(self.problems)]
 
+    def add_damage(self, *found: Problem) -> None:
+        """Problems of stored bytes, whose owners must not be lost among too many."""
+        self.add(*found)
+        self.damaged |= {problem.name for problem in found}
+
     def as_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self) | {"damaged": sorted(self.damaged)})
 
 
 def verify(out: str, workers: int | None = None) -> Report:
@@ -82,12 +91,13 @@ def _parts(folder: Folder, report: Report) -> bool:
             report.add(Problem("part", name, "is not the name of a part; the catalog has a file that no run wrote"))
             return False
         if int(number) != expected:
-            report.add(Problem("part", name, f"part {expected} should come before it, and is missing"))
+            report.add(Problem("part", name, f"part {expected} should come before it, and is missing; {_NO_PART}"))
         expected = int(number) + 1
         try:
             table = pq.read_table(pa.BufferReader(folder.read(f"{PARTS}/{name}")))
         except (pa.ArrowException, OSError) as error:
-            report.add(Problem("part", name, f"cannot be read: {str(error).splitlines()[0]}"))
+            why = str(error).splitlines()[0]
+            report.add(Problem("part", name, f"cannot be read ({why}); bring it back from a copy of OUT: {_NO_PART}"))
             sound = False
             continue
         for column, value in (("format_version", FORMAT_VERSION), ("sequence", int(number))):
@@ -152,6 +162,14 @@ _CHECKS = (
 )
 
 
+_COUNTS = {
+    "clips": f"clips WHERE layer = {quoted(BASE_LAYER)}",
+    "layers": f"clips WHERE layer <> {quoted(BASE_LAYER)}",
+    "sources": "sources",
+    "forgotten": "forgotten",
+}
+
+
 def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -> None:
     """What a reader should know although nothing is wrong."""
     open_ = values(
@@ -170,8 +188,8 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
         report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
     if values(con, "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"):
         report.notes.append("a forget was interrupted; the next forget or ingest finishes it")
-    for view in ("clips", "sources", "forgotten"):
-        report.checked[view] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+    for name, view in _COUNTS.items():
+        report.checked[name] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
 
 
 def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
@@ -199,11 +217,13 @@ def _shards(
                 report.checked["bytes"] += stored[shard]
                 yield shard, rows
             else:
-                report.add(Problem("shard", shard, f"does not exist, and {len(rows)} rows of the catalog name it"))
+                report.add_damage(
+                    Problem("shard", shard, f"does not exist, and {len(rows)} rows of the catalog name it")
+                )
 
     if workers == 1:
         for shard, rows in present():
-            report.add(*inspect(folder, shard, rows))
+            report.add_damage(*inspect(folder, shard, rows))
         return
     # Not forked: DuckDB and the object stores' clients have threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -214,9 +234,9 @@ def _shards(
                 if len(waiting) > 2 * workers:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for each in done:
-                        report.add(*each.result())
+                        report.add_damage(*each.result())
             for each in wait(waiting).done:
-                report.add(*each.result())
+                report.add_damage(*each.result())
         except BrokenProcessPool as error:
             raise RunError("a process that checked shards died (often memory): try fewer with --workers") from error
     report.problems.sort(key=lambda problem: (problem.kind, problem.name))
@@ -233,8 +253,11 @@ def lines(report: Report) -> Iterator[str]:
 def summary(report: Report) -> str:
     """What was checked, what is wrong and what is worth knowing, for people."""
     checked = ", ".join(f"{count} {name}" for name, count in report.checked.items())
-    verdict = f"{report.count} problems" if report.count else "no problem"
-    return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *report.notes])
+    verdict = {0: "no problem", 1: "1 problem"}.get(report.count, f"{report.count} problems")
+    notes = list(report.notes)
+    if report.damaged:
+        notes.append("`vdot-data verify --mark-failed` and then `vdot-data retry` make what is damaged again")
+    return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *notes])
 
 
 __all__ = ["Problem", "Report", "lines", "summary", "verify"]

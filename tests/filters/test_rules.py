@@ -53,6 +53,11 @@ def test_tasks_are_the_true_ones() -> None:
         "luma > 'abc'",
         "read_text('/etc/passwd') = ''",
         "luma, motion",
+        "luma > 1) OR (luma < 2",
+        "luma",
+        "null",
+        "random() < 0.5",
+        "now() > '2030-01-01'",
         "*",
         "",
     ],
@@ -89,6 +94,8 @@ def test_a_value_that_a_predicate_cannot_take_is_named() -> None:
 def test_an_unknown_column_gets_the_nearest_name() -> None:
     with pytest.raises(RuleError, match="did you mean 'luma'"):
         rules(bad="lumma < 3")
+    with pytest.raises(RuleError, match="did you mean 'luma'"):
+        rules(bad="LUMA < 3")
 
 
 values = st.none() | st.floats(-5, 5, allow_nan=False)

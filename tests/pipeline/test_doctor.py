@@ -93,8 +93,11 @@ def test_a_damaged_and_an_unwritable_dataset(dataset: Any, tmp_path: Path) -> No
     assert any(check.status == "fail" for check in doctor(str(tmp_path / "file")))
 
 
-def test_an_empty_out(tmp_path: Path) -> None:
-    assert "the catalog is empty" in [check.found for check in doctor(str(tmp_path / "new"))]
+def test_an_out_that_is_empty_and_one_that_is_not_there(tmp_path: Path) -> None:
+    assert "the catalog is empty" in [check.found for check in doctor(str(tmp_path))]
+    check = found(doctor(str(tmp_path / "new")), f"OUT {tmp_path / 'new'}")
+    assert (check.status, check.found) == ("warn", "does not exist")
+    assert not (tmp_path / "new").exists(), "a look makes nothing"
 
 
 def test_what_looks_like_markup_is_printed_as_it_is() -> None:

@@ -88,6 +88,7 @@ def test_links_are_followed_and_never_round(tree: Path) -> None:
         ("{tree}/hole.csv", "row 2 has no source"),
         ("{tree}/bad.jsonl", "line 2 is no JSON"),
         ("{tree}/list.jsonl", "line 1 is no JSON object"),
+        ("{tree}/void.csv", "void.csv lists no source"),
         ("{tree}/bad.parquet", "bad.parquet cannot be read"),
         ("{tree}/latin.txt", "latin.txt cannot be read"),
     ],
@@ -100,6 +101,7 @@ def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: st
     (tree / "hole.csv").write_text("path,caption\nx,y\n,z\n")
     (tree / "bad.jsonl").write_text('{"path": "x"}\n{"path"\n')
     (tree / "list.jsonl").write_text('["x"]\n')
+    (tree / "void.csv").write_text("path,caption\n")
     (tree / "bad.parquet").write_bytes(b"PAR1")
     (tree / "latin.txt").write_bytes(b"caf\xe9.mp4\n")
     with pytest.raises(UsageError, match=words):
@@ -119,6 +121,26 @@ def test_a_licence_is_a_licence_however_it_is_spelt(tree: Path) -> None:
     assert [source.manifest for source in expand([str(tree / "list.csv")])] == [{"licence": "CC0", "Title": "x"}]
     (tree / "both.jsonl").write_text('{"URI": "b.mp4", "LICENCE": null, "license": "CC0"}\n')
     assert [source.manifest for source in expand([str(tree / "both.jsonl")])] == [{"licence": "CC0"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "path,title,title\nb.mp4,x,y\n"),
+        ("a.csv", "path,path\nb.mp4,c.mp4\n"),
+        ("a.jsonl", '{"path": "b.mp4", "title": "x", "title": "y"}\n'),
+        ("a.csv", "path,licence,license\nb.mp4,CC0,MIT\n"),
+    ],
+)
+def test_two_columns_that_contradict_each_other_are_refused(tree: Path, name: str, text: str) -> None:
+    (tree / name).write_text(text)
+    with pytest.raises(UsageError, match=r"row 1 says '.*' and '.*' in two columns"):
+        list(expand([str(tree / name)]))
+
+
+def test_what_is_nested_in_a_manifest_is_kept_as_json(tree: Path) -> None:
+    (tree / "a.jsonl").write_text('{"path": "b.mp4", "tags": ["x", {"b": 1, "a": [{}]}]}\n')
+    assert next(expand([str(tree / "a.jsonl")])).manifest == {"tags": '["x", {"a": [{}], "b": 1}]'}
 
 
 def test_columns_that_differ_in_case_alone_are_refused() -> None:

@@ -223,8 +223,10 @@ def test_readers_never_see_part_of_a_put(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_to_is_one_sentence(tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file; a dataset is a folder"):
+        Folder(str(tmp_path / "file"))
     with pytest.raises(RunError, match="cannot be written to"):
-        Folder(str(tmp_path / "file")).check_writable()
+        Folder(str(tmp_path / "file" / "below")).check_writable()
     with pytest.raises(RunError, match=r"s3://absent does not exist"):
         Folder("s3://absent").check_writable()
     with pytest.raises(UsageError, match="nonsense"):
@@ -248,7 +250,7 @@ def test_what_cannot_be_written_to_is_one_sentence(tmp_path: Path, s3: Any, monk
 
 def test_a_store_without_an_atomic_create_is_refused() -> None:
     with pytest.raises(RunError, match="atomic create"):
-        Folder("http://127.0.0.1:9/x").create("a", b"")
+        Folder("http://127.0.0.1:9/x").check_writable()
 
 
 def test_only_transient_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_a_sound_dataset(dataset: Any) -> None:
     report = verify(dataset.url, 1)
     assert (report.count, report.notes) == (0, [])
     assert report.checked["shards"] == 5
-    assert report.checked["clips"] == 7
+    assert (report.checked["clips"], report.checked["layers"]) == (6, 1)
 
 
 def test_not_a_dataset(tmp_path: Path) -> None:
@@ -193,3 +193,21 @@ def test_the_command(dataset: Any) -> None:
     broken = runner.invoke(app, ["verify", dataset.url, "--workers", "1", "--json"])
     assert broken.exit_code == 1
     assert json.loads(broken.stdout)["problems"][0]["kind"] == "shard"
+
+
+def test_what_is_damaged_is_marked_as_failed_and_the_rest_is_left_alone(dataset: Any) -> None:
+    before = dataset.rows()
+    Path(dataset.url, dataset.row("a2")["shard"]).unlink()
+    preview = Path(dataset.url, dataset.row("a1")["preview_shard"])
+    preview.write_bytes(preview.read_bytes()[:-512])
+    result = CliRunner().invoke(app, ["verify", dataset.url, "--mark-failed", "--workers", "1", "--json"])
+    assert result.exit_code == 1, "there was damage"
+    assert len(json.loads(result.stdout)["damaged"]) == 2
+    row = dataset.row("a2")
+    assert (row["status"], row["code"], row["shard"], row["tasks"]) == ("failed", "STORAGE_ERROR", None, None)
+    assert "lost or damaged" in row["detail"]
+    after = dataset.rows()
+    assert {key for key in after if after[key]["status"] != before[key]["status"]} == {(row["clip_id"], "base")}
+    assert dataset.row("a1")["preview_shard"] is None, "a rejected clip needs no more than its row"
+    report = verify(dataset.url, 1)
+    assert (report.count, report.damaged) == (0, set()), "nothing names what is gone any more"

@@ -1,0 +1,44 @@
+"""A wrong recipe is refused with a sentence that those who write YAML understand."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.recipe import default_text, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("grid: {fsp: 3}", "grid.fsp: there is no such key; did you mean 'fps'?"),
+        ("Shots: adaptive", "Shots: there is no such key; did you mean 'shots'?"),
+        ("annotators: [flow]", "there are: commit, crop_bars,"),
+        ("shots: foo", "shots: must be 'transnetv2' or 'adaptive'"),
+        ("rules: [a]", "rules: expected keys and values; found ['a']"),
+        ("grid: 3", "grid: expected keys and values; found 3"),
+        ("rules: {a: 3}", "rules.a: expected a text"),
+        ("filters: luma", "filters: expected a list, as in [a, b]; found 'luma'"),
+        ("limits: {pixels: big}", "limits.pixels: expected a whole number; found 'big'"),
+        ("commit: {shard_mb: -1}", "commit.shard_mb: must be greater than 0"),
+        ("stages: [[flow], [flow]]", "stages: 'flow' is named twice"),
+        ("filters: [luma, luma]", "filters: 'luma' is named twice"),
+        ("stages: []", "stages: at least one stage is needed"),
+        ("rules: {a: luma < 1, a: luma < 2}", "the key 'a' is there twice"),
+        ("shots: adaptive\nshots: adaptive", "the key 'shots' is there twice"),
+        ("- a", "expected keys and values, found list"),
+        ("a: b: c", "is not YAML"),
+    ],
+)
+def test_a_mistake_is_a_sentence(text: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text, "mine.yaml")
+    assert str(caught.value).startswith("recipe mine.yaml")
+    assert sentence in str(caught.value)
+
+
+def test_what_is_left_out_comes_from_the_default_recipe() -> None:
+    changed = parse("grid: {frames: 9, min_frames: 9}", "mine.yaml")
+    default = parse(default_text(), "default.yaml")
+    assert changed.grid.frames == 9
+    assert changed.rules == default.rules
