@@ -126,7 +126,7 @@ def _disturbed(
             while time.monotonic() < moment and process.poll() is None:
                 time.sleep(0.05)
             if process.poll() is None and kills.total() < most:
-                kills[_kill(process.pid, cluster, dice)] += 1
+                kills.update(_kill(process.pid, cluster, dice))
         if process.returncode == 0:
             return
         if process.returncode != -signal.SIGKILL:
@@ -134,22 +134,26 @@ def _disturbed(
             raise AssertionError(f"ingest ended with {process.returncode}: {process.stderr.read().decode()[-2000:]}")
 
 
-def _kill(driver: int, cluster: Any, dice: random.Random) -> str:
-    """SIGKILL the driver, one of the processes that work for it, a decoder, or a whole node; says which."""
+def _kill(driver: int, cluster: Any, dice: random.Random) -> list[str]:
+    """SIGKILL the driver, one of the processes that work for it, a decoder, or a whole node; says which, if it lived.
+
+    A decoder does not live while a run starts: then nothing is killed, so that kills do not crowd there.
+    """
     victim = dice.choice(["driver", "worker", "decoder", *(["node"] if cluster else ["worker"])])
     if victim == "node":
         cluster.replace_node()
-        return "node"
+        return [victim]
+    if victim == "driver":
+        os.kill(driver, signal.SIGKILL)
+        return [victim]
+    works = {"worker": _works, "decoder": _decodes}[victim]
     roots = cluster.raylets() if cluster else [driver]
-    if victim != "driver":
-        works = {"worker": _works, "decoder": _decodes}[victim]
-        workers = [process for root in roots for process in _children(root) if works(_command(process))]
-        if workers:
-            with suppress(psutil.NoSuchProcess):
-                dice.choice(workers).kill()
-            return victim
-    os.kill(driver, signal.SIGKILL)
-    return "driver"
+    alive = [process for root in roots for process in _children(root) if works(_command(process))]
+    if not alive:
+        return []
+    with suppress(psutil.NoSuchProcess):
+        dice.choice(alive).kill()
+    return [victim]
 
 
 def _children(pid: int) -> list[psutil.Process]:

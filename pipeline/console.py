@@ -23,16 +23,16 @@ def text(progress: Progress) -> str:
     elapsed = max(time.monotonic() - progress.started, 1e-3)
     clips = {name: progress.clips[name] for name in ("kept", "rejected", "failed", "pending")}
     total = sum(clips.values())
-    parts = [f"{progress.sources}/{progress.work} sources", f"{total} clips ({total / elapsed:.2f}/s)"]
+    parts = [f"{progress.done}/{progress.work} {progress.unit}", f"{total} clips ({total / elapsed:.2f}/s)"]
     parts += [f"{count} {name}" for name, count in clips.items() if count]
     if progress.clips["source failed"]:
         parts.append(f"{progress.clips['source failed']} sources failed")
     if progress.draining:
         parts.append("stopping: finishing what is in hand")
-    elif 0 < progress.sources < progress.work:
-        left = elapsed / progress.sources * (progress.work - progress.sources)
+    elif 0 < progress.done < progress.work:
+        left = elapsed / progress.done * (progress.work - progress.done)
         parts.append(f"about {clock(left)} left")
-    elif not total and not progress.sources:
+    elif not total and not progress.done:
         parts.append("starting workers")
     return ", ".join(parts) + f", {clock(elapsed)} gone"
 

@@ -41,10 +41,11 @@ PACKING = 4
 
 @dataclass(slots=True)
 class Progress:
-    """What a display shows while a run goes on."""
+    """What a display shows while a run goes on: `done` of `work` pieces, which are sources, or a layer's clips."""
 
+    unit: str
     work: int = 0
-    sources: int = 0
+    done: int = 0
     clips: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
     begun: float | None = None
@@ -59,7 +60,7 @@ class Run:
         self.id = ledger.run_id
         self._schema = blueprint.schema()
         self._started = now()
-        self.progress = Progress()
+        self.progress = Progress("sources" if blueprint.layer == BASE_LAYER else "stored clips")
         self.timings: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
 
@@ -95,7 +96,7 @@ class Run:
             while self._ledger.work() and not stop.asked:
                 before = self._ledger.settled()
                 self.progress.work = self._ledger.work()
-                self.progress.sources = 0
+                self.progress.done = 0
                 last = "no worker could be started"
                 try:
                     engine.fresh()
@@ -175,8 +176,10 @@ class Run:
         if not new:
             return
         group.add(block, size)
+        # A piece of work is a source, or a stored clip: one of a layer, or one that has its place already.
+        if record["kind"] == "source" or self._blueprint.layer != BASE_LAYER or record.get("shard"):
+            self.progress.done += 1
         if record["kind"] == "source":
-            self.progress.sources += 1
             if record["status"] == "failed":
                 self.progress.clips["source failed"] += 1
             for held in early.pop(record["source_uri"], []):
