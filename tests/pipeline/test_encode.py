@@ -1,12 +1,20 @@
-"""The same frames give the same bytes, whatever the process did before."""
+"""Our own clips: frame for frame in their colours, and the same bytes for the same frames."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from numbered import four_corners, number_of, numbered
 
 from annotators.flow import Flow
 from pipeline import encode, video
+from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
 
 
@@ -18,3 +26,37 @@ def test_bytes_do_not_depend_on_what_memory_held(clips: Path) -> None:
     # x264's macroblock tree gives two answers here: it reads what an earlier encoder left in memory.
     track = Flow()(frames, 16.0).tracks["flow"]
     assert len({hashlib.sha256(encode.encode(track, 16.0)).digest() for _ in range(4)}) == 1
+
+
+def test_a_clip_comes_back_frame_for_frame_in_its_colours(tmp_path: Path) -> None:
+    frames = np.stack([numbered(index) for index in range(33)])
+    mp4 = encode.encode(frames, 16.0)
+    assert mp4 == encode.encode(frames, 16.0)
+    assert mp4.index(b"moov") < mp4.index(b"mdat")
+    assert not any(word in mp4 for word in (b"x264", b"Lavf", b"Lavc"))
+    assert [number_of(picture) for picture in encode.decode(mp4)] == list(range(33))
+    with av.open(io.BytesIO(mp4)) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.pts is not None]
+        assert [packet.pts for packet in packets] == [packet.dts for packet in packets]
+        assert float(packets[-1].pts * packets[-1].time_base) == 2.0
+
+    colours = np.stack([four_corners(160, 96)] * 5)
+    mp4 = encode.encode(colours, 16.0)
+    (tmp_path / "c.mp4").write_bytes(mp4)
+    ours = encode.decode(mp4)[2]
+    ok, theirs = cv2.VideoCapture(str(tmp_path / "c.mp4")).read()
+    assert ok
+    with av.open(io.BytesIO(mp4)) as container:
+        naive = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    for picture, allowed in ((ours, 2), (theirs[..., ::-1], 4), (naive, 4)):
+        for y, x in ((20, 30), (20, 130), (70, 30), (70, 130)):
+            assert np.abs(picture[y, x].astype(int) - colours[0, y, x]).max() <= allowed
+
+
+def test_a_damaged_clip_of_ours_is_refused() -> None:
+    mp4 = encode.encode(np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), 16.0)
+    for wrong in (b"", b"no clip", mp4[: len(mp4) // 2]):
+        with pytest.raises(ClipError) as caught:
+            encode.decode(wrong)
+        assert caught.value.code == ErrorCode.DECODE_ERROR

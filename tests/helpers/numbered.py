@@ -1,0 +1,106 @@
+"""Videos whose every frame bears its number, and what a reading of them gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import ColorRange, Colorspace
+
+from pipeline import video
+from pipeline.errors import ClipError, ErrorCode
+from pipeline.grid import Grid, shots_of
+
+LIMIT = 1 << 26
+# Numbers are drawn as 2 rows of 5 black or white blocks that fill the picture.
+ROWS, COLUMNS = 2, 5
+
+
+def numbered(number: int, width: int = 160, height: int = 96) -> np.ndarray:
+    bits = [(number >> bit) & 1 for bit in range(ROWS * COLUMNS)]
+    blocks = np.array(bits, np.uint8).reshape(ROWS, COLUMNS) * 215 + 20
+    rows = np.arange(height) * ROWS // height
+    columns = np.arange(width) * COLUMNS // width
+    return np.repeat(blocks[rows][:, columns, None], 3, axis=2)
+
+
+def number_of(picture: np.ndarray) -> int:
+    height, width = picture.shape[:2]
+    y = ((np.arange(ROWS) + 0.5) * height / ROWS).astype(int)
+    x = ((np.arange(COLUMNS) + 0.5) * width / COLUMNS).astype(int)
+    bits = (picture[y][:, x].mean(axis=2) > 128).ravel()
+    return int(sum(int(bit) << index for index, bit in enumerate(bits)))
+
+
+def write(
+    path: Path,
+    pictures: Iterable[np.ndarray],
+    pts: Sequence[int] | None = None,
+    unit: Fraction = Fraction(1, 25),
+    codec: str = "libx264",
+    layout: str = "yuv420p",
+    options: dict[str, str] | None = None,
+    prepare: Callable[[Any], None] | None = None,
+) -> Path:
+    """A video file of `pictures` at `pts` (in `unit`)."""
+    with av.open(path, "w") as container:
+        stream = None
+        for index, picture in enumerate(pictures):
+            if stream is None:
+                stream = container.add_stream(codec, rate=25, options=options or {})
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt = layout
+                stream.codec_context.time_base = unit
+                if prepare:
+                    prepare(stream)
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(
+                format=layout, dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG
+            )
+            frame.pts = pts[index] if pts else index
+            frame.time_base = unit
+            container.mux(stream.encode(frame))
+        assert stream is not None
+        container.mux(stream.encode(None))
+    return path
+
+
+def code_of(path: Path, limit: int = LIMIT) -> tuple[ErrorCode, str]:
+    with pytest.raises(ClipError) as caught:
+        list(video.frames(path, video.probe(path, limit)))
+    return caught.value.code, caught.value.detail
+
+
+def whole(path: Path) -> tuple[video.Probe, np.ndarray, float]:
+    """Probe, timestamps and end."""
+    source = video.probe(path, LIMIT)
+    pieces = list(video.thumbnails(video.frames(path, source)))
+    return source, np.concatenate([times for times, _, _ in pieces]), float(pieces[-1][1][-1])
+
+
+def shown(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, list[int]]:
+    """The numbers in each clip, by the clip's start."""
+    source, times, end_s = whole(path)
+    windows = grid.windows("x", shots_of(ranges, times, end_s), times)
+    size = grid.size(source.width, source.height)
+    assert size is not None
+    cut = {}
+    for window, clip in video.cut(video.frames(path, source), source, windows, grid.fps, size):
+        assert clip.shape == (window.frames, size[1], size[0], 3)
+        cut[window.start_s] = [number_of(picture) for picture in clip]
+    assert list(cut) == [window.start_s for window in windows]
+    return cut
+
+
+def four_corners(width: int, height: int) -> np.ndarray:
+    """Red, green, blue and white quarters: any turn or mirror shows."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[: height // 2, : width // 2] = (200, 30, 30)
+    picture[: height // 2, width // 2 :] = (30, 200, 30)
+    picture[height // 2 :, : width // 2] = (30, 30, 200)
+    picture[height // 2 :, width // 2 :] = (220, 220, 220)
+    return picture

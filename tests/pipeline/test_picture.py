@@ -1,0 +1,112 @@
+"""The right picture: upright, in its shape and in its colours, whatever the file says of them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import ColorRange
+from numbered import LIMIT, four_corners, numbered, shown, write
+
+from pipeline import video
+from pipeline.grid import Grid
+
+CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_rotation_and_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> None:
+    stored = four_corners(160, 96)
+
+    def prepare(stream: Any) -> None:
+        # a right angle anticlockwise, then left and right exchanged, as FFmpeg's -display_rotation has it
+        stream.set_display_rotation(degrees, hflip=mirrored)
+
+    path = write(tmp_path / "r.mp4", [stored] * 3, prepare=prepare)
+    source = video.probe(path, LIMIT)
+    expected = np.rot90(stored, degrees // 90)
+    if mirrored:
+        expected = expected[:, ::-1]
+    assert (source.width, source.height) == expected.shape[1::-1]
+    frame = next(video.frames(path, source))[2]
+    assert frame.rotation % 360 == degrees or mirrored
+    picture = video.to_rgb(frame, source, (source.width, source.height))
+    assert np.abs(picture.astype(int) - expected).mean() < 6
+
+
+def test_a_real_rotated_clip_is_upright() -> None:
+    path, straight = CLIPS / "d_rot90.mp4", CLIPS / "d_cuts3.mp4"
+    if not path.exists():
+        pytest.skip("the folder of real clips is not on this machine")
+    source = video.probe(path, LIMIT)
+    assert (source.width, source.height, source.rotation) == (360, 640, 90)
+    turned = video.to_rgb(next(video.frames(path, source))[2], source, (352, 640))
+    other = video.probe(straight, LIMIT)
+    first = video.to_rgb(next(video.frames(straight, other))[2], other, (640, 352))
+    assert np.abs(np.rot90(first).astype(int) - turned).mean() < 8
+
+
+def test_sample_aspect_ratio_and_odd_sizes(tmp_path: Path) -> None:
+    def prepare(stream: Any) -> None:
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+
+    path = write(tmp_path / "s.mkv", [four_corners(175, 143)] * 3, layout="yuv444p", prepare=prepare)
+    source = video.probe(path, LIMIT)
+    assert (source.width, source.height) == (233, 143)
+    size = Grid().size(source.width, source.height)
+    assert size == (224, 128)
+    picture = video.to_rgb(next(video.frames(path, source))[2], source, size)
+    assert np.abs(picture.astype(int) - four_corners(*size)).mean() < 6
+
+
+def test_a_box_is_cut_out_before_scaling(tmp_path: Path) -> None:
+    framed = np.zeros((160, 320, 3), np.uint8)
+    framed[20:140, 80:240] = four_corners(160, 120)
+    path = write(tmp_path / "boxed.mp4", [framed] * 3)
+    source = video.probe(path, LIMIT)
+    frame = next(video.frames(path, source))[2]
+    picture = video.to_rgb(frame, source, (80, 60), (80, 20, 240, 140))
+    assert np.abs(picture.astype(int) - four_corners(80, 60)).mean() < 6
+
+
+@pytest.mark.parametrize(("tag", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (6, 0.299, 0.114)])
+@pytest.mark.parametrize("full", [False, True])
+def test_colour_matrix_and_range(tag: int, red: float, blue: float, full: bool) -> None:
+    source = video.Probe(64, 64, 0, False, 25.0, 1.0, "h264", "yuv420p", 1, LIMIT)
+    for rgb in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (255, 255, 255), (0, 0, 0)]:
+        assert np.abs(flat(rgb, red, blue, full, tag, source).astype(int) - rgb).max() <= 2
+
+
+def test_an_untagged_picture_is_bt601_if_small_and_bt709_if_large() -> None:
+    small = video.Probe(64, 64, 0, False, 25.0, 1.0, "h264", "yuv420p", 1, LIMIT)
+    large = video.Probe(1280, 64, 0, False, 25.0, 1.0, "h264", "yuv420p", 1, LIMIT)
+    assert np.abs(flat((200, 60, 60), 0.299, 0.114, False, 2, small).astype(int) - (200, 60, 60)).max() <= 2
+    assert np.abs(flat((200, 60, 60), 0.2126, 0.0722, False, 2, large).astype(int) - (200, 60, 60)).max() <= 2
+
+
+def flat(rgb: tuple[int, int, int], red: float, blue: float, full: bool, tag: int, source: video.Probe) -> np.ndarray:
+    """A flat yuv420p frame made with the textbook formula, read back as RGB at (48, 48)."""
+    r, g, b = (level / 255 for level in rgb)
+    y = red * r + (1 - red - blue) * g + blue * b
+    u, v = (b - y) / 2 / (1 - blue), (r - y) / 2 / (1 - red)
+    levels = (255 * y, 128 + 255 * u, 128 + 255 * v) if full else (16 + 219 * y, 128 + 224 * u, 128 + 224 * v)
+    frame = av.VideoFrame(source.width, source.height, "yuv420p")
+    for plane, level in zip(frame.planes, levels, strict=True):
+        plane.update(bytes([min(255, round(level))]) * plane.buffer_size)
+    frame.colorspace, frame.color_range = tag, ColorRange.JPEG if full else ColorRange.MPEG
+    return video.to_rgb(frame, source, (48, 48))
+
+
+def test_ten_bits(tmp_path: Path) -> None:
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this FFmpeg has no HEVC encoder")
+    options = {"preset": "ultrafast", "x265-params": "log-level=none"}
+    path = write(tmp_path / "h.mp4", map(numbered, range(40)), codec="libx265", layout="yuv420p10le", options=options)
+    assert video.probe(path, LIMIT).pix_fmt == "yuv420p10le"
+    ((_, numbers),) = shown(path, [(0, 39)], Grid(min_frames=5)).items()
+    assert numbers == [int(k / 16 * 25 + 0.03) for k in range(25)]
