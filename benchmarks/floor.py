@@ -10,7 +10,8 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pipeline import cutting, encode, fetch, registry, shots, video
 from pipeline.annotate_stage import Timer
 from pipeline.blueprint import Blueprint
 from pipeline.engine import WORKER_ENVIRONMENT
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, UsageError
 from pipeline.grid import shots_of
 from pipeline.recipe import Recipe
 from pipeline.sources import Source
@@ -45,16 +46,18 @@ class Floor:
 
 def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
     """Do every source once, on `cores` processes that take the next source when they are done with one."""
+    if recipe.crop_bars or recipe.score_all:
+        raise UsageError("the floor does neither crop_bars nor score_all: it would not be the same work")
     context = multiprocessing.get_context("spawn")
     begun = time.perf_counter()
-    os.environ |= WORKER_ENVIRONMENT
     ready, go = context.Barrier(cores + 1), context.Barrier(cores + 1)
     work, done = context.Queue(), context.Queue()
     for path in [*paths, *[None] * cores]:
         work.put(path)
     processes = [context.Process(target=_worker, args=(recipe, ready, go, work, done)) for _ in range(cores)]
-    for process in processes:
-        process.start()
+    with _environment(WORKER_ENVIRONMENT):
+        for process in processes:
+            process.start()
     ready.wait()
     started = time.perf_counter()
     go.wait()
@@ -68,6 +71,18 @@ def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
             seconds[step] += one
     busy = sum(at_work for _, at_work, _ in results) / cores
     return Floor(wall, busy, started - begun, sum(clips for clips, _, _ in results), seconds)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """What a worker's environment holds, for the processes started meanwhile and for no other."""
+    before = dict(os.environ)
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ |= before
 
 
 def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
@@ -152,8 +167,11 @@ class _One:
 
 
 def videos(folder: Path) -> list[str]:
-    """The videos of a folder, sorted by name."""
-    return sorted(str(path) for path in folder.iterdir() if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
+    """The videos of a folder, sorted by name. Raises `UsageError` when there are none."""
+    found = sorted(str(path) for path in folder.iterdir() if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
+    if not found:
+        raise UsageError(f"no video file in the folder {folder}")
+    return found
 
 
 def expanded(paths: Sequence[str], repeat: int, folder: Path) -> list[str]:

@@ -134,8 +134,8 @@ class Rules:
         return found
 
     def _try(self, name: str, text: str) -> None:
-        """Evaluate one predicate on nulls and on zeros, in a WHERE clause, where SQL allows no aggregates."""
-        for number in (None, 0):
+        """Evaluate one predicate on nulls and on ones, in a WHERE clause, where SQL allows no aggregates."""
+        for number in (None, 1):
             values = [None if kind == "VARCHAR" else number for kind in self._used.values()]
             try:
                 sql = f"SELECT typeof(({text}\n)), ({text}\n) FROM (SELECT {self._row}) WHERE ({text}\n) OR true"

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from annotators.base import Annotation, Annotator, Frames
-from pipeline import encode, registry, worker
+from annotators.base import Annotator
+from pipeline import contract, encode, registry, worker
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.items import Item, items
@@ -63,13 +62,17 @@ class AnnotateStage:
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._before + 1):
             self._at = annotator.name
-            found = _checked(annotator, frames, record["fps"])
+            found = contract.annotate(annotator, frames, record["fps"])
             timed(annotator.name)
             for name, track in found.tracks.items():
                 encoded = encode.encode(track, record["fps"], recipe.encode.crf, recipe.encode.preset)
                 item.members[f"{name}.mp4"] = encoded
             timed("encode")
             record |= found.signals
+            twice = found.data.keys() & {*data, *contract.SAMPLE_KEYS}
+            if twice:
+                detail = f"{annotator.name} gave data under the names {sorted(twice)}, which are taken"
+                raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
             data |= found.data
             record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
             verdict = self._rules.judge(record, position)
@@ -79,47 +82,25 @@ class AnnotateStage:
         item.members["json"] = json.dumps(data, allow_nan=False).encode()
         last = self._number == len(self._blueprint.stages) - 1
         if last or settled:
-            self._finish(item, data)
             record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
             if verdict.status == "rejected":
                 item.members.clear()
+            else:
+                self._finish(item, data)
 
     def _finish(self, item: Item, data: dict[str, Any]) -> None:
         """Give a clip its tasks and its JSON."""
         record = item.record
         record["tasks"] = self._rules.tasks(record)
-        names = ("clip_id", "frames", "fps", "width", "height", "start_s", "end_s", "source_hash", "lineage")
-        sample = {name: record[name] for name in names}
-        sample["signals"] = {name: record.get(name) for name in sorted(self._blueprint.signals)}
+        signals = {name: record.get(name) for name in sorted(self._blueprint.signals)}
+        sample = {name: signals if name == "signals" else record[name] for name in contract.SAMPLE_KEYS}
         layer = self._blueprint.layer
-        item.members["json"] = json.dumps(sample | data, sort_keys=True, separators=(",", ":")).encode()
+        text = json.dumps(sample | data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        item.members["json"] = text.encode()
         if layer != BASE_LAYER:
             # The clip itself is in the base layer, and two layers of one clip must not share a member's name.
             item.members[f"{layer}.json"] = item.members.pop("json")
             del item.members["mp4"]
-
-
-def _checked(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
-    """What an annotator gives, held against what it promised; numpy numbers become Python's."""
-    found = annotator(frames, fps)
-    if set(found.tracks) != set(annotator.tracks) or set(found.signals) != set(annotator.signals):
-        given = sorted(found.tracks) + sorted(found.signals)
-        raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} gave {given}, not what it declares")
-    for name, track in found.tracks.items():
-        if track.shape != frames.shape or track.dtype != np.uint8:
-            detail = f"track {name} is {track.dtype} {track.shape}, the clip uint8 {frames.shape}"
-            raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
-    for name, value in found.signals.items():
-        plain = value.item() if isinstance(value, np.generic) else value
-        kind = annotator.signals[name].kind
-        if plain is not None and (not isinstance(plain, _KINDS[kind]) or plain != plain):
-            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"signal {name} is {plain!r}, not a {kind}")
-        found.signals[name] = plain
-    return found
-
-
-# The Python types of a signal's kind; a whole number is a float too.
-_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
 
 
 class Timer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 import secrets
+import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filters.rules import quoted
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UsageError
 from pipeline.schema import COLUMNS, FORMAT_VERSION
 from pipeline.storage import Folder
 
@@ -40,6 +41,11 @@ CREATE OR REPLACE VIEW sources AS SELECT * FROM parts p WHERE kind = 'source'
     AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence)
   QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY sequence DESC) = 1;
 """
+
+
+def new_run_id() -> str:
+    """A name for a run, or for anything else that writes shards: 12 hex digits."""
+    return uuid.uuid4().hex[:12]
 
 
 def now() -> str:
@@ -73,7 +79,8 @@ class Catalog:
     def connect(self, columns: pa.Schema = COLUMNS) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection with the views `parts`, `clips`, `sources`, `runs`, `forgotten` on what is committed now.
 
-        Every view has all of `columns`, null where the parts lack them. Raises `RunError` when a part cannot be read.
+        Every view has all of `columns`, null where the parts lack them. Raises `RunError` when a part cannot be read,
+        `UsageError` when a column is of another type there.
         """
         names = self._names()
         if self._copy:
@@ -99,8 +106,17 @@ class Catalog:
             else:
                 con.execute("CREATE VIEW parts AS SELECT * FROM columns")
             con.execute(_VIEWS)
+            wrong = con.execute(
+                "SELECT c.column_name, p.column_type FROM (DESCRIBE columns) c JOIN (DESCRIBE parts) p "
+                "USING (column_name) WHERE c.column_type <> p.column_type"
+            ).fetchone()
         except duckdb.Error as error:
             raise RunError(f"the catalog in {self.out.url} cannot be read: {str(error).splitlines()[0]}") from error
+        if wrong:
+            raise UsageError(
+                f"{self.out.url} has a column {wrong[0]!r} of another kind ({wrong[1]}), from a manifest or another "
+                "annotator: rename the new one, or choose another OUT"
+            )
         return con
 
     def commit(self, rows: pa.Table) -> int:
@@ -121,8 +137,11 @@ class Catalog:
         return sequence
 
     def part(self, sequence: int) -> pa.Table:
-        """The rows of one part."""
-        return pq.read_table(pa.BufferReader(self.out.read(f"{PARTS}/{_name(sequence)}")))
+        """The rows of one part. Raises `RunError` when it cannot be read."""
+        try:
+            return pq.read_table(pa.BufferReader(self.out.read(f"{PARTS}/{_name(sequence)}")))
+        except pa.ArrowException as error:
+            raise RunError(f"part {sequence} of the catalog in {self.out.url} cannot be read: {error}") from error
 
     def rewrite(self, sequence: int, rows: pa.Table) -> None:
         """Replace a part that is there, whole or not at all. For `forget` alone: history never changes otherwise."""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import duckdb
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -114,14 +115,15 @@ def verify(
     from pipeline import verify as checks
 
     report = checks.verify(out, workers)
-    if mark_failed and report.damaged:
-        report.notes.append(f"{mend.mark_failed(report)} rows of clips and layers are marked as failed now")
     if as_json:
         typer.echo(report.as_json())
     else:
         for line in checks.lines(report):
             typer.echo(line)
     console.print(checks.summary(report), highlight=False, soft_wrap=True, markup=False)
+    if mark_failed and report.damage:
+        marked = mend.mark_failed(report)
+        console.print(f"marked as failed: {marked} clips and layers; `vdot-data retry` makes them again", markup=False)
     if report.count:
         raise typer.Exit(1)
 
@@ -221,6 +223,8 @@ def main() -> None:
         _end(2, f"{error}: this needs pip install 'vdot-data[ingest]'")
     except (RunError, StorageError, OSError) as error:
         _end(1, str(error))
+    except duckdb.Error as error:
+        _end(1, f"the catalog cannot be read: {str(error).splitlines()[0]} (`vdot-data verify` says what is damaged)")
 
 
 def _end(status: int, sentence: str) -> NoReturn:

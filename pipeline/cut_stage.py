@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,7 +132,7 @@ class CutStage:
                 status = {"status": "same", "same_as": owner} if owner else {"status": "forgotten"}
                 yield _source_item(base, status | {"timings": timings})
                 return
-            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan(fetched.path, fetched.sha256, timings))
+            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan(fetched, timings))
             if isinstance(scanned, Failure):
                 _check_killed(scanned)
                 yield _source_item(base, failed(scanned, "scan"))
@@ -149,7 +148,7 @@ class CutStage:
         work = self._sandbox.stream("pipeline.cutting:clips", fetched.path, windows, size, box, base, self._blueprint)
         left = list(windows)
         while left and not self._watch.stopping():
-            cut: cutting.Cut | Failure | None = attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
+            cut: cutting.Cut | Failure | None = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._next(work, fetched))
             if cut is None:
                 cut = Failure(ErrorCode.INTERNAL_ERROR, "the source ended before this clip")
             if isinstance(cut, Failure):
@@ -164,7 +163,13 @@ class CutStage:
             # To its end, or the child would be taken for abandoned; what a file holds after its last clip is not asked.
             attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
 
-    def _scan(self, path: Path, content: str, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
+    def _next(self, work: Iterator[cutting.Cut], fetched: Fetched) -> cutting.Cut | None:
+        cut = next(work, None)
+        # A clip of other bytes must not be stored under the id of these.
+        fetched.check_unchanged(self._scratch.path)
+        return cut
+
+    def _scan(self, fetched: Fetched, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
         """Shots and windows of a source never seen before, as columns of its row."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
         parts: list[NDArray[np.float64]] = []
@@ -174,7 +179,7 @@ class CutStage:
 
         def pictures() -> Iterator[Frames]:
             nonlocal end, detecting, since
-            for found in self._sandbox.stream("pipeline.cutting:scan", path, self._blueprint):
+            for found in self._sandbox.stream("pipeline.cutting:scan", fetched.path, self._blueprint):
                 if isinstance(found, cutting.Scanned):
                     end = found
                     continue
@@ -186,6 +191,7 @@ class CutStage:
 
         ranges = self._detector(pictures())
         assert end is not None
+        fetched.check_unchanged(self._scratch.path)
         times = np.concatenate(parts)
         found_shots = shots_of(ranges, times, end.end_s)
         timings |= {"scan": end.seconds, "shots": detecting + time.process_time() - since}
@@ -207,7 +213,7 @@ class CutStage:
                 "rule": "too_small",
                 "detail": f"a side is under {grid.multiple} px",
             }, []
-        windows = grid.windows(content, found_shots, times, recipe.crop_bars)
+        windows = grid.windows(fetched.sha256, found_shots, times, recipe.crop_bars)
         if not windows:
             longest = max((shot.end_s - shot.start_s for shot in found_shots), default=0.0)
             least = (grid.min_frames - 1) / grid.fps

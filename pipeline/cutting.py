@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from annotators.base import Filter, Frames, Value
 from filters.rules import Rules
-from pipeline import encode, registry, sandbox, video
+from pipeline import contract, encode, registry, sandbox, video
 from pipeline.blueprint import Blueprint
-from pipeline.errors import ClipError, ErrorCode
+from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.grid import Window
+from pipeline.items import failed
 
 # A preview strip: five frames side by side, small enough to keep for every clip ever seen.
 STRIP_FRAMES = 5
@@ -47,12 +48,12 @@ class Scanned:
 
 @dataclass(slots=True)
 class Cut:
-    """One clip out of a source: its values so far and, unless a rule rejected it, its bytes."""
+    """One clip out of a source: its values so far and, unless it is rejected or failed, its bytes."""
 
     window: Window
     values: dict[str, Any]
-    mp4: bytes | None
-    preview: bytes
+    mp4: bytes | None = None
+    preview: bytes | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -64,9 +65,11 @@ def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
     if probe.duration_s is not None and probe.duration_s > limits.duration_s:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
     box = video.content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
-    end_s = 0.0
+    end_s, first_s = 0.0, None
     for times, ends, pictures in video.thumbnails(_kept.keep(path, video.frames(path, probe, sandbox.alive))):
-        if times[-1] > limits.duration_s:
+        # A broadcast's timestamps begin anywhere.
+        first_s = times[0] if first_s is None else first_s
+        if times[-1] - first_s > limits.duration_s:
             raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
         end_s = float(ends[-1])
         yield Thumbs(times, pictures)
@@ -92,33 +95,36 @@ def clips(
     before = time.process_time()
     pictures = _kept.take(path) or video.frames(path, probe, sandbox.alive)
     for window, frames in video.cut(pictures, probe, windows, recipe.grid.fps, size, crop):
-        decoded = time.process_time()
-        values: dict[str, Any] = {
-            "clip_id": window.clip_id,
-            "start_s": window.start_s,
-            "end_s": window.end_s,
-            "frames": window.frames,
-            **measure(frames, recipe.grid.fps, blueprint.filters),
-        }
-        verdict = _rules(blueprint).judge(base | values, 0)
-        measured = time.process_time()
-        mp4 = None
-        if verdict.status == "rejected" and not recipe.score_all:
-            values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
-        else:
-            mp4 = encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
-        picture = strip(frames)
-        encoded = time.process_time()
-        timings = {"decode": decoded - before, "filters": measured - decoded, "encode": encoded - measured}
-        yield Cut(window, values, mp4, picture, timings)
+        cut = Cut(window, asdict(window))
+        cut.timings["decode"] = time.process_time() - before
+        # What a filter or a rule cannot take in one clip is no fault of the next one.
+        failure = attempt(ErrorCode.INTERNAL_ERROR, partial(_finish, cut, frames, base, blueprint))
+        if isinstance(failure, Failure):
+            cut.values |= failed(failure, "cut")
+            cut.mp4 = None
+        yield cut
         before = time.process_time()
 
 
+def _finish(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blueprint) -> None:
+    """Measure, judge and encode one clip."""
+    recipe, started = blueprint.recipe, time.process_time()
+    cut.preview = strip(frames)
+    cut.values |= measure(frames, recipe.grid.fps, blueprint.filters)
+    verdict = _rules(blueprint).judge(base | cut.values, 0)
+    measured = time.process_time()
+    if verdict.status == "rejected" and not recipe.score_all:
+        cut.values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+    else:
+        cut.mp4 = encode.encode(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
+    cut.timings |= {"filters": measured - started, "encode": time.process_time() - measured}
+
+
 def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, Value]:
-    """The signals of these filters on one clip."""
+    """The signals of these filters on one clip. Raises `ClipError` where one of them fails."""
     values: dict[str, Value] = {}
     for one in _filters(filters):
-        values |= one(frames, fps)
+        values |= contract.measure(one, frames, fps)
         sandbox.alive()
     return values
 

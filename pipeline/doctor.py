@@ -37,7 +37,7 @@ EXTRAS = {"", "ingest"}
 # name -> decoders or encoders of which any one does.
 DECODERS = {"h264": ["h264"], "hevc": ["hevc"], "vp9": ["vp9", "libvpx-vp9"], "av1": ["libdav1d", "av1"]}
 ENCODER = "libx264"
-# One worker holds about 1.2 GB of networks and decoder; Ray and its object store take the rest.
+# Two workers of 1.7 GB (see `engine.CORE_MEMORY`); Ray and its object store take the rest.
 MEMORY = 4e9
 SHM = 1e9
 # A source is fetched to scratch before it is cut, one per worker.

@@ -37,7 +37,7 @@ ADVICE: dict[ErrorCode, str] = {
     ErrorCode.DECODE_CRASH: "The decoder died on this file, and on nothing else: re-encode it or leave it out.",
     ErrorCode.DECODE_TIMEOUT: "The decoder stood still: re-encode the file, or raise `limits.stall_s` and retry.",
     ErrorCode.TOO_LARGE: "Picture or duration is over the recipe's `limits`: raise them if that is meant, and retry.",
-    ErrorCode.ANNOTATOR_ERROR: "An annotator raised: `vdot-data explain` shows the error; mend it, and retry.",
+    ErrorCode.ANNOTATOR_ERROR: "An annotator or filter failed: `vdot-data explain` shows how; mend it, and retry.",
     ErrorCode.OUT_OF_MEMORY: "Give the node more memory or raise `limits.memory_mb`, then `vdot-data retry`.",
     ErrorCode.WORKER_DIED: "It took several workers down (often memory): look at the node's log, then retry.",
     ErrorCode.STORAGE_ERROR: "Storage kept failing, or bytes are damaged (`vdot-data verify`): mend it, and retry.",

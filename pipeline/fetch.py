@@ -36,6 +36,17 @@ class Fetched:
     size: int
     stamp: str | None
 
+    def check_unchanged(self, scratch: Path) -> None:
+        """Raises ClipError (SOURCE_UNREADABLE) when the user's own file is not what was hashed any more."""
+        if scratch in self.path.parents:
+            return
+        try:
+            now = self.path.stat()
+        except OSError as error:
+            raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{self.path} went away while it was read: {error}") from error
+        if (now.st_size, str(now.st_mtime_ns)) != (self.size, self.stamp):
+            raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{self.path} changed while it was read")
+
 
 def fetch(source: Source, scratch: Path) -> Fetched:
     """The bytes of a source; the caller removes the file if it lies in `scratch`.

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.catalog import Catalog, now, values
+from pipeline.catalog import Catalog, new_run_id, now, values
 from pipeline.erase import finish_forgetting
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
@@ -123,13 +123,14 @@ def _survivors(
         "AND (shard IN (FROM affected) OR preview_shard IN (FROM affected)) ORDER BY clip_id, layer"
     ).to_arrow_table()
     rows, rewritten, damaged = arrow.to_pylist(), 0, []
+    run_id = new_run_id()
     for shard in [row["name"] for row in values(con, "FROM affected")]:
         for place in (SAMPLE, PREVIEW):
             inside = [row for row in rows if row[place[0]] == shard]
             if not inside:
                 continue
             rewritten += 1
-            new = _rewritten(catalog.out, shard, inside, place, scratch)
+            new = _rewritten(catalog.out, shard, inside, place, scratch, run_id)
             if new is None:
                 damaged.append(shard)
             for row in inside:
@@ -138,7 +139,7 @@ def _survivors(
 
 
 def _rewritten(
-    out: Folder, shard: str, rows: list[dict[str, Any]], place: tuple[str, ...], scratch: Path
+    out: Folder, shard: str, rows: list[dict[str, Any]], place: tuple[str, ...], scratch: Path, run_id: str
 ) -> dict[str, Place] | None:
     """A shard made anew with the samples of these rows alone, or None where it is damaged: copied into a shard with
     a checksum of its own, damage would look sound."""
@@ -149,7 +150,7 @@ def _rewritten(
         with copy.open("rb") as file:
             if digest(file) != promised(shard):
                 return None
-        local, writer = Folder(str(scratch)), ShardWriter(scratch, folder, "forget")
+        local, writer = Folder(str(scratch)), ShardWriter(scratch, folder, run_id)
         for row in sorted(rows, key=lambda row: int(row[place[1]])):
             writer.add(row["clip_id"], sample(local, row["clip_id"], copy.name, row[place[1]], row[place[2]]))
         return writer.close(out)

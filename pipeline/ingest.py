@@ -11,8 +11,8 @@ from pathlib import Path
 from annotators.weights import MissingWeights, path
 from pipeline import listing, recipe, registry
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import PARTS, Catalog, values
-from pipeline.errors import UsageError
+from pipeline.catalog import PARTS, Catalog
+from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger
 from pipeline.listing import Listing
@@ -22,6 +22,11 @@ from pipeline.run import Progress, Run
 from pipeline.schema import BASE_LAYER, COLUMNS
 from pipeline.sources import Source, expand
 from pipeline.storage import Folder
+from pipeline.sweep import check_complete
+
+# Columns of a source's row that make it a source again.
+_SOURCE = ("source_uri", "source_size", "source_stamp", "licence")
+_BATCH = 10_000
 
 Watcher = Callable[[Progress], None]
 
@@ -71,6 +76,7 @@ def ingest(
     with Scratch() as scratch:
         listed = listing.write(expand(sources, exclude), limit, scratch.path / "listing.parquet")
         folder = Folder(out)
+        folder.check_creates()
         blueprint = Blueprint.ingest(chosen, _manifest(listed, Catalog(folder, scratch.path), chosen))
         check_weights(blueprint)
         folder.check_writable()
@@ -139,10 +145,12 @@ def check_weights(blueprint: Blueprint) -> None:
 
 
 def stored_recipe(catalog: Catalog) -> Recipe:
-    """The recipe of the newest ingest into a dataset."""
+    """The recipe of the newest ingest into a dataset. Raises `RunError` when the catalog has gaps."""
+    check_complete(catalog)
     con = catalog.connect()
     row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
-    assert row is not None
+    if row is None:
+        raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")
     return recipe.parse(row[0], f"stored in {catalog.out.url}")
 
 
@@ -202,13 +210,14 @@ def _go(
 
 def _failed_sources(catalog: Catalog) -> Iterator[Source]:
     """The sources that failed, or of which a clip did, with their manifest columns."""
-    con = catalog.connect()
-    rows = values(
-        con,
-        "SELECT * FROM sources WHERE status = 'failed' OR source_uri IN "
-        "(SELECT source_uri FROM clips WHERE status = 'failed') ORDER BY source_uri",
+    rows = catalog.connect().sql(
+        f"SELECT * EXCLUDE ({', '.join(name for name in COLUMNS.names if name not in _SOURCE)}) FROM sources "
+        "WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
+        "ORDER BY source_uri"
     )
-    for row in rows:
-        extra = {name: str(value) for name, value in row.items() if value is not None and name not in COLUMNS.names}
-        licence = {"licence": row["licence"]} if row["licence"] else {}
-        yield Source(row["source_uri"], row["source_size"], row["source_stamp"], extra | licence)
+    for batch in rows.to_arrow_reader(_BATCH):
+        for row in batch.to_pylist():
+            uri, size, stamp, licence = (row.pop(name) for name in _SOURCE)
+            # What is left are the manifest's columns, and signals, which a source has none of.
+            extra = {name: str(value) for name, value in row.items() if value is not None}
+            yield Source(uri, size, stamp, extra | ({"licence": licence} if licence else {}))

@@ -25,12 +25,24 @@ _PICTURES = {"jpg": "mjpeg", "png": "png"}
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes that are no good: a whole shard, or one clip's sample or preview (`what`) of a layer in it."""
+
+    shard: str
+    clip_id: str | None = None
+    layer: str | None = None
+    what: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong: `kind` (part, source, clip or shard) and `name` say where, `sentence` what."""
+    """Something wrong: `kind` (part, source, clip or shard) and `name` say where, `sentence` what; `damage` is what
+    can be made again from the source."""
 
     kind: str
     name: str
     sentence: str
+    damage: Damage | None = None
 
     @property
     def text(self) -> str:
@@ -66,27 +78,41 @@ def inspect(out: Folder, shard: str, rows: list[Stored]) -> list[Problem]:
 
     Members are decoded only after the checksum held, so that no decoder meets bytes which the pipeline did not write.
     """
-    with _opened(out, shard) as file:
-        found = digest(file)
-        if found != promised(shard):
-            return [Problem("shard", shard, f"is damaged: its bytes hash to {found}")]
-        file.seek(0)
-        try:
-            samples, problems = _samples(file, shard)
-        except tarfile.TarError as error:
-            return [Problem("shard", shard, f"is not a tar: {error}")]
-        for row in rows:
-            sample = samples.get(row.clip_id)
-            if sample is None:
-                problems.append(Problem("clip", row.clip_id, f"is not in {shard}, where the catalog places it"))
-            elif (row.offset, row.size) != (sample.start, sample.end - sample.start):
-                there = f"its {row.what} is at {sample.start}, {sample.end - sample.start} bytes long"
-                problems.append(
-                    Problem("clip", row.clip_id, f"{there}, in {shard}; the catalog says {row.offset}, {row.size}")
-                )
-            else:
-                problems += [Problem("clip", row.clip_id, text) for text in _contents(file, row, sample)]
-        return problems
+    try:
+        with _opened(out, shard) as file:
+            return _inspect(file, shard, rows)
+    except FileNotFoundError:
+        return [Problem("shard", shard, "was there and is gone: another run may be at work")]
+    except OSError as error:
+        # Not damage: a store that does not answer says nothing of the bytes.
+        return [Problem("shard", shard, f"cannot be read: {error}")]
+
+
+def _inspect(file: BinaryIO, shard: str, rows: list[Stored]) -> list[Problem]:
+    found = digest(file)
+    if found != promised(shard):
+        return [Problem("shard", shard, f"is damaged: its bytes hash to {found}", Damage(shard))]
+    file.seek(0)
+    try:
+        samples, problems = _samples(file, shard)
+    except tarfile.TarError as error:
+        return [Problem("shard", shard, f"is not a tar: {error}", Damage(shard))]
+    for row in rows:
+        damage = Damage(shard, row.clip_id, row.layer, row.what)
+        problems += [Problem("clip", row.clip_id, text, damage) for text in _sample(file, shard, row, samples)]
+    return problems
+
+
+def _sample(file: BinaryIO, shard: str, row: Stored, samples: dict[str, _Sample]) -> Iterator[str]:
+    """What is wrong with what the catalog says of one sample or preview."""
+    sample = samples.get(row.clip_id)
+    if sample is None:
+        yield f"its {row.what} is not in {shard}, where the catalog places it"
+    elif (row.offset, row.size) != (sample.start, sample.end - sample.start):
+        there = f"its {row.what} is at {sample.start}, {sample.end - sample.start} bytes long"
+        yield f"{there}, in {shard}; the catalog says {row.offset}, {row.size}"
+    else:
+        yield from _contents(file, row, sample)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ is listed and not settled is work; resuming after a kill is nothing but asking a
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from filters.rules import named, quoted
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, new_run_id
 from pipeline.errors import UsageError
 from pipeline.listing import SCHEMA, Listing
 from pipeline.schema import BASE_LAYER, PLACE
@@ -51,7 +50,9 @@ class Ledger:
         `rehash`: complete sources are fetched and hashed again."""
         self._catalog, self._blueprint, self._listing = catalog, blueprint, listing
         self._retry, self._rehash = retry, rehash
-        self.run_id = uuid.uuid4().hex[:12]
+        # SQL that `judge_anew` leaves for `revised`.
+        self._said = self._differs = ""
+        self.run_id = new_run_id()
         self.refresh()
 
     def refresh(self) -> None:
@@ -64,7 +65,7 @@ class Ledger:
             "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
         )
         con.execute(
-            f"CREATE VIEW judged AS SELECT *, list_has_all({made}, (SELECT entries FROM expected)) AS fresh "
+            f"CREATE VIEW judged AS SELECT *, list_has_all({made}, (SELECT entries FROM expected)) AS vdot_fresh "
             f"FROM clips WHERE layer = {quoted(layer)}"
         )
         # A rejected clip stays so without its bytes. Kept and pending ones are settled when every annotator has run.
@@ -72,7 +73,7 @@ class Ledger:
         con.execute("CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY)")
         con.execute(
             "INSERT INTO settled SELECT clip_id FROM judged WHERE status = 'rejected' "
-            f"OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND fresh) OR ({failed}) "
+            f"OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND vdot_fresh) OR ({failed}) "
             "UNION SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
         )
         con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
@@ -175,17 +176,15 @@ class Ledger:
     def _new(self, table: str, key: str | None) -> bool:
         return bool(self._con.execute(f"INSERT OR IGNORE INTO {table} VALUES (?) RETURNING 1", [key]).fetchall())
 
-    def revised(self) -> Iterator[pa.Table]:
-        """Rows, with every column they had, that the listing's manifest or the recipe's rules change.
+    def judge_anew(self) -> None:
+        """Judge what the catalog holds by this recipe and this listing's manifest; `revised` gives what that changes.
 
-        A manifest that says something else of a source than before (a corrected licence) changes the rows of the source
-        and of its clips. Clips get the verdict and tasks that the rules now give: one that is let through is kept if
-        its sample is stored, else pending until it is annotated.
+        Raises `UsageError` where a rule cannot be applied to the values that are there.
         """
         rules, con = self._blueprint.rules(), self._con
-        said, differs = self._restated()
+        said, differs = self._said, self._differs = self._restated()
         con.execute(
-            f"CREATE TABLE candidate AS SELECT c.* {said}, {differs} AS restated FROM judged c "
+            f"CREATE TABLE candidate AS SELECT c.* {said}, {differs} AS vdot_restated FROM judged c "
             "LEFT JOIN stated s USING (source_uri) "
             f"WHERE (recipe_hash <> ? OR {differs}) AND status IN ('kept', 'rejected', 'pending')",
             [self._blueprint.recipe.hash],
@@ -198,14 +197,24 @@ class Ledger:
             raise UsageError(
                 f"a rule or task cannot be applied to the clips that are there (TRY_CAST?): {what}"
             ) from error
+
+    def revised(self) -> Iterator[pa.Table]:
+        """Rows, with every column they had, that the listing's manifest or the recipe's rules change.
+
+        A manifest that says something else of a source than before (a corrected licence) changes the rows of the source
+        and of its clips. Clips get the verdict and tasks that the rules now give: one that is let through is kept if
+        its sample is stored, else pending until it is annotated.
+        """
+        con, said, differs = self._con, self._said, self._differs
         judged = """
-            SELECT c.* EXCLUDE (fresh, restated) REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
+            SELECT c.* EXCLUDE (vdot_fresh, vdot_restated)
+                REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
             FROM candidate c JOIN (
                 SELECT clip_id, CASE WHEN status = 'kept' AND shard IS NULL THEN 'pending' ELSE status END AS status,
                     rule, CASE WHEN shard IS NULL OR status = 'rejected' THEN NULL ELSE fit.tasks END AS tasks
                 FROM verdict JOIN fit USING (clip_id) JOIN (SELECT clip_id, shard FROM candidate) USING (clip_id)
             ) v USING (clip_id)
-            WHERE (c.status, c.rule) IS DISTINCT FROM (v.status, v.rule) OR restated
+            WHERE (c.status, c.rule) IS DISTINCT FROM (v.status, v.rule) OR vdot_restated
                 OR (v.status <> 'rejected' AND c.tasks IS DISTINCT FROM v.tasks)
         """
         # Rows that no rule judges: sources, clips that failed, other layers (their rows hold the licence alone).
@@ -214,7 +223,8 @@ class Ledger:
                 SELECT * FROM sources UNION ALL BY NAME
                 SELECT * FROM clips WHERE layer <> {quoted(BASE_LAYER)} OR status = 'failed'
             ) c JOIN stated s USING (source_uri)
-            WHERE {differs} AND (layer = {quoted(BASE_LAYER)} OR s.licence <> c.licence)
+            WHERE {differs} AND (layer = {quoted(BASE_LAYER)}
+                OR s.licence IS NOT NULL AND s.licence IS DISTINCT FROM c.licence)
         """
         for sql, finish in ((judged, self._explained), (others, lambda rows: rows)):
             for batch in con.cursor().sql(sql).to_arrow_reader(_BATCH):
@@ -248,6 +258,8 @@ class Ledger:
 
         columns = {"detail": [detail(row) for row in rows.to_pylist()]}
         columns["recipe_hash"] = [self._blueprint.recipe.hash] * rows.num_rows
+        # Their verdict is this run's. A source's row keeps its run, by which this one sees that it has not looked yet.
+        columns["run_id"] = [self.run_id] * rows.num_rows
         for name, column in columns.items():
             rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(column, pa.string()))
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -15,33 +16,42 @@ from pipeline.storage import Folder
 from pipeline.sweep import check_complete
 from pipeline.verify import Report
 
+_DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])
+_BATCH = 10_000
+
 
 def mark_failed(report: Report) -> int:
     """Commit a failure for every clip and layer whose bytes `verify` found lost or damaged; returns how many.
 
-    Rejected clips stay rejected, without their preview. Raises `RunError` when another run is writing to the dataset or
-    when its catalog is damaged itself.
+    Only what the catalog still places in that shard is marked. A clip whose preview alone is no good loses that, and
+    keeps its verdict. Raises `RunError` when another run is writing to the dataset, or when its catalog has gaps.
     """
+    failed = 0
     folder = Folder(report.out)
     with Scratch() as scratch, alone(folder):
         catalog = Catalog(folder, scratch.path)
         check_complete(catalog)
         con = catalog.connect()
-        con.execute("CREATE TEMP TABLE damaged AS SELECT unnest(?::VARCHAR[]) AS name", [sorted(report.damaged)])
-        con.execute("CREATE TEMP TABLE hit AS SELECT *, clip_id IN (FROM damaged) AS whole FROM clips")
-        arrow = con.sql(
-            "SELECT * FROM hit WHERE whole OR shard IN (FROM damaged) OR preview_shard IN (FROM damaged) "
-            "ORDER BY clip_id, layer"
-        ).to_arrow_table()
-        rows = arrow.to_pylist()
-        for row in rows:
-            whole = row.pop("whole")
-            for place in (SAMPLE, PREVIEW):
-                if whole or row[place[0]] in report.damaged:
-                    lose(row, place, "verify", f"its bytes in {row[place[0]]} are lost or damaged")
-        if rows:
-            catalog.commit(pa.Table.from_pylist(rows, schema=committed(arrow.schema.remove(len(arrow.schema) - 1))))
-        return len(rows)
+        con.register("given", pa.Table.from_pylist([asdict(one) for one in report.damage], schema=_DAMAGE))
+        con.execute("CREATE TEMP TABLE damage AS FROM given")
+        hit = ", ".join(
+            f"EXISTS (FROM damage d WHERE d.shard = c.{place[0]} AND (d.clip_id IS NULL "
+            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{what}'))) AS vdot_{what}"
+            for what, place in (("sample", SAMPLE), ("preview", PREVIEW))
+        )
+        rows = con.sql(f"FROM (SELECT *, {hit} FROM clips c) WHERE vdot_sample OR vdot_preview ORDER BY clip_id, layer")
+        for batch in rows.to_arrow_reader(_BATCH):
+            marked = batch.to_pylist()
+            for row in marked:
+                shard, sample, preview = row["shard"], row.pop("vdot_sample"), row.pop("vdot_preview")
+                if preview:
+                    lose(row, PREVIEW, "", "")
+                if sample:
+                    lose(row, SAMPLE, "verify", f"its bytes in {shard} are lost or damaged")
+                    failed += row["status"] == "failed"
+            schema = committed(batch.schema)
+            catalog.commit(pa.Table.from_pylist(marked, schema=pa.schema(list(schema)[:-2])))
+    return failed
 
 
 def lose(row: dict[str, Any], place: tuple[str, ...], stage: str, detail: str) -> None:

@@ -94,14 +94,14 @@ class Recipe(Strict):
 
     @cached_property
     def text(self) -> str:
-        """The recipe as canonical YAML, as kept in the catalog."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=True)
+        """The recipe as YAML, as kept in the catalog; in its own order, because the first rule that is true decides."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @cached_property
     def hash(self) -> str:
         """16 hex digits over everything that can change a verdict or a sample's bytes (not `limits`, not `commit`)."""
         body = self.model_dump(mode="json", exclude={"limits", "commit"})
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:16]
 
 
 class _Loader(yaml.SafeLoader):
@@ -149,11 +149,12 @@ def parse(text: str, where: str) -> Recipe:
     """A recipe from YAML; keys left out come from the default recipe. Raises `UsageError` that names `where`."""
     try:
         given = yaml.load(text, _Loader) or {}  # noqa: S506 (it is a SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date that is none
+        raise UsageError(f"recipe {where} is not YAML: {' '.join(str(error).split())}") from error
+    try:
         if not isinstance(given, dict):
             raise UsageError(f"recipe {where}: expected keys and values, found {type(given).__name__}")
         return Recipe.model_validate(yaml.safe_load(default_text()) | given)
-    except yaml.YAMLError as error:
-        raise UsageError(f"recipe {where} is not YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise UsageError(f"recipe {where}: {'; '.join(map(_sentence, error.errors()))}") from error
 

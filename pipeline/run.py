@@ -70,6 +70,9 @@ class Run:
         Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
         """
         check_complete(self._catalog)
+        # Before anything is written: a recipe that cannot judge what is there must not become that of OUT.
+        if self._blueprint.layer == BASE_LAYER:
+            self._ledger.judge_anew()
         self._commit_rows([self._row_of_run()])
         finish_forgetting(self._catalog)
         swept = sweep(self._catalog)
@@ -77,7 +80,7 @@ class Run:
             log.info("removed %d unfinished files of earlier runs", len(swept))
         if self._blueprint.layer == BASE_LAYER:
             for table in self._ledger.revised():
-                self._commit_table(table)
+                self._catalog.commit(table)
         self._ledger.refresh()
         if self._ledger.work():
             self._rounds(address, cpus, watchers)
@@ -91,15 +94,15 @@ class Run:
             Engine(address, cpus, self._catalog.out, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
             _Stop() as stop,
         ):
-            for pairs in self._ledger.contents():
-                engine.own(pairs)
             while self._ledger.work() and not stop.asked:
-                before = self._ledger.settled()
+                before = self._ledger.work(), -self._ledger.settled()
                 self.progress.work = self._ledger.work()
                 self.progress.done = 0
                 last = "no worker could be started"
                 try:
                     engine.fresh()
+                    for pairs in self._ledger.contents():
+                        engine.own(pairs)
                     self._round(engine, stop, watchers)
                 except LOST as error:
                     fatal = reason(error)
@@ -108,7 +111,9 @@ class Run:
                     last = str(error).strip().splitlines()[-1]
                     log.warning("part of the cluster was lost; going on with what is missing: %s", last)
                 self._ledger.refresh()
-                fruitless = 0 if self._ledger.settled() > before else fruitless + 1
+                # A source that fails again is no work any more, and a new one settles without being less work.
+                after = self._ledger.work(), -self._ledger.settled()
+                fruitless = 0 if after[0] < before[0] or after[1] < before[1] else fruitless + 1
                 if fruitless > FRUITLESS:
                     raise RunError(
                         f"{self._ledger.work()} sources or clips got no verdict in {fruitless} rounds ({last}). "
@@ -215,10 +220,6 @@ class Run:
             self.timings.update(timings)
             row["timings"] = list(timings.items())
         self._catalog.commit(pa.Table.from_pylist(rows, schema=self._schema))
-
-    def _commit_table(self, rows: pa.Table) -> None:
-        column = pa.array([self.id] * rows.num_rows, pa.string())
-        self._catalog.commit(rows.set_column(rows.schema.get_field_index("run_id"), "run_id", column))
 
 
 # Records that came before their source's: uri -> (block, its size, record).

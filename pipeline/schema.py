@@ -80,6 +80,9 @@ COLUMNS = pa.schema(
     ]
 )
 
+# Names of helper columns in our own SQL begin like this.
+RESERVED = "vdot_"
+
 # The columns that say where a clip's bytes are.
 SAMPLE = ("shard", "offset", "bytes")
 PREVIEW = ("preview_shard", "preview_offset", "preview_bytes")
@@ -106,6 +109,8 @@ def full(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
     extra = [(name, _ARROW[signal.kind]) for name, signal in signals.items()]
     extra += [(name, pa.string()) for name in manifest if name != "licence"]
     for name, kind in extra:
+        if name.lower().startswith(RESERVED):
+            raise UsageError(f"the column {name!r}: names that begin with {RESERVED} are taken; rename it")
         if name.lower() in taken:
             raise UsageError(f"the column {name!r} of the manifest or of a signal is taken by another one; rename it")
         taken.add(name.lower())

@@ -97,12 +97,13 @@ class Folder:
             if self.local is not None:
                 with complete_file(self.local / rel, data) as temporary:
                     return link_new(temporary, self.local / rel) or (self.local / rel).read_bytes() == data
-            self._check_creates()
+            self.check_creates()
             if retried(f"creating {self.url}/{rel}", lambda: self._pipe_new(rel, data)):
                 return True
             return self.read(rel) == data
 
-    def _check_creates(self) -> None:
+    def check_creates(self) -> None:
+        """Raises RunError for a store without an atomic create, on which no dataset can be written."""
         if self.local is None and not protocols(self._fs) & CREATES_IF_ABSENT:
             raise RunError(
                 f"{self.url}: this kind of storage has no atomic create, without which two runs could "
@@ -184,7 +185,7 @@ class Folder:
 
     def check_writable(self) -> None:
         """Write and remove a small object. Raises RunError with one sentence if that cannot be done."""
-        self._check_creates()
+        self.check_creates()
         probe = temporary_name()
         try:
             with self._writing():

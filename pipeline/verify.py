@@ -20,42 +20,40 @@ from filters.rules import quoted
 from pipeline.catalog import PARTS, Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.inspection import Problem, Stored, inspect
+from pipeline.inspection import Damage, Problem, Stored, inspect
 from pipeline.schema import BASE_LAYER, FORMAT_VERSION
 from pipeline.storage import Folder
 from pipeline.sweep import FOLDERS, unreferenced
 
 # Why there is no command that mends a part.
 _NO_PART = "nothing else says what it held"
+_MEND = "`vdot-data verify --mark-failed` and then `vdot-data retry` make damaged samples again, from their sources"
 # Problems kept as lines; the others are counted. A dataset that lost its disk has millions of them.
 MOST = 1000
 
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` found: the first `MOST` problems and their whole number, the names of damaged shards and the ids of
-    damaged clips, remarks that are no problem, and counts of what was checked (parts, clips, layers, ...)."""
+    """What `verify` found: the first `MOST` problems and their whole number, all damage that can be made good, remarks
+    that are no problem, and counts of what was checked (parts, clips, layers, ...)."""
 
     out: str
     problems: list[Problem] = field(default_factory=list)
     count: int = 0
-    damaged: set[str] = field(default_factory=set)
+    damage: set[Damage] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
 
     def add(self, *found: Problem) -> None:
-        """Count problems, and keep the first ones."""
+        """Count problems, and keep the first ones; damage is kept whole."""
         self.count += len(found)
         self.problems += found[: MOST - len(self.problems)]
-
-    def add_damage(self, *found: Problem) -> None:
-        """Problems of stored bytes, whose owners must not be lost among too many."""
-        self.add(*found)
-        self.damaged |= {problem.name for problem in found}
+        self.damage |= {problem.damage for problem in found if problem.damage}
 
     def as_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self) | {"damaged": sorted(self.damaged)})
+        damage = [asdict(one) for one in sorted(self.damage, key=repr)]
+        return json.dumps(asdict(self) | {"damage": damage})
 
 
 def verify(out: str, workers: int | None = None) -> Report:
@@ -146,9 +144,9 @@ _CHECKS = (
     _Check(
         "clip",
         "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
-        "(SELECT source_uri, min(sequence) AS since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
+        "(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
         "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM clips) "
-        "AND (since IS NULL OR since > c.sequence) "
+        "AND (vdot_since IS NULL OR vdot_since > c.sequence) "
         "GROUP BY clip_id, c.source_uri ORDER BY ALL",
         "part {sequence} names it before any row of its source {uri}",
     ),
@@ -217,13 +215,12 @@ def _shards(
                 report.checked["bytes"] += stored[shard]
                 yield shard, rows
             else:
-                report.add_damage(
-                    Problem("shard", shard, f"does not exist, and {len(rows)} rows of the catalog name it")
-                )
+                gone = f"does not exist, and {len(rows)} rows of the catalog name it"
+                report.add(Problem("shard", shard, gone, Damage(shard)))
 
     if workers == 1:
         for shard, rows in present():
-            report.add_damage(*inspect(folder, shard, rows))
+            report.add(*inspect(folder, shard, rows))
         return
     # Not forked: DuckDB and the object stores' clients have threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -234,9 +231,9 @@ def _shards(
                 if len(waiting) > 2 * workers:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for each in done:
-                        report.add_damage(*each.result())
+                        report.add(*each.result())
             for each in wait(waiting).done:
-                report.add_damage(*each.result())
+                report.add(*each.result())
         except BrokenProcessPool as error:
             raise RunError("a process that checked shards died (often memory): try fewer with --workers") from error
     report.problems.sort(key=lambda problem: (problem.kind, problem.name))
@@ -254,9 +251,7 @@ def summary(report: Report) -> str:
     """What was checked, what is wrong and what is worth knowing, for people."""
     checked = ", ".join(f"{count} {name}" for name, count in report.checked.items())
     verdict = {0: "no problem", 1: "1 problem"}.get(report.count, f"{report.count} problems")
-    notes = list(report.notes)
-    if report.damaged:
-        notes.append("`vdot-data verify --mark-failed` and then `vdot-data retry` make what is damaged again")
+    notes = [*report.notes, *([_MEND] if report.damage else [])]
     return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *notes])
 
 

@@ -273,8 +273,10 @@ def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.
     if length_s <= _SPREAD_BY_DECODING_S:
         due_s = -math.inf
         with closing(frames(path, source, progress)) as decoded:
+            first_s = None
             for time_s, _, frame in decoded:
-                if time_s > _SPREAD_BY_DECODING_S:
+                first_s = time_s if first_s is None else first_s
+                if time_s - first_s > _SPREAD_BY_DECODING_S:
                     return
                 if time_s >= due_s:
                     due_s = time_s + length_s / _SPREAD
@@ -283,7 +285,7 @@ def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.
     with _opened(path, source.max_pixels) as (container, stream):
         try:
             for index in range(_SPREAD):
-                container.seek(round(length_s * index / _SPREAD * av.time_base))
+                container.seek((container.start_time or 0) + round(length_s * index / _SPREAD * av.time_base))
                 yield from islice(container.decode(stream), 1)
                 progress()
         except FFmpegError as error:

@@ -51,3 +51,41 @@ def test_what_was_kept_is_what_is_decoded_again(
     assert len(calls) == decodes
     assert made() == first  # what was kept is given once
     assert len(calls) == decodes + 1
+
+
+def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=16, width=160, height=96, pix_fmt="yuv420p")
+        for index in range(51):
+            level = 200 if index < 17 else 60
+            picture = np.full((96, 160, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode(None))
+    text = "grid: {frames: 17, min_frames: 17}\nfilters: [luma]\ntasks: {}\n"
+    text += "rules: {odd: \"CAST(CASE WHEN luma > 100 THEN 'bright' ELSE '1' END AS INT) > 3\"}"
+    blueprint = Blueprint.ingest(recipe.parse(text, "test"), ())
+    probe = video.probe(path, 1 << 20)
+    times = np.array([time for time, _, _ in video.frames(path, probe)])
+    windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
+    made = list(cutting.clips(path, windows, (160, 96), None, {}, blueprint))
+    assert [cut.values.get("code") for cut in made] == ["RULE_ERROR", None, None]
+    assert [cut.mp4 is None for cut in made] == [True, False, False]
+    assert made[0].preview is not None
+
+
+def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
+    late = tmp_path / "late.ts"
+    with av.open(source) as given, av.open(late, "w", options={"output_ts_offset": "50000"}) as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    text = "grid: {frames: 17, min_frames: 9}\ncrop_bars: true\nlimits: {duration_s: 60}"
+    *parts, end = cutting.scan(late, Blueprint.ingest(recipe.parse(text, "test"), ()))
+    assert isinstance(end, cutting.Scanned)
+    first = parts[0]
+    assert isinstance(first, cutting.Thumbs)
+    assert first.times[0] > 49_000
+    assert end.end_s - first.times[0] == pytest.approx(4.0, abs=0.1)

@@ -211,3 +211,15 @@ def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     assert {row["source_uri"] for row in rows} == {"/videos/b.mp4", "/videos/c.mp4"}
     dataset.scratch = tmp_path / "fresh"
     assert {name: dataset.stored(name) for name in others} == others
+
+
+def test_what_an_interrupted_forget_wrote_does_not_outlive_the_next(
+    dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survivor = marks(dataset.stored("b0"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            forget(dataset.url, small_dataset.identity("a0"))
+    forget(dataset.url, small_dataset.identity("b0"))
+    assert not any(mark in dataset.everything() for mark in survivor)

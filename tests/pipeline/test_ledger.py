@@ -22,7 +22,9 @@ def revised(
     listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
     columns = tuple(dict.fromkeys([*listed.manifest, "title"]))
     dataset.blueprint = Blueprint.ingest(recipe.parse(text, "of the test"), columns)
-    tables = list(Ledger(dataset.catalog, dataset.blueprint, listed).revised())
+    ledger = Ledger(dataset.catalog, dataset.blueprint, listed)
+    ledger.judge_anew()
+    tables = list(ledger.revised())
     for table in tables:
         dataset.catalog.commit(table)
     return [row for table in tables for row in table.to_pylist()]
@@ -45,7 +47,7 @@ def test_a_corrected_licence_reaches_the_source_its_clips_and_their_layers(datas
     for key, row in after.items():
         ours = row["source_uri"] == "/videos/a.mp4"
         assert row["licence"] == ("CC-BY-NC" if ours else "CC0")
-        same = [name for name in row if name not in ("licence", "sequence", "detail")]
+        same = [name for name in row if name not in ("licence", "sequence", "detail", "run_id")]
         assert [row[name] for name in same] == [before[key][name] for name in same]
     assert revised(dataset, {"licence": "CC-BY-NC"}) == []
 
@@ -69,7 +71,31 @@ def test_a_rule_sees_the_corrected_value(dataset: Any) -> None:
     assert "not_free" in (dataset.row("a0")["detail"] or "") or "licence" in dataset.row("a0")["detail"]
 
 
-@pytest.mark.parametrize("rule", ["CAST(title AS INT) > 3", "error(title)"])
+def test_a_licence_that_comes_late_reaches_layers_too(dataset: Any) -> None:
+    for sequence in range(2, dataset.catalog.sequence + 1):
+        dataset.edit(sequence, lambda rows: [row | {"licence": None} for row in rows])
+    revised(dataset, {"licence": "CC0"})
+    assert dataset.row("a0", "flow")["licence"] == "CC0"
+
+
+def test_a_corrected_manifest_does_not_hide_that_the_file_changed(dataset: Any) -> None:
+    sources = [Source("/videos/a.mp4", 2000, "2", {"licence": "CC-BY-NC"})]
+    listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
+    ledger = Ledger(dataset.catalog, dataset.blueprint, listed)
+    ledger.judge_anew()
+    for table in ledger.revised():
+        dataset.catalog.commit(table)
+    ledger.refresh()
+    assert [row for chunk in ledger.chunks(10) for row in chunk.column("uri").to_pylist()] == ["/videos/a.mp4"]
+
+
+def test_a_column_of_another_kind_is_refused(dataset: Any) -> None:
+    revised(dataset, {"motion": "fast"})
+    with pytest.raises(UsageError, match="column 'motion' of another kind"):
+        revised(dataset, {}, small_dataset.RECIPE.replace("[[scribble]]", "[[scribble, flow]]"))
+
+
+@pytest.mark.parametrize("rule", ["CAST(title AS INT) > 3", "CAST(title AS DATE) IS NULL"])
 def test_a_rule_that_what_is_there_cannot_take_is_one_sentence(dataset: Any, rule: str) -> None:
     before = dataset.everything()
     with pytest.raises(UsageError, match="cannot be applied"):

@@ -28,6 +28,7 @@ from pipeline.recipe import default_text, parse
         ("shots: adaptive\nshots: adaptive", "the key 'shots' is there twice"),
         ("- a", "expected keys and values, found list"),
         ("a: b: c", "is not YAML"),
+        ("rules: {a: 2024-13-45}", "is not YAML"),
     ],
 )
 def test_a_mistake_is_a_sentence(text: str, sentence: str) -> None:
@@ -42,3 +43,12 @@ def test_what_is_left_out_comes_from_the_default_recipe() -> None:
     default = parse(default_text(), "default.yaml")
     assert changed.grid.frames == 9
     assert changed.rules == default.rules
+
+
+def test_the_order_of_rules_is_part_of_a_recipe() -> None:
+    one, other = (
+        parse(f"rules: {{{rules}}}", "x") for rules in ("b: luma < 1, a: luma < 2", "a: luma < 2, b: luma < 1")
+    )
+    assert one.hash != other.hash
+    assert list(parse(one.text, "x").rules) == ["b", "a"]
+    assert parse(one.text, "x").hash == one.hash

@@ -10,6 +10,7 @@ import pytest
 
 from annotators.base import Signal, Weight
 from pipeline import cli, registry
+from pipeline.blueprint import Blueprint
 from pipeline.errors import UsageError
 from pipeline.recipe import parse
 from pipeline.remote import StorageError
@@ -29,6 +30,12 @@ class Bare:
     name = "bare"
 
 
+class Twin(Good):
+    """Makes a track that another one makes too."""
+
+    name, tracks, signals = "twin", ("scribble",), {}
+
+
 class Loading(EntryPoint):
     """An entry point that finds its class here, whatever this module is called."""
 
@@ -38,7 +45,14 @@ class Loading(EntryPoint):
 
 @pytest.fixture(autouse=True)
 def points(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = {"good": "Good", "other": "Good", "bare": "Bare", "gone": "no_such_module:X"}
+    pairs = {
+        "good": "Good",
+        "other": "Good",
+        "bare": "Bare",
+        "twin": "Twin",
+        "scribble": "annotators.scribble:Scribble",
+        "gone": "no_such_module:X",
+    }
     found = [Loading(name, value, "vdot_data.annotators") for name, value in pairs.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "vdot_data.annotators" else [])
 
@@ -89,3 +103,10 @@ def test_every_end_is_one_sentence(
             cli.main()
     assert caught.value.code == status
     assert words in (tmp_path / "said").read_text()
+
+
+def test_two_that_make_one_track_are_refused() -> None:
+    with pytest.raises(UsageError, match="'scribble' and 'twin' both make the track 'scribble'"):
+        Blueprint.ingest(parse("filters: []\nstages: [[scribble], [twin]]\nrules: {}\ntasks: {}", "x"), ())
+    with pytest.raises(UsageError, match="both make the track"):
+        Blueprint.layered(parse("filters: []\nstages: [[scribble]]\nrules: {}\ntasks: {}", "x"), "twin")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipeline import verify as module
 from pipeline.cli import app
 from pipeline.errors import UsageError
+from pipeline.mend import mark_failed
 from pipeline.shards import digest
 from pipeline.verify import lines, summary, verify
 
@@ -71,7 +72,7 @@ def test_two_rows_in_one_place(dataset: Any) -> None:
 def test_a_sample_of_another_clip(dataset: Any) -> None:
     place = dataset.shard("shards", {"b1": small_dataset.sample("b1")})["b1"]
     dataset.commit(dataset.clip("b0", "kept", **place))
-    assert f"clip {small_dataset.identity('b0')}: is not in {place['shard']}" in said(dataset)
+    assert f"clip {small_dataset.identity('b0')}: its sample is not in {place['shard']}" in said(dataset)
 
 
 @pytest.mark.parametrize(
@@ -195,19 +196,68 @@ def test_the_command(dataset: Any) -> None:
     assert json.loads(broken.stdout)["problems"][0]["kind"] == "shard"
 
 
+def marked(dataset: Any) -> Any:
+    result = CliRunner().invoke(app, ["verify", dataset.url, "--mark-failed", "--workers", "1", "--json"])
+    assert result.exit_code == 1, "there was damage"
+    return json.loads(result.stdout)
+
+
 def test_what_is_damaged_is_marked_as_failed_and_the_rest_is_left_alone(dataset: Any) -> None:
     before = dataset.rows()
     Path(dataset.url, dataset.row("a2")["shard"]).unlink()
-    preview = Path(dataset.url, dataset.row("a1")["preview_shard"])
-    preview.write_bytes(preview.read_bytes()[:-512])
-    result = CliRunner().invoke(app, ["verify", dataset.url, "--mark-failed", "--workers", "1", "--json"])
-    assert result.exit_code == 1, "there was damage"
-    assert len(json.loads(result.stdout)["damaged"]) == 2
+    assert len(marked(dataset)["damage"]) == 1
     row = dataset.row("a2")
     assert (row["status"], row["code"], row["shard"], row["tasks"]) == ("failed", "STORAGE_ERROR", None, None)
     assert "lost or damaged" in row["detail"]
+    assert row["preview_shard"], "the preview is sound"
     after = dataset.rows()
-    assert {key for key in after if after[key]["status"] != before[key]["status"]} == {(row["clip_id"], "base")}
-    assert dataset.row("a1")["preview_shard"] is None, "a rejected clip needs no more than its row"
+    assert {key for key in after if after[key] != before[key]} == {(row["clip_id"], "base")}
     report = verify(dataset.url, 1)
-    assert (report.count, report.damaged) == (0, set()), "nothing names what is gone any more"
+    assert (report.count, report.damage) == (0, set()), "nothing names what is gone any more"
+
+
+def test_a_damaged_preview_or_layer_costs_nothing_else(dataset: Any) -> None:
+    preview = Path(dataset.url, dataset.row("a0")["preview_shard"])
+    preview.write_bytes(preview.read_bytes()[:-512])
+    Path(dataset.url, dataset.row("a0", "flow")["shard"]).unlink()
+    marked(dataset)
+    assert dataset.row("a0")["status"] == "kept"
+    assert dataset.row("a0")["preview_shard"] is None
+    assert dataset.row("a0", "flow")["code"] == "STORAGE_ERROR"
+    assert dataset.row("a1")["status"] == "rejected"
+    assert verify(dataset.url, 1).count == 0
+
+
+def test_one_bad_member_costs_its_own_sample(dataset: Any) -> None:
+    parts = {"mp4": small_dataset.mp4("b0", (5, 48, 64)), "json": b"{}"}
+    place = dataset.shard("shards", {"b0": parts, "a0": small_dataset.sample("a0")})
+    for name in ("a0", "b0"):
+        dataset.commit(dataset.clip(name, "kept", **place[name]))
+    assert {one["clip_id"] for one in marked(dataset)["damage"]} == {small_dataset.identity("b0")}
+    assert [dataset.row(name)["status"] for name in ("a0", "b0")] == ["kept", "failed"]
+
+
+def test_a_clip_that_was_made_again_meanwhile_is_left_alone(dataset: Any) -> None:
+    Path(dataset.url, dataset.row("a2")["shard"]).unlink()
+    report = verify(dataset.url, 1)
+    again = dataset.shard("shards", {"a2": small_dataset.sample("a2"), "b2": small_dataset.sample("b2")})
+    dataset.commit(dataset.clip("a2", "kept", **again["a2"]))
+    assert mark_failed(report) == 0
+    assert dataset.row("a2")["status"] == "kept"
+
+
+def test_a_shard_that_cannot_be_read_is_one_line_and_no_damage(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = dataset.row("a0")["shard"]
+    opened = Path.open
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == Path(name).name:
+            raise OSError(5, "Input/output error")
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    report = verify(dataset.url, 1)
+    assert [problem.text for problem in report.problems] == [
+        f"shard {name}: cannot be read: [Errno 5] Input/output error"
+    ]
+    assert report.damage == set()

@@ -215,7 +215,8 @@ def test_a_folder_that_is_no_dataset_is_refused(vdot: Any, tmp_path: Path) -> No
 
 def test_an_out_that_cannot_be_written_is_refused(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/out")):
+    refused(vdot("ingest", small, "--out", tmp_path / "file", "--recipe", recipe()), 2, "is a file")
+    for out in (tmp_path / "file" / "below", Path("/proc/out")):
         refused(vdot("ingest", small, "--out", out, "--recipe", recipe()), 1, str(out))
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -1,0 +1,61 @@
+"""What annotators and filters give, held against what they promised, because anybody may write one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from annotators.base import Annotation, Annotator, Filter, Frames, Signal, Value
+from pipeline.errors import ClipError, ErrorCode, Failure, attempt
+
+# The Python types of a signal's kind; a whole number is a float too.
+_KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
+
+# What a sample's JSON says of the clip; an annotator's data may not bear these names.
+SAMPLE_KEYS = (
+    *("clip_id", "frames", "fps", "width", "height", "start_s", "end_s", "source_hash", "lineage"),
+    "signals",
+)
+
+
+def annotate(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
+    """An annotator's result for one clip. Raises `ClipError` (ANNOTATOR_ERROR) where it is not what it declares."""
+    found = annotator(frames, fps)
+    if set(found.tracks) != set(annotator.tracks):
+        raise _broken(annotator, f"gave the tracks {sorted(found.tracks)}, and declares {sorted(annotator.tracks)}")
+    for name, track in found.tracks.items():
+        if track.shape != frames.shape or track.dtype != np.uint8:
+            detail = f"gave a track {name} of {track.dtype} {track.shape}; the clip is uint8 {frames.shape}"
+            raise _broken(annotator, detail)
+    found.signals = _plain(annotator, annotator.signals, found.signals)
+    return found
+
+
+def measure(one: Filter, frames: Frames, fps: float) -> dict[str, Value]:
+    """A filter's signals of one clip. Raises `ClipError` (ANNOTATOR_ERROR) where it raises anything or breaks its
+    promise."""
+    found = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: _plain(one, one.signals, one(frames, fps)))
+    if isinstance(found, Failure):
+        raise ClipError(found.code, found.detail if one.name in found.detail else f"{one.name}: {found.detail}")
+    return found
+
+
+def _plain(owner: Annotator | Filter, declared: Mapping[str, Signal], given: Mapping[str, Any]) -> dict[str, Value]:
+    """The signals with Python's numbers for numpy's."""
+    if set(given) != set(declared):
+        raise _broken(owner, f"gave the signals {sorted(given)}, and declares {sorted(declared)}")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    for name, value in plain.items():
+        kind = declared[name].kind
+        wrong = not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool")
+        # Not-a-number is a measurement that failed, and every number would be below it for a rule.
+        if value is not None and (wrong or (isinstance(value, float) and not math.isfinite(value))):
+            raise _broken(owner, f"gave {value!r} for the signal {name}, which is a {kind}")
+    return plain
+
+
+def _broken(owner: Annotator | Filter, sentence: str) -> ClipError:
+    return ClipError(ErrorCode.ANNOTATOR_ERROR, f"{owner.name} {sentence}")

@@ -1,0 +1,101 @@
+"""A measurement that failed is a failure with a code, and what an annotator or filter gives is what it declares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from annotators.base import Annotation, Signal
+from pipeline import contract
+from pipeline.errors import ClipError, ErrorCode
+
+FRAMES = np.zeros((5, 16, 16, 3), np.uint8)
+KINDS = {
+    "n": Signal("count", "n", "int"),
+    "x": Signal("px", "x"),
+    "s": Signal("", "s", "str"),
+    "b": Signal("", "b", "bool"),
+}
+GOOD = {"n": 1, "x": 0.5, "s": "still", "b": True}
+
+
+class Owner:
+    """Gives what the test says, as an annotator and as a filter."""
+
+    name, version, weights, signals = "owner", "1", (), KINDS
+
+    def __init__(self, given: Any, tracks: Any = None, declared: tuple[str, ...] = ()) -> None:
+        self.given, self.made, self.tracks = given, tracks or {}, declared
+
+    def __call__(self, frames: Any, fps: float) -> Any:
+        if isinstance(self.given, Exception):
+            raise self.given
+        return self.given
+
+
+def annotated(owner: Any) -> Any:
+    given = owner.given
+    owner.given = given if isinstance(given, Exception) else Annotation(tracks=owner.made, signals=given)
+    return contract.annotate(owner, FRAMES, 16.0).signals
+
+
+def filtered(owner: Any) -> Any:
+    return contract.measure(owner, FRAMES, 16.0)
+
+
+@pytest.mark.parametrize("measured", [annotated, filtered])
+def test_numbers_of_numpy_become_those_of_python(measured: Any) -> None:
+    given = {"n": np.int64(1), "x": np.float32(0.5), "s": np.str_("still"), "b": np.bool_(True)}
+    found = measured(Owner(given))
+    assert found == GOOD
+    assert {type(value) for value in found.values()} == {int, float, str, bool}
+    assert measured(Owner(dict.fromkeys(KINDS))) == dict.fromkeys(KINDS), "none: does not apply"
+    assert measured(Owner(GOOD | {"x": 2})) == GOOD | {"x": 2}
+
+
+@pytest.mark.parametrize("measured", [annotated, filtered])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"x": float("nan")},
+        {"x": np.float32("inf")},
+        {"x": True},
+        {"x": "0.5"},
+        {"n": 1.5},
+        {"n": np.True_},
+        {"s": 3},
+        {"b": 1},
+        {"x": np.zeros(2)},
+        {"more": 1},
+    ],
+)
+def test_a_value_that_breaks_the_promise_is_a_failure(measured: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ClipError) as caught:
+        measured(Owner(GOOD | wrong))
+    assert caught.value.code == ErrorCode.ANNOTATOR_ERROR
+    assert "owner gave" in caught.value.detail
+
+
+def test_a_missing_signal_is_a_failure() -> None:
+    with pytest.raises(ClipError, match="declares"):
+        filtered(Owner({"n": 1}))
+
+
+def test_a_filter_that_raises_is_named() -> None:
+    with pytest.raises(ClipError) as caught:
+        filtered(Owner(ValueError("no corners")))
+    assert caught.value.code == ErrorCode.ANNOTATOR_ERROR
+    assert "owner: ValueError: no corners" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "track", [np.zeros((4, 16, 16, 3), np.uint8), np.zeros((5, 16, 16, 3), np.float32), np.zeros((5, 16, 16), np.uint8)]
+)
+def test_a_track_that_is_not_aligned_is_a_failure(track: Any) -> None:
+    with pytest.raises(ClipError, match="the clip is uint8"):
+        annotated(Owner(GOOD, {"mask": track}, ("mask",)))
+    with pytest.raises(ClipError, match="gave the tracks"):
+        annotated(Owner(GOOD, {"mask": FRAMES}))
+    assert annotated(Owner(GOOD, {"mask": FRAMES}, ("mask",))) == GOOD
