@@ -12,9 +12,16 @@ from benchmarks.kills import measure
 
 
 @pytest.mark.slow
-def test_killed_runs_end_as_an_undisturbed_one(small: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "nodes", "seed"),
+    [(3, 1, 7), pytest.param(6, 2, 1, marks=pytest.mark.long)],
+    ids=["one-node", "two-nodes"],
+)
+def test_killed_runs_end_as_an_undisturbed_one(small: Path, kills: int, nodes: int, seed: int) -> None:
     recipe = yaml.safe_dump(small_videos.RECIPE | {"commit": {"shard_mb": 0.1, "every_s": 0.5}})
-    result = measure(small, 3, 7, 1, recipe)
+    result = measure(small, kills, seed, nodes, recipe)
     assert result["problems"] == []
     assert result["clips"] == 7
-    assert sum(result["kills"].values()) == 3
+    assert sum(result["kills"].values()) == kills
+    if nodes > 1:
+        assert result["kills"]["node"] > 0

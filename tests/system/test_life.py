@@ -142,9 +142,11 @@ def test_a_layer_adds_and_a_new_annotator_supersedes(
 def test_sigterm_drains_and_the_same_command_goes_on(vdot: Any, recipe: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()
-    for seed in range(8):
+    for seed in range(16):
         small_videos.write(folder / f"{seed}.mp4", 100 + seed, shots=3)
-    process = vdot.start("ingest", folder, "--out", out, "--recipe", recipe(), "--cpus", 1)
+    # A shard as soon as there is a clip, when most of the work is still to be done.
+    eager = recipe(commit={"shard_mb": 1, "every_s": 0.1})
+    process = vdot.start("ingest", folder, "--out", out, "--recipe", eager, "--cpus", 1)
     program.poll(lambda: list((out / "shards").glob("*.tar")) or process.poll() is not None, 60, "a first shard")
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
@@ -154,12 +156,12 @@ def test_sigterm_drains_and_the_same_command_goes_on(vdot: Any, recipe: Any, tmp
     assert "stopped on request" in done.stderr
     assert "Traceback" not in done.stderr
     part = program.Out(out).samples()
-    assert 0 < len(part) < 24
+    assert 0 < len(part) < 48
     assert clean(out)
     assert vdot("ingest", folder, "--out", out, "--recipe", recipe()).returncode == 0
     whole = program.Out(out).samples()
     assert part.items() <= whole.items()
-    assert len(whole) == 24
+    assert len(whole) == 48
     assert clean(out)
 
 
