@@ -1,4 +1,4 @@
-"""The further stages of the Ray plan: clips to annotated samples with a verdict.
+"""Clips to annotated samples with a verdict: in the worker that cut them, or in further stages of the Ray plan.
 
 Whatever goes wrong with one clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
 """
@@ -35,20 +35,26 @@ class AnnotateStage:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for item in items(batch):
-            if "status" not in item.record:
-                unit = f"stage {self._number} of clip {item.record['clip_id']}"
-                go = self._watch.begin(unit)
-                if go == "stop":
-                    continue
-                if go == "dead":
-                    detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
-                    item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
-                else:
-                    failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda item=item: self._annotate(item))  # type: ignore[misc]
-                    if isinstance(failure, Failure):
-                        item.fail(failure, self._at)
-                    self._watch.end(unit)
-            yield item.table()
+            if self.annotate(item):
+                yield item.table()
+
+    def annotate(self, item: Item) -> bool:
+        """Do this stage's part of a clip, unless it is settled or was here before; False when the run is to stop."""
+        if "status" in item.record or item.record.get("stages_done", 0) > self._number:
+            return True
+        unit = f"stage {self._number} of clip {item.record['clip_id']}"
+        go = self._watch.begin(unit)
+        if go == "stop":
+            return False
+        if go == "dead":
+            detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
+            item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
+            return True
+        failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._annotate(item))
+        if isinstance(failure, Failure):
+            item.fail(failure, self._at)
+        self._watch.end(unit)
+        return True
 
     def _names(self) -> list[str]:
         return [annotator.name for annotator in self._annotators]
@@ -80,6 +86,7 @@ class AnnotateStage:
             if settled:
                 break
         item.members["json"] = json.dumps(data, allow_nan=False).encode()
+        record["stages_done"] = self._number + 1
         last = self._number == len(self._blueprint.stages) - 1
         if last or settled:
             record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}

@@ -1,4 +1,4 @@
-"""The first stage of the Ray plan: sources to clips, encoded and measured by the cheap filters.
+"""The first stage of the Ray plan: sources to clips, encoded, measured by the cheap filters, and annotated if few.
 
 Whatever goes wrong with one source or clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from annotators.base import Frames
 from pipeline import cutting, encode, shards, shots, worker
+from pipeline.annotate_stage import AnnotateStage
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.fetch import Fetched, Scratch, fetch
@@ -29,6 +30,11 @@ from pipeline.watch import WatchClient
 
 # Someone who kills the decoder may be about to kill this worker too: what it says then must not become a verdict.
 _PAUSE_S = 1.0
+
+
+# The clips of a source that has no more than this many are annotated by the worker that cut them, which saves the way
+# through Ray and the second process on a core; those of a longer source are spread over the cluster.
+_FEW = 4
 
 
 class _KilledError(Exception):
@@ -48,13 +54,15 @@ class CutStage:
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)
         self._scratch = Scratch()
         self._detector = shots.detector(blueprint.recipe.shots)
+        self._first = AnnotateStage(blueprint, 0, watch)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for work in batch.to_pylist():
             stored = json.loads(work["clip"]) if work["clip"] else None
             made = self._load(json.loads(work["manifest"]) | stored) if stored else self._source(work)
             for item in made:
-                yield item.table()
+                if item.record.pop("elsewhere", False) or self._first.annotate(item):
+                    yield item.table()
 
     def _load(self, clip: dict[str, Any]) -> Iterator[Item]:
         """A stored clip, ready to be annotated anew. Should that fail, its row still says where the old sample lies."""
@@ -85,7 +93,7 @@ class CutStage:
 
     def _source(self, work: dict[str, Any]) -> Iterator[Item]:
         """One source; tried again, as after the death of this worker, when only its decoder was killed."""
-        unit = f"source {work['uri']}"
+        unit = _unit(work["uri"])
         known = json.loads(work["known"]) if work["known"] else None
         manifest = json.loads(work["manifest"])
         base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
@@ -146,8 +154,8 @@ class CutStage:
             return
         base |= {"width": size[0], "height": size[1], "fps": self._blueprint.recipe.grid.fps}
         work = self._sandbox.stream("pipeline.cutting:clips", fetched.path, windows, size, box, base, self._blueprint)
-        left = list(windows)
-        while left and not self._watch.stopping():
+        left, unit = list(windows), _unit(base["source_uri"])
+        while left:
             cut: cutting.Cut | Failure | None = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._next(work, fetched))
             if cut is None:
                 cut = Failure(ErrorCode.INTERNAL_ERROR, "the source ended before this clip")
@@ -158,7 +166,12 @@ class CutStage:
             left.pop(0)
             lineage = self._blueprint.made_by([*self._blueprint.filters])
             record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
+            record["elsewhere"] = len(windows) > _FEW
+            # Should this worker die while it annotates the clip, the source is not to blame.
+            self._watch.end(unit)
             yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
+            if self._watch.begin(unit) != "go":
+                return
         if not left:
             # To its end, or the child would be taken for abandoned; what a file holds after its last clip is not asked.
             attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
@@ -221,6 +234,11 @@ class CutStage:
             return row | {"status": "rejected", "rule": "too_short", "detail": detail}, []
         row["windows"] = [{"clip_id": w.clip_id, **_span(w), "frames": w.frames} for w in windows]
         return row | {"status": "cut"}, windows
+
+
+def _unit(uri: str) -> str:
+    """What the watch calls a source."""
+    return f"source {uri}"
 
 
 def _check_killed(failure: Failure) -> None:

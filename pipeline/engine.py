@@ -1,7 +1,8 @@
 """The Ray plan: work in, settled blocks out, sized from whatever cluster it runs on.
 
-Ray Data moves the rows: `CutStage` -> one `AnnotateStage` per list in the recipe -> the driver, which sees references
-only. Every row is a block of its own, so that a clip goes on the moment it is made and a lost worker loses one clip.
+Ray Data moves the rows: `CutStage`, which annotates the clips of short sources itself -> one `AnnotateStage` per list
+in the recipe -> the driver, which sees references only. Every row is a block of its own, so that a clip goes on the
+moment it is made and a lost worker loses one clip.
 """
 
 from __future__ import annotations
@@ -143,22 +144,23 @@ class Engine:
             "num_cpus": RESERVED / (1 + stages),
         }
 
-        def pool(least: int, most: int) -> Any:
-            # Two tasks in flight: the next clip is already there when a worker is done with one.
-            return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2)
+        def pool(least: int, most: int, in_flight: int) -> Any:
+            return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
 
         data = ray.data.from_arrow_refs(references).map_batches(
             CutStage,
             fn_constructor_args=(blueprint, self._out, self.watch),
-            compute=pool(workers, workers),
+            # One source at a time: one that waits behind another could be done by a worker that is idle at the end.
+            compute=pool(workers, workers, 1),
             **options,
         )
         for number in range(stages):
-            # One source may have a thousand clips: this pool grows with what comes.
             data = data.map_batches(
                 AnnotateStage,
                 fn_constructor_args=(blueprint, number, self.watch),
-                compute=pool(workers, self._pool),
+                # One source may have a thousand clips: this pool grows with what comes. Two in flight: the next clip is
+                # already there when a worker is done with one.
+                compute=pool(1 if number == 0 else workers, self._pool, 2),
                 **options,
             )
         for bundle in data.iter_internal_ref_bundles():

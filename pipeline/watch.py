@@ -49,10 +49,6 @@ class Watch:
         """A new round begins: attempts that ended with the last one say nothing about their inputs."""
         self._attempts.clear()
 
-    def stopping(self) -> bool:
-        """Whether nothing new is to be begun."""
-        return self._draining
-
     def drain(self) -> None:
         """From now on nothing new is begun."""
         self._draining = True
@@ -73,9 +69,6 @@ class WatchClient:
 
     def end(self, unit: str) -> None:
         ray.get(self._handle.end.remote(unit))
-
-    def stopping(self) -> bool:
-        return bool(ray.get(self._handle.stopping.remote()))
 
     def claim(self, content: str, uri: str) -> str:
         return str(ray.get(self._handle.claim.remote(content, uri)))

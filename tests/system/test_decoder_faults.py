@@ -157,7 +157,12 @@ def test_a_fault_of_the_decoder_costs_its_source_alone(faulty: Faulty, fault: st
     [
         ("red", "WORKER_DIED", "stage 1", "moody"),
         ("green", "ANNOTATOR_ERROR", "moody", "ValueError: green is not for me (moody.py:"),
-        ("blue", "ANNOTATOR_ERROR", "moody", "moody gave a track mood of uint8 (16, 96, 128, 3); the clip is uint8 (17, 96, 128, 3)"),
+        (
+            "blue",
+            "ANNOTATOR_ERROR",
+            "moody",
+            "moody gave a track mood of uint8 (16, 96, 128, 3); the clip is uint8 (17, 96, 128, 3)",
+        ),
     ],
 )
 def test_a_fault_of_an_annotator_costs_its_clip_alone(
