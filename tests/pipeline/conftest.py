@@ -23,3 +23,13 @@ def dataset(filled: Path, tmp_path: Path) -> Any:
     """A small real OUT on a disk; see `small_dataset.py`."""
     shutil.copytree(filled, tmp_path / "out")
     return small_dataset.Dataset(str(tmp_path / "out"), tmp_path / "scratch")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with videos and other files at three depths."""
+    root = tmp_path / "tree"
+    for name in ("b.mp4", "a/2.MOV", "a/1.mkv", "a/deep/x.webm", "a/notes.txt", "c.gif", "a/odd.bin"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
