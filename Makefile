@@ -18,7 +18,7 @@ test: .venv/dev
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
 test-long: .venv/dev
 	$(BIN)/vdot-data weights
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m long -n 2 --dist loadfile
 
 # A stamp per set of extras: an install is done again when the metadata or the tested versions change.
 .venv/%: pyproject.toml constraints.txt
