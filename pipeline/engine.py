@@ -189,7 +189,8 @@ def reason(error: BaseException) -> RunError | None:
     """The `RunError` of a worker inside what Ray made of it: that one ends the run, and is no loss."""
     inside: BaseException | None = error
     while inside is not None:
-        if isinstance(inside, RunError):
+        # Ray's own error is one too, by multiple inheritance, with a traceback for a text.
+        if isinstance(inside, RunError) and not isinstance(inside, LOST):
             return inside
         inside = getattr(inside, "cause", None) or inside.__cause__
     return None

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from annotators.weights import MissingWeights, path
+from filters.rules import named
 from pipeline import listing, recipe, registry
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import PARTS, Catalog
@@ -211,7 +212,7 @@ def _go(
 def _failed_sources(catalog: Catalog) -> Iterator[Source]:
     """The sources that failed, or of which a clip did, with their manifest columns."""
     rows = catalog.connect().sql(
-        f"SELECT * EXCLUDE ({', '.join(name for name in COLUMNS.names if name not in _SOURCE)}) FROM sources "
+        f"SELECT * EXCLUDE ({', '.join(named(name) for name in COLUMNS.names if name not in _SOURCE)}) FROM sources "
         "WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
         "ORDER BY source_uri"
     )

@@ -10,6 +10,7 @@ import small_dataset
 from pipeline import listing, recipe
 from pipeline.blueprint import Blueprint
 from pipeline.errors import UsageError
+from pipeline.ingest import _failed_sources
 from pipeline.ledger import Ledger
 from pipeline.sources import Source
 
@@ -101,3 +102,9 @@ def test_a_rule_that_what_is_there_cannot_take_is_one_sentence(dataset: Any, rul
     with pytest.raises(UsageError, match="cannot be applied"):
         revised(dataset, {}, small_dataset.RECIPE.replace("rules: {", f'rules: {{odd: "{rule}", '))
     assert dataset.everything() == before
+
+
+def test_what_failed_is_listed_again_as_it_came(dataset: Any) -> None:
+    again = {source.uri: source for source in _failed_sources(dataset.catalog)}
+    assert set(again) == {"/videos/b.mp4", "/videos/c.mp4"}, "b has a clip that failed"
+    assert again["/videos/c.mp4"] == Source("/videos/c.mp4", 1000, "1", {"title": "film c", "licence": "CC0"})
