@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from annotators.base import Frames
-from pipeline import cutting, encode, fetch, registry, shots, video
+from pipeline import cutting, encode, fetch, registry, shots, video, worker
 from pipeline.annotate_stage import Timer
 from pipeline.blueprint import Blueprint
 from pipeline.engine import WORKER_ENVIRONMENT
@@ -86,7 +85,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
-    cv2.setNumThreads(1)
+    worker.prepare()
     one = _One(recipe)
     ready.wait()
     go.wait()

@@ -40,7 +40,7 @@ class Blueprint:
     def layered(cls, recipe: Recipe, annotator: str) -> Blueprint:
         """A layer on clips that exist, made by one annotator and judged by no rule. Raises `UsageError` where a track
         or a signal of it is in the clips already."""
-        registry.tracks([*recipe.annotators, annotator])
+        registry.check_tracks([*recipe.annotators, annotator])
         registry.signals([*recipe.annotators, annotator], recipe.filters)
         bare = recipe.model_copy(update={"rules": {}, "tasks": {}})
         return cls._of(bare, annotator, (), (), ((annotator,),))
@@ -56,7 +56,7 @@ class Blueprint:
     ) -> Blueprint:
         annotators = [name for stage in stages for name in stage]
         signals = registry.signals(annotators, filters)
-        registry.tracks(annotators)
+        registry.check_tracks(annotators)
         cheap = set(registry.signals([], filters))
         known = [frozenset(schema.kinds({}, manifest)) | cheap]
         for name in annotators:

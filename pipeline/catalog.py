@@ -25,6 +25,8 @@ from pipeline.schema import COLUMNS, FORMAT_VERSION
 from pipeline.storage import Folder
 
 PARTS = "catalog"
+# Rows that are in memory at once where a whole catalog passes by.
+BATCH = 10_000
 # Other files in the folder are not ours, and not read.
 _PART = re.compile(r"\d{12}\.parquet")
 

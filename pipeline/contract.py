@@ -37,16 +37,17 @@ def annotate(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
 def measure(one: Filter, frames: Frames, fps: float) -> dict[str, Value]:
     """A filter's signals of one clip. Raises `ClipError` (ANNOTATOR_ERROR) where it raises anything or breaks its
     promise."""
-    found = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: _plain(one, one.signals, one(frames, fps)))
-    if isinstance(found, Failure):
-        raise ClipError(found.code, found.detail if one.name in found.detail else f"{one.name}: {found.detail}")
-    return found
+    given = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: one(frames, fps))
+    if isinstance(given, Failure):
+        raise ClipError(given.code, f"{one.name}: {given.detail}")
+    return _plain(one, one.signals, given)
 
 
 def _plain(owner: Annotator | Filter, declared: Mapping[str, Signal], given: Mapping[str, Any]) -> dict[str, Value]:
     """The signals with Python's numbers for numpy's."""
-    if set(given) != set(declared):
-        raise _broken(owner, f"gave the signals {sorted(given)}, and declares {sorted(declared)}")
+    if not isinstance(given, Mapping) or set(given) != set(declared):
+        names = sorted(given) if isinstance(given, Mapping) else given
+        raise _broken(owner, f"gave the signals {names}, and declares {sorted(declared)}")
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
     for name, value in plain.items():
         kind = declared[name].kind

@@ -30,8 +30,6 @@ from pipeline.watch import WatchClient
 
 # Someone who kills the decoder may be about to kill this worker too: what it says then must not become a verdict.
 _PAUSE_S = 1.0
-
-
 # The clips of a source that has no more than this many are annotated by the worker that cut them, which saves the way
 # through Ray and the second process on a core; those of a longer source are spread over the cluster.
 _FEW = 4
@@ -119,8 +117,7 @@ class CutStage:
         try:
             yield from self._cut(base, fetched, known, {"fetch": time.perf_counter() - started})
         finally:
-            if self._scratch.path in fetched.path.parents:
-                fetched.path.unlink(missing_ok=True)
+            fetched.discard()
 
     def _cut(
         self, base: dict[str, Any], fetched: Fetched, known: dict[str, Any] | None, timings: dict[str, float]
@@ -179,7 +176,7 @@ class CutStage:
     def _next(self, work: Iterator[cutting.Cut], fetched: Fetched) -> cutting.Cut | None:
         cut = next(work, None)
         # A clip of other bytes must not be stored under the id of these.
-        fetched.check_unchanged(self._scratch.path)
+        fetched.check_unchanged()
         return cut
 
     def _scan(self, fetched: Fetched, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
@@ -204,7 +201,7 @@ class CutStage:
 
         ranges = self._detector(pictures())
         assert end is not None
-        fetched.check_unchanged(self._scratch.path)
+        fetched.check_unchanged()
         times = np.concatenate(parts)
         found_shots = shots_of(ranges, times, end.end_s)
         timings |= {"scan": end.seconds, "shots": detecting + time.process_time() - since}

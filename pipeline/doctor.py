@@ -178,21 +178,15 @@ def _enough(name: str, have: float, need: float, advice: str) -> Check:
 
 
 def _dataset(out: str) -> Iterator[Check]:
-    name = f"OUT {out}"
+    name, advice = f"OUT {out}", "choose another OUT"
     try:
         folder = Folder(out)
         if folder.local is not None and not folder.local.exists():
             yield Check(name, "warn", "does not exist", "`vdot-data ingest` makes it; check the name if it should")
             return
-    except UsageError as error:
-        yield Check(name, "fail", str(error), "choose another OUT")
-        return
-    try:
+        advice = "let this user write there, or choose another OUT"
         folder.check_writable()
-    except (RunError, StorageError) as error:
-        yield Check(name, "fail", str(error), "let this user write there, or choose another OUT")
-        return
-    try:
+        advice = "`vdot-data verify` says what is damaged"
         yield Check(name, "ok", "can be written to")
         if folder.local is not None:
             yield _enough(
@@ -213,4 +207,4 @@ def _dataset(out: str) -> Iterator[Check]:
         yield Check(name, "ok", f"catalog of {catalog.sequence} parts: {counts or 'no clips'}")
         yield Check(name, "ok", recipe.parse(texts[0]["recipe"], f"stored in {out}").geometry)
     except (RunError, UsageError, StorageError, ValueError, duckdb.Error) as error:
-        yield Check(name, "fail", str(error), "`vdot-data verify` says what is damaged")
+        yield Check(name, "fail", str(error), advice)

@@ -28,17 +28,23 @@ READ_AHEAD = 16 * 2**20  # bytes: one request to an object store
 class Fetched:
     """A source as a local file: the original if it is local, else a file of its own in the scratch folder.
 
-    `size` in bytes; `stamp` as in `Source`, of the very bytes that were hashed.
+    `size` in bytes; `stamp` as in `Source`, of the very bytes that were hashed; `copied` tells the two apart.
     """
 
     path: Path
     sha256: str
     size: int
     stamp: str | None
+    copied: bool
 
-    def check_unchanged(self, scratch: Path) -> None:
+    def discard(self) -> None:
+        """Remove a copy; the user's own file stays."""
+        if self.copied:
+            self.path.unlink(missing_ok=True)
+
+    def check_unchanged(self) -> None:
         """Raises ClipError (SOURCE_UNREADABLE) when the user's own file is not what was hashed any more."""
-        if scratch in self.path.parents:
+        if self.copied:
             return
         try:
             now = self.path.stat()
@@ -49,15 +55,14 @@ class Fetched:
 
 
 def fetch(source: Source, scratch: Path) -> Fetched:
-    """The bytes of a source; the caller removes the file if it lies in `scratch`.
+    """The bytes of a source; the caller discards them.
 
     Raises ClipError: SOURCE_UNREADABLE, SOURCE_EMPTY, or STORAGE_ERROR when the network stays bad; RunError
     when the scratch disk is full.
     """
     fetched = _fetched(source, scratch)
     if fetched.size == 0:
-        if fetched.path.parent == scratch:
-            fetched.path.unlink()
+        fetched.discard()
         raise ClipError(ErrorCode.SOURCE_EMPTY, f"{source.uri} has no bytes")
     return fetched
 
@@ -80,7 +85,7 @@ def _fetched(source: Source, scratch: Path) -> Fetched:
     finally:
         if not complete:
             path.unlink()
-    return Fetched(path, download.hash.hexdigest(), download.offset, download.stamp)
+    return Fetched(path, download.hash.hexdigest(), download.offset, download.stamp, copied=True)
 
 
 def _local(path: Path) -> Fetched:
@@ -96,10 +101,9 @@ def _local(path: Path) -> Fetched:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ClipError(ErrorCode.STORAGE_ERROR, f"{path}: {error}") from error
-        after = os.fstat(file.fileno())
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{path} changed while it was read")
-    return Fetched(path, digest, after.st_size, str(after.st_mtime_ns))
+    fetched = Fetched(path, digest, before.st_size, str(before.st_mtime_ns), copied=False)
+    fetched.check_unchanged()
+    return fetched
 
 
 def _opener(path: str, flags: int) -> int:

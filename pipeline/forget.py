@@ -21,13 +21,13 @@ from pipeline.catalog import Catalog, new_run_id, now, values
 from pipeline.erase import finish_forgetting
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
-from pipeline.lock import alone
+from pipeline.lock import owned
 from pipeline.lookup import find
 from pipeline.mend import committed, lose
 from pipeline.schema import PREVIEW, SAMPLE
 from pipeline.shards import Place, ShardWriter, digest, promised, sample
 from pipeline.storage import Folder
-from pipeline.sweep import FOLDERS, check_complete, unreferenced
+from pipeline.sweep import FOLDERS, unreferenced
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,7 @@ def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
         catalog = Catalog(folder, scratch.path)
         if catalog.empty():
             raise UsageError(f"{out} is not a dataset: it has no catalog.")
-        with alone(folder):
-            catalog = Catalog(folder, scratch.path)
-            check_complete(catalog)
+        with owned(folder, scratch.path) as catalog:
             finish_forgetting(catalog)
             con = catalog.connect()
             record = _record(con, what, reason)

@@ -12,22 +12,20 @@ from annotators.weights import MissingWeights, path
 from filters.rules import named
 from pipeline import listing, recipe, registry
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import PARTS, Catalog
+from pipeline.catalog import BATCH, PARTS, Catalog
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger
 from pipeline.listing import Listing
-from pipeline.lock import alone
+from pipeline.lock import owned
 from pipeline.recipe import Recipe
 from pipeline.run import Progress, Run
 from pipeline.schema import BASE_LAYER, COLUMNS
 from pipeline.sources import Source, expand
 from pipeline.storage import Folder
-from pipeline.sweep import check_complete
 
 # Columns of a source's row that make it a source again.
 _SOURCE = ("source_uri", "source_size", "source_stamp", "licence")
-_BATCH = 10_000
 
 Watcher = Callable[[Progress], None]
 
@@ -81,8 +79,7 @@ def ingest(
         blueprint = Blueprint.ingest(chosen, _manifest(listed, Catalog(folder, scratch.path), chosen))
         check_weights(blueprint)
         folder.check_writable()
-        with alone(folder):
-            catalog = Catalog(folder, scratch.path)
+        with owned(folder, scratch.path) as catalog:
             if not catalog.empty():
                 _same_geometry(chosen, stored_recipe(catalog), out)
             ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
@@ -98,8 +95,7 @@ def retry(
     watcher: Watcher = lambda _: None,
 ) -> Summary:
     """Try everything that failed in OUT once more, by its own recipe or another. Raises as `ingest`."""
-    with Scratch() as scratch, alone(_existing(out)) as folder:
-        catalog = Catalog(folder, scratch.path)
+    with Scratch() as scratch, owned(_existing(out), scratch.path) as catalog:
         stored = stored_recipe(catalog)
         chosen = recipe.load(recipe_file) if recipe_file else stored
         _same_geometry(chosen, stored, out)
@@ -124,8 +120,7 @@ def annotate(
     Clips that have the layer from this version of the annotator are left alone, and so are those for which it failed,
     unless `retry`. Raises as `ingest`.
     """
-    with Scratch() as scratch, alone(_existing(out)) as folder:
-        catalog = Catalog(folder, scratch.path)
+    with Scratch() as scratch, owned(_existing(out), scratch.path) as catalog:
         chosen = stored_recipe(catalog)
         if annotator in chosen.annotators:
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
@@ -146,8 +141,7 @@ def check_weights(blueprint: Blueprint) -> None:
 
 
 def stored_recipe(catalog: Catalog) -> Recipe:
-    """The recipe of the newest ingest into a dataset. Raises `RunError` when the catalog has gaps."""
-    check_complete(catalog)
+    """The recipe of the newest ingest into a dataset. Raises `RunError` when the catalog has none."""
     con = catalog.connect()
     row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
     if row is None:
@@ -216,7 +210,7 @@ def _failed_sources(catalog: Catalog) -> Iterator[Source]:
         "WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
         "ORDER BY source_uri"
     )
-    for batch in rows.to_arrow_reader(_BATCH):
+    for batch in rows.to_arrow_reader(BATCH):
         for row in batch.to_pylist():
             uri, size, stamp, licence = (row.pop(name) for name in _SOURCE)
             # What is left are the manifest's columns, and signals, which a source has none of.

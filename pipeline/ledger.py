@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from filters.rules import named, quoted
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog, new_run_id
+from pipeline.catalog import BATCH, Catalog, new_run_id
 from pipeline.errors import UsageError
 from pipeline.listing import SCHEMA, Listing
 from pipeline.schema import BASE_LAYER, PLACE
@@ -32,8 +32,6 @@ _WORK_SCHEMA = pa.schema(
     [*[field for field in SCHEMA if field.name != "position"], ("known", pa.string()), ("clip", pa.string())]
 )
 
-_BATCH = 10_000
-
 
 class Ledger:
     """The questions that a run asks of its listing and the catalog together."""
@@ -50,8 +48,6 @@ class Ledger:
         `rehash`: complete sources are fetched and hashed again."""
         self._catalog, self._blueprint, self._listing = catalog, blueprint, listing
         self._retry, self._rehash = retry, rehash
-        # SQL that `judge_anew` leaves for `revised`.
-        self._said = self._differs = ""
         self.run_id = new_run_id()
         self.refresh()
 
@@ -160,7 +156,7 @@ class Ledger:
             "AND status NOT IN ('same', 'forgotten') UNION ALL SELECT source_hash, '' FROM forgotten "
             "WHERE source_hash IS NOT NULL AND clip_id IS NULL"
         )
-        while rows := cursor.fetchmany(_BATCH):
+        while rows := cursor.fetchmany(BATCH):
             yield rows
 
     def accept(self, record: dict[str, Any]) -> bool | None:
@@ -176,13 +172,16 @@ class Ledger:
     def _new(self, table: str, key: str | None) -> bool:
         return bool(self._con.execute(f"INSERT OR IGNORE INTO {table} VALUES (?) RETURNING 1", [key]).fetchall())
 
-    def judge_anew(self) -> None:
-        """Judge what the catalog holds by this recipe and this listing's manifest; `revised` gives what that changes.
+    def revised(self) -> Iterator[pa.Table]:
+        """Rows, with every column they had, that the listing's manifest or the recipe's rules change.
 
-        Raises `UsageError` where a rule cannot be applied to the values that are there.
+        A manifest that says something else of a source than before (a corrected licence) changes the rows of the source
+        and of its clips. Clips get the verdict and tasks that the rules now give: one that is let through is kept if
+        its sample is stored, else pending until it is annotated. All are judged before the first row is asked for:
+        raises `UsageError` at once where a rule cannot be applied to the values that are there.
         """
         rules, con = self._blueprint.rules(), self._con
-        said, differs = self._said, self._differs = self._restated()
+        said, differs = self._restated()
         con.execute(
             f"CREATE TABLE candidate AS SELECT c.* {said}, {differs} AS vdot_restated FROM judged c "
             "LEFT JOIN stated s USING (source_uri) "
@@ -197,15 +196,10 @@ class Ledger:
             raise UsageError(
                 f"a rule or task cannot be applied to the clips that are there (TRY_CAST?): {what}"
             ) from error
+        return self._changes(said, differs)
 
-    def revised(self) -> Iterator[pa.Table]:
-        """Rows, with every column they had, that the listing's manifest or the recipe's rules change.
-
-        A manifest that says something else of a source than before (a corrected licence) changes the rows of the source
-        and of its clips. Clips get the verdict and tasks that the rules now give: one that is let through is kept if
-        its sample is stored, else pending until it is annotated.
-        """
-        con, said, differs = self._con, self._said, self._differs
+    def _changes(self, said: str, differs: str) -> Iterator[pa.Table]:
+        con = self._con
         judged = """
             SELECT c.* EXCLUDE (vdot_fresh, vdot_restated)
                 REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
@@ -227,7 +221,7 @@ class Ledger:
                 OR s.licence IS NOT NULL AND s.licence IS DISTINCT FROM c.licence)
         """
         for sql, finish in ((judged, self._explained), (others, lambda rows: rows)):
-            for batch in con.cursor().sql(sql).to_arrow_reader(_BATCH):
+            for batch in con.cursor().sql(sql).to_arrow_reader(BATCH):
                 if batch.num_rows:
                     yield finish(pa.Table.from_batches([batch]))
         for table in ("candidate", "verdict", "fit", "stated"):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from pipeline.catalog import Catalog
 from pipeline.errors import RunError
 from pipeline.storage import Folder
+from pipeline.sweep import check_complete
 
 
 @contextmanager
@@ -29,3 +32,12 @@ def alone(out: Folder) -> Iterator[Folder]:
         except BlockingIOError as error:
             raise RunError(f"another run is writing to {out.url}; wait for it, or stop it first.") from error
         yield out
+
+
+@contextmanager
+def owned(out: Folder, scratch: Path) -> Iterator[Catalog]:
+    """The catalog of an OUT that is the caller's alone. Raises `RunError` as `alone`, and when the catalog has gaps."""
+    with alone(out):
+        catalog = Catalog(out, scratch)
+        check_complete(catalog)
+        yield catalog

@@ -7,17 +7,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import BATCH
 from pipeline.errors import ErrorCode
 from pipeline.fetch import Scratch
-from pipeline.lock import alone
+from pipeline.lock import owned
 from pipeline.schema import COLUMNS, PREVIEW, SAMPLE
 from pipeline.storage import Folder
-from pipeline.sweep import check_complete
 from pipeline.verify import Report
 
 _DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])
-_BATCH = 10_000
 
 
 def mark_failed(report: Report) -> int:
@@ -27,10 +25,7 @@ def mark_failed(report: Report) -> int:
     keeps its verdict. Raises `RunError` when another run is writing to the dataset, or when its catalog has gaps.
     """
     failed = 0
-    folder = Folder(report.out)
-    with Scratch() as scratch, alone(folder):
-        catalog = Catalog(folder, scratch.path)
-        check_complete(catalog)
+    with Scratch() as scratch, owned(Folder(report.out), scratch.path) as catalog:
         con = catalog.connect()
         con.register("given", pa.Table.from_pylist([asdict(one) for one in report.damage], schema=_DAMAGE))
         con.execute("CREATE TEMP TABLE damage AS FROM given")
@@ -40,7 +35,7 @@ def mark_failed(report: Report) -> int:
             for what, place in (("sample", SAMPLE), ("preview", PREVIEW))
         )
         rows = con.sql(f"FROM (SELECT *, {hit} FROM clips c) WHERE vdot_sample OR vdot_preview ORDER BY clip_id, layer")
-        for batch in rows.to_arrow_reader(_BATCH):
+        for batch in rows.to_arrow_reader(BATCH):
             marked = batch.to_pylist()
             for row in marked:
                 shard, sample, preview = row["shard"], row.pop("vdot_sample"), row.pop("vdot_preview")

@@ -72,14 +72,13 @@ def signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Sign
     return found
 
 
-def tracks(annotators: Iterable[str]) -> tuple[str, ...]:
-    """Every track that these make. Raises `UsageError` when two make the same one."""
+def check_tracks(annotators: Iterable[str]) -> None:
+    """Raises `UsageError` when two of these make the same track."""
     found: dict[str, str] = {}
     for name in annotators:
         for track in annotator(name).tracks:
             if found.setdefault(track, name) != name:
                 raise UsageError(f"{found[track]!r} and {name!r} both make the track {track!r}")
-    return tuple(found)
 
 
 def weights() -> dict[str, Weight]:

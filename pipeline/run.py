@@ -29,7 +29,7 @@ from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
 from pipeline.schema import BASE_LAYER
-from pipeline.sweep import check_complete, sweep
+from pipeline.sweep import sweep
 
 log = logging.getLogger("vdot_data")
 
@@ -69,18 +69,15 @@ class Run:
 
         Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
         """
-        check_complete(self._catalog)
         # Before anything is written: a recipe that cannot judge what is there must not become that of OUT.
-        if self._blueprint.layer == BASE_LAYER:
-            self._ledger.judge_anew()
+        revised = self._ledger.revised() if self._blueprint.layer == BASE_LAYER else iter(())
         self._commit_rows([self._row_of_run()])
         finish_forgetting(self._catalog)
         swept = sweep(self._catalog)
         if swept:
             log.info("removed %d unfinished files of earlier runs", len(swept))
-        if self._blueprint.layer == BASE_LAYER:
-            for table in self._ledger.revised():
-                self._catalog.commit(table)
+        for table in revised:
+            self._catalog.commit(table)
         self._ledger.refresh()
         if self._ledger.work():
             self._rounds(address, cpus, watchers)
@@ -95,8 +92,8 @@ class Run:
             _Stop() as stop,
         ):
             while self._ledger.work() and not stop.asked:
-                before = self._ledger.work(), -self._ledger.settled()
-                self.progress.work = self._ledger.work()
+                work, settled = self._ledger.work(), self._ledger.settled()
+                self.progress.work = work
                 self.progress.done = 0
                 last = "no worker could be started"
                 try:
@@ -112,8 +109,8 @@ class Run:
                     log.warning("part of the cluster was lost; going on with what is missing: %s", last)
                 self._ledger.refresh()
                 # A source that fails again is no work any more, and a new one settles without being less work.
-                after = self._ledger.work(), -self._ledger.settled()
-                fruitless = 0 if after[0] < before[0] or after[1] < before[1] else fruitless + 1
+                gained = self._ledger.work() < work or self._ledger.settled() > settled
+                fruitless = 0 if gained else fruitless + 1
                 if fruitless > FRUITLESS:
                     raise RunError(
                         f"{self._ledger.work()} sources or clips got no verdict in {fruitless} rounds ({last}). "

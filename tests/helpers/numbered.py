@@ -69,6 +69,17 @@ def write(
     return path
 
 
+def remuxed(source: Path, target: Path, **options: str) -> Path:
+    """The same packets in another container, or in one written with other options."""
+    with av.open(source) as given, av.open(target, "w", options=options) as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return target
+
+
 def code_of(path: Path, limit: int = LIMIT) -> tuple[ErrorCode, str]:
     with pytest.raises(ClipError) as caught:
         list(video.frames(path, video.probe(path, limit)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
+from numbered import remuxed, write
 
 from pipeline import cutting, recipe, video
 from pipeline.blueprint import Blueprint
@@ -17,15 +18,9 @@ from pipeline.grid import shots_of
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """Four seconds that change all the time."""
-    path = tmp_path / "a.mp4"
     noise = np.random.default_rng(0).integers(0, 255, (96, 264, 3), np.uint8)
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=25, width=160, height=96, pix_fmt="yuv420p")
-        for index in range(100):
-            picture = np.ascontiguousarray(noise[:, index : index + 160])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        container.mux(stream.encode(None))
-    return path
+    pictures = (np.ascontiguousarray(noise[:, index : index + 160]) for index in range(100))
+    return write(tmp_path / "a.mp4", pictures)
 
 
 @pytest.mark.parametrize(("budget", "decodes"), [(cutting.KEPT_BYTES, 1), (0, 2), (20 * 160 * 96, 2)])
@@ -54,14 +49,8 @@ def test_what_was_kept_is_what_is_decoded_again(
 
 
 def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: Path) -> None:
-    path = tmp_path / "a.mp4"
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=16, width=160, height=96, pix_fmt="yuv420p")
-        for index in range(51):
-            level = 200 if index < 17 else 60
-            picture = np.full((96, 160, 3), level, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        container.mux(stream.encode(None))
+    pictures = (np.full((96, 160, 3), 200 if index < 17 else 60, np.uint8) for index in range(51))
+    path = write(tmp_path / "a.mp4", pictures, unit=Fraction(1, 16))
     text = "grid: {frames: 17, min_frames: 17}\nfilters: [luma]\ntasks: {}\n"
     text += "rules: {odd: \"CAST(CASE WHEN luma > 100 THEN 'bright' ELSE '1' END AS INT) > 3\"}"
     blueprint = Blueprint.ingest(recipe.parse(text, "test"), ())
@@ -75,13 +64,7 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
 
 
 def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
-    late = tmp_path / "late.ts"
-    with av.open(source) as given, av.open(late, "w", options={"output_ts_offset": "50000"}) as container:
-        stream = container.add_stream_from_template(given.streams.video[0])
-        for packet in given.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                container.mux(packet)
+    late = remuxed(source, tmp_path / "late.ts", output_ts_offset="50000")
     text = "grid: {frames: 17, min_frames: 9}\ncrop_bars: true\nlimits: {duration_s: 60}"
     *parts, end = cutting.scan(late, Blueprint.ingest(recipe.parse(text, "test"), ()))
     assert isinstance(end, cutting.Scanned)

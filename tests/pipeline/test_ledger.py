@@ -23,9 +23,7 @@ def revised(
     listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
     columns = tuple(dict.fromkeys([*listed.manifest, "title"]))
     dataset.blueprint = Blueprint.ingest(recipe.parse(text, "of the test"), columns)
-    ledger = Ledger(dataset.catalog, dataset.blueprint, listed)
-    ledger.judge_anew()
-    tables = list(ledger.revised())
+    tables = list(Ledger(dataset.catalog, dataset.blueprint, listed).revised())
     for table in tables:
         dataset.catalog.commit(table)
     return [row for table in tables for row in table.to_pylist()]
@@ -83,7 +81,6 @@ def test_a_corrected_manifest_does_not_hide_that_the_file_changed(dataset: Any) 
     sources = [Source("/videos/a.mp4", 2000, "2", {"licence": "CC-BY-NC"})]
     listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
     ledger = Ledger(dataset.catalog, dataset.blueprint, listed)
-    ledger.judge_anew()
     for table in ledger.revised():
         dataset.catalog.commit(table)
     ledger.refresh()

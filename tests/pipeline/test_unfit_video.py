@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from numbered import code_of, four_corners, numbered, whole, write
+from numbered import code_of, four_corners, numbered, remuxed, whole, write
 
 from pipeline.errors import ErrorCode
 
@@ -66,14 +66,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, name: str, share: float) ->
     noise = np.random.default_rng(0).integers(0, 255, (150, 64, 64, 3), dtype=np.uint8)
     path = write(tmp_path / name, noise, codec=codec, options=options)
     if name == "t.mp4":  # the index first, else nothing at all can be read of the rest
-        faststart = tmp_path / "f.mp4"
-        with av.open(path) as source, av.open(faststart, "w", options={"movflags": "faststart"}) as target:
-            stream = target.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.dts is not None:
-                    packet.stream = stream
-                    target.mux(packet)
-        path = faststart
+        path = remuxed(path, tmp_path / "f.mp4", movflags="faststart")
     whole(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
