@@ -76,7 +76,10 @@ class Annotator(Protocol):
 
 
 class Filter(Protocol):
-    """A quality measurement on a clip's frames: signals alone, cheap, measured before any annotator runs."""
+    """A quality measurement on a clip's frames: signals alone, cheap, measured before any annotator runs.
+
+    One that needs weights declares them as an annotator does.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]

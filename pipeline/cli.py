@@ -25,6 +25,9 @@ app = typer.Typer(
 # A copy of stderr, which `engine` points elsewhere for a moment.
 console = Console(file=os.fdopen(os.dup(2), "w"))
 
+# What typer exits with for Ctrl-C.
+_INTERRUPTED = 130
+
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join: auto, or HOST:6379.")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]
@@ -215,8 +218,12 @@ def main() -> None:
     try:
         for argument in sys.argv:
             if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
-                raise UsageError(f"the argument {argument!r} is not UTF-8; name the folder that holds it instead")
+                raise UsageError(f"the argument {argument!r} is not UTF-8, and no catalog can hold it: rename the file")
         app()
+    except SystemExit as end:
+        if end.code != _INTERRUPTED:
+            raise
+        _end(1, "stopped on request; whatever was committed is kept, and the same command goes on from here")
     except UsageError as error:
         _end(2, str(error))
     except ImportError as error:

@@ -16,6 +16,7 @@ from pipeline.run import Progress
 
 # A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
 LINE_S = 10.0
+PENDING = "The rule met a value that is not known (a licence?), or annotators are yet to run: `vdot-data explain`."
 
 
 def text(progress: Progress) -> str:
@@ -81,7 +82,7 @@ def closing(summary: Summary) -> Table:
     for what, tallies in (("clips", summary.clips), ("sources", summary.sources)):
         for status, reasons in tallies.items():
             for reason, count in reasons.items():
-                advice = ADVICE[ErrorCode(reason)] if status == "failed" else ""
+                advice = ADVICE[ErrorCode(reason)] if status == "failed" else PENDING if status == "pending" else ""
                 table.add_row(*map(escape, (what, status, reason, str(count), advice)))
         table.add_section()
     return table

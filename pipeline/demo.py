@@ -46,8 +46,8 @@ PLAIN = (
     + """\
 stages: [[scribble, pose]]
 rules:
-  too_dark: luma < 20
-  blurred: sharpness < 5
+  too_dark: luma < 40
+  blurred: sharpness < 0.3
 tasks:
   scribble: scribble_density > 0.002
   pose: pose_coverage >= 0.8

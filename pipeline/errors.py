@@ -30,9 +30,9 @@ class ErrorCode(StrEnum):
 
 
 ADVICE: dict[ErrorCode, str] = {
-    ErrorCode.SOURCE_UNREADABLE: "Check that the file exists and that workers may read it, then `vdot-data retry`.",
+    ErrorCode.SOURCE_UNREADABLE: "It must be a plain file that workers may read: see to it, then `vdot-data retry`.",
     ErrorCode.SOURCE_EMPTY: "The file has no bytes: fetch it again from where it came.",
-    ErrorCode.NOT_VIDEO: "No video stream in it: leave it out, or check that the download was not an error page.",
+    ErrorCode.NOT_VIDEO: "FFmpeg finds no video in it: leave it out, or fetch it again if it should be one.",
     ErrorCode.DECODE_ERROR: "The file is damaged or cut short: fetch it again, or re-encode it with ffmpeg.",
     ErrorCode.DECODE_CRASH: "The decoder died on this file, and on nothing else: re-encode it or leave it out.",
     ErrorCode.DECODE_TIMEOUT: "The decoder stood still: re-encode the file, or raise `limits.stall_s` and retry.",

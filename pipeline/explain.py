@@ -39,7 +39,7 @@ def explain(out: str, what: str) -> Facts:
     with Scratch() as scratch:
         catalog = Catalog(Folder(out), scratch.path)
         if catalog.empty():
-            raise UsageError(f"{out} is not a dataset: it has no catalog.")
+            raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
         con = catalog.connect()
         found = find(con, what)
         facts = _clip(con, found.clip_id) if found.clip_id else _source(con, found.source_uri)

@@ -92,7 +92,9 @@ def _local(path: Path) -> Fetched:
     try:
         file = open(path, "rb", opener=_opener)  # noqa: SIM115
     except (OSError, ValueError) as error:
-        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{path}: {error}") from error
+        # As `sources` writes bytes that are no text.
+        odd = " (its name is not UTF-8: rename it)" if re.search(r"\\x[0-9a-f]{2}", str(path)) else ""
+        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{path}: {error}{odd}") from error
     with file:
         before = os.fstat(file.fileno())
         if not stat.S_ISREG(before.st_mode):

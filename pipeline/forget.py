@@ -56,7 +56,7 @@ def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
     with Scratch() as scratch:
         catalog = Catalog(folder, scratch.path)
         if catalog.empty():
-            raise UsageError(f"{out} is not a dataset: it has no catalog.")
+            raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
         with owned(folder, scratch.path) as catalog:
             finish_forgetting(catalog)
             con = catalog.connect()
@@ -168,7 +168,9 @@ def _move(row: dict[str, Any], place: tuple[str, ...], new: dict[str, Place] | N
 
 def summary(done: Forgotten) -> str:
     """What is gone, for people."""
-    text = f"forgot {len(done.sources)} sources and {len(done.clips)} clips for good"
+    sources, clips = len(done.sources), len(done.clips)
+    named = f": {', '.join(done.sources or done.clips)}" if sources + clips else ""
+    text = f"forgot {sources} sources and {clips} clips for good{named}"
     text += f"; {done.rewritten} shards were written anew" if done.rewritten else ""
     if done.damaged:
         text += f"\n{len(done.damaged)} damaged shards are gone; `vdot-data retry` makes their other clips again"

@@ -131,13 +131,12 @@ def annotate(
 
 def check_weights(blueprint: Blueprint) -> None:
     """Raises `UsageError` when a weight of the blueprint is missing here or is not what it should be."""
-    for stage in blueprint.stages:
-        for name in stage:
-            for weight in registry.annotator(name).weights:
-                try:
-                    path(weight)
-                except MissingWeights as error:
-                    raise UsageError(str(error)) from error
+    annotators = [name for stage in blueprint.stages for name in stage]
+    for weight in registry.weights(annotators, blueprint.filters).values():
+        try:
+            path(weight)
+        except MissingWeights as error:
+            raise UsageError(str(error)) from error
 
 
 def stored_recipe(catalog: Catalog) -> Recipe:

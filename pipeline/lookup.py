@@ -13,6 +13,8 @@ from pipeline.errors import UsageError
 
 # Fewer digits are more likely a mistake than a name.
 SHORTEST = 6
+# Jaro-Winkler similarity of names of which one may be meant for the other.
+_LIKE = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,13 @@ def _near(con: duckdb.DuckDBPyConnection, what: str) -> str:
         return f": it was forgotten on {gone[0]['started']}" + (f" ({gone[0]['detail']})" if gone[0]["detail"] else "")
     rows = values(
         con,
-        "SELECT name FROM (SELECT clip_id AS name, clip_id AS match FROM clips UNION ALL SELECT source_uri, "
+        "SELECT name, jaro_winkler_similarity(match, ?) AS likeness FROM ("
+        "SELECT clip_id AS name, clip_id AS match FROM clips UNION ALL SELECT source_uri, "
         f"{_FILE} FROM sources UNION ALL SELECT source_uri, source_uri FROM sources) "
-        "ORDER BY jaro_winkler_similarity(match, ?) DESC, name LIMIT 1",
+        "ORDER BY likeness DESC, name LIMIT 1",
         [what],
     )
-    return f"; the nearest name is {rows[0]['name']}" if rows else "; it is empty"
+    if not rows:
+        return "; it is empty"
+    near = rows[0]["likeness"] >= _LIKE
+    return f"; the nearest name is {rows[0]['name']}" if near else "; name a clip id, a file name or a URI"

@@ -57,8 +57,8 @@ class Recipe(Strict):
     grid: Grid = Grid()
     shots: Literal["transnetv2", "adaptive"] = "transnetv2"
     crop_bars: bool = False
-    filters: tuple[str, ...] = ("duration", "luma", "contrast", "sharpness")
-    stages: tuple[tuple[str, ...], ...] = (("flow", "scribble", "pose"),)
+    filters: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
     rules: Mapping[str, str] = Field(default_factory=dict)
     tasks: Mapping[str, str] = Field(default_factory=dict)
     score_all: bool = False
@@ -166,4 +166,5 @@ def load(path: Path | None) -> Recipe:
     try:
         return parse(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the recipe {path}: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the recipe {path}: {why}") from error

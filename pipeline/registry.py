@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from annotators.base import Annotator, Filter, Signal, Weight
 from filters.rules import did_you_mean
 from pipeline.errors import ErrorCode, Failure, UsageError, attempt
+from pipeline.shots import TransNet
 
 Group = Literal["annotators", "filters"]
 
@@ -72,6 +73,12 @@ def signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Sign
     return found
 
 
+def maker(signal: str) -> str | None:
+    """The name of a registered annotator or filter that measures this signal, or None."""
+    owners = _owners(sorted(available("annotators")), sorted(available("filters")))
+    return next((owner.name for owner in owners if signal in owner.signals), None)
+
+
 def check_tracks(annotators: Iterable[str]) -> None:
     """Raises `UsageError` when two of these make the same track."""
     found: dict[str, str] = {}
@@ -81,21 +88,33 @@ def check_tracks(annotators: Iterable[str]) -> None:
                 raise UsageError(f"{found[track]!r} and {name!r} both make the track {track!r}")
 
 
-def weights() -> dict[str, Weight]:
-    """Every weight of every registered annotator, by id. Raises `UsageError` when two different ones share an id."""
-    found: dict[str, Weight] = {}
-    for name in sorted(available("annotators")):
-        for weight in annotator(name).weights:
+def weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:
+    """The weights of these, by id; of every registered annotator and filter, and of the shot detector, where none are
+    named.
+
+    Raises `UsageError` when two different ones share an id.
+    """
+    found = {weight.id: weight for weight in TransNet.weights} if annotators is None and filters is None else {}
+    annotators = sorted(available("annotators")) if annotators is None else annotators
+    filters = sorted(available("filters")) if filters is None else filters
+    for owner in _owners(annotators, filters):
+        for weight in _weights_of(owner):
             if found.setdefault(weight.id, weight) != weight:
-                raise UsageError(f"two annotators mean different files by the weight {weight.id!r}")
+                raise UsageError(f"two annotators or filters mean different files by the weight {weight.id!r}")
     return found
+
+
+def _weights_of(owner: type[Filter] | type[Annotator]) -> tuple[Weight, ...]:
+    # Few filters have any, and those without need not say so.
+    used: tuple[Weight, ...] = getattr(owner, "weights", ())
+    return used
 
 
 def lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
     """Who makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
     made: list[dict[str, Any]] = []
     for owner in _owners(annotators, filters):
-        used: tuple[Weight, ...] = getattr(owner, "weights", ())
+        used = _weights_of(owner)
         made.append(
             {
                 "name": owner.name,

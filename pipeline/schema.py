@@ -112,7 +112,8 @@ def full(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
         if name.lower().startswith(RESERVED):
             raise UsageError(f"the column {name!r}: names that begin with {RESERVED} are taken; rename it")
         if name.lower() in taken:
-            raise UsageError(f"the column {name!r} of the manifest or of a signal is taken by another one; rename it")
+            of = "signal" if name in signals else "manifest column"
+            raise UsageError(f"the {of} {name!r} would be a second column of that name in the catalog; rename it")
         taken.add(name.lower())
         schema = schema.append(pa.field(name, kind))
     return schema

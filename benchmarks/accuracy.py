@@ -1,0 +1,269 @@
+"""How well rules and signals tell what is known of a folder of labelled clips: what they find, miss and wrongly claim.
+
+The folder holds videos and `labels.json`, a list of {"file", "kind", "tags", "shows", "path", "truth"}. `kind` is
+"original" for a clip that nobody has touched; a derived one names in `path` what it was made from ("-i dev/NAME").
+The clips go through ingest as anybody's would, with every signal measured (`score_all`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from pipeline import recipe as recipes
+from pipeline import video
+from pipeline.catalog import Catalog
+from pipeline.errors import UsageError
+from pipeline.fetch import Scratch
+from pipeline.ingest import ingest
+from pipeline.recipe import Recipe
+from pipeline.storage import Folder
+
+# What a clip keeps when another one is made from it.
+_INHERITED = frozenset({"person", "face", "grayscale"})
+_MADE_FROM = re.compile(r"-i \S*?([^/\s]+\.(?:mp4|mkv|webm|avi|mov))")
+# Cuts that are known only from an original's description.
+_TOLD_CUTS = re.compile(r"hard cuts at ([\d,]+)")
+# The clips are trusted to be no larger.
+_PIXELS = 8192 * 4320
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of clip: the tags that say a file is one, and what should find it.
+
+    `rules`: any of these of the recipe; a predicate of its own where no rule is meant. `excused`: files with one of
+    these tags are not counted, as either answer is right there. `among`: others are counted only with one of these.
+    """
+
+    name: str
+    tags: frozenset[str]
+    rules: tuple[str, ...] = ()
+    predicate: str = ""
+    excused: frozenset[str] = frozenset()
+    among: frozenset[str] = frozenset()
+
+    def counts(self, tags: frozenset[str]) -> bool:
+        """Whether a file with these tags says anything of this kind."""
+        return bool(tags & self.tags) or (not tags & self.excused and (not self.among or bool(tags & self.among)))
+
+
+def _kind(name: str, tags: str, rules: str = "", predicate: str = "", excused: str = "", among: str = "") -> Kind:
+    sets = [frozenset(text.split()) for text in (tags, excused, among)]
+    return Kind(name, sets[0], tuple(rules.split()), predicate, *sets[1:])
+
+
+KINDS = (
+    _kind("still, slideshow", "still slideshow", "still slideshow"),
+    # Shots leave fades out.
+    _kind("dark", "dark", "too_dark black", excused="fade"),
+    _kind("bright", "overexposed", "too_bright"),
+    _kind("blur", "blur", "blurred"),
+    _kind("noise", "noise", "noisy"),
+    _kind("compression damage", "blocky", "damaged", excused="degraded"),
+    _kind("letterbox, pillarbox", "letterbox pillarbox", "bars"),
+    _kind("blurred sides", "blurpad", "blurred_sides"),
+    _kind("grayscale", "grayscale", "grayscale"),
+    _kind("flash", "flash", "flashing", excused="flicker"),
+    _kind("shake", "shake", "shaky", excused="handheld"),
+    _kind("subtitles, titles", "text", "overlay_text", excused="watermark"),
+    _kind("watermark", "watermark", "watermark", excused="text"),
+    # Only of clips with these tags is the camera known.
+    _kind("camera pans", "known_flow", predicate="camera = 'pan'", among="camera_motion static_camera"),
+    _kind("camera zooms", "zoom", predicate="camera = 'zoom'", among="camera_motion static_camera"),
+    _kind("camera shakes", "shake", predicate="camera = 'shake'", among="camera_motion static_camera"),
+    _kind("camera stands", "static_camera", predicate="camera = 'still'", among="camera_motion"),
+    _kind("people", "person", predicate="pose_coverage >= 0.5"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How one kind of clip was told: files found of those that are one, false alarms among the untouched others."""
+
+    kind: str
+    by: str
+    found: int
+    of: int
+    false_alarms: int
+    others: int
+    missed: list[str]
+    alarms: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """A signal held against a known number: the largest error over these files."""
+
+    signal: str
+    unit: str
+    largest: float
+    files: int
+    worst: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Label:
+    file: str
+    original: bool
+    tags: frozenset[str]
+    truth: dict[str, Any]
+    fps: float
+
+
+def measure(folder: Path, recipe_file: Path | None, out: Path | None) -> dict[str, Any]:
+    """Ingest the labelled clips (into `out`, to go on from there, or a folder that is removed) and score them.
+
+    Raises `UsageError` for a folder without labels, and what `ingest` raises.
+    """
+    labels = _labels(folder)
+    recipe = recipes.load(recipe_file).model_copy(update={"score_all": True})
+    with tempfile.TemporaryDirectory(prefix="vdot-bench-") as temporary, Scratch() as scratch:
+        file = Path(temporary) / "recipe.yaml"
+        file.write_text(recipe.text)
+        where = str(out or Path(temporary) / "out")
+        ingest([str(folder / label.file) for label in labels], where, recipe_file=file)
+        con = Catalog(Folder(where), scratch.path).connect()
+        return {
+            "files": len(labels),
+            "kinds": [asdict(found) for found in (_cuts(labels, con), *_kinds(labels, con, recipe))],
+            "errors": [asdict(error) for error in (*_boxes(labels, folder), *_pans(labels, con, recipe.grid.fps))],
+        }
+
+
+def _labels(folder: Path) -> list[_Label]:
+    try:
+        entries = {entry["file"]: entry for entry in json.loads((folder / "labels.json").read_text())}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{folder} needs a labels.json, a list of objects with a file each: {error}") from error
+    labels = []
+    for name, entry in entries.items():
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder / 'labels.json'} names {name}, which is not there")
+        tags = frozenset(entry.get("tags", ())) | (_tags_of_line(name, entries) & _INHERITED)
+        truth = entry.get("truth") or {}
+        told = _TOLD_CUTS.search(entry.get("shows", ""))
+        if told:
+            truth = {"cuts_frames": [int(number) for number in told[1].split(",")]} | truth
+        labels.append(_Label(name, entry.get("kind") != "derived", tags, truth, float(entry.get("fps") or 0)))
+    return labels
+
+
+def _tags_of_line(name: str, entries: dict[str, Any]) -> frozenset[str]:
+    """The tags of a clip and of everything that it was made from."""
+    entry = entries.get(name, {})
+    made_from = set(_MADE_FROM.findall(entry.get("path", ""))) - {name} if entry.get("kind") == "derived" else ()
+    return frozenset(entry.get("tags", ())).union(*(_tags_of_line(one, entries) for one in made_from))
+
+
+def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Found]:
+    """A file is told by any of its clips; one that makes no clip, and a kind without a rule, are left out."""
+    made = {Path(uri).name for (uri,) in con.execute("SELECT DISTINCT source_uri FROM clips").fetchall()}
+    labels = [label for label in labels if label.file in made]
+    for kind in KINDS:
+        rules = [rule for rule in kind.rules if rule in recipe.rules]
+        if not rules and not kind.predicate:
+            continue
+        predicate = kind.predicate or " OR ".join(f"({recipe.rules[rule]}\n)" for rule in rules)
+        rows = con.execute(f"SELECT source_uri, bool_or({predicate}) FROM clips WHERE layer = 'base' GROUP BY 1")
+        told = {Path(uri).name for uri, answer in rows.fetchall() if answer}
+        counted = [label for label in labels if kind.counts(label.tags)]
+        yield _found(kind.name, kind.predicate or ", ".join(rules), kind.tags, counted, told)
+
+
+def _found(name: str, by: str, tags: frozenset[str], labels: list[_Label], told: set[str]) -> Found:
+    meant = {label.file for label in labels if label.tags & tags}
+    others = {label.file for label in labels if label.original} - meant
+    missed, alarms = sorted(meant - told), sorted(others & told)
+    return Found(name, by, len(meant & told), len(meant), len(alarms), len(others), missed, alarms)
+
+
+def _cuts(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
+    """Hard cuts by frame, dissolves by time; in files that have neither, any cut is a false alarm."""
+    rows = con.execute("SELECT source_uri, source_fps, shots FROM sources WHERE shots IS NOT NULL").fetchall()
+    found, of, others, missed, alarms = 0, 0, 0, [], []
+    for label in labels:
+        shots = next(((fps, each) for uri, fps, each in rows if Path(uri).name == label.file), None)
+        known = label.truth.keys() & {"cuts_frames", "cuts_s", "dissolve_s"}
+        if shots is None or (label.tags & {"cuts", "fade"} and not known):
+            continue
+        fps, each = shots
+        # (first frame that may be of the new shot, last one), from one shot to the next
+        seen = [(before["last"] + 1, after["first"]) for before, after in pairwise(each)]
+        true = [(cut, cut) for cut in label.truth.get("cuts_frames", ())]
+        true += [(round(at * fps), round(at * fps)) for at in label.truth.get("cuts_s", ())]
+        if "dissolve_s" in label.truth:
+            true.append(tuple(round(at * fps) for at in label.truth["dissolve_s"]))
+        matched = {(low, high) for low, high in true for first, last in seen if first <= high and low <= last}
+        false = [cut for cut in seen if not any(cut[0] <= high and low <= cut[1] for low, high in true)]
+        found, of, others = found + len(matched), of + len(true), others + (not true)
+        missed += [f"{label.file} at frame {low}" for low, high in true if (low, high) not in matched]
+        alarms += [f"{label.file} at frame {first}" for first, _ in false]
+    return Found("cuts", "shots", found, of, len(alarms), others, missed, alarms)
+
+
+def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
+    """The content box that `crop_bars` cuts to."""
+    errors: dict[str, float] = {}
+    for label in labels:
+        box, across = label.truth.get("content_box"), label.truth.get("content_box_x")
+        if box is None and across is None:
+            continue
+        path = folder / label.file
+        found = video.content_box(path, video.probe(path, _PIXELS))
+        if found is None:
+            errors[label.file] = float("inf")
+        else:
+            errors[label.file] = float(
+                np.abs(np.subtract(found, box) if box else np.subtract(found[::2], np.array(across))).max()
+            )
+    yield from _largest("content box", "px", errors)
+
+
+def _pans(labels: list[_Label], con: duckdb.DuckDBPyConnection, fps: float) -> Iterator[Error]:
+    """Known flow in source pixels a source frame, against the clips' mean motion brought to the same unit."""
+    for signal in ("motion", "camera_pan"):
+        errors: dict[str, float] = {}
+        for label in (label for label in labels if "flow" in label.truth and label.fps):
+            rows = con.execute(
+                f"SELECT {signal} * greatest(source_width / width, source_height / height) FROM clips "
+                "WHERE layer = 'base' AND suffix(source_uri, ?) AND source_width IS NOT NULL",
+                ["/" + label.file],
+            ).fetchall()
+            known = float(np.hypot(*label.truth["flow"]))
+            errors[label.file] = max(abs(length * fps / label.fps - known) for (length,) in rows)
+        yield from _largest(f"flow of a known pan ({signal})", "px/frame", errors)
+
+
+def _largest(signal: str, unit: str, errors: dict[str, float]) -> Iterator[Error]:
+    if errors:
+        worst = max(errors, key=lambda file: errors[file])
+        yield Error(signal, unit, round(errors[worst], 3), len(errors), worst)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as the README's Markdown tables."""
+    lines = [
+        "| what | told by | found | false alarms (untouched clips) | precision | recall |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in result["kinds"]:
+        claimed = kind["found"] + kind["false_alarms"]
+        precision = f"{kind['found'] / claimed:.2f}" if claimed else "-"
+        recall = f"{kind['found'] / kind['of']:.2f}" if kind["of"] else "-"
+        counts = f"{kind['found']} of {kind['of']} | {kind['false_alarms']} of {kind['others']}"
+        lines.append(f"| {kind['kind']} | `{kind['by']}` | {counts} | {precision} | {recall} |")
+    lines += ["", "| what | largest error | files |", "|---|---|---|"]
+    lines += [
+        f"| {error['signal']} | {error['largest']} {error['unit']} | {error['files']} |" for error in result["errors"]
+    ]
+    return "\n".join(lines)

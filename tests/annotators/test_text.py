@@ -1,0 +1,103 @@
+"""Words on the screen are read and told from words in the scene, on made pictures and on real clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numbered import LIMIT
+
+from annotators import weights
+from annotators.text import Text
+from pipeline import video
+
+CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+
+
+@pytest.fixture(scope="module")
+def reader() -> Text:
+    try:
+        return Text()
+    except weights.MissingWeights as missing:
+        pytest.skip(str(missing))
+
+
+def passing(count: int = 21) -> Any:
+    """A street that passes by, uint8 [count, 272, 480, 3]."""
+    rng = np.random.default_rng(4)
+    coarse = cv2.resize(rng.integers(40, 200, (18, 60, 3), np.uint8), (1400, 272), interpolation=cv2.INTER_CUBIC)
+    return np.stack([coarse[:, 20 * k : 20 * k + 480] for k in range(count)])
+
+
+def write(picture: Any, words: str, at: tuple[int, int], size: float = 1.0, colour: int = 255) -> None:
+    cv2.putText(picture, words, at, cv2.FONT_HERSHEY_SIMPLEX, size, (colour,) * 3, 2, cv2.LINE_AA)
+
+
+def signals(reader: Text, frames: Any) -> dict[str, Any]:
+    return reader(frames, 16.0).signals
+
+
+def test_without_words_nothing_is_read(reader: Text) -> None:
+    found = reader(passing(), 16.0)
+    assert found.signals == {"text_area": 0.0, "overlay_area": 0.0, "watermark_area": 0.0}
+    assert found.data == {"text": []}
+
+
+def test_subtitles_lie_over_the_picture_and_are_no_watermark(reader: Text) -> None:
+    frames = passing()
+    for number, frame in enumerate(frames):
+        write(frame, "Where are you going" if number < 11 else "Only to the harbour", (90, 250), 0.9)
+    found = reader(frames, 16.0)
+    assert 0.02 < found.signals["overlay_area"] < 0.2
+    assert found.signals["watermark_area"] == 0.0
+    words = {line["words"].lower() for line in found.data["text"]}
+    assert any("going" in text for text in words)
+    assert any("harbour" in text for text in words)
+
+
+def test_a_faint_word_that_stays_is_a_watermark(reader: Text) -> None:
+    frames = passing()
+    mark = np.zeros_like(frames[0])
+    write(mark, "SAMPLESTOCK", (60, 150), 1.6)
+    frames = np.clip(frames + mark * 0.3, 0, 255).astype(np.uint8)
+    found = signals(reader, frames)
+    assert found["watermark_area"] > 0.03
+    assert found["overlay_area"] >= found["watermark_area"]
+
+
+def test_a_sign_that_passes_is_in_the_scene(reader: Text) -> None:
+    frames = passing()
+    for number, frame in enumerate(frames):
+        write(frame, "BAKERY", (330 - 15 * number, 120), 1.2)
+    found = signals(reader, frames)
+    assert found["text_area"] > 0.01
+    assert found["overlay_area"] == 0.0
+    assert found["watermark_area"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay", "watermark"),
+    [
+        ("d_subtitles.mp4", True, False),
+        ("d_title_card.mp4", True, True),
+        ("d_watermark_center.mp4", True, True),
+        ("d_watermark_corner.mp4", True, True),
+        ("FastGen__02_two_cyclists_stop_sign.mp4", False, False),
+        ("sam2__03_blocks.mp4", False, False),
+        ("sam2__01_dog.mp4", False, False),
+    ],
+)
+def test_words_of_real_clips(reader: Text, name: str, overlay: bool, watermark: bool) -> None:
+    if not (CLIPS / name).exists():
+        pytest.skip(f"the clip {name} is not on this machine")
+    frames = []
+    for number, (_, _, frame) in enumerate(video.frames(CLIPS / name, video.probe(CLIPS / name, LIMIT))):
+        if number % 4 == 0:
+            frames.append(frame.reformat(width=640, height=352, format="rgb24").to_ndarray())
+        if len(frames) == 33:
+            break
+    found = signals(reader, np.stack(frames))
+    assert (found["overlay_area"] > 0.002, found["watermark_area"] > 0.0) == (overlay, watermark)
