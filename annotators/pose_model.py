@@ -11,20 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from annotators.tflite import Floats, Network, SquareView, sigmoid, weighted_nms
 
 _DETECTOR_SIDE = 224
 # The feature maps of the detector: cells along a side, anchors in a cell. Strides 8 and 16 have two anchors
 # each; stride 32 occurs three times with two anchors each.
 _ANCHOR_LAYERS = ((28, 2), (14, 2), (7, 6))
-_NMS_OVERLAP = 0.3
 _ROI_SCALE = 1.25
 _LANDMARK_SIDE = 256
 _LANDMARKS = 39
@@ -80,22 +77,15 @@ class Detector:
 
     def __init__(self, weights: Path) -> None:
         """Load the network from a .tflite file."""
-        self._network = _Network(weights)
+        self._network = Network(weights)
         self._anchors = _anchors()
 
     def __call__(self, frame: NDArray[np.uint8], threshold: float) -> list[tuple[float, Roi]]:
         """The people in `frame` (uint8 [H, W, 3] RGB) scored `threshold` (0 to 1) or more, best first."""
-        height, width = frame.shape[:2]
-        scale = _DETECTOR_SIDE / max(height, width)
-        inner_width, inner_height = max(round(width * scale), 1), max(round(height * scale), 1)
-        left, top = (_DETECTOR_SIDE - inner_width) // 2, (_DETECTOR_SIDE - inner_height) // 2
-        # The bars are black, which the network sees as -1.
-        image = np.full((_DETECTOR_SIDE, _DETECTOR_SIDE, 3), -1, np.float32)
-        small = cv2.resize(frame, (inner_width, inner_height), interpolation=cv2.INTER_AREA)
-        image[top : top + inner_height, left : left + inner_width] = small * np.float32(2 / 255) - 1
-        raw, logits = self._network(image, 0, 1)
+        view = SquareView(frame, _DETECTOR_SIDE)
+        raw, logits = self._network(view.image, 0, 1)
 
-        scores = _sigmoid(logits[:, 0])
+        scores = sigmoid(logits[:, 0])
         found = scores >= threshold
         # Twelve numbers: a box's centre and size, then four points; all but the size relative to the anchor.
         values = raw[found].reshape(-1, 6, 2)
@@ -103,11 +93,9 @@ class Detector:
         points = values[:, [0, 2, 3]] + self._anchors[found][:, None]
         half = values[:, 1] / np.float32(2)
         boxes = np.concatenate([points[:, 0] - half, points[:, 0] + half], axis=1)
-        offset = np.array([left, top], np.float32) / _DETECTOR_SIDE
-        stretch = np.array([width / inner_width, height / inner_height], np.float32) * _DETECTOR_SIDE
         return [
-            (score, Roi.about((hip - offset) * stretch, (circle - offset) * stretch))
-            for score, (hip, circle) in _weighted_nms(boxes, points[:, 1:], scores[found])
+            (score, Roi.about(*view.in_frame(ends)))
+            for score, ends in weighted_nms(boxes, points[:, 1:], scores[found])
         ]
 
 
@@ -116,7 +104,7 @@ class Landmarker:
 
     def __init__(self, weights: Path) -> None:
         """Load the network from a .tflite file."""
-        self._network = _Network(weights)
+        self._network = Network(weights)
 
     def __call__(self, frame: NDArray[np.uint8], roi: Roi) -> Body:
         """The landmarks of the person inside `roi` of `frame` (uint8 [H, W, 3] RGB)."""
@@ -138,25 +126,9 @@ class Landmarker:
         inside = _refine(values[:, :2], heatmap)
         points = np.empty((_LANDMARKS, 3), np.float32)
         points[:, :2] = inside @ turn.T + corner
-        points[:, 2] = _sigmoid(values[:, 3:]).min(axis=1)  # visibility, presence
+        points[:, 2] = sigmoid(values[:, 3:]).min(axis=1)  # visibility, presence
         hip, circle = points[_ALIGNMENT, :2]
         return Body(points[:33], float(flag[0]), Roi.about(hip, circle))
-
-
-class _Network:
-    """One tflite network with one image input, run by one thread (more would make the bytes depend on it)."""
-
-    def __init__(self, weights: Path) -> None:
-        self._interpreter: Any = Interpreter(model_path=str(weights), num_threads=1)
-        self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
-
-    def __call__(self, image: Floats, *outputs: int) -> list[Floats]:
-        """The outputs of the given positions, without their batch axis."""
-        self._interpreter.set_tensor(self._input, image[None])
-        self._interpreter.invoke()
-        return [self._interpreter.get_tensor(self._outputs[position])[0] for position in outputs]
 
 
 def _anchors() -> Floats:
@@ -166,27 +138,6 @@ def _anchors() -> Floats:
         y, x = np.mgrid[:cells, :cells].reshape(2, -1)
         layers.append(np.repeat(np.stack([x, y], axis=1) + 0.5, anchors_per_cell, axis=0) / cells)
     return np.concatenate(layers).astype(np.float32)
-
-
-def _weighted_nms(boxes: Floats, points: Floats, scores: Floats) -> list[tuple[float, Floats]]:
-    """One (score, points) a person: overlapping detections are averaged, each weighing its score.
-
-    boxes [N, 4] as left, top, right, bottom; points [N, P, 2]; scores [N]. The algorithm WEIGHTED of
-    MediaPipe's NonMaxSuppressionCalculator, as introduced by BlazeFace (Bazarevsky et al. 2019).
-    """
-    people = []
-    left = np.argsort(-scores, kind="stable")
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    while left.size:
-        best = left[0]
-        sides = np.minimum(boxes[best, 2:], boxes[left, 2:]) - np.maximum(boxes[best, :2], boxes[left, :2])
-        shared = sides.clip(0).prod(axis=1)
-        same = shared / np.maximum(areas[best] + areas[left] - shared, 1e-9) > _NMS_OVERLAP
-        same[0] = True
-        weights = scores[left[same], None, None]
-        people.append((float(scores[best]), (points[left[same]] * weights).sum(axis=0) / weights.sum()))
-        left = left[~same]
-    return people
 
 
 def _refine(points: Floats, heatmap: Floats) -> Floats:
@@ -205,16 +156,10 @@ def _refine(points: Floats, heatmap: Floats) -> Floats:
         columns.clip(0, side - 1)[:, None, :],
         np.arange(len(points))[:, None, None],
     ]
-    mass = _sigmoid(logits) * inside
+    mass = sigmoid(logits) * inside
     total = np.maximum(mass.sum(axis=(1, 2)), 1e-9)
     centre = np.stack([(mass.sum(axis=1) * columns).sum(axis=1), (mass.sum(axis=2) * rows).sum(axis=1)], axis=1)
     refined = centre / total[:, None] * (_LANDMARK_SIDE / side)
     centre_inside = ((cells >= 0) & (cells < side)).all(axis=1)
     sure = centre_inside & (mass.max(axis=(1, 2)) >= _HEATMAP_CONFIDENT)
     return np.where(sure[:, None], refined, points).astype(np.float32)
-
-
-def _sigmoid(x: Floats) -> Floats:
-    # Clipped where float32 would overflow.
-    y: Floats = 1 / (1 + np.exp(-x.clip(-80, 80)))
-    return y

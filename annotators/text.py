@@ -1,4 +1,4 @@
-"""Words that somebody laid over a video (subtitles, titles, stamps, watermarks), which a trainer would learn to draw."""
+"""Words laid over a video (subtitles, titles, stamps, watermarks), which a trainer would learn to draw."""
 
 from __future__ import annotations
 

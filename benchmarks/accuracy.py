@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from filters.rules import columns_of
 from pipeline import recipe as recipes
 from pipeline import video
 from pipeline.catalog import Catalog
@@ -69,7 +70,7 @@ KINDS = (
     _kind("bright", "overexposed", "too_bright"),
     _kind("blur", "blur", "blurred"),
     _kind("noise", "noise", "noisy"),
-    _kind("compression damage", "blocky", "damaged", excused="degraded"),
+    _kind("compression damage", "blocky", "blocky", excused="degraded"),
     _kind("letterbox, pillarbox", "letterbox pillarbox", "bars"),
     _kind("blurred sides", "blurpad", "blurred_sides"),
     _kind("grayscale", "grayscale", "grayscale"),
@@ -82,7 +83,8 @@ KINDS = (
     _kind("camera zooms", "zoom", predicate="camera = 'zoom'", among="camera_motion static_camera"),
     _kind("camera shakes", "shake", predicate="camera = 'shake'", among="camera_motion static_camera"),
     _kind("camera stands", "static_camera", predicate="camera = 'still'", among="camera_motion"),
-    _kind("people", "person", predicate="pose_coverage >= 0.5"),
+    _kind("people", "person", predicate="pose_coverage >= 0.8"),
+    _kind("faces", "face", predicate="face_coverage >= 0.2", excused="person"),
 )
 
 
@@ -166,18 +168,25 @@ def _tags_of_line(name: str, entries: dict[str, Any]) -> frozenset[str]:
 
 
 def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Found]:
-    """A file is told by any of its clips; one that makes no clip, and a kind without a rule, are left out."""
+    """A file is told by any of its clips; left out are files without clips, and kinds that the recipe cannot tell."""
+    columns = set(_columns(con))
     made = {Path(uri).name for (uri,) in con.execute("SELECT DISTINCT source_uri FROM clips").fetchall()}
     labels = [label for label in labels if label.file in made]
     for kind in KINDS:
         rules = [rule for rule in kind.rules if rule in recipe.rules]
         if not rules and not kind.predicate:
             continue
+        if kind.predicate and not columns.issuperset(columns_of(kind.name, kind.predicate, con)):
+            continue
         predicate = kind.predicate or " OR ".join(f"({recipe.rules[rule]}\n)" for rule in rules)
         rows = con.execute(f"SELECT source_uri, bool_or({predicate}) FROM clips WHERE layer = 'base' GROUP BY 1")
         told = {Path(uri).name for uri, answer in rows.fetchall() if answer}
         counted = [label for label in labels if kind.counts(label.tags)]
         yield _found(kind.name, kind.predicate or ", ".join(rules), kind.tags, counted, told)
+
+
+def _columns(con: duckdb.DuckDBPyConnection) -> list[str]:
+    return [name for (name, *_) in con.execute("DESCRIBE clips").fetchall()]
 
 
 def _found(name: str, by: str, tags: frozenset[str], labels: list[_Label], told: set[str]) -> Found:
@@ -231,7 +240,7 @@ def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
 
 def _pans(labels: list[_Label], con: duckdb.DuckDBPyConnection, fps: float) -> Iterator[Error]:
     """Known flow in source pixels a source frame, against the clips' mean motion brought to the same unit."""
-    for signal in ("motion", "camera_pan"):
+    for signal in [one for one in ("motion", "camera_pan") if one in _columns(con)]:
         errors: dict[str, float] = {}
         for label in (label for label in labels if "flow" in label.truth and label.fps):
             rows = con.execute(

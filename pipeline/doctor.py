@@ -88,7 +88,8 @@ def weights_table() -> Table:
     """Every weight, with its licence and whether it is here and sound."""
     shown = Table()
     for column in ("weight", "source", "licence", "sha256", "path"):
-        shown.add_column(column, overflow="fold")
+        # A hash is to be copied: never in two pieces.
+        shown.add_column(column, overflow="fold", no_wrap=column == "sha256")
     for weight in registry.weights().values():
         try:
             where = str(path(weight))

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from annotators import weights
 from annotators.pose import Pose
 from annotators.pose_drawing import KEYPOINTS, draw_people
-from annotators.pose_model import Roi, _anchors, _weighted_nms
+from annotators.pose_model import Roi, _anchors
+from annotators.tflite import weighted_nms
 
 CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder shared/clips is absent")
@@ -195,7 +196,7 @@ def test_the_anchors_are_those_of_the_detector() -> None:
 def test_overlapping_detections_become_their_weighted_mean() -> None:
     boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 0.9], [5, 5, 6, 6]], np.float32)
     points = np.array([[[0, 0]], [[1, 1]], [[5, 5]]], np.float32)
-    people = _weighted_nms(boxes, points, np.array([0.6, 0.9, 0.5], np.float32))
+    people = weighted_nms(boxes, points, np.array([0.6, 0.9, 0.5], np.float32))
     assert [score for score, _ in people] == pytest.approx([0.9, 0.5])
     np.testing.assert_allclose(people[0][1], [[0.6, 0.6]], rtol=1e-5)
     np.testing.assert_allclose(people[1][1], [[5, 5]])

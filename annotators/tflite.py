@@ -1,0 +1,85 @@
+"""What MediaPipe's networks have in common: how they are run, what they are shown, how their detections are merged.
+
+The algorithms are those of MediaPipe's calculators (google-ai-edge/mediapipe, Apache-2.0), for which its networks were
+trained. Coordinates are pixels of the frame with (0, 0) in the corner of the first pixel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+# Detections that overlap by more than this are one (intersection over union).
+_NMS_OVERLAP = 0.3
+
+
+class Network:
+    """One tflite network with one image input, run by one thread (more would make the bytes depend on it)."""
+
+    def __init__(self, weights: Path) -> None:
+        self._interpreter: Any = Interpreter(model_path=str(weights), num_threads=1)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]["index"]
+        self._outputs = [detail["index"] for detail in self._interpreter.get_output_details()]
+
+    def __call__(self, image: Floats, *outputs: int) -> list[Floats]:
+        """The outputs of the given positions, without their batch axis."""
+        self._interpreter.set_tensor(self._input, image[None])
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(self._outputs[position])[0] for position in outputs]
+
+
+class SquareView:
+    """A frame as a detector sees it: whole, in the middle of a square, with black bars; and the way back."""
+
+    def __init__(self, frame: NDArray[np.uint8], side: int) -> None:
+        """`frame` uint8 [H, W, 3]; `side` of the square in pixels."""
+        height, width = frame.shape[:2]
+        scale = side / max(height, width)
+        inner_width, inner_height = max(round(width * scale), 1), max(round(height * scale), 1)
+        left, top = (side - inner_width) // 2, (side - inner_height) // 2
+        # float32 [side, side, 3], -1 to 1; the bars are black, which the networks see as -1.
+        self.image: Floats = np.full((side, side, 3), -1, np.float32)
+        small = cv2.resize(frame, (inner_width, inner_height), interpolation=cv2.INTER_AREA)
+        self.image[top : top + inner_height, left : left + inner_width] = small * np.float32(2 / 255) - 1
+        self._offset = np.array([left, top], np.float32) / side
+        self._stretch = np.array([width / inner_width, height / inner_height], np.float32) * side
+
+    def in_frame(self, points: Floats) -> Floats:
+        """Points [..., 2] of the square (x and y from 0 to 1) in pixels of the frame."""
+        there: Floats = ((points - self._offset) * self._stretch).astype(np.float32)
+        return there
+
+
+def weighted_nms(boxes: Floats, points: Floats, scores: Floats) -> list[tuple[float, Floats]]:
+    """One (score, points) a detection: overlapping ones are averaged, each weighing its score.
+
+    boxes [N, 4] as left, top, right, bottom; points [N, P, 2]; scores [N]. The algorithm WEIGHTED of
+    MediaPipe's NonMaxSuppressionCalculator, as introduced by BlazeFace (Bazarevsky et al. 2019).
+    """
+    found = []
+    left = np.argsort(-scores, kind="stable")
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    while left.size:
+        best = left[0]
+        sides = np.minimum(boxes[best, 2:], boxes[left, 2:]) - np.maximum(boxes[best, :2], boxes[left, :2])
+        shared = sides.clip(0).prod(axis=1)
+        same = shared / np.maximum(areas[best] + areas[left] - shared, 1e-9) > _NMS_OVERLAP
+        same[0] = True
+        weights = scores[left[same], None, None]
+        found.append((float(scores[best]), (points[left[same]] * weights).sum(axis=0) / weights.sum()))
+        left = left[~same]
+    return found
+
+
+def sigmoid(x: Floats) -> Floats:
+    """The logistic function of float32, clipped where it would overflow."""
+    y: Floats = 1 / (1 + np.exp(-x.clip(-80, 80)))
+    return y

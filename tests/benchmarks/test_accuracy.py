@@ -1,0 +1,67 @@
+"""The accuracy table counts what rules find, miss and wrongly claim in labelled clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_videos
+import yaml
+
+from benchmarks.accuracy import _labels, measure, table
+from pipeline.errors import UsageError
+
+
+def label(folder: Path, *entries: dict[str, Any]) -> Path:
+    (folder / "labels.json").write_text(json.dumps(entries))
+    return folder
+
+
+@pytest.mark.slow
+def test_found_missed_and_wrongly_claimed(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    small_videos.write(folder / "night.mp4", 1, tint=(10, 10, 10))
+    small_videos.write(folder / "dusk.mp4", 2, tint=(120, 110, 130))
+    small_videos.write(folder / "day.mp4", 3, tint=(120, 110, 130))
+    small_videos.write(folder / "cave.mp4", 4, tint=(12, 12, 12))
+    dark = {"kind": "derived", "tags": ["dark"]}
+    original = {"kind": "original", "tags": []}
+    label(
+        folder,
+        {"file": "night.mp4", **dark},
+        {"file": "dusk.mp4", **dark},
+        {"file": "day.mp4", **original},
+        {"file": "cave.mp4", **original},
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(small_videos.RECIPE | {"rules": {"too_dark": "luma < 40"}}))
+    result = measure(folder, recipe, None)
+    told = next(kind for kind in result["kinds"] if kind["kind"] == "dark")
+    assert (told["found"], told["of"], told["missed"]) == (1, 2, ["dusk.mp4"])
+    assert (told["false_alarms"], told["others"], told["alarms"]) == (1, 2, ["cave.mp4"])
+    assert "| dark | `too_dark` | 1 of 2 | 1 of 2 | 0.50 | 0.50 |" in table(result)
+
+
+def test_a_derived_clip_shows_what_its_source_shows(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        (tmp_path / name).write_bytes(b"")
+    label(
+        tmp_path,
+        {"file": "a.mp4", "kind": "original", "tags": ["person", "cuts"], "shows": "3 hard cuts at 4,9,20"},
+        {"file": "b.mp4", "kind": "derived", "tags": ["blur"], "path": "ffmpeg -i dev/a.mp4 -vf gblur"},
+        {"file": "c.mp4", "kind": "derived", "tags": [], "path": "ffmpeg -i dev/b.mp4 -vf hflip"},
+    )
+    found = {each.file: each for each in _labels(tmp_path)}
+    assert found["b.mp4"].tags == {"blur", "person"}
+    assert found["c.mp4"].tags == {"person"}
+    assert found["a.mp4"].truth == {"cuts_frames": [4, 9, 20]}
+
+
+@pytest.mark.parametrize("text", ["", "[]x", '{"a": 1}', '[{"name": "a.mp4"}]', '[{"file": "absent.mp4"}]'])
+def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(UsageError, match=r"labels\.json"):
+        _labels(tmp_path)
