@@ -35,7 +35,7 @@ class Faces:
     signals: ClassVar[Mapping[str, Signal]] = {
         "faces": Signal("count", "the most faces seen at once", "int"),
         "face_coverage": Signal("0..1", "share of the frames looked at in which a face is seen"),
-        "face_area": Signal("0..1", "share of the frame under the largest face: median over frames with faces"),
+        "face_area": Signal("0..1", "share of the frame under the largest face: median over frames with faces, or 0"),
     }
     weights: ClassVar[tuple[Weight, ...]] = (
         Weight(
@@ -63,7 +63,7 @@ class Faces:
             signals={
                 "faces": max(len(boxes) for _, boxes in looks),
                 "face_coverage": len(largest) / len(looks),
-                "face_area": float(np.median(largest)) / (height * width) if largest else None,
+                "face_area": float(np.median(largest)) / (height * width) if largest else 0.0,
             },
             data={"faces": [{"frame": number, "boxes": boxes} for number, boxes in looks]},
         )
@@ -80,6 +80,6 @@ class Faces:
         corners: Floats = np.stack([centres - half, centres + half], axis=1)
         limits = np.array(frame.shape[1::-1], np.float32)
         return [
-            [*np.clip(view.in_frame(ends), 0, limits).ravel().round(1).tolist(), round(score, 3)]
+            [*np.clip(view.in_frame(ends), 0, limits).astype(float).ravel().round(1).tolist(), round(score, 3)]
             for score, ends in weighted_nms(corners.reshape(-1, 4), corners, scores[found])
         ]

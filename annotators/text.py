@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,15 +15,19 @@ from numpy.typing import NDArray
 from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight
 
-# Frames that are read: a subtitle stays for longer than the second between them.
-_LOOKS = 5
+# Frames that are read lie no further apart: a subtitle that one reads, the next one reads too.
+_EVERY_S = 0.75
 # The longer side at which text is looked for, in pixels.
 _SIDE = 736
 # What counts as read: this sure, with as many letters or digits, and level up to so many degrees. Shorter or tilted
 # words are signs in the scene, or no words at all.
 _SURE, _LETTERS, _TILT = 0.8, 4, 6.0
+# A word that no frame shows, but only what stays, covers at least this share of the frame; smaller ones are texture.
+_FAINT = 0.004
 # One place: centres as near as this share of the frame's side, heights that differ by no more than this factor.
 _NEAR, _HEIGHT = 0.015, 1.4
+# As near to the frame's edge, in pixels, a line is cut off by it.
+_EDGE = 3
 # Words that are one text, read twice (difflib's ratio).
 _SAME = 0.6
 # Frames whose median shows what stays. It is brought to one local brightness and contrast over this many pixels, so
@@ -50,14 +55,14 @@ class Text:
     data["text"]: one {"words", "box", "frame"} for each line read; box as [left, top, right, bottom] in pixels; null
     as the frame of a line read in the picture of what stays. Text on the screen is level and stands at one place,
     whatever moves behind it; a sign that a camera passes does not. A sign before a camera that stands cannot be told
-    from it, and marks without letters are not seen.
+    from it; marks of fewer than four letters or digits are not seen.
     """
 
     name: ClassVar[str] = "text"
     version: ClassVar[str] = "ppocrv6-small-1"
     tracks: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[Mapping[str, Signal]] = {
-        "text_area": Signal("0..1", "share of the frame under words of any kind: mean over five frames"),
+        "text_area": Signal("0..1", "share of the frame under words of any kind: mean over frames"),
         "overlay_area": Signal("0..1", "share of the frame under words that stand at one place of the screen: largest"),
         "watermark_area": Signal("0..1", "share of the frame under words that stand unchanged through the whole clip"),
     }
@@ -97,9 +102,10 @@ class Text:
         )
 
     def __call__(self, frames: Frames, fps: float) -> Annotation:
-        """Read one clip: `frames` uint8 [T, H, W, 3] RGB; `fps` is not used."""
+        """Read one clip: `frames` uint8 [T, H, W, 3] RGB at `fps` frames a second."""
         height, width = frames.shape[1:3]
-        looks = np.unique(np.linspace(0, len(frames) - 1, _LOOKS).round().astype(int)).tolist()
+        count = max(2, math.ceil(len(frames) / fps / _EVERY_S))
+        looks = np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int)).tolist()
         read = {look: self._lines(frames[look], look) for look in looks}
         staying = self._lines(_staying(frames), None)
         pixels = height * width
@@ -116,8 +122,11 @@ class Text:
             return not moved and any(at_place(line, lines) for lines in others)
 
         def unchanged(line: Line) -> bool:
-            there = [other for lines in read.values() for other in at_place(line, lines)]
-            return all(_same_words(line, other) for other in there)
+            there = [at_place(line, read[look]) for look in looks]
+            if not any(there):
+                return bool(line.area() >= _FAINT * pixels)
+            from_end_to_end = bool(there[0] and there[-1])
+            return from_end_to_end and all(_same_words(line, other) for others in there for other in others)
 
         shown = [sum(line.area() for line in read[look] if stands(line)) for look in looks]
         marked = sum(line.area() for line in staying if unchanged(line))
@@ -170,7 +179,10 @@ def _one_place(one: Line, other: Line, width: int, height: int) -> bool:
     tall, tall2 = max(1, bottom - top), max(1, bottom2 - top2)
     if max(tall, tall2) > _HEIGHT * min(tall, tall2) or abs(top + bottom - top2 - bottom2) > 2 * _NEAR * height:
         return False
-    apart = (abs(left - left2), abs(right - right2), abs(left + right - left2 - right2) / 2)
+    apart = [abs(left + right - left2 - right2) / 2]
+    # The frame's own edge cuts off whatever passes, and is the end of no line.
+    apart += [abs(left - left2)] if min(left, left2) > _EDGE else []
+    apart += [abs(right - right2)] if max(right, right2) < width - _EDGE else []
     return min(apart) <= _NEAR * width
 
 

@@ -42,8 +42,9 @@ _PIXELS = 8192 * 4320
 class Kind:
     """A kind of clip: the tags that say a file is one, and what should find it.
 
-    `rules`: any of these of the recipe; a predicate of its own where no rule is meant. `excused`: files with one of
-    these tags are not counted, as either answer is right there. `among`: others are counted only with one of these.
+    `rules`: any of these of the recipe; a predicate of its own where no rule is meant. `excused`: others with one
+    of these tags are not counted, as either answer is right there. `among`: others are those with one of these tags,
+    derived ones too; without it, those that nobody has touched.
     """
 
     name: str
@@ -53,9 +54,11 @@ class Kind:
     excused: frozenset[str] = frozenset()
     among: frozenset[str] = frozenset()
 
-    def counts(self, tags: frozenset[str]) -> bool:
-        """Whether a file with these tags says anything of this kind."""
-        return bool(tags & self.tags) or (not tags & self.excused and (not self.among or bool(tags & self.among)))
+    def counts(self, label: _Label) -> bool:
+        """Whether a file says anything of this kind: it is one, or surely none and untouched."""
+        if label.tags & self.tags:
+            return True
+        return bool(label.tags & self.among) if self.among else label.original and not label.tags & self.excused
 
 
 def _kind(name: str, tags: str, rules: str = "", predicate: str = "", excused: str = "", among: str = "") -> Kind:
@@ -65,8 +68,7 @@ def _kind(name: str, tags: str, rules: str = "", predicate: str = "", excused: s
 
 KINDS = (
     _kind("still, slideshow", "still slideshow", "still slideshow"),
-    # Shots leave fades out.
-    _kind("dark", "dark", "too_dark black", excused="fade"),
+    _kind("dark", "dark", "too_dark black"),
     _kind("bright", "overexposed", "too_bright"),
     _kind("blur", "blur", "blurred"),
     _kind("noise", "noise", "noisy"),
@@ -90,7 +92,7 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How one kind of clip was told: files found of those that are one, false alarms among the untouched others."""
+    """How one kind of clip was told: files found of those that are one, false alarms among others; see `Kind`."""
 
     kind: str
     by: str
@@ -100,6 +102,7 @@ class Found:
     others: int
     missed: list[str]
     alarms: list[str]
+    unmeasured: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +111,10 @@ class Error:
 
     signal: str
     unit: str
-    largest: float
+    largest: float | None
     files: int
-    worst: str
+    worst: str | None
+    unmeasured: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +172,8 @@ def _tags_of_line(name: str, entries: dict[str, Any]) -> frozenset[str]:
 
 
 def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Found]:
-    """A file is told by any of its clips; left out are files without clips, and kinds that the recipe cannot tell."""
+    """A file is told by any of its clips; kinds that the recipe cannot tell are left out."""
     columns = set(_columns(con))
-    made = {Path(uri).name for (uri,) in con.execute("SELECT DISTINCT source_uri FROM clips").fetchall()}
-    labels = [label for label in labels if label.file in made]
     for kind in KINDS:
         rules = [rule for rule in kind.rules if rule in recipe.rules]
         if not rules and not kind.predicate:
@@ -179,31 +181,45 @@ def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe)
         if kind.predicate and not columns.issuperset(columns_of(kind.name, kind.predicate, con)):
             continue
         predicate = kind.predicate or " OR ".join(f"({recipe.rules[rule]}\n)" for rule in rules)
-        rows = con.execute(f"SELECT source_uri, bool_or({predicate}) FROM clips WHERE layer = 'base' GROUP BY 1")
-        told = {Path(uri).name for uri, answer in rows.fetchall() if answer}
-        counted = [label for label in labels if kind.counts(label.tags)]
-        yield _found(kind.name, kind.predicate or ", ".join(rules), kind.tags, counted, told)
+        rows = con.execute(
+            f"SELECT source_uri, bool_or({predicate}), bool_and(status <> 'failed' AND ({predicate}) IS NOT NULL) "
+            "FROM clips WHERE layer = 'base' GROUP BY 1"
+        ).fetchall()
+        told = {Path(uri).name for uri, answer, _ in rows if answer}
+        measured = told | {Path(uri).name for uri, _, whole in rows if whole}
+        counted = [label for label in labels if kind.counts(label)]
+        yield _found(kind.name, kind.predicate or ", ".join(rules), kind.tags, counted, told, measured)
 
 
 def _columns(con: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name, *_) in con.execute("DESCRIBE clips").fetchall()]
 
 
-def _found(name: str, by: str, tags: frozenset[str], labels: list[_Label], told: set[str]) -> Found:
-    meant = {label.file for label in labels if label.tags & tags}
-    others = {label.file for label in labels if label.original} - meant
+def _found(name: str, by: str, tags: frozenset[str], labels: list[_Label], told: set[str], measured: set[str]) -> Found:
+    every = {label.file for label in labels}
+    meant = {label.file for label in labels if label.tags & tags} & measured
+    others = every - {label.file for label in labels if label.tags & tags}
+    others &= measured
     missed, alarms = sorted(meant - told), sorted(others & told)
-    return Found(name, by, len(meant & told), len(meant), len(alarms), len(others), missed, alarms)
+    return Found(
+        name, by, len(meant & told), len(meant), len(alarms), len(others), missed, alarms, sorted(every - measured)
+    )
 
 
 def _cuts(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
-    """Hard cuts by frame, dissolves by time; in files that have neither, any cut is a false alarm."""
+    """Hard cuts by frame, dissolves by time; a file with a cut that is not known is a false alarm."""
     rows = con.execute("SELECT source_uri, source_fps, shots FROM sources WHERE shots IS NOT NULL").fetchall()
-    found, of, others, missed, alarms = 0, 0, 0, [], []
+    found, of, files = 0, 0, 0
+    missed: list[str] = []
+    alarms: list[str] = []
+    unmeasured: list[str] = []
     for label in labels:
         shots = next(((fps, each) for uri, fps, each in rows if Path(uri).name == label.file), None)
         known = label.truth.keys() & {"cuts_frames", "cuts_s", "dissolve_s"}
-        if shots is None or (label.tags & {"cuts", "fade"} and not known):
+        if label.tags & {"cuts", "fade"} and not known:
+            continue
+        if shots is None:
+            unmeasured.append(label.file)
             continue
         fps, each = shots
         # (first frame that may be of the new shot, last one), from one shot to the next
@@ -214,15 +230,15 @@ def _cuts(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
             true.append(tuple(round(at * fps) for at in label.truth["dissolve_s"]))
         matched = {(low, high) for low, high in true for first, last in seen if first <= high and low <= last}
         false = [cut for cut in seen if not any(cut[0] <= high and low <= cut[1] for low, high in true)]
-        found, of, others = found + len(matched), of + len(true), others + (not true)
+        found, of, files = found + len(matched), of + len(true), files + 1
         missed += [f"{label.file} at frame {low}" for low, high in true if (low, high) not in matched]
-        alarms += [f"{label.file} at frame {first}" for first, _ in false]
-    return Found("cuts", "shots", found, of, len(alarms), others, missed, alarms)
+        alarms += [f"{label.file} at frame {', '.join(str(first) for first, _ in false)}"] if false else []
+    return Found("cuts", "shots", found, of, len(alarms), files, missed, alarms, unmeasured)
 
 
 def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
     """The content box that `crop_bars` cuts to."""
-    errors: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
     for label in labels:
         box, across = label.truth.get("content_box"), label.truth.get("content_box_x")
         if box is None and across is None:
@@ -230,7 +246,7 @@ def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
         path = folder / label.file
         found = video.content_box(path, video.probe(path, _PIXELS))
         if found is None:
-            errors[label.file] = float("inf")
+            errors[label.file] = None
         else:
             errors[label.file] = float(
                 np.abs(np.subtract(found, box) if box else np.subtract(found[::2], np.array(across))).max()
@@ -241,28 +257,31 @@ def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
 def _pans(labels: list[_Label], con: duckdb.DuckDBPyConnection, fps: float) -> Iterator[Error]:
     """Known flow in source pixels a source frame, against the clips' mean motion brought to the same unit."""
     for signal in [one for one in ("motion", "camera_pan") if one in _columns(con)]:
-        errors: dict[str, float] = {}
+        errors: dict[str, float | None] = {}
         for label in (label for label in labels if "flow" in label.truth and label.fps):
             rows = con.execute(
-                f"SELECT {signal} * greatest(source_width / width, source_height / height) FROM clips "
+                f"SELECT {signal} * least(source_width / width, source_height / height) FROM clips "
                 "WHERE layer = 'base' AND suffix(source_uri, ?) AND source_width IS NOT NULL",
                 ["/" + label.file],
             ).fetchall()
             known = float(np.hypot(*label.truth["flow"]))
-            errors[label.file] = max(abs(length * fps / label.fps - known) for (length,) in rows)
+            lengths = [length for (length,) in rows if length is not None]
+            errors[label.file] = max((abs(length * fps / label.fps - known) for length in lengths), default=None)
         yield from _largest(f"flow of a known pan ({signal})", "px/frame", errors)
 
 
-def _largest(signal: str, unit: str, errors: dict[str, float]) -> Iterator[Error]:
+def _largest(signal: str, unit: str, errors: dict[str, float | None]) -> Iterator[Error]:
     if errors:
-        worst = max(errors, key=lambda file: errors[file])
-        yield Error(signal, unit, round(errors[worst], 3), len(errors), worst)
+        measured = {file: error for file, error in errors.items() if error is not None}
+        worst = max(measured, key=lambda file: measured[file], default=None)
+        largest = round(measured[worst], 3) if worst else None
+        yield Error(signal, unit, largest, len(errors), worst, sorted(errors.keys() - measured.keys()))
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as the README's Markdown tables."""
     lines = [
-        "| what | told by | found | false alarms (untouched clips) | precision | recall |",
+        "| what | told by | found | false alarms | precision | recall |",
         "|---|---|---|---|---|---|",
     ]
     for kind in result["kinds"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -26,6 +27,9 @@ _BESIDE = 8
 _LEAST, _MOST = 0.06, 0.42
 # Both sides are alike in width, up to this share of the wider one or two strips.
 _UNEVEN = 0.15
+# The sides are compared with the picture at this length of the longer side, where blur makes no difference; copies
+# correlate by more than this.
+_COARSE, _ALIKE = 24, 0.5
 
 
 class Borders:
@@ -57,7 +61,29 @@ def _blurred(pictures: NDArray[np.uint8]) -> float:
     left, right = _side(profile), _side(profile[::-1])
     if not left or not right or abs(left - right) > max(2, _UNEVEN * max(left, right)):
         return 0.0
-    return (left + right) / len(profile)
+    copied = _copied(pictures.mean(axis=0), left * _STRIP, pictures.shape[2] - right * _STRIP)
+    return (left + right) / len(profile) if copied else 0.0
+
+
+def _copied(picture: NDArray[np.float64], left: int, right: int) -> bool:
+    """Whether the columns beside left..right show those between, enlarged: sky beside a tower does not."""
+    height, width = picture.shape
+    middle = picture[:, left:right]
+    scale = width / (right - left)
+    # Enlarged until it fills the frame, what is too high cut off; or pulled in one direction alone.
+    tall = cv2.resize(middle, (width, round(height * scale)), interpolation=cv2.INTER_AREA)
+    top = (tall.shape[0] - height) // 2
+    filled = (tall[top : top + height], cv2.resize(middle, (width, height), interpolation=cv2.INTER_AREA))
+    small = (max(2, _COARSE * width // max(width, height)), max(2, _COARSE * height // max(width, height)))
+    seen, *fills = (cv2.resize(one, small, interpolation=cv2.INTER_AREA) for one in (picture, *filled))
+    first, last = math.ceil(left * small[0] / width), right * small[0] // width
+    beside = np.r_[0 : max(1, first - 1), min(last + 1, small[0] - 1) : small[0]]
+    return any(_correlation(seen[:, beside], fill[:, beside]) > _ALIKE for fill in fills)
+
+
+def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    return float((one * other).sum() / max(np.sqrt((one**2).sum() * (other**2).sum()), 1e-9))
 
 
 def _side(profile: NDArray[np.float64]) -> int:

@@ -48,7 +48,7 @@ class Camera:
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
         moved = _moved(frames, scale)
-        if np.isnan(moved[:, 0]).mean() > 1 - _MEASURED:
+        if not len(moved) or np.isnan(moved[:, 0]).mean() > 1 - _MEASURED:
             return dict.fromkeys(self.signals)
         steps = np.stack([_filled(column) for column in moved.T], axis=1)
         shift = steps[:, :2] / scale
@@ -76,7 +76,8 @@ def _without_judder(rest: NDArray[np.float64], course: NDArray[np.float64]) -> N
     speed = np.linalg.norm(course, axis=1)
     along = course / np.maximum(speed, 1e-9)[:, None]
     forward = (rest * along).sum(axis=1)
-    judder = np.clip(forward, -speed, speed)
+    # What goes on for longer than three frames is no judder.
+    judder = np.clip(forward - _smooth(forward, 3), -speed, speed)
     left: NDArray[np.float64] = rest - judder[:, None] * along
     return left
 

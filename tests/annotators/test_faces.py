@@ -62,4 +62,4 @@ def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name
 @pytest.mark.parametrize("name", ["sam2__02_cups.mp4", "learning-area__frog.webm", "sample-videos__car-detection.mp4"])
 def test_where_nobody_is_there_is_no_face(faces: Faces, name: str) -> None:
     found = faces(clip(name), 16.0)
-    assert found.signals == {"faces": 0, "face_coverage": 0.0, "face_area": None}
+    assert found.signals == {"faces": 0, "face_coverage": 0.0, "face_area": 0.0}

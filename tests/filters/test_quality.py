@@ -165,12 +165,20 @@ def test_bars_and_blurred_sides_are_measured_and_told_apart() -> None:
     assert found["bars"] == pytest.approx(80 / 240, abs=0.03)
     assert found["blurred_sides"] == 0.0
     # What phones' films get: the picture in the middle, and itself, larger and out of focus, beside it.
-    wide = np.stack([cv2.GaussianBlur(cv2.resize(frame, (640, 480)), (0, 0), 15)[120:360] for frame in film])
-    wide[:, :, 200:440] = film[:, :, 40:280]
+    inner = film[:, :, 40:280]
+    wide = np.stack([cv2.GaussianBlur(cv2.resize(frame, (640, 640)), (0, 0), 15)[200:440] for frame in inner])
+    wide[:, :, 200:440] = inner
     for sides in (wide, wide.swapaxes(1, 2)):
         found = of(Borders(), sides)
         assert found["blurred_sides"] == pytest.approx(400 / 640, abs=0.05)
         assert found["bars"] == 0.0
+    # A wall between two calm pieces of sky has straight edges as well.
+    sky = np.tile(np.linspace(200, 120, 240)[:, None, None], (1, 640, 3)) + np.random.default_rng(1).normal(
+        0, 1, (240, 640, 3)
+    )
+    tower = np.stack([np.clip(sky, 0, 255).astype(np.uint8)] * 17)
+    tower[:, :, 200:440] = film[:, :, 40:280]
+    assert of(Borders(), tower)["blurred_sides"] == 0.0
 
 
 @pytest.fixture(scope="module")
