@@ -173,7 +173,7 @@ def _tags_of_line(name: str, entries: dict[str, Any]) -> frozenset[str]:
 
 def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Found]:
     """A file is told by any of its clips; kinds that the recipe cannot tell are left out."""
-    columns = set(_columns(con))
+    columns = _columns(con)
     for kind in KINDS:
         rules = [rule for rule in kind.rules if rule in recipe.rules]
         if not rules and not kind.predicate:
@@ -191,15 +191,14 @@ def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe)
         yield _found(kind.name, kind.predicate or ", ".join(rules), kind.tags, counted, told, measured)
 
 
-def _columns(con: duckdb.DuckDBPyConnection) -> list[str]:
-    return [name for (name, *_) in con.execute("DESCRIBE clips").fetchall()]
+def _columns(con: duckdb.DuckDBPyConnection) -> set[str]:
+    return {name for (name, *_) in con.execute("DESCRIBE clips").fetchall()}
 
 
 def _found(name: str, by: str, tags: frozenset[str], labels: list[_Label], told: set[str], measured: set[str]) -> Found:
     every = {label.file for label in labels}
-    meant = {label.file for label in labels if label.tags & tags} & measured
-    others = every - {label.file for label in labels if label.tags & tags}
-    others &= measured
+    of_kind = {label.file for label in labels if label.tags & tags}
+    meant, others = of_kind & measured, (every - of_kind) & measured
     missed, alarms = sorted(meant - told), sorted(others & told)
     return Found(
         name, by, len(meant & told), len(meant), len(alarms), len(others), missed, alarms, sorted(every - measured)
@@ -209,21 +208,21 @@ def _found(name: str, by: str, tags: frozenset[str], labels: list[_Label], told:
 def _cuts(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
     """Hard cuts by frame, dissolves by time; a file with a cut that is not known is a false alarm."""
     rows = con.execute("SELECT source_uri, source_fps, shots FROM sources WHERE shots IS NOT NULL").fetchall()
+    scanned = {Path(uri).name: (fps, shots) for uri, fps, shots in rows}
     found, of, files = 0, 0, 0
     missed: list[str] = []
     alarms: list[str] = []
     unmeasured: list[str] = []
     for label in labels:
-        shots = next(((fps, each) for uri, fps, each in rows if Path(uri).name == label.file), None)
         known = label.truth.keys() & {"cuts_frames", "cuts_s", "dissolve_s"}
         if label.tags & {"cuts", "fade"} and not known:
             continue
-        if shots is None:
+        if label.file not in scanned:
             unmeasured.append(label.file)
             continue
-        fps, each = shots
+        fps, shots = scanned[label.file]
         # (first frame that may be of the new shot, last one), from one shot to the next
-        seen = [(before["last"] + 1, after["first"]) for before, after in pairwise(each)]
+        seen = [(before["last"] + 1, after["first"]) for before, after in pairwise(shots)]
         true = [(cut, cut) for cut in label.truth.get("cuts_frames", ())]
         true += [(round(at * fps), round(at * fps)) for at in label.truth.get("cuts_s", ())]
         if "dissolve_s" in label.truth:
@@ -256,7 +255,8 @@ def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
 
 def _pans(labels: list[_Label], con: duckdb.DuckDBPyConnection, fps: float) -> Iterator[Error]:
     """Known flow in source pixels a source frame, against the clips' mean motion brought to the same unit."""
-    for signal in [one for one in ("motion", "camera_pan") if one in _columns(con)]:
+    columns = _columns(con)
+    for signal in [one for one in ("motion", "camera_pan") if one in columns]:
         errors: dict[str, float | None] = {}
         for label in (label for label in labels if "flow" in label.truth and label.fps):
             rows = con.execute(

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
-from numbered import LIMIT
+import real_clips
 
-from annotators import weights
 from annotators.faces import Faces
-from pipeline import video
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
 
 @pytest.fixture(scope="module")
 def faces() -> Faces:
-    try:
-        return Faces()
-    except weights.MissingWeights as missing:
-        pytest.skip(str(missing))
-
-
-def clip(name: str, count: int = 16) -> Any:
-    """The first frames of a real clip, uint8 [count, H, W, 3]."""
-    if not (CLIPS / name).exists():
-        pytest.skip(f"the clip {name} is not on this machine")
-    frames = []
-    for _, _, frame in video.frames(CLIPS / name, video.probe(CLIPS / name, LIMIT)):
-        frames.append(frame.to_ndarray(format="rgb24"))
-        if len(frames) == count:
-            break
-    return np.stack(frames)
+    return real_clips.loaded(Faces)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +24,7 @@ def clip(name: str, count: int = 16) -> Any:
     ],
 )
 def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name: str) -> None:
-    frames = clip(name)
+    frames = real_clips.frames(name, 16)
     found = faces(frames, 16.0)
     assert found.signals["faces"] == 1
     assert found.signals["face_coverage"] == 1.0
@@ -61,5 +39,5 @@ def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name
 
 @pytest.mark.parametrize("name", ["sam2__02_cups.mp4", "learning-area__frog.webm", "sample-videos__car-detection.mp4"])
 def test_where_nobody_is_there_is_no_face(faces: Faces, name: str) -> None:
-    found = faces(clip(name), 16.0)
+    found = faces(real_clips.frames(name, 16), 16.0)
     assert found.signals == {"faces": 0, "face_coverage": 0.0, "face_area": 0.0}

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from real_clips import CLIPS, loaded
 
-from annotators import weights
 from annotators.pose import Pose
 from annotators.pose_drawing import KEYPOINTS, draw_people
 from annotators.pose_model import Roi, _anchors
 from annotators.tflite import weighted_nms
 
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder shared/clips is absent")
 
 
 @pytest.fixture(scope="module")
 def pose() -> Pose:
-    try:
-        return Pose()
-    except weights.MissingWeights as missing:
-        pytest.skip(str(missing))
+    return loaded(Pose)
 
 
 def clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArray[np.uint8]:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from numbered import LIMIT
+import real_clips
 
-from annotators import weights
 from annotators.text import Text
-from pipeline import video
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
 
 @pytest.fixture(scope="module")
 def reader() -> Text:
-    try:
-        return Text()
-    except weights.MissingWeights as missing:
-        pytest.skip(str(missing))
+    return real_clips.loaded(Text)
 
 
 def passing(count: int = 21) -> Any:
@@ -91,13 +83,5 @@ def test_a_sign_that_passes_is_in_the_scene(reader: Text) -> None:
     ],
 )
 def test_words_of_real_clips(reader: Text, name: str, overlay: bool, watermark: bool) -> None:
-    if not (CLIPS / name).exists():
-        pytest.skip(f"the clip {name} is not on this machine")
-    frames = []
-    for number, (_, _, frame) in enumerate(video.frames(CLIPS / name, video.probe(CLIPS / name, LIMIT))):
-        if number % 4 == 0:
-            frames.append(frame.reformat(width=640, height=352, format="rgb24").to_ndarray())
-        if len(frames) == 33:
-            break
-    found = signals(reader, np.stack(frames))
+    found = signals(reader, real_clips.frames(name, 33, every=4, width=640, height=352))
     assert (found["overlay_area"] > 0.002, found["watermark_area"] > 0.0) == (overlay, watermark)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from numbered import LIMIT
+import real_clips
 
-from annotators import weights
 from filters.black import Black
 from filters.blockiness import Blockiness
 from filters.borders import Borders
@@ -21,7 +19,7 @@ from filters.flicker import Flicker
 from filters.noise import Noise
 from filters.sharpness import Sharpness
 from filters.stillness import Stillness
-from pipeline import encode, video
+from pipeline import encode
 
 FPS = 16.0
 RNG = np.random.default_rng(5)
@@ -183,26 +181,13 @@ def test_bars_and_blurred_sides_are_measured_and_told_apart() -> None:
 
 @pytest.fixture(scope="module")
 def brisque() -> Brisque:
-    try:
-        return Brisque()
-    except weights.MissingWeights as missing:
-        pytest.skip(str(missing))
-
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+    return real_clips.loaded(Brisque)
 
 
 def real(name: str) -> Any:
     """Every 20th of the first 100 frames of a real clip, uint8 [5, H, W, 3], with even sides."""
-    if not (CLIPS / name).exists():
-        pytest.skip(f"the clip {name} is not on this machine")
-    frames = []
-    for number, (_, _, frame) in enumerate(video.frames(CLIPS / name, video.probe(CLIPS / name, LIMIT))):
-        if number % 20 == 0:
-            frames.append(frame.to_ndarray(format="rgb24"))
-        if len(frames) == 5:
-            break
-    return np.stack(frames)[:, : frames[0].shape[0] // 2 * 2, : frames[0].shape[1] // 2 * 2]
+    frames = real_clips.frames(name, 5, every=20)
+    return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
 def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque) -> None:
