@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 """A clip: uint8 [T, H, W, 3], RGB, 0 to 255."""
 
+Picture = NDArray[np.uint8]
+"""One picture: uint8 [H, W, 3], RGB, 0 to 255."""
+
 Value = float | int | str | bool | None
 """A signal's value; None means that the signal does not apply to this clip (no person: no pose jitter)."""
 
@@ -51,17 +54,30 @@ class Annotation:
     tracks: name -> uint8 [T, H, W, 3] RGB, frame k showing the same instant as the clip's frame k.
     signals: name -> value, one for each name that the annotator declares.
     data: JSON-able values kept in the sample's .json (keypoints, the scale that inverts a track).
+    pictures: name -> uint8 [h, w, 3] RGB of any size and number, kept as <id>.<name>.<k>.png.
+    caption: what the clip shows, in words.
     """
 
     tracks: dict[str, Frames] = field(default_factory=dict)
     signals: dict[str, Value] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    caption: str | None = None
+
+
+def spread(length: int, count: int) -> list[int]:
+    """The numbers of `count` frames spread evenly over a clip of `length`, both ends included; fewer if short."""
+    return sorted({round(place) for place in np.linspace(0, length - 1, count).tolist()})
 
 
 class Annotator(Protocol):
     """Made once per worker (weights are loaded in `__init__`), called once per clip.
 
     `version` changes whenever the same frames may give other values; it is part of every clip's lineage.
+
+    Three more attributes may be left out: `pictures`, a tuple of the names of the pictures that it makes; `caption`,
+    True for one that writes captions; and `needs`, a tuple of the names of signals and tracks that others make. Those
+    must come before it in the recipe, and it is called with each as a keyword argument.
     """
 
     name: ClassVar[str]
@@ -70,8 +86,8 @@ class Annotator(Protocol):
     signals: ClassVar[Mapping[str, Signal]]
     weights: ClassVar[tuple[Weight, ...]]
 
-    def __call__(self, frames: Frames, fps: float) -> Annotation:
-        """Annotate one clip: `frames` uint8 [T, H, W, 3] RGB at `fps` frames a second."""
+    def __call__(self, frames: Frames, fps: float, **needed: Any) -> Annotation:
+        """Annotate one clip: `frames` uint8 [T, H, W, 3] RGB at `fps` frames a second; `needed` by name."""
         ...
 
 

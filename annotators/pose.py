@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight
 from annotators.pose_drawing import KEYPOINTS, draw_people
 from annotators.pose_model import Body, Detector, Landmarker, Roi
+from annotators.pose_smoothing import Floats, smoothed, trembling
 
 _MEDIAPIPE = "pypi:mediapipe==0.10.21!mediapipe/modules"
 
@@ -46,17 +47,20 @@ class Pose:
     data["pose"]: for each frame a list of people, each a list of 18 [x, y, confidence] in the order of
     `pose_drawing.KEYPOINTS`; x and y in pixels, rounded to 0.1 (they may lie outside the frame); the
     confidence, 0 to 1, that the point is in the frame and to be seen, rounded to 0.01. In every frame, the
-    person who was found first comes first.
+    person who was found first comes first. The points are evened out in time (`pose_smoothing`).
     """
 
     name: ClassVar[str] = "pose"
-    version: ClassVar[str] = "blazepose-full-1"
+    version: ClassVar[str] = "blazepose-full-2"
     tracks: ClassVar[tuple[str, ...]] = ("pose",)
     signals: ClassVar[Mapping[str, Signal]] = {
         "pose_people": Signal("count", "The most people seen at once in any frame.", "int"),
         "pose_coverage": Signal("0..1", "Share of the frames in which at least one person is seen."),
         "pose_score": Signal(
             "0..1", "How surely the surest person in a frame is one: mean over the frames with people."
+        ),
+        "pose_jitter": Signal(
+            "%", "How far points jump off their course from frame to frame, of the body's size: median; null if unseen."
         ),
     }
     weights: ClassVar[tuple[Weight, ...]] = (
@@ -99,6 +103,7 @@ class Pose:
                 "pose_people": max((len(people) for people in keypoints), default=0),
                 "pose_coverage": len(best_scores) / len(frames),
                 "pose_score": float(np.mean(best_scores)) if best_scores else None,
+                "pose_jitter": _jitter(tracks),
             },
             data={"pose": keypoints},
         )
@@ -116,7 +121,10 @@ class Pose:
                 if self._start(track, frames, k, tracks):
                     tracks.append(track)
                     live.append(track)
-        return [t for t in tracks if t.score >= _PERSON_SCORE and len(t.bodies) >= _PERSON_FRAMES]
+        people = [t for t in tracks if t.score >= _PERSON_SCORE and len(t.bodies) >= _PERSON_FRAMES]
+        for person in people:
+            person.even_out()
+        return people
 
     def _start(self, track: _Track, frames: Frames, k: int, others: list[_Track]) -> bool:
         """Start a track in frame `k`, and follow it back through the frames that the detector skipped."""
@@ -156,6 +164,15 @@ class _Track:
         """Take back what was seen in frame number `k`."""
         del self.bodies[k], self.scores[k]
 
+    def points(self) -> Floats:
+        """The points of its frames, which follow one another: float32 [n, 33, 3]."""
+        return np.stack([self.bodies[k].points for k in sorted(self.bodies)])
+
+    def even_out(self) -> None:
+        """Smooth the points in time."""
+        for k, points in zip(sorted(self.bodies), smoothed(self.points()), strict=True):
+            self.bodies[k] = replace(self.bodies[k], points=points)
+
     @property
     def score(self) -> float:
         """How surely this is a person: the mean over its frames of min(detector, landmark flag), 0 to 1."""
@@ -190,6 +207,13 @@ def _without_doubles(tracks: Iterable[_Track]) -> list[_Track]:
 
 def _same_person(track: _Track, other: _Track, k: int) -> bool:
     return k in other.bodies and track.bodies[k].roi.overlap(other.bodies[k].roi) > _SAME_AS_TRACKED
+
+
+def _jitter(people: list[_Track]) -> float | None:
+    """In per cent of each one's size."""
+    off = [trembling(one.points()) / np.median([body.roi.side for body in one.bodies.values()]) for one in people]
+    found = np.concatenate(off) if off else np.zeros(0)
+    return float(100 * np.median(found)) if len(found) else None
 
 
 def _openpose(body: Body) -> list[list[float]]:

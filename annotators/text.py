@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Frames, Signal, Weight, spread
 
 # Frames that are read lie no further apart: a subtitle that one reads, the next one reads too.
 _EVERY_S = 0.75
@@ -28,8 +28,12 @@ _FAINT = 0.004
 _NEAR, _HEIGHT = 0.015, 1.4
 # As near to the frame's edge, in pixels, a line is cut off by it.
 _EDGE = 3
+# The outer part of the frame, as a share of its side: what outpainting draws anew.
+_RIM = 0.2
 # Words that are one text, read twice (difflib's ratio).
 _SAME = 0.6
+# The longest text that goes into the catalog, in letters; a page filmed for minutes has more.
+_WORDS = 500
 # Frames whose median shows what stays. It is brought to one local brightness and contrast over this many pixels, so
 # that a word that is nearly transparent reads as well as a bright one; deviations under so many levels are noise.
 _MEDIAN, _AROUND, _NOISE = 17, 12.0, 4.0
@@ -59,12 +63,14 @@ class Text:
     """
 
     name: ClassVar[str] = "text"
-    version: ClassVar[str] = "ppocrv6-small-1"
+    version: ClassVar[str] = "ppocrv6-small-2"
     tracks: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[Mapping[str, Signal]] = {
         "text_area": Signal("0..1", "share of the frame under words of any kind: mean over frames"),
         "overlay_area": Signal("0..1", "share of the frame under words that stand at one place of the screen: largest"),
+        "overlay_edge": Signal("0..1", "as overlay_area, of words that reach into the outer fifth of the frame"),
         "watermark_area": Signal("0..1", "share of the frame under words that stand unchanged through the whole clip"),
+        "words": Signal("", "the words read, line by line, each once; null where there are none", "str"),
     }
     weights: ClassVar[tuple[Weight, ...]] = tuple(
         Weight(f"ppocrv6-small-{job}", f"installed:rapidocr==3.10.0!rapidocr/models/{file}", sha256, "Apache-2.0")
@@ -105,7 +111,7 @@ class Text:
         """Read one clip: `frames` uint8 [T, H, W, 3] RGB at `fps` frames a second."""
         height, width = frames.shape[1:3]
         count = max(2, math.ceil(len(frames) / fps / _EVERY_S))
-        looks = np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int)).tolist()
+        looks = spread(len(frames), count)
         read = {look: self._lines(frames[look], look) for look in looks}
         staying = self._lines(_staying(frames), None)
         pixels = height * width
@@ -128,21 +134,21 @@ class Text:
             from_end_to_end = bool(there[0] and there[-1])
             return from_end_to_end and all(_same_words(line, other) for others in there for other in others)
 
-        shown = [sum(line.area() for line in read[look] if stands(line)) for look in looks]
-        marked = sum(line.area() for line in staying if unchanged(line))
+        shown = [[line for line in read[look] if stands(line)] for look in looks]
+        marks = [line for line in staying if unchanged(line)]
+        lines = [line for found in (*read.values(), staying) for line in found]
         return Annotation(
             signals={
-                "text_area": float(np.mean([sum(line.area() for line in read[look]) for look in looks])) / pixels,
-                "overlay_area": max([marked, *shown]) / pixels,
-                "watermark_area": marked / pixels,
+                "text_area": float(np.mean([_area(read[look]) for look in looks])) / pixels,
+                "overlay_area": max(map(_area, [marks, *shown])) / pixels,
+                "overlay_edge": max(
+                    _area(line for line in found if _at_edge(line, width, height)) for found in [marks, *shown]
+                )
+                / pixels,
+                "watermark_area": _area(marks) / pixels,
+                "words": " / ".join(_distinct(lines))[:_WORDS] or None,
             },
-            data={
-                "text": [
-                    {"words": line.words, "box": list(line.box), "frame": line.frame}
-                    for lines in (*read.values(), staying)
-                    for line in lines
-                ]
-            },
+            data={"text": [{"words": line.words, "box": list(line.box), "frame": line.frame} for line in lines]},
         )
 
     def _lines(self, picture: NDArray[np.uint8], frame: int | None) -> list[Line]:
@@ -161,14 +167,32 @@ class Text:
         return sorted(lines, key=lambda line: line.box[1::-1])
 
 
+def _area(lines: Iterable[Line]) -> int:
+    return sum(line.area() for line in lines)
+
+
+def _at_edge(line: Line, width: int, height: int) -> bool:
+    left, top, right, bottom = line.box
+    return min(left, width - right) < _RIM * width or min(top, height - bottom) < _RIM * height
+
+
+def _distinct(lines: list[Line]) -> list[str]:
+    """The words of lines, without those that are a line read once more."""
+    kept: list[Line] = []
+    for line in lines:
+        if not any(_same_words(line, other) for other in kept):
+            kept.append(line)
+    return [line.words for line in kept]
+
+
 def _staying(frames: Frames) -> NDArray[np.uint8]:
     """What stays through a clip, with all of it at one contrast: uint8 [H, W, 3], grey."""
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, _MEDIAN).round().astype(int))]
+    chosen = frames[spread(len(frames), _MEDIAN)]
     grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
     middle = np.median(grey, axis=0).astype(np.float32)
     detail = middle - cv2.GaussianBlur(middle, (0, 0), _AROUND)
-    spread = np.sqrt(cv2.GaussianBlur(detail**2, (0, 0), _AROUND)) + _NOISE
-    level = np.clip(128 + 50 * detail / spread, 0, 255).astype(np.uint8)
+    deviation = np.sqrt(cv2.GaussianBlur(detail**2, (0, 0), _AROUND)) + _NOISE
+    level = np.clip(128 + 50 * detail / deviation, 0, 255).astype(np.uint8)
     return np.repeat(level[..., None], 3, axis=2)
 
 

@@ -150,10 +150,12 @@ class _One:
 
     def _annotate(self, frames: Frames, values: dict[str, Any]) -> None:
         fps = self._blueprint.recipe.grid.fps
+        made: dict[str, Any] = dict(values)
         for position, annotator in enumerate(self._annotators, 1):
-            result = annotator(frames, fps)
+            result = annotator(frames, fps, **{name: made[name] for name in registry.needs(annotator)})
             self._timed(annotator.name)
             values |= result.signals
+            made |= result.signals | result.tracks
             for track in result.tracks.values():
                 self._encode(track)
             if self._rules.judge(values, position).status == "rejected":

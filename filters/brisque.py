@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Frames, Signal, Value, Weight
+from annotators.base import Frames, Signal, Value, Weight, spread
 
 Floats = NDArray[np.float64]
 
@@ -65,8 +65,8 @@ class Brisque:
         self._gamma, self._rho, self._factors, self._vectors = _regression(weights.path(self.weights[0]))
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
-        chosen = np.unique(np.linspace(0, len(frames) - 1, _PICTURES).round().astype(int))
-        scores = [self._score(cv2.cvtColor(frames[index], cv2.COLOR_RGB2GRAY)) for index in chosen]
+        chosen = frames[spread(len(frames), _PICTURES)]
+        scores = [self._score(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)) for frame in chosen]
         known = [score for score in scores if score is not None]
         return {"brisque": float(np.median(known)) if known else None}
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from annotators.base import Annotator
+from annotators.base import Annotation, Annotator
 from pipeline import contract, encode, registry, worker
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
@@ -31,6 +31,7 @@ class AnnotateStage:
         self._annotators: list[Annotator] = [registry.annotator(name)() for name in blueprint.stages[number]]
         self._before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
+        self._layered = blueprint.layer != BASE_LAYER
         self._at = "decode"
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -60,19 +61,24 @@ class AnnotateStage:
         return [annotator.name for annotator in self._annotators]
 
     def _annotate(self, item: Item) -> None:
-        record, recipe = item.record, self._blueprint.recipe
+        record = item.record
         timed = Timer(record.setdefault("timings", {}))
         self._at = "decode"
         frames = encode.decode(item.members["mp4"])
         timed("redecode")
+        # What was there before this layer: it may be needed, and lies elsewhere already.
+        stored = {name: item.members.pop(name) for name in [*item.members] if self._layered}
+        known = json.loads(stored.get("json", b"{}")).get("signals", {}) | record
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._before + 1):
             self._at = annotator.name
-            found = contract.annotate(annotator, frames, record["fps"])
+            needed = _needed(annotator, known | record, stored | item.members)
+            timed("redecode")
+            found = contract.annotate(annotator, frames, record["fps"], needed)
             timed(annotator.name)
-            for name, track in found.tracks.items():
-                encoded = encode.encode(track, record["fps"], recipe.encode.crf, recipe.encode.preset)
-                item.members[f"{name}.mp4"] = encoded
+            item.members |= self._encoded(found, record["fps"])
+            if found.caption is not None:
+                record["caption"] = found.caption
             timed("encode")
             record |= found.signals
             twice = found.data.keys() & {*data, *contract.SAMPLE_KEYS}
@@ -82,7 +88,7 @@ class AnnotateStage:
             data |= found.data
             record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
             verdict = self._rules.judge(record, position)
-            settled = verdict.status == "rejected" and not recipe.score_all
+            settled = verdict.status == "rejected" and not self._blueprint.recipe.score_all
             if settled:
                 break
         item.members["json"] = json.dumps(data, allow_nan=False).encode()
@@ -101,13 +107,33 @@ class AnnotateStage:
         record["tasks"] = self._rules.tasks(record)
         signals = {name: record.get(name) for name in sorted(self._blueprint.signals)}
         sample = {name: signals if name == "signals" else record[name] for name in contract.SAMPLE_KEYS}
-        layer = self._blueprint.layer
         text = json.dumps(sample | data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         item.members["json"] = text.encode()
-        if layer != BASE_LAYER:
-            # The clip itself is in the base layer, and two layers of one clip must not share a member's name.
-            item.members[f"{layer}.json"] = item.members.pop("json")
-            del item.members["mp4"]
+        if self._layered:
+            # Two layers of one clip must not share a member's name.
+            for name in item.members.keys() & {"json", "txt"}:
+                item.members[f"{self._blueprint.layer}.{name}"] = item.members.pop(name)
+
+    def _encoded(self, found: Annotation, fps: float) -> dict[str, bytes]:
+        """The members that an annotation adds to a sample."""
+        options = self._blueprint.recipe.encode
+        made = {
+            f"{name}.mp4": encode.encode(track, fps, options.crf, options.preset)
+            for name, track in found.tracks.items()
+        }
+        for name, pictures in found.pictures.items():
+            made |= {f"{name}.{number}.png": encode.png(picture) for number, picture in enumerate(pictures)}
+        return made if found.caption is None else made | {"txt": found.caption.encode()}
+
+
+def _needed(annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[str, Any]:
+    """The signals and tracks that an annotator asks for; tracks as a trainer will see them."""
+    needed: dict[str, Any] = {}
+    for name in registry.needs(annotator):
+        if name not in signals and f"{name}.mp4" not in members:
+            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip has not")
+        needed[name] = signals[name] if name in signals else encode.decode(members[f"{name}.mp4"])
+    return needed
 
 
 class Timer:

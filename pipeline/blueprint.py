@@ -31,6 +31,11 @@ class Blueprint:
     @classmethod
     def ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
         """The base layer. Raises `UsageError` for unknown annotators, filters or columns, and for bad predicates."""
+        registry.check_outputs(recipe.annotators)
+        registry.check_needs(recipe.annotators, recipe.filters, schema.RULE_COLUMNS)
+        writers = [name for name in recipe.annotators if registry.captions(registry.annotator(name))]
+        if len(writers) > 1:
+            raise UsageError(f"{writers[0]!r} and {writers[1]!r} both write the caption; add one as a layer (annotate)")
         made = cls._of(recipe, schema.BASE_LAYER, manifest, recipe.filters, recipe.stages)
         made.schema()
         made.rules()
@@ -39,8 +44,9 @@ class Blueprint:
     @classmethod
     def layered(cls, recipe: Recipe, annotator: str) -> Blueprint:
         """A layer on clips that exist, made by one annotator and judged by no rule. Raises `UsageError` where a track
-        or a signal of it is in the clips already."""
-        registry.check_tracks([*recipe.annotators, annotator])
+        or a signal of it is in the clips already, or one that it needs is not."""
+        registry.check_outputs([*recipe.annotators, annotator])
+        registry.check_needs([*recipe.annotators, annotator], recipe.filters, schema.RULE_COLUMNS)
         registry.signals([*recipe.annotators, annotator], recipe.filters)
         bare = recipe.model_copy(update={"rules": {}, "tasks": {}})
         return cls._of(bare, annotator, (), (), ((annotator,),))
@@ -56,7 +62,6 @@ class Blueprint:
     ) -> Blueprint:
         annotators = [name for stage in stages for name in stage]
         signals = registry.signals(annotators, filters)
-        registry.check_tracks(annotators)
         cheap = set(registry.signals([], filters))
         known = [frozenset(schema.kinds({}, manifest)) | cheap]
         for name in annotators:
@@ -71,7 +76,7 @@ class Blueprint:
     def rules(self) -> Rules:
         """The recipe's rules, asked in the order in which their signals become known."""
         try:
-            return Rules(self.recipe.rules, self.recipe.tasks, schema.kinds(self.signals, self.manifest), self.known)
+            return Rules(self.recipe.rules, self.recipe.fitness, schema.kinds(self.signals, self.manifest), self.known)
         except RuleError as error:
             maker = registry.maker(error.column) if error.column else None
             if maker:

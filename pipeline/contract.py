@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from annotators.base import Annotation, Annotator, Filter, Frames, Signal, Value
+from pipeline import registry
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 
 # The Python types of a signal's kind; a whole number is a float too.
@@ -21,15 +22,27 @@ SAMPLE_KEYS = (
 )
 
 
-def annotate(annotator: Annotator, frames: Frames, fps: float) -> Annotation:
-    """An annotator's result for one clip. Raises `ClipError` (ANNOTATOR_ERROR) where it is not what it declares."""
-    found = annotator(frames, fps)
+def annotate(annotator: Annotator, frames: Frames, fps: float, needed: Mapping[str, Any]) -> Annotation:
+    """An annotator's result for one clip. `needed`: the signals and tracks that it asks for.
+
+    Raises `ClipError` (ANNOTATOR_ERROR) where the result is not what the annotator declares.
+    """
+    found = annotator(frames, fps, **needed)
     if set(found.tracks) != set(annotator.tracks):
         raise _broken(annotator, f"gave the tracks {sorted(found.tracks)}, and declares {sorted(annotator.tracks)}")
     for name, track in found.tracks.items():
         if track.shape != frames.shape or track.dtype != np.uint8:
             detail = f"gave a track {name} of {track.dtype} {track.shape}; the clip is uint8 {frames.shape}"
             raise _broken(annotator, detail)
+    if not set(found.pictures) <= set(registry.pictures(annotator)):
+        declared = sorted(registry.pictures(annotator))
+        raise _broken(annotator, f"gave the pictures {sorted(found.pictures)}, and declares {declared}")
+    for name, pictures in found.pictures.items():
+        for picture in pictures:
+            if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
+                raise _broken(annotator, f"gave a picture {name} of {picture.dtype} {picture.shape}, not uint8 RGB")
+    if (found.caption is not None) != registry.captions(annotator):
+        raise _broken(annotator, "gave a caption" if found.caption else "gave no caption")
     found.signals = _plain(annotator, annotator.signals, found.signals)
     return found
 

@@ -79,8 +79,10 @@ class CutStage:
 
     def _reopen(self, item: Item, clip: dict[str, Any]) -> None:
         sample = shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
-        item.members["mp4"] = sample["mp4"]
-        if self._blueprint.layer == BASE_LAYER:
+        if self._blueprint.layer != BASE_LAYER:
+            item.members |= sample
+        else:
+            item.members["mp4"] = sample["mp4"]
             frames = encode.decode(sample["mp4"])
             item.preview = cutting.strip(frames)
             # What a filter of today's version measured on the source's own frames stands.

@@ -85,6 +85,15 @@ def decode(mp4: bytes) -> NDArray[np.uint8]:
     return clip
 
 
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """uint8 [H, W, 3] RGB as a PNG."""
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width = picture.shape[:2]
+    encoder.pix_fmt, encoder.time_base, encoder.thread_count = "rgb24", Fraction(1), 1
+    packets = [*encoder.encode(av.VideoFrame.from_ndarray(picture, "rgb24")), *encoder.encode(None)]
+    return b"".join(bytes(packet) for packet in packets)
+
+
 def _yuv(frames: NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
     scaler = VideoReformatter()
     for index, picture in enumerate(frames):

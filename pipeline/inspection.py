@@ -184,6 +184,11 @@ def _member(kind: str, data: bytes, row: Stored) -> str | None:
         except (ValueError, AttributeError) as error:
             return f"is not a JSON object: {error}"
         return None if clip_id == row.clip_id else f"is that of clip {clip_id}"
+    if kind == "txt":
+        try:
+            data.decode()
+        except UnicodeDecodeError as error:
+            return f"is not UTF-8 text: {error}"
     if kind in _PICTURES:
         try:
             decoder = av.CodecContext.create(_PICTURES[kind], "r")

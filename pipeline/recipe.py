@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from filters.rules import did_you_mean
@@ -60,7 +60,7 @@ class Recipe(Strict):
     filters: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     rules: Mapping[str, str] = Field(default_factory=dict)
-    tasks: Mapping[str, str] = Field(default_factory=dict)
+    tasks: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
     score_all: bool = False
     encode: Encode = Encode()
     limits: Limits = Limits()
@@ -81,6 +81,26 @@ class Recipe(Strict):
         if twice:
             raise ValueError(f"{twice[0]!r} is named twice")
         return named
+
+    @model_validator(mode="after")
+    def _composites_have_parts(self) -> Self:
+        for name, parts in self.tasks.items():
+            single = [task for task, predicate in self.tasks.items() if isinstance(predicate, str)]
+            for part in () if isinstance(parts, str) else parts or ("",):
+                if part not in single:
+                    raise ValueError(
+                        f"the task {name!r} must be a predicate, or a list of tasks that are, as in [reference, pose]; "
+                        f"{part!r} is none{did_you_mean(part, single)}"
+                    )
+        return self
+
+    @cached_property
+    def fitness(self) -> dict[str, str]:
+        """Each task's predicate; a clip is fit for a composite when it is fit for every part of it."""
+        return {
+            name: given if isinstance(given, str) else " AND ".join(f"({self.tasks[part]}\n)" for part in given)
+            for name, given in self.tasks.items()
+        }
 
     @property
     def annotators(self) -> tuple[str, ...]:

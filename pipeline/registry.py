@@ -73,19 +73,57 @@ def signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Sign
     return found
 
 
-def maker(signal: str) -> str | None:
-    """The name of a registered annotator or filter that measures this signal, or None."""
-    owners = _owners(sorted(available("annotators")), sorted(available("filters")))
-    return next((owner.name for owner in owners if signal in owner.signals), None)
+def maker(made: str) -> str | None:
+    """The name of a registered annotator or filter that makes this signal or track, or None."""
+    for group in ("annotators", "filters"):
+        for name in sorted(available(group)):
+            try:
+                owner = _class(group, name)
+            except UsageError:
+                # One that nobody asked for, and that does not fit.
+                continue
+            if made in (*owner.signals, *getattr(owner, "tracks", ())):
+                return name
+    return None
 
 
-def check_tracks(annotators: Iterable[str]) -> None:
-    """Raises `UsageError` when two of these make the same track."""
+def needs(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
+    """The signals and tracks of others that an annotator is called with."""
+    return tuple(getattr(owner, "needs", ()))
+
+
+def pictures(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
+    """The names of the pictures that an annotator makes."""
+    return tuple(getattr(owner, "pictures", ()))
+
+
+def captions(owner: type[Annotator] | Annotator) -> bool:
+    """Whether an annotator writes captions."""
+    return bool(getattr(owner, "caption", False))
+
+
+def check_outputs(annotators: Iterable[str]) -> None:
+    """Raises `UsageError` when two of these make the same track or pictures of one name."""
     found: dict[str, str] = {}
     for name in annotators:
-        for track in annotator(name).tracks:
-            if found.setdefault(track, name) != name:
-                raise UsageError(f"{found[track]!r} and {name!r} both make the track {track!r}")
+        owner = annotator(name)
+        made = [f"track {track!r}" for track in owner.tracks] + [f"pictures {one!r}" for one in pictures(owner)]
+        for one in made:
+            if found.setdefault(one, name) != name:
+                raise UsageError(f"{found[one]!r} and {name!r} both make the {one}")
+
+
+def check_needs(annotators: Iterable[str], filters: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `UsageError` when one of these needs what neither `known` nor an earlier one gives."""
+    there = {*known, *signals([], filters)}
+    for name in annotators:
+        owner = annotator(name)
+        for needed in needs(owner):
+            if needed not in there:
+                made_by = maker(needed)
+                cure = f"put {made_by} into the recipe before it" if made_by else "nothing installed makes it"
+                raise UsageError(f"{name!r} needs {needed!r}: {cure}")
+        there |= {*owner.signals, *owner.tracks}
 
 
 def weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:

@@ -74,7 +74,7 @@ def test_people_are_found(pose: Pose, name: str) -> None:
 )
 def test_nobody_is_found_where_nobody_is(pose: Pose, name: str) -> None:
     annotation = pose(clip(name, frames=16), 16.0)
-    assert annotation.signals == {"pose_people": 0, "pose_coverage": 0, "pose_score": None}
+    assert annotation.signals == {"pose_people": 0, "pose_coverage": 0, "pose_score": None, "pose_jitter": None}
     assert annotation.data["pose"] == [[]] * 16
     assert not annotation.tracks["pose"].any()
 

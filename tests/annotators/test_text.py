@@ -34,7 +34,8 @@ def signals(reader: Text, frames: Any) -> dict[str, Any]:
 
 def test_without_words_nothing_is_read(reader: Text) -> None:
     found = reader(passing(), 16.0)
-    assert found.signals == {"text_area": 0.0, "overlay_area": 0.0, "watermark_area": 0.0}
+    areas = dict.fromkeys(("text_area", "overlay_area", "overlay_edge", "watermark_area"), 0.0)
+    assert found.signals == areas | {"words": None}
     assert found.data == {"text": []}
 
 

