@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -56,3 +57,47 @@ def test_the_mask_lies_on_a_composited_subject(subjects: Subjects, behind: str, 
     assert np.mean(each) > 0.8
     assert found.signals["subject"] == "object"
     assert found.signals["subject_area"] == pytest.approx(truth.mean(), rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["VACE__test.mp4", "learning-area__pig.webm"])
+def test_what_is_carried_is_as_good_as_what_is_seen(subjects: Subjects, name: str) -> None:
+    frames = real_clips.frames(name, 17, width=480, height=272)
+    carried = subjects(frames, 16.0, pose_coverage=0.0).tracks["mask"][..., 0] > 0
+    # A clip of one frame is one look.
+    seen = [subjects(frames[k : k + 1], 16.0, pose_coverage=0.0).tracks["mask"][0, ..., 0] > 0 for k in range(2, 7)]
+    from_frame_to_frame = np.mean([overlap(one, other) for one, other in pairwise(seen)])
+    agreement = np.mean([overlap(carried[k], seen[k - 2]) for k in range(2, 7)])
+    assert agreement > from_frame_to_frame - 0.05
+    assert np.mean([overlap(one, other) for one, other in pairwise(carried[2:7])]) > from_frame_to_frame - 0.03
+
+
+def test_references_show_the_subject_alone_on_white(subjects: Subjects) -> None:
+    frames, _ = composited("data-juicer__video11.mp4", "VACE__test2.mp4", (150, 60, 300, 200))
+    (reference,) = subjects(frames, 16.0, pose_coverage=0.0).pictures["ref"]
+    assert reference.dtype == np.uint8
+    assert min(reference.shape[:2]) > 120
+    assert max(reference.shape[:2]) < 190
+    corners = [reference[y, x] for y in (0, -1) for x in (0, -1)]
+    assert (np.array(corners) == 255).all()
+    white = (reference == 255).all(axis=-1).mean()
+    assert 0.15 < white < 0.6, "an ellipse fills 79 % of its box"
+
+
+def test_without_a_subject_there_is_none(subjects: Subjects) -> None:
+    found = subjects(np.full((9, 96, 128, 3), 90, np.uint8), 16.0, pose_coverage=0.0)
+    assert not found.tracks["mask"].any()
+    assert found.pictures["ref"] == []
+    assert found.signals == {
+        "subject": None, "subjects": 0, "subject_coverage": 0.0, "subject_area": 0.0, "subject_x": None,
+        "subject_y": None, "subject_stability": None,
+    }  # fmt: skip
+
+
+def test_people_are_the_subject_where_pose_saw_them(subjects: Subjects) -> None:
+    frames = real_clips.frames("AugLy__small_input_1.mp4", 9, width=480, height=272)
+    found = subjects(frames, 16.0, pose_coverage=1.0)
+    assert found.signals["subject"] == "person"
+    assert found.signals["subject_coverage"] == 1.0
+    left, top, right, bottom = found.data["subjects"][0][0]
+    mask = found.tracks["mask"][0, ..., 0] > 0
+    assert mask[top:bottom, left:right].sum() == pytest.approx(mask.sum(), rel=0.2)

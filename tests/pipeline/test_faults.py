@@ -104,24 +104,10 @@ def test_a_filter_that_fails_gives_no_score(name: str) -> None:
             assert "injected" in caught.value.detail
 
 
-class Watch:
-    """A run that goes on."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def begin(self, unit: str) -> str:
-        return "go"
-
-    def end(self, unit: str) -> None:
-        pass
-
-
 @pytest.mark.parametrize("name", ANNOTATORS)
-def test_an_annotator_that_fails_makes_a_failed_clip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_annotator_that_fails_makes_a_failed_clip(name: str, unwatched: None) -> None:
     owner = registry.annotator(name)
     real_clips.loaded(owner)
-    monkeypatch.setattr(annotate_stage, "WatchClient", Watch)
     before, values, tracks = given_to(name)
     stages = [before, [name]] if before else [[name]]
     recipe = parse(yaml.safe_dump({"filters": FILTERS, "stages": stages, "rules": {}, "tasks": {}}), "of this test")

@@ -1,0 +1,100 @@
+"""An annotator that builds on others gets what they made, as trainers will see it, in any stage or layer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import real_clips
+import yaml
+
+from annotators.subjects import Subjects
+from pipeline import cutting, encode, registry
+from pipeline.annotate_stage import AnnotateStage
+from pipeline.blueprint import Blueprint
+from pipeline.items import Item
+from pipeline.recipe import Recipe, parse
+
+FPS = 16.0
+
+
+@pytest.fixture(autouse=True)
+def alone(unwatched: None) -> None:
+    real_clips.loaded(Subjects)
+
+
+def recipe(*stages: list[str]) -> Recipe:
+    filters = sorted({*registry.available("filters")} - {"unsafe", "brisque"})
+    text = yaml.safe_dump({"filters": filters, "stages": [list(stage) for stage in stages], "rules": {}, "tasks": {}})
+    return parse(text, "of this test")
+
+
+def clip() -> bytes:
+    rng = np.random.default_rng(5)
+    behind = rng.integers(60, 190, (12, 20, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+    frames = np.stack([behind] * 9)
+    for number, frame in enumerate(frames):
+        frame[20:80, 20 + 4 * number : 80 + 4 * number] = (220, 40, 30)
+    return encode.encode(frames, FPS)
+
+
+def item(**members: bytes) -> Item:
+    record: dict[str, Any] = {
+        "clip_id": "0" * 32, "fps": FPS, "frames": 9, "width": 160, "height": 96, "start_s": 0.0, "end_s": 0.5,
+        "source_hash": "1" * 64,
+    }  # fmt: skip
+    return Item(record, {"mp4": clip()} | {name.replace("_", "."): data for name, data in members.items()})
+
+
+def through(chosen: Recipe) -> Item:
+    """A clip annotated by every stage of a recipe."""
+    made = item()
+    made.record |= cutting.measure(encode.decode(made.members["mp4"]), FPS, chosen.filters)
+    blueprint = Blueprint.ingest(chosen, ())
+    for number in range(len(blueprint.stages)):
+        assert AnnotateStage(blueprint, number, None).annotate(made)
+    assert made.record["status"] == "kept", made.record
+    return made
+
+
+def test_one_stage_or_three_make_the_same_sample() -> None:
+    together = through(recipe(["pose", "subjects", "depth_heuristic"]))
+    apart = through(recipe(["pose"], ["subjects"], ["depth_heuristic"]))
+    assert together.members == apart.members
+    assert {"pose.mp4", "mask.mp4", "depth.mp4", "ref.0.png", "json", "mp4"} == set(together.members)
+    assert encode.decode(together.members["depth.mp4"]).shape == (9, 96, 160, 3)
+
+
+def test_a_layer_builds_on_the_stored_sample_and_adds_only_its_own() -> None:
+    whole = recipe(["pose", "subjects", "depth_heuristic"])
+    stored, layered = through(whole).members, recipe(["pose", "subjects"])
+    base = {name: data for name, data in stored.items() if name != "depth.mp4"}
+    made = item()
+    made.members = dict(base)
+    assert AnnotateStage(Blueprint.layered(layered, "depth_heuristic"), 0, None).annotate(made)
+    assert made.record["status"] == "kept", made.record
+    assert set(made.members) == {"depth.mp4", "depth_heuristic.json"}
+    assert made.members["depth.mp4"] == stored["depth.mp4"]
+    assert json.loads(made.members["depth_heuristic.json"])["signals"] == {"depth_method": "heuristic"}
+
+
+def test_signals_of_the_stored_sample_are_there_for_a_layer() -> None:
+    chosen = recipe(["text", "faces", "flow", "pose", "tags"])
+    base = through(chosen).members
+    made = item()
+    made.members = dict(base)
+    assert AnnotateStage(Blueprint.layered(chosen, "caption_template"), 0, None).annotate(made)
+    assert made.record["status"] == "kept", made.record
+    assert set(made.members) == {"caption_template.txt", "caption_template.json"}
+    assert made.record["caption"] == made.members["caption_template.txt"].decode()
+    assert made.record["caption"].startswith("A")
+
+
+def test_a_stored_sample_that_lacks_what_is_needed_fails() -> None:
+    made = item(json=b"{}")
+    blueprint = Blueprint.layered(recipe(["pose", "subjects"]), "depth_heuristic")
+    assert AnnotateStage(blueprint, 0, None).annotate(made)
+    assert (made.record["status"], made.record["code"]) == ("failed", "ANNOTATOR_ERROR")
+    assert "depth_heuristic needs 'mask'" in made.record["detail"]
