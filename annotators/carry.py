@@ -14,7 +14,8 @@ Floats = NDArray[np.float32]
 class Carrier:
     """The flow of one clip, frame by frame, and what it carries from one frame to another.
 
-    The flow is OpenCV's DIS (Kroeger et al. 2016), preset MEDIUM; it is measured when it is first asked for.
+    The flow is OpenCV's DIS (Kroeger et al. 2016), preset MEDIUM; it is measured where it is asked for, and the ways
+    that were asked for are kept.
     """
 
     def __init__(self, frames: list[Picture]) -> None:
@@ -24,7 +25,6 @@ class Carrier:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         height, width = self._grey[0].shape
         self._here: Floats = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
-        self._steps: dict[tuple[int, int], Floats] = {}
         self._ways: dict[tuple[int, int], Floats] = {}
 
     def carry(self, values: Floats, there: int, here: int) -> Floats:
@@ -38,18 +38,11 @@ class Carrier:
     def way(self, here: int, there: int) -> Floats:
         """Where each pixel of `here` lies in `there`, less its own place: float32 [H, W, 2]."""
         if (here, there) not in self._ways:
-            towards = 1 if there > here else -1
-            step = self._step(here, here + towards)
-            if here + towards == there:
-                return step
-            # A pixel's way is its first step, and the way on from where that leads.
-            onward = self.way(here + towards, there)
-            self._ways[here, there] = step + cv2.remap(
-                onward, self._here + step, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-            )
+            towards = here + (1 if there > here else -1)
+            way: Floats = self._dis.calc(self._grey[here], self._grey[towards], None)
+            if towards != there:
+                # A pixel's way is its first step, and the way on from where that leads.
+                onward = self.way(towards, there)
+                way += cv2.remap(onward, self._here + way, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            self._ways[here, there] = way
         return self._ways[here, there]
-
-    def _step(self, here: int, there: int) -> Floats:
-        if (here, there) not in self._steps:
-            self._steps[here, there] = self._dis.calc(self._grey[here], self._grey[there], None)
-        return self._steps[here, there]

@@ -19,8 +19,10 @@ class Network:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
+        # U2-Net has six more, from coarser levels, that nobody asks for.
+        self._output = self._session.get_outputs()[0].name
 
     def __call__(self, batch: Floats) -> Floats:
         """The first output for float32 [N, ...]."""
-        output: Floats = self._session.run(None, {self._input: batch})[0]
+        output: Floats = self._session.run([self._output], {self._input: batch})[0]
         return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -35,6 +35,13 @@ _PEOPLE = 0.5
 _OWN = 0.5
 # Reference pictures: how many, the shorter side in pixels at least, and the margin as a share of the longer side.
 _MOST, _SMALLEST, _MARGIN = 3, 48, 0.05
+
+
+class _Part(NamedTuple):
+    """A part of a mask: its box (left, top, right, bottom in pixels) and bool [H, W]."""
+
+    box: tuple[int, int, int, int]
+    mask: NDArray[np.bool_]
 
 
 class Subjects:
@@ -92,7 +99,7 @@ class Subjects:
         size = frames.shape[2:0:-1]
         parts = [_parts(cv2.resize(one, size, interpolation=cv2.INTER_LINEAR)) for one in maps]
         masks = np.stack(
-            [np.any([part for _, part in found], axis=0) if found else np.zeros(size[::-1], bool) for found in parts]
+            [np.any([part.mask for part in found], axis=0) if found else np.zeros(size[::-1], bool) for found in parts]
         )
         subject = ("person" if people else "object") if masks.any() else None
         there = masks.any(axis=(1, 2))
@@ -108,7 +115,7 @@ class Subjects:
                 "subject_y": _centre(rows[there]) if subject else None,
                 "subject_stability": stability,
             },
-            data={"subjects": [[list(box) for box, _ in found] for found in parts]},
+            data={"subjects": [[list(part.box) for part in found] for found in parts]},
             pictures={"ref": _references(frames, maps, parts, looks)},
         )
 
@@ -160,8 +167,8 @@ def _overlap(one: Floats, other: Floats) -> float | None:
     return np.count_nonzero(sure & sure2) / union if union else None
 
 
-def _parts(sure: Floats) -> list[tuple[tuple[int, int, int, int], NDArray[np.bool_]]]:
-    """The parts of a map, largest first: the box as left, top, right, bottom, and bool [H, W]."""
+def _parts(sure: Floats) -> list[_Part]:
+    """The parts of what a map is sure of, largest first."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats((sure >= _SURE).astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
     if count < 2:
@@ -171,11 +178,11 @@ def _parts(sure: Floats) -> list[tuple[tuple[int, int, int, int], NDArray[np.boo
     for index in np.argsort(-areas, kind="stable"):
         if areas[index] >= least:
             left, top, width, height = stats[index + 1, :4].tolist()
-            found.append(((left, top, left + width, top + height), labels == index + 1))
+            found.append(_Part((left, top, left + width, top + height), labels == index + 1))
     return found
 
 
-def _references(frames: Frames, maps: list[Floats], parts: list[Any], looks: list[int]) -> list[Picture]:
+def _references(frames: Frames, maps: list[Floats], parts: list[list[_Part]], looks: list[int]) -> list[Picture]:
     """The parts of the clearest look, largest first, each alone on white."""
     best = max(looks, key=lambda look: _clearness(frames[look], parts[look]))
     height, width = frames.shape[1:3]
@@ -193,11 +200,11 @@ def _references(frames: Frames, maps: list[Floats], parts: list[Any], looks: lis
     return found
 
 
-def _clearness(frame: Picture, parts: list[Any]) -> float:
+def _clearness(frame: Picture, parts: list[_Part]) -> float:
     """How good a look at the subject this is: large, sharp and not cut off by the frame's edge."""
     if not parts:
         return 0.0
-    mask = np.any([part for _, part in parts], axis=0)
+    mask = np.any([part.mask for part in parts], axis=0)
     edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
     detail = np.abs(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_32F))[mask].mean()
     return float(np.sqrt(mask.mean()) * detail * (1 - edge))
