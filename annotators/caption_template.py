@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,7 +14,6 @@ _SEEN, _SURE = 0.5, 0.35
 _DARK, _BRIGHT, _GREY = 60.0, 190.0, 2.0
 # px/frame under which nothing moves.
 _STILL = 0.1
-_NUMBERS = ("no", "one", "two", "three", "four", "five")
 _CAMERA = {
     "pan": "The camera pans.",
     "shake": "The camera shakes.",
@@ -102,6 +102,11 @@ _UNFIT = frozenset(
 )
 
 
+# ImageNet's words that take no article; those that begin with the sound of "you" or "won", and with a silent h.
+_PLURALS = frozenset(("parallel bars", "binoculars", "hay", "velvet", "wool", "chain mail", "corn", "ice cream"))
+_CONSONANT, _SILENT = re.compile(r"(uni|eu|ufo|one|utensil|ural)", re.IGNORECASE), re.compile(r"(hour|honest|heir)")
+
+
 class CaptionTemplate:
     """Says in plain sentences what tags, people, words, camera and light are; a template, and no model of language."""
 
@@ -153,15 +158,19 @@ def _sentences(
     if motion < _STILL:
         found.append("Hardly anything moves.")
     if words:
-        found.append(f'The words "{words.replace(" / ", " ")}" can be read.')
+        read = words.replace(" / ", " ").replace('"', "'")
+        found.append(f'The words "{read}" can be read.')
     return found
 
 
 def _people(people: int, face_coverage: float) -> str:
-    if people > 1:
-        return f"{_NUMBERS[people] if people < len(_NUMBERS) else 'many'} people"
-    return "a person" if people or face_coverage >= _SEEN else ""
+    # How many there are at once is known of the fullest frame alone, so no number is given.
+    return "people" if people > 1 else "a person" if people or face_coverage >= _SEEN else ""
 
 
 def _with_article(noun: str) -> str:
-    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+    """As English has it for ImageNet's words and for ours."""
+    if noun in _PLURALS:
+        return noun
+    vowel = noun[0].lower() in "aeiou" and not _CONSONANT.match(noun)
+    return f"{'an' if vowel or _SILENT.match(noun) else 'a'} {noun}"

@@ -10,6 +10,9 @@ from annotators.base import Picture
 
 Floats = NDArray[np.float32]
 
+# On a picture with a side under so many pixels, DIS raises or crashes the process (OpenCV 5.0).
+_SMALLEST = 16
+
 
 class Carrier:
     """The flow of one clip, frame by frame, and what it carries from one frame to another.
@@ -20,26 +23,30 @@ class Carrier:
 
     def __init__(self, frames: list[Picture]) -> None:
         """`frames`: uint8 [H, W, 3] RGB each."""
-        self._grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        self.length = len(frames)
+        height, width = frames[0].shape[:2]
+        edges = (0, max(_SMALLEST - height, 0), 0, max(_SMALLEST - width, 0))
+        self._grey = [
+            cv2.copyMakeBorder(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), *edges, cv2.BORDER_REPLICATE)
+            for frame in frames
+        ]
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        height, width = self._grey[0].shape
         self._here: Floats = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
         self._ways: dict[tuple[int, int], Floats] = {}
 
     def carry(self, values: Floats, there: int, here: int) -> Floats:
         """float32 [H, W] or [H, W, C] of frame `there` as it lies in frame `here`."""
-        if here == there:
-            return values
         where = self._here + self.way(here, there)
         carried: Floats = cv2.remap(values, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         return carried
 
     def way(self, here: int, there: int) -> Floats:
         """Where each pixel of `here` lies in `there`, less its own place: float32 [H, W, 2]."""
+        if here == there:
+            return np.zeros_like(self._here)
         if (here, there) not in self._ways:
             towards = here + (1 if there > here else -1)
-            way: Floats = self._dis.calc(self._grey[here], self._grey[towards], None)
+            height, width = self._here.shape[:2]
+            way: Floats = self._dis.calc(self._grey[here], self._grey[towards], None)[:height, :width]
             if towards != there:
                 # A pixel's way is its first step, and the way on from where that leads.
                 onward = self.way(towards, there)

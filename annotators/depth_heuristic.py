@@ -52,7 +52,7 @@ class DepthHeuristic:
         carrier = Carrier(small)
         near = np.stack(
             [
-                _near(frame, subject, _speed(carrier, k))
+                _near(frame, subject, _speed(carrier, k, len(small)))
                 for k, (frame, subject) in enumerate(zip(small, subjects, strict=True))
             ]
         )
@@ -66,9 +66,10 @@ class DepthHeuristic:
         return Annotation(tracks={"depth": track}, signals={"depth_method": "heuristic"})
 
 
-def _speed(carrier: Carrier, number: int) -> Floats:
-    """How far each pixel moves from this frame to a neighbour: float32 [H, W]."""
-    speed: Floats = np.linalg.norm(carrier.way(number, number - 1 if number else min(1, carrier.length - 1)), axis=-1)
+def _speed(carrier: Carrier, number: int, frames: int) -> Floats:
+    """How far each pixel moves from this frame to a neighbour: float32 [H, W]; zeros in a clip of one frame."""
+    neighbour = number - 1 if number else min(1, frames - 1)
+    speed: Floats = np.linalg.norm(carrier.way(number, neighbour), axis=-1)
     return speed
 
 
@@ -81,11 +82,13 @@ def _near(frame: Picture, subject: NDArray[np.bool_], speed: Floats) -> Floats:
     parallax = _PARALLAX * min(moves, 1.0)
     order = speed / max(float(np.percentile(speed, 98)), 1e-6)
     near = (1 - _HAZE - parallax) * row + _HAZE * (1 - dark) + parallax * order.clip(0, 1)
+    ground = near.copy()
     count, parts, stats, _ = cv2.connectedComponentsWithStats(subject.astype(np.uint8))
     for part in range(1, count):
         bottom = stats[part, cv2.CC_STAT_TOP] + stats[part, cv2.CC_STAT_HEIGHT] - 1
+        there = parts == part
         # What the frame cuts off at the bottom stands nearer than all that is seen.
-        near[parts == part] = near[bottom].max() + (0.1 if bottom == height - 1 else 0.0)
+        near[there] = np.median(ground[bottom, there[bottom]]) + (0.1 if bottom == height - 1 else 0.0)
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
     return _guided(near.astype(np.float32), grey.astype(np.float32))
 

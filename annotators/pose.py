@@ -60,7 +60,7 @@ class Pose:
             "0..1", "How surely the surest person in a frame is one: mean over the frames with people."
         ),
         "pose_jitter": Signal(
-            "%", "How far points jump off their course from frame to frame, of the body's size: median; null if unseen."
+            "%", "How far the drawn points, smoothed, still jump off their course, of the body's size: median; or null."
         ),
     }
     weights: ClassVar[tuple[Weight, ...]] = (
@@ -211,7 +211,10 @@ def _same_person(track: _Track, other: _Track, k: int) -> bool:
 
 def _jitter(people: list[_Track]) -> float | None:
     """In per cent of each one's size."""
-    off = [trembling(one.points()) / np.median([body.roi.side for body in one.bodies.values()]) for one in people]
+    off = [
+        trembling(one.points()[:, _LANDMARK_OF]) / np.median([body.roi.side for body in one.bodies.values()])
+        for one in people
+    ]
     found = np.concatenate(off) if off else np.zeros(0)
     return float(100 * np.median(found)) if len(found) else None
 

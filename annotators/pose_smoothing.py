@@ -26,12 +26,9 @@ def smoothed(points: Floats) -> Floats:
         return points.copy()
     evened = points.copy()
     for k in range(len(points)):
-        window = np.arange(max(k - _REACH, 0), min(k + _REACH + 1, len(points)))
-        # At the ends the parabola stands on the points of one side; of them, as many are taken.
-        if k < _REACH:
-            window = np.arange(2 * _REACH + 1)
-        elif k >= len(points) - _REACH:
-            window = np.arange(len(points) - 2 * _REACH - 1, len(points))
+        # At the ends the window lies to one side, and is as long.
+        first = min(max(k - _REACH, 0), len(points) - 2 * _REACH - 1)
+        window = np.arange(first, first + 2 * _REACH + 1)
         powers = (window - k)[:, None].astype(np.float64) ** np.arange(3)
         weights = np.maximum(points[window, :, 2].astype(np.float64), _LEAST)
         # One 3 x 3 system for each point: sum of w * p * p' over the window, and of w * p * (x, y).

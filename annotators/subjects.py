@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
@@ -37,11 +38,12 @@ _OWN = 0.5
 _MOST, _SMALLEST, _MARGIN = 3, 48, 0.05
 
 
-class _Part(NamedTuple):
-    """A part of a mask: its box (left, top, right, bottom in pixels) and bool [H, W]."""
+class _Parts(NamedTuple):
+    """The parts of one frame's mask, largest first: boxes (left, top, right, bottom in pixels), and uint8 [H, W] that
+    says 1 where the first one is, 2 for the second, and 0 elsewhere."""
 
-    box: tuple[int, int, int, int]
-    mask: NDArray[np.bool_]
+    boxes: list[tuple[int, int, int, int]]
+    labels: NDArray[np.uint8]
 
 
 class Subjects:
@@ -67,6 +69,7 @@ class Subjects:
         "subject_stability": Signal(
             "0..1", "how well what one look sees, carried to the next, is seen there: mean overlap (IoU); null if never"
         ),
+        "ref_pictures": Signal("count", "reference pictures: parts of the clearest look that are large enough", "int"),
     }
     weights: ClassVar[tuple[Weight, ...]] = (
         Weight(
@@ -98,25 +101,27 @@ class Subjects:
         maps, stability = _through_time(seen, small)
         size = frames.shape[2:0:-1]
         parts = [_parts(cv2.resize(one, size, interpolation=cv2.INTER_LINEAR)) for one in maps]
-        masks = np.stack(
-            [np.any([part.mask for part in found], axis=0) if found else np.zeros(size[::-1], bool) for found in parts]
-        )
-        subject = ("person" if people else "object") if masks.any() else None
+        masks = np.stack([found.labels > 0 for found in parts])
         there = masks.any(axis=(1, 2))
+        subject = ("person" if people else "object") if there.any() else None
         rows, columns = masks.mean(axis=2), masks.mean(axis=1)
+        references = _references(frames, maps, parts, looks)
         return Annotation(
             tracks={"mask": np.repeat(masks[..., None] * np.uint8(255), 3, axis=-1)},
             signals={
                 "subject": subject,
-                "subjects": int(np.median([len(found) for found in parts if found])) if subject else 0,
+                "subjects": math.ceil(np.median([len(found.boxes) for found in parts if found.boxes]))
+                if subject
+                else 0,
                 "subject_coverage": float(there.mean()),
                 "subject_area": float(masks.mean()),
                 "subject_x": _centre(columns[there]) if subject else None,
                 "subject_y": _centre(rows[there]) if subject else None,
                 "subject_stability": stability,
+                "ref_pictures": len(references),
             },
-            data={"subjects": [[list(part.box) for part in found] for found in parts]},
-            pictures={"ref": _references(frames, maps, parts, looks)},
+            data={"subjects": [[list(box) for box in found.boxes] for found in parts]},
+            pictures={"ref": references},
         )
 
     def _map(self, frame: Picture, size: tuple[int, int], people: bool) -> Floats:
@@ -167,44 +172,44 @@ def _overlap(one: Floats, other: Floats) -> float | None:
     return np.count_nonzero(sure & sure2) / union if union else None
 
 
-def _parts(sure: Floats) -> list[_Part]:
-    """The parts of what a map is sure of, largest first."""
+def _parts(sure: Floats) -> _Parts:
+    """The parts of what a map is sure of."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats((sure >= _SURE).astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
-    if count < 2:
-        return []
-    least = max(_SPECK * sure.size, _SPECK_OF_LARGEST * areas.max())
-    found = []
-    for index in np.argsort(-areas, kind="stable"):
-        if areas[index] >= least:
-            left, top, width, height = stats[index + 1, :4].tolist()
-            found.append(_Part((left, top, left + width, top + height), labels == index + 1))
-    return found
+    least = max(_SPECK * sure.size, _SPECK_OF_LARGEST * areas.max(initial=0))
+    order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= least]
+    ranks = np.zeros(count, np.uint8)
+    boxes = []
+    for rank, index in enumerate(order, 1):
+        ranks[index + 1] = rank
+        left, top, width, height = stats[index + 1, :4].tolist()
+        boxes.append((left, top, left + width, top + height))
+    return _Parts(boxes, ranks[labels])
 
 
-def _references(frames: Frames, maps: list[Floats], parts: list[list[_Part]], looks: list[int]) -> list[Picture]:
+def _references(frames: Frames, maps: list[Floats], parts: list[_Parts], looks: list[int]) -> list[Picture]:
     """The parts of the clearest look, largest first, each alone on white."""
     best = max(looks, key=lambda look: _clearness(frames[look], parts[look]))
     height, width = frames.shape[1:3]
     soft = cv2.resize(maps[best], (width, height), interpolation=cv2.INTER_LINEAR)
     found = []
-    for (left, top, right, bottom), part in parts[best][:_MOST]:
+    for rank, (left, top, right, bottom) in enumerate(parts[best].boxes[:_MOST], 1):
         if min(right - left, bottom - top) < _SMALLEST:
             continue
         margin = round(_MARGIN * max(right - left, bottom - top))
         crop = np.s_[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin]
-        near = cv2.dilate(part[crop].astype(np.uint8), np.ones((5, 5), np.uint8))
+        near = cv2.dilate((parts[best].labels[crop] == rank).astype(np.uint8), np.ones((5, 5), np.uint8))
         # From a little under to a little over the border, so that edges are soft and nothing behind shines through.
         share = (np.clip((soft[crop] - 0.3) / 0.4, 0, 1) * near)[..., None]
         found.append((frames[best][crop] * share + 255 * (1 - share)).round().astype(np.uint8))
     return found
 
 
-def _clearness(frame: Picture, parts: list[_Part]) -> float:
+def _clearness(frame: Picture, parts: _Parts) -> float:
     """How good a look at the subject this is: large, sharp and not cut off by the frame's edge."""
-    if not parts:
+    mask = parts.labels > 0
+    if not mask.any():
         return 0.0
-    mask = np.any([part.mask for part in parts], axis=0)
     edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean()
     detail = np.abs(cv2.Laplacian(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.CV_32F))[mask].mean()
     return float(np.sqrt(mask.mean()) * detail * (1 - edge))

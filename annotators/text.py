@@ -32,7 +32,7 @@ _EDGE = 3
 _RIM = 0.2
 # Words that are one text, read twice (difflib's ratio).
 _SAME = 0.6
-# The longest text that goes into the catalog, in letters; a page filmed for minutes has more.
+# No more lines go into the catalog after so many letters; a page filmed for minutes has more.
 _WORDS = 500
 # Frames whose median shows what stays. It is brought to one local brightness and contrast over this many pixels, so
 # that a word that is nearly transparent reads as well as a bright one; deviations under so many levels are noise.
@@ -146,7 +146,7 @@ class Text:
                 )
                 / pixels,
                 "watermark_area": _area(marks) / pixels,
-                "words": " / ".join(_distinct(lines))[:_WORDS] or None,
+                "words": " / ".join(_distinct(lines)) or None,
             },
             data={"text": [{"words": line.words, "box": list(line.box), "frame": line.frame} for line in lines]},
         )
@@ -177,10 +177,10 @@ def _at_edge(line: Line, width: int, height: int) -> bool:
 
 
 def _distinct(lines: list[Line]) -> list[str]:
-    """The words of lines, without those that are a line read once more."""
+    """The words of lines, without those that are a line read once more, as far as the catalog takes them."""
     kept: list[Line] = []
     for line in lines:
-        if not any(_same_words(line, other) for other in kept):
+        if not any(_same_words(line, other) for other in kept) and sum(len(one.words) for one in kept) < _WORDS:
             kept.append(line)
     return [line.words for line in kept]
 

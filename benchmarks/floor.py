@@ -1,7 +1,8 @@
 """The floor of ingest: the same work on the same clips by bare processes, to see what the engine costs.
 
 One process per core, one thread each, no Ray, no sandbox, no shards. Each source is decoded once: the thumbnails for
-the shot detector and the clips come from the same decoded frames, and annotators see the frames before encoding.
+the shot detector and the clips come from the same decoded frames, and annotators see frames, and tracks of others,
+before encoding.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ class _One:
         self._rules = self._blueprint.rules()
         self._detector = shots.detector(recipe.shots)
         self._annotators = [registry.annotator(name)() for name in recipe.annotators]
+        self._needed = {name for annotator in self._annotators for name in registry.needs(annotator)}
         self.seconds: dict[str, float] = {}
 
     def source(self, path: str) -> int:
@@ -155,7 +157,10 @@ class _One:
             result = annotator(frames, fps, **{name: made[name] for name in registry.needs(annotator)})
             self._timed(annotator.name)
             values |= result.signals
-            made |= result.signals | result.tracks
+            made |= result.signals | {name: track for name, track in result.tracks.items() if name in self._needed}
+            for pictures in result.pictures.values():
+                for picture in pictures:
+                    encode.png(picture)
             for track in result.tracks.values():
                 self._encode(track)
             if self._rules.judge(values, position).status == "rejected":

@@ -68,11 +68,12 @@ class AnnotateStage:
         timed("redecode")
         # What was there before this layer: it may be needed, and lies elsewhere already.
         stored = {name: item.members.pop(name) for name in [*item.members] if self._layered}
-        known = json.loads(stored.get("json", b"{}")).get("signals", {}) | record
+        known: dict[str, Any] = json.loads(stored.get("json", b"{}")).get("signals", {})
+        known |= {name: record[name] for name in self._blueprint.signals if name in record}
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._before + 1):
             self._at = annotator.name
-            needed = _needed(annotator, known | record, stored | item.members)
+            needed = _needed(annotator, known, stored | item.members)
             timed("redecode")
             found = contract.annotate(annotator, frames, record["fps"], needed)
             timed(annotator.name)
@@ -81,6 +82,7 @@ class AnnotateStage:
                 record["caption"] = found.caption
             timed("encode")
             record |= found.signals
+            known |= found.signals
             twice = found.data.keys() & {*data, *contract.SAMPLE_KEYS}
             if twice:
                 detail = f"{annotator.name} gave data under the names {sorted(twice)}, which are taken"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -31,8 +31,8 @@ class Blueprint:
     @classmethod
     def ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
         """The base layer. Raises `UsageError` for unknown annotators, filters or columns, and for bad predicates."""
-        registry.check_outputs(recipe.annotators)
-        registry.check_needs(recipe.annotators, recipe.filters, schema.RULE_COLUMNS)
+        registry.check_outputs(recipe.annotators, recipe.filters)
+        registry.foundations(recipe.annotators, recipe.filters)
         writers = [name for name in recipe.annotators if registry.captions(registry.annotator(name))]
         if len(writers) > 1:
             raise UsageError(f"{writers[0]!r} and {writers[1]!r} both write the caption; add one as a layer (annotate)")
@@ -45,11 +45,18 @@ class Blueprint:
     def layered(cls, recipe: Recipe, annotator: str) -> Blueprint:
         """A layer on clips that exist, made by one annotator and judged by no rule. Raises `UsageError` where a track
         or a signal of it is in the clips already, or one that it needs is not."""
-        registry.check_outputs([*recipe.annotators, annotator])
-        registry.check_needs([*recipe.annotators, annotator], recipe.filters, schema.RULE_COLUMNS)
+        together = [*recipe.annotators, annotator]
+        registry.check_outputs(together, recipe.filters)
+        beneath = registry.foundations(together, recipe.filters)[annotator]
         registry.signals([*recipe.annotators, annotator], recipe.filters)
         bare = recipe.model_copy(update={"rules": {}, "tasks": {}})
-        return cls._of(bare, annotator, (), (), ((annotator,),))
+        made = cls._of(bare, annotator, (), (), ((annotator,),))
+        # A layer is as old as what it was made from.
+        beneath_it = registry.lineage(
+            [name for name in recipe.annotators if name in beneath],
+            [name for name in recipe.filters if name in beneath],
+        )
+        return replace(made, lineage=[*beneath_it, *made.lineage])
 
     @classmethod
     def _of(

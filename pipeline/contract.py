@@ -41,8 +41,10 @@ def annotate(annotator: Annotator, frames: Frames, fps: float, needed: Mapping[s
         for picture in pictures:
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
                 raise _broken(annotator, f"gave a picture {name} of {picture.dtype} {picture.shape}, not uint8 RGB")
-    if (found.caption is not None) != registry.captions(annotator):
-        raise _broken(annotator, "gave a caption" if found.caption else "gave no caption")
+    if registry.captions(annotator) and not (isinstance(found.caption, str) and found.caption.strip()):
+        raise _broken(annotator, f"gave {found.caption!r} for a caption, and declares to write captions")
+    if not registry.captions(annotator) and found.caption is not None:
+        raise _broken(annotator, "gave a caption, and does not declare to write any")
     found.signals = _plain(annotator, annotator.signals, found.signals)
     return found
 

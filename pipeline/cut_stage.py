@@ -81,6 +81,7 @@ class CutStage:
         sample = shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
         if self._blueprint.layer != BASE_LAYER:
             item.members |= sample
+            item.record["lineage"] = [made for made in self._blueprint.lineage if made["name"] != self._blueprint.layer]
         else:
             item.members["mp4"] = sample["mp4"]
             frames = encode.decode(sample["mp4"])

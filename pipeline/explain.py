@@ -26,7 +26,7 @@ _SOURCE = (
     *("source_duration_s", "source_codec", "detector", "content_box", "licence"),
 )
 _LAYER = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
-_CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "caption", "licence")
+_CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
 
 
 def explain(out: str, what: str) -> Facts:
@@ -79,7 +79,14 @@ def _clip(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
         "verdict": _verdict(row, chosen),
         "tasks": row["tasks"] or [],
         "signals": {name: signal for layer in layers for name, signal in _signals(layer, chosen).items()},
-        "lineage": [made | {"layer": layer["layer"]} for layer in layers for made in layer["lineage"] or []],
+        "captions": {layer["layer"]: layer["caption"] for layer in layers if layer["caption"]},
+        # What a layer builds on is of the base layer.
+        "lineage": [
+            made | {"layer": layer["layer"]}
+            for layer in layers
+            for made in layer["lineage"] or []
+            if layer["layer"] in (BASE_LAYER, made["name"])
+        ],
         "layers": [{name: layer[name] for name in _LAYER} | {"verdict": _verdict(layer, None)} for layer in layers],
         "preview": {name: row[f"preview_{name}"] for name in ("shard", "offset", "bytes")},
         "history": _history(con, "kind = 'clip' AND clip_id = ?", clip_id),
@@ -198,6 +205,10 @@ def _source_text(facts: Facts) -> Iterator[str]:
     yield from _history_text(facts["history"])
 
 
+def _of_layer(layer: str) -> str:
+    return "" if layer == BASE_LAYER else f" (layer {layer})"
+
+
 def _clip_text(facts: Facts) -> Iterator[str]:
     clip = facts["clip"]
     yield f"Clip {clip['clip_id']}"
@@ -208,8 +219,8 @@ def _clip_text(facts: Facts) -> Iterator[str]:
     yield from _why(facts["verdict"])
     if facts["tasks"]:
         yield f"Tasks: {', '.join(facts['tasks'])}"
-    if clip["caption"]:
-        yield f"Caption: {clip['caption']}"
+    for layer, caption in facts["captions"].items():
+        yield f"Caption{_of_layer(layer)}: {caption}"
     if clip["licence"]:
         yield f"Licence: {clip['licence']}"
     yield from (f"{name}: {value}" for name, value in facts["manifest"].items())
@@ -223,8 +234,7 @@ def _clip_text(facts: Facts) -> Iterator[str]:
         yield "Made by:"
     for made in facts["lineage"]:
         weights = f", weights {made['weights_id']} ({made['weights_licence']})" if made["weights_id"] else ""
-        layer = f" (layer {made['layer']})" if made["layer"] != BASE_LAYER else ""
-        yield f"  {made['name']} {made['version']}{weights}{layer}"
+        yield f"  {made['name']} {made['version']}{weights}{_of_layer(made['layer'])}"
     for layer in facts["layers"]:
         if layer["status"] == "failed" and layer["layer"] != BASE_LAYER:
             yield f"Layer {layer['layer']}:"

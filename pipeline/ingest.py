@@ -15,7 +15,7 @@ from pipeline.blueprint import Blueprint
 from pipeline.catalog import BATCH, PARTS, Catalog
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, check_foundations
 from pipeline.listing import Listing
 from pipeline.lock import owned
 from pipeline.recipe import Recipe
@@ -116,10 +116,10 @@ def annotate(
     cpus: int | None = None,
     watcher: Watcher = lambda _: None,
 ) -> Summary:
-    """Add one layer to the stored clips of OUT: an annotator's tracks and signals under the same clip ids.
+    """Add one layer to the stored clips of OUT: what an annotator makes, under the same clip ids.
 
-    Clips that have the layer from this version of the annotator are left alone, and so are those for which it failed,
-    unless `retry`. Raises as `ingest`.
+    One that builds on others finds what they made in the base layer. Clips that have the layer from this version of the
+    annotator are left alone, and so are those for which it failed, unless `retry`. Raises as `ingest`.
     """
     with Scratch() as scratch, owned(_existing(out), scratch.path) as catalog:
         chosen = stored_recipe(catalog)
@@ -127,6 +127,7 @@ def annotate(
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
         blueprint = Blueprint.layered(chosen, annotator)
         check_weights(blueprint)
+        check_foundations(catalog, blueprint)
         return _go(catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher)
 
 

@@ -6,7 +6,7 @@ is listed and not settled is work; resuming after a kill is nothing but asking a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import duckdb
@@ -33,6 +33,33 @@ _WORK_SCHEMA = pa.schema(
 )
 
 
+# A row's lineage as texts, and the same of a blueprint's.
+_MADE = "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
+
+
+def _entries(lineage: Iterable[dict[str, Any]]) -> list[str]:
+    return [f"{entry['name']} {entry['version']} {entry['weights_sha256']}" for entry in lineage]
+
+
+def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
+    """Raises `UsageError` when stored clips were not made by the versions installed here of what a layer builds on."""
+    beneath = [entry for entry in blueprint.lineage if entry["name"] != blueprint.layer]
+    row = (
+        catalog.connect()
+        .execute(
+            f"SELECT count(*) FROM clips WHERE layer = ? AND shard IS NOT NULL AND NOT list_has_all({_MADE}, ?)",
+            [BASE_LAYER, _entries(beneath)],
+        )
+        .fetchone()
+    )
+    if row and row[0]:
+        names = ", ".join(entry["name"] for entry in beneath)
+        raise UsageError(
+            f"{blueprint.layer} builds on {names}, and {row[0]} stored clips were made by other versions of them: run "
+            "`vdot-data ingest` on their sources first"
+        )
+
+
 class Ledger:
     """The questions that a run asks of its listing and the catalog together."""
 
@@ -55,13 +82,9 @@ class Ledger:
         """Look at the catalog as it is now. To be called between rounds and after commits that are not `accept`ed."""
         self._con = self._catalog.connect(self._blueprint.schema())
         con, layer = self._con, self._blueprint.layer
-        expected = [f"{e['name']} {e['version']} {e['weights_sha256']}" for e in self._blueprint.lineage]
-        con.execute("CREATE TABLE expected AS SELECT ? AS entries", [expected])
-        made = (
-            "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
-        )
+        con.execute("CREATE TABLE expected AS SELECT ? AS entries", [_entries(self._blueprint.lineage)])
         con.execute(
-            f"CREATE VIEW judged AS SELECT *, list_has_all({made}, (SELECT entries FROM expected)) AS vdot_fresh "
+            f"CREATE VIEW judged AS SELECT *, list_has_all({_MADE}, (SELECT entries FROM expected)) AS vdot_fresh "
             f"FROM clips WHERE layer = {quoted(layer)}"
         )
         # A rejected clip stays so without its bytes. Kept and pending ones are settled when every annotator has run.

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from filters.rules import did_you_mean
@@ -82,19 +82,29 @@ class Recipe(Strict):
             raise ValueError(f"{twice[0]!r} is named twice")
         return named
 
-    @model_validator(mode="after")
-    def _composites_have_parts(self) -> Self:
-        for name, parts in self.tasks.items():
-            single = [task for task, predicate in self.tasks.items() if isinstance(predicate, str)]
-            for part in () if isinstance(parts, str) else parts or ("",):
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _composites_have_parts(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, Mapping):
+            return tasks
+        single = [str(name) for name, given in tasks.items() if isinstance(given, str)]
+        for name, given in tasks.items():
+            if isinstance(given, str):
+                continue
+            if not isinstance(given, list | tuple) or not given:
+                raise ValueError(
+                    f"the task {name!r} must be a predicate (in quotes, if it is true or false) or a list of tasks, as "
+                    f"in [reference, pose]; found {given!r}"
+                )
+            for part in given:
                 if part not in single:
                     raise ValueError(
-                        f"the task {name!r} must be a predicate, or a list of tasks that are, as in [reference, pose]; "
-                        f"{part!r} is none{did_you_mean(part, single)}"
+                        f"the task {name!r} is a list, and its parts must be tasks that have a predicate; {part!r} is "
+                        f"none{did_you_mean(str(part), single)}"
                     )
-        return self
+        return tasks
 
-    @cached_property
+    @property
     def fitness(self) -> dict[str, str]:
         """Each task's predicate; a clip is fit for a composite when it is fit for every part of it."""
         return {

@@ -99,31 +99,47 @@ def pictures(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
 
 def captions(owner: type[Annotator] | Annotator) -> bool:
     """Whether an annotator writes captions."""
-    return bool(getattr(owner, "caption", False))
+    return getattr(owner, "caption", False) is True
 
 
-def check_outputs(annotators: Iterable[str]) -> None:
-    """Raises `UsageError` when two of these make the same track or pictures of one name."""
-    found: dict[str, str] = {}
+def check_outputs(annotators: Iterable[str], filters: Iterable[str]) -> None:
+    """Raises `UsageError` when two of these make the same track or pictures of one name, or one's track bears the name
+    of a signal, because others ask for both by name."""
+    annotators, found = list(annotators), dict[str, str]()
+    values = signals(annotators, filters)
     for name in annotators:
         owner = annotator(name)
         made = [f"track {track!r}" for track in owner.tracks] + [f"pictures {one!r}" for one in pictures(owner)]
         for one in made:
             if found.setdefault(one, name) != name:
                 raise UsageError(f"{found[one]!r} and {name!r} both make the {one}")
+        for track in owner.tracks:
+            if track in values:
+                raise UsageError(f"{name!r} makes a track {track!r}, which is the name of a signal")
 
 
-def check_needs(annotators: Iterable[str], filters: Iterable[str], known: Iterable[str]) -> None:
-    """Raises `UsageError` when one of these needs what neither `known` nor an earlier one gives."""
-    there = {*known, *signals([], filters)}
+def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, set[str]]:
+    """Each annotator -> the earlier ones and the filters of which it uses something, directly or not.
+
+    Raises `UsageError` when one needs what no filter and no earlier annotator makes.
+    """
+    makers = {made: name for name in filters for made in filter_(name).signals}
+    found: dict[str, set[str]] = {}
     for name in annotators:
         owner = annotator(name)
         for needed in needs(owner):
-            if needed not in there:
+            if needed not in makers:
                 made_by = maker(needed)
-                cure = f"put {made_by} into the recipe before it" if made_by else "nothing installed makes it"
+                cure = (
+                    f"put {made_by} into the recipe before it (a layer builds on the base layer)"
+                    if made_by
+                    else "nothing installed makes it"
+                )
                 raise UsageError(f"{name!r} needs {needed!r}: {cure}")
-        there |= {*owner.signals, *owner.tracks}
+        direct = {makers[needed] for needed in needs(owner)}
+        found[name] = direct.union(*(found.get(one, ()) for one in direct))
+        makers |= dict.fromkeys((*owner.signals, *owner.tracks), name)
+    return found
 
 
 def weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:

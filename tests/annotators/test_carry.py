@@ -14,6 +14,14 @@ def texture(height: int = 120, width: int = 200) -> np.ndarray:
     return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
+def test_a_frame_is_carried_to_itself_unchanged() -> None:
+    frames = [texture()] * 2
+    mark = np.random.default_rng(1).random(frames[0].shape[:2], np.float32)
+    for k in (0, 1):
+        assert not Carrier(frames).way(k, k).any()
+        assert np.array_equal(Carrier(frames).carry(mark, k, k), mark)
+
+
 @pytest.mark.parametrize(("there", "here"), [(0, 6), (6, 0), (2, 5), (3, 3)])
 def test_a_mark_moves_with_the_picture(there: int, here: int) -> None:
     picture = texture()

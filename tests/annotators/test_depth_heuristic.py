@@ -60,5 +60,19 @@ def test_it_does_not_flicker() -> None:
 
 def test_one_frame_and_one_colour_are_taken() -> None:
     assert depth(np.full((1, 32, 48, 3), 90, np.uint8)).shape == (1, 32, 48, 3)
-    with pytest.raises(TypeError):
-        DepthHeuristic()(np.zeros((1, 8, 8, 3), np.uint8), 16.0)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("size", [(176, 2256), (2256, 176), (16, 640), (8, 8), (1, 64)])
+def test_wide_and_tall_and_tiny_clips_are_taken(size: tuple[int, int]) -> None:
+    frames = np.random.default_rng(3).integers(0, 256, (3, *size, 3), np.uint8)
+    assert depth(frames).shape == frames.shape
+
+
+def test_one_subject_does_not_move_another() -> None:
+    frames = np.stack([texture()] * 9)
+    alone, both = np.zeros_like(frames), np.zeros_like(frames)
+    alone[:, 20:70, 180:210] = 255
+    both[:, 20:70, 180:210] = 255
+    both[:, 30:130, 40:90] = 255
+    one, two = (depth(frames, mask)[:, 30:60, 188:202].astype(float).mean() for mask in (alone, both))
+    assert abs(one - two) < 12

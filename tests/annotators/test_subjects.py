@@ -89,7 +89,7 @@ def test_without_a_subject_there_is_none(subjects: Subjects) -> None:
     assert found.pictures["ref"] == []
     assert found.signals == {
         "subject": None, "subjects": 0, "subject_coverage": 0.0, "subject_area": 0.0, "subject_x": None,
-        "subject_y": None, "subject_stability": None,
+        "subject_y": None, "subject_stability": None, "ref_pictures": 0,
     }  # fmt: skip
 
 

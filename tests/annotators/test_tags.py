@@ -1,4 +1,4 @@
-"""Tags name what is plainly there, and embeddings tell the same clip from another one."""
+"""Tags name what is plainly there, and nothing where nothing is."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ def test_plain_things_are_named(tags: Tags, clip: str, word: str) -> None:
 def test_nothing_is_named_in_noise(tags: Tags) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (8, 90, 120, 3), np.uint8)
     found = tags(noise, 16.0)
-    assert found.signals["tag_score"] < 0.5
+    assert found.signals["tags"] is None or found.signals["tag_score"] < 0.35, "too little for a caption"

@@ -51,6 +51,29 @@ def test_subtitles_lie_over_the_picture_and_are_no_watermark(reader: Text) -> No
     assert any("harbour" in text for text in words)
 
 
+def test_what_lies_at_the_edge_is_told_from_what_lies_in_the_middle(reader: Text) -> None:
+    edge, middle = passing(), passing()
+    for frame in edge:
+        write(frame, "Where are you going", (90, 250), 0.9)
+    for frame in middle:
+        write(frame, "HARBOUR", (170, 170), 0.9)
+    low, centred = signals(reader, edge), signals(reader, middle)
+    assert low["overlay_edge"] == low["overlay_area"] > 0.01
+    assert centred["overlay_area"] > 0.005
+    assert centred["overlay_edge"] == 0.0
+
+
+def test_words_are_said_once_each(reader: Text) -> None:
+    frames = passing()
+    for frame in frames:
+        write(frame, "Where are you going", (90, 60), 0.9)
+        write(frame, "Only to the harbour", (90, 250), 0.9)
+    words = signals(reader, frames)["words"].lower().split(" / ")
+    assert len(words) == 2
+    assert "going" in words[0]
+    assert "harbour" in words[1]
+
+
 def test_a_faint_word_that_stays_is_a_watermark(reader: Text) -> None:
     frames = passing()
     mark = np.zeros_like(frames[0])

@@ -17,7 +17,8 @@ COMPOSITES = {name: parts for name, parts in DEFAULT.tasks.items() if not isinst
 GOOD: dict[str, Any] = {
     "duration": 5.0, "bars": 0.0, "blurred_sides": 0.0, "overlay_area": 0.0, "overlay_edge": 0.0, "motion": 2.0,
     "scribble_density": 0.02, "pose_coverage": 1.0, "pose_jitter": 0.2, "subjects": 1, "subject_coverage": 1.0,
-    "subject_area": 0.2, "subject_stability": 0.9, "depth_method": "depth-anything-v2-small",
+    "subject_area": 0.2, "subject_stability": 0.9, "ref_pictures": 1, "tag_score": 0.1,
+    "caption_method": "template", "depth_method": "depth-anything-v2-small",
 }  # fmt: skip
 
 
@@ -34,6 +35,7 @@ def test_a_good_clip_teaches_everything() -> None:
     ("task", "fault"),
     [
         ("pose", {"pose_coverage": 0.5}),
+        ("reference", {"ref_pictures": 0}),
         ("pose", {"pose_jitter": 5.0}),
         ("flow", {"motion": 0.1}),
         ("scribble", {"scribble_density": 0.0}),
@@ -65,9 +67,24 @@ def test_words_in_the_middle_do_not_hinder_outpainting() -> None:
         ("{a: [b]}", "'b' is none"),
         ("{pose: 'true', both: [pose, flw], flow: 'true'}", "'flw' is none; did you mean 'flow'"),
         ("{pose: 'true', both: [pose], three: [both]}", "'both' is none"),
-        ("{pose: []}", "must be a predicate, or a list of tasks"),
+        ("{pose: []}", r"must be a predicate .* or a list of tasks"),
+        ("{pose: true}", "the task 'pose' must be a predicate .in quotes, if it is true or false."),
+        ("{pose: 3}", "found 3"),
+        ("[pose]", "expected keys and values"),
     ],
 )
 def test_a_composite_is_made_of_tasks(given: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse(f"tasks: {given}", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("known", "fit"),
+    [
+        ({"pose_coverage": 0.1, "tag_score": 0.1}, False),
+        ({"pose_coverage": 0.1, "tag_score": 0.6}, True),
+        ({"pose_coverage": 0.1, "tag_score": 0.1, "caption_method": "some-captioner"}, True),
+    ],
+)
+def test_a_template_teaches_text_where_it_names_something(known: dict[str, Any], fit: bool) -> None:
+    assert ("text" in tasks(**known)) == fit

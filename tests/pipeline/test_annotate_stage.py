@@ -92,6 +92,31 @@ def test_signals_of_the_stored_sample_are_there_for_a_layer() -> None:
     assert made.record["caption"].startswith("A")
 
 
+def test_a_layer_may_make_pictures() -> None:
+    chosen = recipe(["pose"])
+    made = item()
+    made.members = dict(through(chosen).members)
+    assert AnnotateStage(Blueprint.layered(chosen, "subjects"), 0, None).annotate(made)
+    assert set(made.members) == {"mask.mp4", "ref.0.png", "subjects.json"}
+    assert made.record["ref_pictures"] == 1
+
+
+def test_a_manifest_column_is_no_track() -> None:
+    made = item()
+    made.record |= {"mask": "yes", "pose_coverage": "no"}
+    made.record |= cutting.measure(encode.decode(made.members["mp4"]), FPS, ("luma",))
+    blueprint = Blueprint.ingest(recipe(["pose", "subjects", "depth_heuristic"]), ())
+    assert AnnotateStage(blueprint, 0, None).annotate(made)
+    assert made.record["status"] == "kept", made.record
+
+
+def test_a_layer_is_as_old_as_what_it_was_made_from() -> None:
+    chosen = recipe(["pose", "subjects"])
+    made = {entry["name"]: entry["version"] for entry in Blueprint.layered(chosen, "depth_heuristic").lineage}
+    assert made == {one.name: one.version for one in map(registry.annotator, ("pose", "subjects", "depth_heuristic"))}
+    assert [e["name"] for e in Blueprint.layered(chosen, "faces").lineage] == ["faces"]
+
+
 def test_a_stored_sample_that_lacks_what_is_needed_fails() -> None:
     made = item(json=b"{}")
     blueprint = Blueprint.layered(recipe(["pose", "subjects"]), "depth_heuristic")

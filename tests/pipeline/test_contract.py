@@ -108,7 +108,8 @@ def test_a_track_that_is_not_aligned_is_a_failure(track: Any) -> None:
         ({"pictures": {"ref": [FRAMES[0, :, :, 0]]}}, "not uint8 RGB"),
         ({"pictures": {"ref": [FRAMES[0].astype(np.float32)]}}, "not uint8 RGB"),
         ({"pictures": {"ref": [FRAMES[0, :0]]}}, "not uint8 RGB"),
-        ({"caption": None}, "gave no caption"),
+        ({"caption": None}, "gave None for a caption"),
+        ({"caption": " "}, "gave . . for a caption"),
     ],
 )
 def test_pictures_and_captions_are_what_was_declared(given: dict[str, Any], words: str) -> None:

@@ -60,3 +60,11 @@ def test_a_damaged_clip_of_ours_is_refused() -> None:
         with pytest.raises(ClipError) as caught:
             encode.decode(wrong)
         assert caught.value.code == ErrorCode.DECODE_ERROR
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (48, 64)])
+def test_a_png_gives_the_picture_back(size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
+    data = encode.png(picture)
+    assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), picture)
+    assert data == encode.png(picture)

@@ -80,6 +80,8 @@ def test_a_sample_of_another_clip(dataset: Any) -> None:
     [
         (lambda s, d: {"scribble.mp4": d.mp4("x", (5, 48, 64))}, "its scribble.mp4 is (5, 48, 64)"),
         (lambda s, d: {"scribble.mp4": s["scribble.mp4"][:-2000]}, "its scribble.mp4 cannot be decoded"),
+        (lambda s, d: {"txt": b"caf\xe9"}, "its txt is not UTF-8"),
+        (lambda s, d: {"ref.0.png": b"no picture"}, "its ref.0.png cannot be decoded"),
         (lambda s, d: {"mp4": d.mp4("x", (9, 64, 64))}, "its mp4 is (9, 64, 64) (frames, height, width)"),
         (lambda s, d: {"json": b"{"}, "its json is not a JSON object"),
         (lambda s, d: {"json": b"[]"}, "its json is not a JSON object"),
