@@ -141,7 +141,9 @@ def measure(folder: Path, recipe_file: Path | None, out: Path | None) -> dict[st
         con = Catalog(Folder(where), scratch.path).connect()
         return {
             "files": len(labels),
-            "kinds": [asdict(found) for found in (_cuts(labels, con), *_kinds(labels, con, recipe))],
+            "kinds": [
+                asdict(found) for found in (_cuts(labels, con), *_kinds(labels, con, recipe), *_words(labels, con))
+            ],
             "errors": [asdict(error) for error in (*_boxes(labels, folder), *_pans(labels, con, recipe.grid.fps))],
         }
 
@@ -233,6 +235,29 @@ def _cuts(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
         missed += [f"{label.file} at frame {low}" for low, high in true if (low, high) not in matched]
         alarms += [f"{label.file} at frame {', '.join(str(first) for first, _ in false)}"] if false else []
     return Found("cuts", "shots", found, of, len(alarms), files, missed, alarms, unmeasured)
+
+
+def _words(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Iterator[Found]:
+    """Lines of text that are known to be in a picture, letter by letter; spaces, signs and capitals do not count."""
+    if "words" not in _columns(con):
+        return
+    rows = con.execute(
+        "SELECT source_uri, string_agg(words, ' / '), bool_and(status <> 'failed') FROM clips WHERE layer = 'base' "
+        "GROUP BY 1"
+    ).fetchall()
+    read = {Path(uri).name: _letters(words or "") for uri, words, measured in rows if measured}
+    known = {
+        label.file: [*label.truth.get("text", ()), *filter(None, [label.truth.get("watermark_text")])]
+        for label in labels
+    }
+    lines = [(file, line) for file, texts in known.items() if file in read for line in texts]
+    missed = [f"{line!r} in {file}" for file, line in lines if _letters(line) not in read[file]]
+    unmeasured = sorted(file for file, texts in known.items() if texts and file not in read)
+    yield Found("lines of words, read", "words", len(lines) - len(missed), len(lines), 0, 0, missed, [], unmeasured)
+
+
+def _letters(text: str) -> str:
+    return "".join(filter(str.isalnum, text.lower()))
 
 
 def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import small_videos
 import yaml
 
-from benchmarks.accuracy import _labels, measure, table
+from benchmarks.accuracy import _Label, _labels, _words, measure, table
 from pipeline.errors import UsageError
 
 
@@ -65,3 +66,22 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, text: str) -> No
     (tmp_path / "labels.json").write_text(text)
     with pytest.raises(UsageError, match=r"labels\.json"):
         _labels(tmp_path)
+
+
+def test_words_are_compared_by_their_letters() -> None:
+    con = duckdb.connect()
+    con.execute(
+        "CREATE TABLE clips AS SELECT 'base' AS layer, * FROM (VALUES "
+        "('/v/a.mp4', 'LOOK! Whatthe dog / found', 'kept'), ('/v/a.mp4', NULL, 'kept'), "
+        "('/v/b.mp4', 'SAMPLESTOC', 'rejected'), ('/v/c.mp4', NULL, 'failed')) t(source_uri, words, status)"
+    )
+    truth: dict[str, dict[str, Any]] = {
+        "a.mp4": {"text": ["Look what the dog", "Found", "A rope"]},
+        "b.mp4": {"watermark_text": "samplestock"},
+        "c.mp4": {"text": ["x"]},
+        "d.mp4": {},
+    }
+    (found,) = _words([_Label(name, False, frozenset(), known, 25.0) for name, known in truth.items()], con)
+    assert (found.found, found.of) == (2, 4)
+    assert found.missed == ["'A rope' in a.mp4", "'samplestock' in b.mp4"]
+    assert found.unmeasured == ["c.mp4"]
