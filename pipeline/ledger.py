@@ -165,11 +165,10 @@ class Ledger:
         return self._count("settled") + self._count("seen")
 
     def chunks(self, most: int) -> Iterator[pa.Table]:
-        """The work as at most `most` Arrow tables of equal size, in the order of the listing."""
-        size = max(1, -(-self.work() // most))
+        """The first `most` pieces of work, in the order of the listing, each an Arrow table of one row."""
         # A cursor of its own: another thread reads these while `accept` goes on.
-        rows = self._con.cursor().sql("SELECT * EXCLUDE position FROM work ORDER BY position")
-        for batch in rows.to_arrow_reader(size):
+        rows = self._con.cursor().sql(f"SELECT * EXCLUDE position FROM work ORDER BY position LIMIT {most}")
+        for batch in rows.to_arrow_reader(1):
             yield pa.Table.from_batches([batch]).cast(_WORK_SCHEMA)
 
     def contents(self) -> Iterator[list[tuple[str, str]]]:

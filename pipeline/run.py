@@ -1,7 +1,8 @@
 """One run over one OUT, from claim to last commit: rounds of the Ray plan, and the only hand that commits.
 
-A round that loses something (a node, a worker beyond Ray's repair) is followed by another one, which asks the ledger
-what is missing. So a run ends when everything listed is settled, or when a round gets nowhere.
+A round takes as much work as the driver can remember. It is followed by another one, which asks the ledger what is
+missing, and so is a round that lost something (a node, a worker beyond Ray's repair). So a run ends when everything
+listed is settled, or when a round gets nowhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pipeline
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, now
-from pipeline.engine import LOST, MAX_CHUNKS, Engine, reason
+from pipeline.engine import LOST, ROUND, Engine, reason
 from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
@@ -93,8 +94,8 @@ class Run:
         ):
             while self._ledger.work() and not stop.asked:
                 work, settled = self._ledger.work(), self._ledger.settled()
-                self.progress.work = work
-                self.progress.done = 0
+                self.progress.work = max(self.progress.work, work)
+                self.progress.done = self.progress.work - work
                 last = "no worker could be started"
                 try:
                     engine.fresh()
@@ -129,7 +130,7 @@ class Run:
         early: _Early = {}
         lost: Exception | None = None
         try:
-            with closing(_ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))) as blocks:
+            with closing(_ahead(engine.run(self._blueprint, self._ledger.chunks(ROUND)))) as blocks:
                 for arrived in blocks:
                     watchers(self.progress)
                     if stop.asked:
