@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from filters.rules import columns_of
 from pipeline import recipe as recipes
 from pipeline import video
 from pipeline.catalog import Catalog
+from pipeline.dedup import dedup
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.ingest import ingest
 from pipeline.recipe import Recipe
+from pipeline.schema import DUPLICATES_LAYER
 from pipeline.storage import Folder
 
 # What a clip keeps when another one is made from it.
@@ -34,6 +36,8 @@ _INHERITED = frozenset({"person", "face", "grayscale"})
 _MADE_FROM = re.compile(r"-i \S*?([^/\s]+\.(?:mp4|mkv|webm|avi|mov))")
 # Cuts that are known only from an original's description.
 _TOLD_CUTS = re.compile(r"hard cuts at ([\d,]+)")
+# What `truth` calls the file that a copy shows again.
+_COPY_OF = ("duplicate_of", "mirror_of")
 # The clips are trusted to be no larger.
 _PIXELS = 8192 * 4320
 
@@ -124,6 +128,8 @@ class _Label:
     tags: frozenset[str]
     truth: dict[str, Any]
     fps: float
+    # The file, those that it was made from, and those that it is known to show again.
+    family: frozenset[str]
 
 
 def measure(folder: Path, recipe_file: Path | None, out: Path | None) -> dict[str, Any]:
@@ -138,14 +144,20 @@ def measure(folder: Path, recipe_file: Path | None, out: Path | None) -> dict[st
         file.write_text(recipe.text)
         where = str(out or Path(temporary) / "out")
         ingest([str(folder / label.file) for label in labels], where, recipe_file=file)
+        dedup(where)
         con = Catalog(Folder(where), scratch.path).connect()
         return {
             "files": len(labels),
-            "kinds": [
-                asdict(found) for found in (_cuts(labels, con), *_kinds(labels, con, recipe), *_words(labels, con))
-            ],
+            "kinds": [asdict(found) for found in _every(labels, con, recipe)],
             "errors": [asdict(error) for error in (*_boxes(labels, folder), *_pans(labels, con, recipe.grid.fps))],
         }
+
+
+def _every(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Found]:
+    yield _cuts(labels, con)
+    yield from _kinds(labels, con, recipe)
+    yield from _words(labels, con)
+    yield _duplicates(labels, con)
 
 
 def _labels(folder: Path) -> list[_Label]:
@@ -157,20 +169,24 @@ def _labels(folder: Path) -> list[_Label]:
     for name, entry in entries.items():
         if not (folder / name).is_file():
             raise UsageError(f"{folder / 'labels.json'} names {name}, which is not there")
-        tags = frozenset(entry.get("tags", ())) | (_tags_of_line(name, entries) & _INHERITED)
+        line = _line(name, entries)
+        inherited = {tag for one in line for tag in entries.get(one, {}).get("tags", ())} & _INHERITED
+        tags = frozenset(entry.get("tags", ())) | inherited
         truth = entry.get("truth") or {}
         told = _TOLD_CUTS.search(entry.get("shows", ""))
         if told:
             truth = {"cuts_frames": [int(number) for number in told[1].split(",")]} | truth
-        labels.append(_Label(name, entry.get("kind") != "derived", tags, truth, float(entry.get("fps") or 0)))
+        family = line | {truth[key] for key in _COPY_OF if key in truth}
+        fps = float(entry.get("fps") or 0)
+        labels.append(_Label(name, entry.get("kind") != "derived", tags, truth, fps, family))
     return labels
 
 
-def _tags_of_line(name: str, entries: dict[str, Any]) -> frozenset[str]:
-    """The tags of a clip and of everything that it was made from."""
+def _line(name: str, entries: dict[str, Any]) -> frozenset[str]:
+    """A clip and everything that it was made from."""
     entry = entries.get(name, {})
     made_from = set(_MADE_FROM.findall(entry.get("path", ""))) - {name} if entry.get("kind") == "derived" else ()
-    return frozenset(entry.get("tags", ())).union(*(_tags_of_line(one, entries) for one in made_from))
+    return frozenset({name}).union(*(_line(one, entries) for one in made_from))
 
 
 def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe) -> Iterator[Found]:
@@ -235,6 +251,33 @@ def _cuts(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
         missed += [f"{label.file} at frame {low}" for low, high in true if (low, high) not in matched]
         alarms += [f"{label.file} at frame {', '.join(str(first) for first, _ in false)}"] if false else []
     return Found("cuts", "shots", found, of, len(alarms), files, missed, alarms, unmeasured)
+
+
+def _duplicates(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Found:
+    """Copies that `dedup` puts into one group with what they are copies of; a false alarm is a pair of files in one
+    group that have nothing in common."""
+    rows = con.execute(
+        "SELECT DISTINCT duplicate_group, source_uri FROM clips WHERE layer = ? AND duplicate_group IS NOT NULL",
+        [DUPLICATES_LAYER],
+    ).fetchall()
+    groups: dict[str, set[str]] = {}
+    for group, uri in rows:
+        groups.setdefault(group, set()).add(Path(uri).name)
+    together = {pair for files in groups.values() for pair in combinations(sorted(files), 2)}
+    copies = [(label.file, label.truth[key]) for label in labels for key in _COPY_OF if key in label.truth]
+    known = {label.file: label for label in labels}
+    # Of a copy that does not say of what, nothing is known.
+    unsure = {label.file for label in labels if "near_duplicate" in label.tags and not label.truth.keys() & {*_COPY_OF}}
+    alarms = [
+        f"{one} and {other}"
+        for one, other in sorted(together)
+        if not {one, other} & unsure and known[one].family.isdisjoint(known[other].family)
+    ]
+    missed = [file for file, original in copies if tuple(sorted((file, original))) not in together]
+    pairs = len(labels) * (len(labels) - 1) // 2
+    return Found(
+        "near duplicates", "dedup", len(copies) - len(missed), len(copies), len(alarms), pairs, missed, alarms, []
+    )
 
 
 def _words(labels: list[_Label], con: duckdb.DuckDBPyConnection) -> Iterator[Found]:

@@ -11,7 +11,7 @@ import pytest
 import small_videos
 import yaml
 
-from benchmarks.accuracy import _Label, _labels, _words, measure, table
+from benchmarks.accuracy import _duplicates, _Label, _labels, _words, measure, table
 from pipeline.errors import UsageError
 
 
@@ -81,7 +81,26 @@ def test_words_are_compared_by_their_letters() -> None:
         "c.mp4": {"text": ["x"]},
         "d.mp4": {},
     }
-    (found,) = _words([_Label(name, False, frozenset(), known, 25.0) for name, known in truth.items()], con)
+    labels = [_Label(name, False, frozenset(), known, 25.0, frozenset({name})) for name, known in truth.items()]
+    (found,) = _words(labels, con)
     assert (found.found, found.of) == (2, 4)
     assert found.missed == ["'A rope' in a.mp4", "'samplestock' in b.mp4"]
     assert found.unmeasured == ["c.mp4"]
+
+
+def test_copies_are_pairs_and_relatives_are_no_false_alarm() -> None:
+    con = duckdb.connect()
+    con.execute(
+        "CREATE TABLE clips AS SELECT 'duplicates' AS layer, * FROM (VALUES ('/v/a.mp4', 'g'), ('/v/copy.mp4', 'g'), "
+        "('/v/dark.mp4', 'g'), ('/v/other.mp4', 'g'), ('/v/lost.mp4', NULL)) t(source_uri, duplicate_group)"
+    )
+    truth = {"copy.mp4": {"duplicate_of": "a.mp4"}, "lost.mp4": {"mirror_of": "a.mp4"}}
+    labels = [
+        _Label(name, True, frozenset(), truth.get(name, {}), 25.0, frozenset({name, *relatives}))
+        for name, relatives in (
+            ("a.mp4", []), ("copy.mp4", ["a.mp4"]), ("dark.mp4", ["a.mp4"]), ("lost.mp4", ["a.mp4"]), ("other.mp4", [])
+        )
+    ]  # fmt: skip
+    found = _duplicates(labels, con)
+    assert (found.found, found.of, found.missed) == (1, 2, ["lost.mp4"])
+    assert found.alarms == ["a.mp4 and other.mp4", "copy.mp4 and other.mp4", "dark.mp4 and other.mp4"]
