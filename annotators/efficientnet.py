@@ -48,9 +48,15 @@ class EfficientNet:
         self._network.eval()
 
     def embeddings(self, pictures: Frames) -> Floats:
-        """float32 [N, SIZE] for uint8 [N, H, W, 3] RGB: the mean of the last feature map, not normalised."""
-        squares = [cv2.resize(_middle(picture), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for picture in pictures]
-        batch = self._torch.from_numpy((np.stack(squares).astype(np.float32) - _MEAN) / _SPREAD)
+        """float32 [N, SIZE] for uint8 [N, H, W, 3] RGB, of which the network sees a square in the middle."""
+        return self.features(np.stack([square(middle(picture), _SIDE) for picture in pictures]))
+
+    def features(self, squares: Frames) -> Floats:
+        """float32 [N, SIZE] for uint8 [N, S, S, 3] RGB: the mean of the last feature map, not normalised.
+
+        The network was trained with a side S of 224; it takes any multiple of 32.
+        """
+        batch = self._torch.from_numpy((squares.astype(np.float32) - _MEAN) / _SPREAD)
         with self._torch.inference_mode():
             found: Floats = self._network.extract_features(batch.permute(0, 3, 1, 2)).mean(dim=(2, 3)).numpy()
         return found
@@ -63,8 +69,15 @@ class EfficientNet:
         return found
 
 
-def _middle(picture: Picture) -> Picture:
+def middle(picture: Picture) -> Picture:
+    """A square in the middle of a picture."""
     height, width = picture.shape[:2]
     side = max(round(_CROP * min(height, width)), 1)
     top, left = (height - side) // 2, (width - side) // 2
     return picture[top : top + side, left : left + side]
+
+
+def square(picture: Picture, side: int) -> Picture:
+    """A picture squeezed into a square of this side."""
+    small: Picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    return small

@@ -105,6 +105,33 @@ def retry(
 
 
 @app.command()
+def dedup(
+    out: Out,
+    threshold: Annotated[
+        float | None, typer.Option(help="Cosine from which on clips show the same; chosen by measurement.")
+    ] = None,
+    address: Address = None,
+    cpus: Cpus = None,
+    as_json: Json = False,
+) -> None:
+    """Find clips that show the same (re-encoded, cropped, mirrored), and the best of each group."""
+    from pipeline import dedup as pass_
+    from pipeline.console import Display
+
+    with Display(console) as display:
+        done = pass_.dedup(
+            out,
+            threshold=pass_.THRESHOLD if threshold is None else threshold,
+            address=address,
+            cpus=cpus,
+            watcher=display,
+        )
+    console.print(pass_.summary(done), highlight=False, soft_wrap=True, markup=False)
+    if as_json:
+        typer.echo(done.as_json())
+
+
+@app.command()
 def verify(
     out: Out,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,

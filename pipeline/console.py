@@ -24,7 +24,9 @@ def text(progress: Progress) -> str:
     elapsed = max(time.monotonic() - progress.started, 1e-3)
     clips = {name: progress.clips[name] for name in ("kept", "rejected", "failed", "pending")}
     total = sum(clips.values())
-    parts = [f"{progress.done}/{progress.work} {progress.unit}", f"{total} clips ({total / elapsed:.2f}/s)"]
+    parts = [f"{progress.done}/{progress.work} {progress.unit}"]
+    # Work without verdicts (a pass over what is there) has no clips of its own to count.
+    parts += [f"{total} clips ({total / elapsed:.2f}/s)"] if total or not progress.done else []
     parts += [f"{count} {name}" for name, count in clips.items() if count]
     if progress.clips["source failed"]:
         parts.append(f"{progress.clips['source failed']} sources failed")

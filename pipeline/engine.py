@@ -134,24 +134,14 @@ class Engine:
 
     def run(self, blueprint: Blueprint, chunks: Iterable[pa.Table]) -> Iterator[tuple[Any, int, Any]]:
         """Run the plan over chunks of work; yields (block, its size in bytes, its records to come) as rows settle."""
-        references = [ray.put(chunk) for chunk in chunks]
-        workers = max(1, min(self._pool, len(references)))
+        data, workers = self._given(chunks)
         stages = len(blueprint.stages)
-        options: dict[str, Any] = {
-            "batch_format": "pyarrow",
-            "batch_size": None,
-            "zero_copy_batch": True,
-            "num_cpus": RESERVED / (1 + stages),
-        }
-
-        def pool(least: int, most: int, in_flight: int) -> Any:
-            return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
-
-        data = ray.data.from_arrow_refs(references).map_batches(
+        options = _options(1 + stages)
+        data = data.map_batches(
             CutStage,
             fn_constructor_args=(blueprint, self._out, self.watch),
             # One source at a time: one that waits behind another could be done by a worker that is idle at the end.
-            compute=pool(workers, workers, 1),
+            compute=_actors(workers, workers, 1),
             **options,
         )
         for number in range(stages):
@@ -160,13 +150,23 @@ class Engine:
                 fn_constructor_args=(blueprint, number, self.watch),
                 # One source may have a thousand clips: this pool grows with what comes. Two in flight: the next clip is
                 # already there when a worker is done with one.
-                compute=pool(1 if number == 0 else workers, self._pool, 2),
+                compute=_actors(1 if number == 0 else workers, self._pool, 2),
                 **options,
             )
-        for bundle in data.iter_internal_ref_bundles():
-            for block in bundle.blocks:
-                if block.metadata.num_rows:
-                    yield block.ref, block.metadata.size_bytes or 0, ray_peek.remote(block.ref)
+        for block in _blocks(data):
+            yield block.ref, block.metadata.size_bytes or 0, ray_peek.remote(block.ref)
+
+    def map(self, stage: type, arguments: tuple[Any, ...], chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Run one stage, made with `arguments` once per worker, over chunks of work; yields its tables as they come."""
+        data, workers = self._given(chunks)
+        pool = _actors(workers, workers, 2)
+        for block in _blocks(data.map_batches(stage, fn_constructor_args=arguments, compute=pool, **_options(1))):
+            yield ray.get(block.ref)
+
+    def _given(self, chunks: Iterable[pa.Table]) -> tuple[Any, int]:
+        """Chunks of work as Ray's data, and how many workers they are worth."""
+        references = [ray.put(chunk) for chunk in chunks]
+        return ray.data.from_arrow_refs(references), max(1, min(self._pool, len(references)))
 
     def pack(self, blueprint: Blueprint, run_id: str, blocks: list[Any]) -> Any:
         """Start writing settled blocks into shards; the answer, through `result`, is their catalog rows."""
@@ -183,6 +183,21 @@ class Engine:
 
 # What Ray raises when a node or a worker is lost beyond its own repair; a new round picks up what is missing.
 LOST = (ray.exceptions.RayError,)
+
+
+def _options(stages: int) -> dict[str, Any]:
+    """What each of so many stages is run with."""
+    return {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True, "num_cpus": RESERVED / stages}
+
+
+def _actors(least: int, most: int, in_flight: int) -> Any:
+    return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
+
+
+def _blocks(data: Any) -> Iterator[Any]:
+    """The blocks that come out of a plan, as references with what Ray knows of them."""
+    for bundle in data.iter_internal_ref_bundles():
+        yield from (block for block in bundle.blocks if block.metadata.num_rows)
 
 
 def reason(error: BaseException) -> RunError | None:

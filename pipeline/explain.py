@@ -15,7 +15,7 @@ from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.fetch import Scratch
 from pipeline.lookup import find
 from pipeline.recipe import Recipe
-from pipeline.schema import BASE_LAYER, COLUMNS
+from pipeline.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER
 from pipeline.storage import Folder
 
 Facts = dict[str, Any]
@@ -33,8 +33,8 @@ def explain(out: str, what: str) -> Facts:
     """What is known of a clip (`what`: its id, or six digits of it and more) or a source (URI, path or file name).
 
     kind: clip or source; verdict: status with its rule or code and what these mean; for a clip its signals, lineage,
-    layers with the place of their bytes, and the history of its verdicts; for a source its clips. Raises `UsageError`
-    when there is no such thing.
+    layers with the place of their bytes, what `dedup` found of it, and the history of its verdicts; for a source its
+    clips. Raises `UsageError` when there is no such thing.
     """
     with Scratch() as scratch:
         catalog = Catalog(Folder(out), scratch.path)
@@ -78,6 +78,9 @@ def _clip(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
         "manifest": _manifest(row, chosen),
         "verdict": _verdict(row, chosen),
         "tasks": row["tasks"] or [],
+        "duplicates": next(
+            ({name: layer[name] for name in DUPLICATES} for layer in layers if layer["layer"] == DUPLICATES_LAYER), None
+        ),
         "signals": {name: signal for layer in layers for name, signal in _signals(layer, chosen).items()},
         "lineage": [made | {"layer": layer["layer"]} for layer in layers for made in layer["lineage"] or []],
         "layers": [{name: layer[name] for name in _LAYER} | {"verdict": _verdict(layer, None)} for layer in layers],
@@ -206,6 +209,7 @@ def _clip_text(facts: Facts) -> Iterator[str]:
     yield f"It shows {clip['source_uri']} from {clip['start_s']:.3f} to {clip['end_s']:.3f} s."
     yield f"It has {clip['frames']} frames{rate}{size}."
     yield from _why(facts["verdict"])
+    yield from _duplicates_text(facts["duplicates"] or {})
     if facts["tasks"]:
         yield f"Tasks: {', '.join(facts['tasks'])}"
     if clip["caption"]:
@@ -236,13 +240,22 @@ def _clip_text(facts: Facts) -> Iterator[str]:
     yield from _history_text(facts["history"])
 
 
+def _duplicates_text(found: Facts) -> Iterator[str]:
+    if found.get("duplicate_of"):
+        cosine = f"cosine {found['duplicate_similarity']:.3f}"
+        yield f"It is a near duplicate of {found['duplicate_of']} ({cosine}), the best of {found['duplicates']}."
+    elif found.get("duplicate_group"):
+        yield f"It is the best of {found['duplicates']} near duplicates."
+    elif found.get("duplicates"):
+        yield "It has no near duplicate."
+
+
 def _history_text(history: list[Facts]) -> Iterator[str]:
     if len(history) > 1:
         yield "History:"
         for row in history:
             why = f" ({row['why']})" if row["why"] else ""
             when = f", started {row['started']}" if row["started"] else ""
-            yield (
-                f"  part {row['sequence']}, layer {row['layer']}: {row['status']}{why} "
-                f"by run {row['run_id']}{when}, recipe {row['recipe_hash']}"
-            )
+            chosen = f", recipe {row['recipe_hash']}" if row["recipe_hash"] else ""
+            verdict = f"{row['status']}{why} by run {row['run_id']}{when}{chosen}"
+            yield f"  part {row['sequence']}, layer {row['layer']}: {verdict}"

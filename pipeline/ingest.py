@@ -96,7 +96,7 @@ def retry(
     watcher: Watcher = lambda _: None,
 ) -> Summary:
     """Try everything that failed in OUT once more, by its own recipe or another. Raises as `ingest`."""
-    with Scratch() as scratch, owned(_existing(out), scratch.path) as catalog:
+    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
         stored = stored_recipe(catalog)
         chosen = recipe.load(recipe_file) if recipe_file else stored
         _same_geometry(chosen, stored, out)
@@ -121,7 +121,7 @@ def annotate(
     Clips that have the layer from this version of the annotator are left alone, and so are those for which it failed,
     unless `retry`. Raises as `ingest`.
     """
-    with Scratch() as scratch, owned(_existing(out), scratch.path) as catalog:
+    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
         chosen = stored_recipe(catalog)
         if annotator in chosen.annotators:
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
@@ -166,7 +166,8 @@ def _same_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
         )
 
 
-def _existing(out: str) -> Folder:
+def existing(out: str) -> Folder:
+    """The folder of a dataset. Raises `UsageError` where there is none."""
     folder = Folder(out)
     if not folder.names(PARTS):
         raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")

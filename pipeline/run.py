@@ -89,7 +89,7 @@ class Run:
         limits = self._blueprint.recipe.limits
         with (
             Engine(address, cpus, self._catalog.out, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
-            _Stop() as stop,
+            Stop() as stop,
         ):
             while self._ledger.work() and not stop.asked:
                 work, settled = self._ledger.work(), self._ledger.settled()
@@ -121,7 +121,7 @@ class Run:
                 "stopped on request; everything finished is committed, and the same command goes on from here."
             )
 
-    def _round(self, engine: Engine, stop: _Stop, watchers: Any) -> None:
+    def _round(self, engine: Engine, stop: Stop, watchers: Any) -> None:
         """One pass of the plan over the work that is left; what it finished is committed however it ends."""
         commit = self._blueprint.recipe.commit
         group = _Group()
@@ -129,7 +129,7 @@ class Run:
         early: _Early = {}
         lost: Exception | None = None
         try:
-            with closing(_ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))) as blocks:
+            with closing(ahead(engine.run(self._blueprint, self._ledger.chunks(MAX_CHUNKS)))) as blocks:
                 for arrived in blocks:
                     watchers(self.progress)
                     if stop.asked:
@@ -240,14 +240,14 @@ class _Group:
         self.rows += 1
 
 
-class _Stop:
+class Stop:
     """SIGTERM and Ctrl-C ask the run to drain; the second one stops the process at once."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Stop:
+    def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._ask)
@@ -263,7 +263,7 @@ class _Stop:
             signal.signal(number, handler)
 
 
-def _ahead(blocks: Iterator[Any]) -> Generator[Any]:
+def ahead(blocks: Iterator[Any]) -> Generator[Any]:
     """The blocks from a thread of their own, with None twice a second in between, so that time is noticed."""
     waiting: queue.Queue[Any] = queue.Queue(maxsize=64)
     left = threading.Event()

@@ -12,6 +12,9 @@ from pipeline.errors import UsageError
 FORMAT_VERSION = 1
 
 BASE_LAYER = "base"
+# What `dedup` found. Its rows bear a status of their own, because they are no verdict and have no bytes.
+DUPLICATES_LAYER = "duplicates"
+COMPARED = "compared"
 
 _LINEAGE = pa.struct(
     [(name, pa.string()) for name in ("name", "version", "weights_id", "weights_sha256", "weights_licence")]
@@ -72,6 +75,12 @@ COLUMNS = pa.schema(
         ("licence", pa.string()),
         ("lineage", pa.list_(_LINEAGE)),
         ("timings", pa.map_(pa.string(), pa.float64())),
+        # Rows of the layer `duplicates`: the group of a clip that is not alone in showing what it shows, its best clip
+        # (null for that one itself), how many are in it (1: alone), and the cosine to the best.
+        ("duplicate_group", pa.string()),
+        ("duplicate_of", pa.string()),
+        ("duplicates", pa.int64()),
+        ("duplicate_similarity", pa.float64()),
         # Rows of kind run: what made the others.
         ("recipe", pa.string()),
         ("version", pa.string()),
@@ -87,6 +96,8 @@ RESERVED = "vdot_"
 SAMPLE = ("shard", "offset", "bytes")
 PREVIEW = ("preview_shard", "preview_offset", "preview_bytes")
 PLACE = (*SAMPLE, *PREVIEW)
+# Those that only rows of the layer `duplicates` have.
+DUPLICATES = ("duplicate_group", "duplicate_of", "duplicates", "duplicate_similarity")
 
 # What a rule may name beside signals and manifest columns.
 RULE_COLUMNS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline import embeddings
 from pipeline.catalog import PARTS, Catalog
 from pipeline.errors import RunError
 
@@ -48,7 +49,7 @@ def unfinished(catalog: Catalog) -> list[tuple[str, float]]:
     """As `unreferenced`, of the temporary files that local writers are at work on, or left when they were killed."""
     return [
         (f"{folder}/{entry.name}".lstrip("/"), entry.modified)
-        for folder in ("", PARTS, *FOLDERS)
+        for folder in ("", PARTS, embeddings.FOLDER, *FOLDERS)
         for entry in catalog.out.names(folder, temporary=True)
     ]
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filters.rules import quoted
+from pipeline import embeddings
 from pipeline.catalog import PARTS, Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
@@ -72,6 +73,7 @@ def verify(out: str, workers: int | None = None) -> Report:
             for row in values(con, check.sql):
                 report.add(Problem(check.kind, row["name"], check.sentence.format(**row)))
         _remarks(con, catalog, report)
+        _embeddings(con, folder, report)
         stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.names(name)}
         _shards(folder, con, stored, workers or os.cpu_count() or 1, report)
     return report
@@ -184,10 +186,27 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
     left = len(unreferenced(catalog))
     if left:
         report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
-    if values(con, "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"):
-        report.notes.append("a forget was interrupted; the next forget or ingest finishes it")
+    if _interrupted(con):
+        report.notes.append("a forget was interrupted; the next forget, ingest or dedup finishes it")
     for name, view in _COUNTS.items():
         report.checked[name] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+
+
+def _interrupted(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether rows are left of what was forgotten: then bytes may be as well."""
+    left = "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"
+    return bool(values(con, left))
+
+
+def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
+    """The parts of the table of embeddings: all of it can be made again, and none of it may outlive its clip."""
+    names = embeddings.names(folder)
+    if names:
+        report.checked["parts of embeddings"] = len(names)
+        gone = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+        forgotten = [] if _interrupted(con) else values(con, gone)
+        for name, sentence in embeddings.problems(folder, (row["clip_id"] for row in forgotten)):
+            report.add(Problem("embeddings", name, sentence))
 
 
 def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:

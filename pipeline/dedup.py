@@ -1,0 +1,206 @@
+"""Near duplicates, as a pass of its own over everything committed: embed what is new, compare all, write what changed.
+
+Clips that show the same (re-encoded, cropped, mirrored, with a logo) form a group, and one of each group is its best:
+a kept one before one that is pending, so that whoever takes only the best loses nothing that is in use; then the one
+whose source has the most pixels; then the highest `sharpness`, the lowest `noise` and the lowest `blockiness`, as far
+as they were measured; then the smallest clip id. All follows from the clips alone, whatever order they came in.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+import pipeline
+from annotators.likeness import SIZE, Likeness
+from pipeline import embeddings, similar
+from pipeline.catalog import BATCH, Catalog, new_run_id, now, values
+from pipeline.embed import STORED, Embedder
+from pipeline.erase import finish_forgetting
+from pipeline.errors import UsageError
+from pipeline.fetch import Scratch
+from pipeline.ingest import Watcher, existing, stored_recipe
+from pipeline.lock import owned
+from pipeline.run import Progress
+from pipeline.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
+from pipeline.sweep import sweep
+
+THRESHOLD = 0.85
+"""Cosine from which on two clips show the same. Of 67 real files those that share nothing come up to 0.74; copies come
+down to 0.98 (a tenth cropped off, re-encoded) and 0.86 (damaged by a codec)."""
+
+# Unreadable clips that people are shown; the others are counted. A dataset that lost its disk has millions of them.
+_SHOWN = 20
+# What the rows say of their clip, as those of any layer do.
+_CLIP = ("clip_id", "source_uri", "source_hash", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
+# The better a clip, the earlier: see the top of this file.
+_QUALITY = {"sharpness": "DESC", "noise": "ASC", "blockiness": "ASC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a pass ended: clips that were embedded now, compared, and are not the best of their group (`duplicates`);
+    groups; rows written, as only what changed is; and clips that could not be read (id -> why), which are left out."""
+
+    out: str
+    run_id: str
+    threshold: float
+    embedded: int
+    compared: int
+    groups: int
+    duplicates: int
+    changed: int
+    unreadable: dict[str, str]
+    wall_s: float
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def dedup(
+    out: str,
+    *,
+    threshold: float = THRESHOLD,
+    address: str | None = None,
+    cpus: int | None = None,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Find the near duplicates among the stored clips of OUT; what is known already is not embedded again.
+
+    `threshold`: the least cosine of clips that show the same. The others are as in `ingest`, and so is what it raises.
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"the threshold {threshold:g} is no cosine between 0 and 1, of which 1 is the same")
+    started, stamp, run_id = time.monotonic(), now(), new_run_id()
+    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+        recipe = stored_recipe(catalog)
+        run = {"kind": "run", "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
+        run |= {"started": stamp, "detail": f"near duplicates: a cosine of {threshold:g} and more"}
+        catalog.commit(pa.Table.from_pylist([run], schema=COLUMNS))
+        finish_forgetting(catalog)
+        sweep(catalog)
+        con = catalog.connect()
+        # An older run that still lived may have written some after they were removed.
+        forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
+        embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
+        embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
+        embedder.go(address, cpus)
+        compared = _compare(con, catalog, threshold, scratch.path, watcher)
+        changed = 0
+        for rows in _changed(con, run_id):
+            catalog.commit(rows)
+            changed += rows.num_rows
+        catalog.commit(pa.Table.from_pylist([run | {"finished": now()}], schema=COLUMNS))
+        sweep(catalog)
+        groups, members = con.execute("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM team").fetchall()[0]
+        return Summary(
+            out=catalog.out.url,
+            run_id=run_id,
+            threshold=threshold,
+            embedded=embedder.done,
+            compared=compared,
+            groups=groups,
+            duplicates=members - groups,
+            changed=changed,
+            unreadable=embedder.unreadable,
+            wall_s=time.monotonic() - started,
+        )
+
+
+def _compare(
+    con: duckdb.DuckDBPyConnection, catalog: Catalog, threshold: float, scratch: Path, watcher: Watcher
+) -> int:
+    """Make the tables `compared` (a row per clip), `team` (one per group), `member` and `likeness`; how many clips."""
+    con.execute(
+        "CREATE TABLE compared AS SELECT row_number() OVER (ORDER BY clip_id) - 1 AS position, clip_id, "
+        f"dense_rank() OVER (ORDER BY source_hash) AS source, row_number() OVER (ORDER BY {_best(con)}) AS rank "
+        f"FROM clips WHERE {STORED} AND clip_id IN (FROM embedded)"
+    )
+    clips = con.sql("SELECT clip_id, source FROM compared ORDER BY position").to_arrow_table()
+    vectors = embeddings.load(catalog.out, Likeness.version, clips["clip_id"], SIZE, scratch / "vectors")
+    sources = clips["source"].to_numpy()
+    progress = Progress("pairs", work=len(vectors) * (len(vectors) - 1) // 2)
+
+    def near() -> Iterator[pa.Table]:
+        for done, pairs in similar.near(vectors, sources, threshold):
+            progress.done += done
+            watcher(progress)
+            yield pairs
+
+    groups = similar.groups(similar.matches(con, near()), sources)
+    member = [(position, number) for number, group in enumerate(groups) for position in group]
+    columns = np.array(member, np.int64).reshape(-1, 2).T
+    _table(con, "member", pa.table([*columns], names=["position", "number"]))
+    con.execute(
+        "CREATE TABLE team AS SELECT number, min(clip_id) AS name, arg_min(position, rank) AS best, "
+        "arg_min(clip_id, rank) AS best_clip, count(*) AS size FROM member JOIN compared USING (position) "
+        "GROUP BY number"
+    )
+    found = con.sql(
+        "SELECT position, best FROM member JOIN team USING (number) WHERE position <> best"
+    ).to_arrow_table()
+    cosines = similar.cosines(vectors, found["position"].to_numpy(), found["best"].to_numpy())
+    _table(con, "likeness", found.append_column("cosine", pa.array(cosines)))
+    return len(vectors)
+
+
+def _best(con: duckdb.DuckDBPyConnection) -> str:
+    """SQL for the order of clips from the best on; null, which is not measured, comes last."""
+    described = values(con, "SELECT column_name, column_type FROM (DESCRIBE clips)")
+    measured = {row["column_name"] for row in described if row["column_type"] == "DOUBLE"}
+    # "kept" comes before "pending".
+    order = ["status", "source_width * source_height DESC NULLS LAST"]
+    order += [f"{name} {way} NULLS LAST" for name, way in _QUALITY.items() if name in measured]
+    return ", ".join([*order, "clip_id"])
+
+
+def _changed(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[pa.Table]:
+    """The rows of the layer that say something else than those that are there.
+
+    A clip that is not compared any more (it is rejected now, or cannot be read) gets one that says nothing.
+    """
+    old, new = (", ".join(f"{table}.{name}" for name in DUPLICATES) for table in ("old", "new"))
+    rows = con.sql(
+        "WITH new AS (SELECT c.clip_id, t.name AS duplicate_group, "
+        "CASE WHEN c.position <> t.best THEN t.best_clip END AS duplicate_of, coalesce(t.size, 1) AS duplicates, "
+        f"l.cosine AS duplicate_similarity, '{Likeness.version}' AS version FROM compared c "
+        "LEFT JOIN member USING (position) LEFT JOIN team t USING (number) LEFT JOIN likeness l USING (position) "
+        f"UNION ALL SELECT clip_id, NULL, NULL, NULL, NULL, NULL FROM clips WHERE layer = '{DUPLICATES_LAYER}' "
+        "AND clip_id NOT IN (SELECT clip_id FROM compared)) "
+        f"SELECT {', '.join(f'base.{name}' for name in _CLIP)}, {new}, new.version AS vdot_version FROM new "
+        f"JOIN clips base ON base.clip_id = new.clip_id AND base.layer = '{BASE_LAYER}' "
+        f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND old.layer = '{DUPLICATES_LAYER}' "
+        f"WHERE ({old}, old.lineage[1].version) IS DISTINCT FROM ({new}, new.version) ORDER BY base.clip_id"
+    )
+    (weight,) = Likeness.weights
+    made = {"name": DUPLICATES_LAYER, "version": Likeness.version}
+    made |= {"weights_id": weight.id, "weights_sha256": weight.sha256, "weights_licence": weight.licence}
+    stamp = {"kind": "clip", "layer": DUPLICATES_LAYER, "run_id": run_id, "status": COMPARED}
+    for batch in rows.to_arrow_reader(BATCH):
+        found = [stamp | row | {"lineage": [made] if row.pop("vdot_version") else None} for row in batch.to_pylist()]
+        yield pa.Table.from_pylist(found, schema=COLUMNS)
+
+
+def _table(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
+    con.register("given_rows", rows)
+    con.execute(f"CREATE TABLE {name} AS FROM given_rows")
+    con.unregister("given_rows")
+
+
+def summary(done: Summary) -> str:
+    """What was found, for people."""
+    told = (
+        f"{done.out}: compared {done.compared} clips ({done.embedded} of them new): {done.groups} groups of near "
+        f"duplicates, in which {done.duplicates} clips are not the best"
+    )
+    left = [f"left out, as it cannot be read: clip {clip}: {why}" for clip, why in sorted(done.unreadable.items())]
+    more = [f"... and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+    return "\n".join([told, *left[:_SHOWN], *more])

@@ -1,0 +1,145 @@
+"""Every stored clip gets its embedding: rounds of a Ray plan of one stage, whose results go into parts of the table.
+
+What is missing is asked of the table itself, so that a pass that was killed goes on where its last part ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from annotators.likeness import Likeness
+from annotators.weights import MissingWeights, path
+from pipeline import embeddings
+from pipeline.embed_stage import EmbedStage
+from pipeline.engine import LOST, MAX_CHUNKS, Engine, reason
+from pipeline.errors import RunError, UsageError
+from pipeline.recipe import Recipe
+from pipeline.run import FRUITLESS, Progress, Stop, ahead, log
+from pipeline.schema import BASE_LAYER
+from pipeline.storage import Folder
+
+# Rows of one part: about 10 MB.
+PART = 4096
+STORED = f"layer = '{BASE_LAYER}' AND status IN ('kept', 'pending') AND shard IS NOT NULL"
+"""Which rows of the view `clips` have bytes to be embedded and compared."""
+
+
+@dataclass(slots=True)
+class Embedder:
+    """One pass over the clips that have no embedding by this version of the model yet.
+
+    `con` is a connection of the catalog's; it gets the table `embedded` of clip ids. After `go`, `done` is the number
+    of new embeddings and `unreadable` says of each clip that has none why.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    out: Folder
+    run_id: str
+    recipe: Recipe
+    scratch: Path
+    watcher: Any
+    done: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    _parts: int = 0
+
+    def go(self, address: str | None, cpus: int | None) -> None:
+        """Embed what is missing; Ray starts only if anything is. Raises `RunError` when that cannot go on,
+        `UsageError` when the network is not on this machine."""
+        self.con.execute("CREATE TABLE embedded (clip_id VARCHAR)")
+        self.con.execute("CREATE TABLE unreadable (clip_id VARCHAR)")
+        for ids in embeddings.ids(self.out, Likeness.version):
+            self._settle("embedded", ids)
+        self.con.execute(
+            f'CREATE VIEW missing AS SELECT clip_id, shard, "offset", bytes FROM clips WHERE {STORED} '
+            "AND clip_id NOT IN (FROM embedded) AND clip_id NOT IN (FROM unreadable)"
+        )
+        if self._missing():
+            try:
+                path(*Likeness.weights)
+            except MissingWeights as error:
+                raise UsageError(str(error)) from error
+            deaths = self.recipe.limits.worker_deaths
+            with Engine(address, cpus, self.out, self.scratch / "contents.sqlite", deaths) as engine, Stop() as stop:
+                self._rounds(engine, stop)
+
+    def _rounds(self, engine: Engine, stop: Stop) -> None:
+        """A round that lost a node is followed by another, which does what is missing."""
+        fruitless, last = 0, "no worker could be started"
+        progress = Progress("embeddings", work=self._missing())
+        while (work := self._missing()) and not stop.asked:
+            try:
+                engine.fresh()
+                self._round(engine, stop, progress)
+            except LOST as error:
+                fatal = reason(error)
+                if fatal is not None:
+                    raise fatal from error
+                last = str(error).strip().splitlines()[-1]
+                log.warning("part of the cluster was lost; going on with what is missing: %s", last)
+            fruitless = 0 if self._missing() < work else fruitless + 1
+            if fruitless > FRUITLESS:
+                raise RunError(
+                    f"{work} clips got no embedding in {fruitless} rounds ({last}). `vdot-data doctor` checks the "
+                    "nodes; what was embedded is kept."
+                )
+        if work:
+            raise RunError("stopped on request; what was embedded is kept, and the same command goes on from here.")
+
+    def _round(self, engine: Engine, stop: Stop, progress: Progress) -> None:
+        found: list[pa.Table] = []
+        since = time.monotonic()
+        try:
+            with closing(ahead(engine.map(EmbedStage, (self.out, engine.watch), self._chunks()))) as tables:
+                for table in tables:
+                    self.watcher(progress)
+                    if stop.asked:
+                        progress.draining = True
+                        engine.drain()
+                    if table is not None:
+                        found.append(table)
+                        progress.done += table.num_rows
+                    if len(found) >= PART or time.monotonic() - since >= self.recipe.commit.every_s:
+                        self._write(found)
+                        found, since = [], time.monotonic()
+        finally:
+            self._write(found)
+
+    def _write(self, found: list[pa.Table]) -> None:
+        """Put what came into a part; a clip that failed is no work any more in this pass."""
+        if not found:
+            return
+        rows = pa.concat_tables(found)
+        failed = rows.filter(pc.is_valid(rows["failure"]))
+        self.unreadable |= dict(zip(failed["clip_id"].to_pylist(), failed["failure"].to_pylist(), strict=True))
+        self._settle("unreadable", failed["clip_id"])
+        sound = rows.filter(pc.is_null(rows["failure"])).select(["clip_id", "embedding"])
+        if sound.num_rows:
+            embeddings.append(self.out, self.run_id, self._parts, Likeness.version, sound)
+            self._parts += 1
+            self.done += sound.num_rows
+            self._settle("embedded", sound["clip_id"])
+
+    def _settle(self, table: str, ids: pa.ChunkedArray) -> None:
+        self.con.register("given_ids", pa.table({"clip_id": ids}))
+        self.con.execute(f"INSERT INTO {table} FROM given_ids")
+        self.con.unregister("given_ids")
+
+    def _chunks(self) -> Iterator[pa.Table]:
+        size = max(1, -(-self._missing() // MAX_CHUNKS))
+        # In the order in which they lie in the shards.
+        rows = self.con.cursor().sql('FROM missing ORDER BY shard, "offset"')
+        for batch in rows.to_arrow_reader(size):
+            yield pa.Table.from_batches([batch])
+
+    def _missing(self) -> int:
+        ((count,),) = self.con.execute("SELECT count(*) FROM missing").fetchall()
+        return int(count)

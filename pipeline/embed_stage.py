@@ -1,0 +1,50 @@
+"""The one stage of the Ray plan of `dedup`: stored clips in, their embeddings out.
+
+Whatever goes wrong with one clip becomes its failure here (`errors.attempt`); only `RunError` leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from annotators.likeness import SIZE, Likeness
+from pipeline import encode, shards, worker
+from pipeline.errors import ErrorCode, Failure, attempt
+from pipeline.similar import Vectors
+from pipeline.storage import Folder
+from pipeline.watch import WatchClient
+
+_SCHEMA = pa.schema([("clip_id", pa.string()), ("embedding", pa.list_(pa.float16(), SIZE)), ("failure", pa.string())])
+
+
+class EmbedStage:
+    """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or failure in words."""
+
+    def __init__(self, out: Folder, watch: Any) -> None:
+        worker.prepare()
+        self._out, self._watch, self._likeness = out, WatchClient(watch), Likeness()
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for clip in batch.to_pylist():
+            unit = f"embedding of clip {clip['clip_id']}"
+            go = self._watch.begin(unit)
+            if go == "stop":
+                return
+            died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
+            found = died if go == "dead" else self._embedded(clip)
+            row = {"failure": str(found.raised())} if isinstance(found, Failure) else {"embedding": found}
+            yield pa.Table.from_pylist([{"clip_id": clip["clip_id"], **row}], schema=_SCHEMA)
+            self._watch.end(unit)
+
+    def _embedded(self, clip: dict[str, Any]) -> Vectors | Failure:
+        def read() -> bytes:
+            return shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
+
+        mp4 = attempt(ErrorCode.STORAGE_ERROR, read)
+        if isinstance(mp4, Failure):
+            return mp4
+        return attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._likeness(encode.decode(mp4)).astype(np.float16))

@@ -1,0 +1,240 @@
+"""Near duplicates in a dataset: what becomes of rows, best clips, explanations, takedown and damage. Without Ray."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import small_dataset
+import vectors
+from small_dataset import identity
+
+from annotators.likeness import Likeness
+from pipeline import embeddings, recipe
+from pipeline.blueprint import Blueprint
+from pipeline.catalog import Catalog, values
+from pipeline.dedup import Summary, dedup, summary
+from pipeline.errors import RunError, UsageError
+from pipeline.explain import explain, text
+from pipeline.forget import forget
+from pipeline.ledger import Ledger
+from pipeline.listing import write
+from pipeline.sources import Source
+from pipeline.storage import Folder
+from pipeline.sweep import unfinished
+from pipeline.verify import verify
+
+# The stored clips of the small dataset: a0 and b0 show the same; a2 and b2 are alone.
+CLIPS = {"a0": (1.0, 0.0), "b0": (1.0, 0.1), "a2": (0.0, 1.0, 0.0), "b2": (0.0, 0.0, 1.0)}
+
+
+@pytest.fixture
+def embedded(dataset: Any) -> Any:
+    """A dataset of which every stored clip has its embedding."""
+    vectors.embed(dataset, CLIPS)
+    return dataset
+
+
+def found(dataset: Any) -> dict[str, tuple[str | None, str | None, int | None]]:
+    """Short name -> (group, best, number of members) by the current rows."""
+    short = {identity(name): name for name in CLIPS}
+    return {
+        short[clip]: (short.get(row["duplicate_group"]), short.get(row["duplicate_of"]), row["duplicates"])
+        for (clip, layer), row in dataset.rows().items()
+        if layer == "duplicates"
+    }
+
+
+def again(dataset: Any, **how: Any) -> Summary:
+    """A pass; the dataset's own view of the catalog goes on after it."""
+    done = dedup(dataset.url, **how)
+    dataset.catalog = Catalog(dataset.out, dataset.scratch)
+    return done
+
+
+def test_groups_become_rows_of_a_layer(embedded: Any) -> None:
+    done = again(embedded)
+    assert (done.compared, done.embedded, done.groups, done.duplicates, done.changed) == (4, 0, 1, 1, 4)
+    name = min("a0", "b0", key=identity)
+    assert found(embedded) == {
+        "a0": (name, None if name == "a0" else name, 2), "b0": (name, None if name == "b0" else name, 2),
+        "a2": (None, None, 1), "b2": (None, None, 1),
+    }  # fmt: skip
+    worse = embedded.row("b0" if name == "a0" else "a0", "duplicates")
+    assert worse["duplicate_similarity"] == pytest.approx(1 / 1.01**0.5, abs=1e-3)
+    assert (worse["status"], worse["shard"], worse["licence"]) == ("compared", None, "CC0")
+    assert worse["lineage"][0]["weights_licence"] == "Apache-2.0"
+    report = verify(embedded.url, 1)
+    assert (report.problems, report.checked["parts of embeddings"], report.checked["layers"]) == ([], 1, 5)
+    said = text(explain(embedded.url, worse["clip_id"]))
+    assert f"It is a near duplicate of {identity(name)} (cosine 0.995), the best of 2." in said
+    assert "recipe None" not in said
+    assert "It is the best of 2 near duplicates." in text(explain(embedded.url, identity(name)))
+    assert "It has no near duplicate." in text(explain(embedded.url, identity("a2")))
+
+
+def test_only_what_changed_is_written(embedded: Any) -> None:
+    assert again(embedded).changed == 4
+    assert again(embedded).changed == 0
+    strict = again(embedded, threshold=0.999)
+    assert (strict.changed, strict.groups) == (2, 0)
+    assert set(found(embedded).values()) == {(None, None, 1)}
+    assert again(embedded).changed == 2
+
+
+def test_a_clip_that_is_no_longer_stored_has_no_duplicates(embedded: Any) -> None:
+    again(embedded)
+    embedded.commit(embedded.clip("b0", "rejected", rule="too_dark", detail="dark"))
+    assert again(embedded).changed == 2
+    assert found(embedded)["b0"] == (None, None, None)
+    assert found(embedded)["a0"] == (None, None, 1)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "best"),
+    [
+        ({"source_width": 640}, {"source_width": 1280}, "b0"),
+        ({"source_width": 1280}, {"source_width": 640}, "a0"),
+        ({"source_width": 640}, {}, "a0"),
+        ({"status": "pending", "source_width": 1280}, {"source_width": 640}, "b0"),
+        ({"sharpness": 0.5}, {"sharpness": 0.9}, "b0"),
+        ({"sharpness": 0.5}, {}, "a0"),
+        ({"noise": 1.0, "blockiness": 0.1}, {"noise": 2.0, "blockiness": 0.0}, "a0"),
+        ({"noise": 1.0, "blockiness": 0.1}, {"noise": 1.0, "blockiness": 0.0}, "b0"),
+    ],
+)
+def test_the_best_of_a_group(embedded: Any, a: dict[str, Any], b: dict[str, Any], best: str) -> None:
+    filters = ["sharpness", "noise", "blockiness"]
+    chosen = recipe.parse(f"{small_dataset.RECIPE}\nfilters: {[*filters, 'luma', 'contrast']}", "of the test")
+    embedded.blueprint = Blueprint.ingest(chosen, ("title",))
+    for name, change in (("a0", a), ("b0", b)):
+        row = embedded.row(name)
+        place = {key: row[key] for key in ("shard", "offset", "bytes")}
+        # Without a height there are no pixels to count, so those of a source are known or not.
+        size = {"source_height": 480} if "source_width" in change else {}
+        embedded.commit(embedded.clip(name, "kept", **place) | size | change)
+    again(embedded)
+    other = "b0" if best == "a0" else "a0"
+    assert {name: row[1] for name, row in found(embedded).items() if name in ("a0", "b0")} == {best: None, other: best}
+
+
+def test_another_licence_keeps_what_was_found(embedded: Any) -> None:
+    """Rows of the layer are restated with those of their source, and a manifest column is none of ours."""
+    again(embedded)
+    before = found(embedded)
+    listed = write([Source("/videos/a.mp4", 1000, "1", {"licence": "CC-BY-4.0"})], None, embedded.scratch / "listing")
+    for rows in Ledger(embedded.catalog, embedded.blueprint, listed).revised():
+        embedded.catalog.commit(rows)
+    assert found(embedded) == before
+    assert embedded.row("a0", "duplicates")["licence"] == "CC-BY-4.0"
+    assert again(embedded).changed == 0
+
+
+def test_forgetting_takes_the_embedding_and_every_mention(embedded: Any) -> None:
+    again(embedded)
+    name = min("a0", "b0", key=identity)
+    other = "b0" if name == "a0" else "a0"
+    forget(embedded.url, identity(name))
+    (part,) = Path(embedded.url, "embeddings").glob("*.parquet")
+    assert {row[0] for row in duckdb.sql(f"SELECT clip_id FROM '{part}'").fetchall()} == {
+        identity(clip) for clip in CLIPS if clip != name
+    }
+    told = values(embedded.catalog.connect(), "SELECT * FROM parts WHERE kind <> 'forgotten'")
+    assert not any(identity(name) in str(row) for row in told)
+    assert found(embedded)[other] == (None, None, None)
+    assert verify(embedded.url, 1).problems == []
+    assert again(embedded).compared == 3
+    assert found(embedded)[other] == (None, None, 1)
+    forget(embedded.url, "a.mp4")
+    forget(embedded.url, "b.mp4")
+    assert not list(Path(embedded.url, "embeddings").iterdir())
+
+
+def test_an_embedding_that_comes_after_its_clip_was_forgotten(embedded: Any) -> None:
+    """On an object store an older pass may still live when a clip is forgotten."""
+    forget(embedded.url, identity("a0"))
+    vectors.embed(embedded, {"a0": (1.0, 0.0)}, number=1)
+    report = verify(embedded.url, 1)
+    assert [problem.name for problem in report.problems] == ["fedcba987654-000001.parquet"]
+    assert "forgotten; `vdot-data dedup` removes them" in report.problems[0].sentence
+    again(embedded)
+    assert verify(embedded.url, 1).problems == []
+
+
+def test_a_damaged_part(embedded: Any) -> None:
+    vectors.embed(embedded, {"a0": (1.0, 0.0)}, number=1)
+    part = Path(embedded.url, "embeddings/fedcba987654-000001.parquet")
+    data = bytearray(part.read_bytes())
+    data[len(data) // 4] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(RunError, match=rf"{part} is damaged .*; delete it, and `vdot-data dedup` makes its vectors"):
+        dedup(embedded.url)
+    (problem,) = verify(embedded.url, 1).problems
+    assert (problem.kind, problem.name) == ("embeddings", part.name)
+    # It may hold what is to be forgotten.
+    forget(embedded.url, identity("b2"))
+    assert not part.exists()
+    assert verify(embedded.url, 1).problems == []
+    assert again(embedded).compared == 3
+
+
+def test_parts_are_read_by_anybody_and_sorted_out(embedded: Any) -> None:
+    folder = Path(embedded.url, "embeddings")
+    vectors.embed(embedded, {"a0": (0.0, 0.0, 1.0)}, number=1)
+    (folder / "notes.parquet").write_bytes(b"not ours")
+    (folder / ".vdot-0123456789abcdef.tmp").write_bytes(b"half")
+    assert [name for name, _ in unfinished(embedded.catalog)] == ["embeddings/.vdot-0123456789abcdef.tmp"]
+    row = duckdb.sql(f"SELECT * FROM '{folder}/fedcba987654-000001.parquet'").fetchall()[0]
+    assert (row[0], row[1], row[2][:3]) == (identity("a0"), Likeness.version, [0.0, 0.0, 1.0])
+    # The first vector of a clip counts; another version's never does.
+    table = vectors.table([identity("a0")], vectors.unit([[1.0] * 8]))
+    embeddings.append(embedded.out, "000000000000", 0, "older", table)
+    assert again(embedded).groups == 1
+    assert not unfinished(embedded.catalog)
+    assert (folder / "notes.parquet").exists()
+
+
+def test_nothing_to_compare(dataset: Any) -> None:
+    for name in ("a0", "a2", "b0", "b2"):
+        dataset.commit(dataset.clip(name, "rejected", rule="too_dark", detail="dark"))
+    done = dedup(dataset.url)
+    assert (done.compared, done.groups, done.changed) == (0, 0, 0)
+    assert "compared 0 clips" in summary(done)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01, float("nan")])
+def test_a_threshold_that_is_no_cosine(embedded: Any, threshold: float) -> None:
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        dedup(embedded.url, threshold=threshold)
+
+
+def test_not_a_dataset(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no catalog"):
+        dedup(str(tmp_path))
+
+
+def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
+    stored = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
+    vectors.embed(stored, CLIPS)
+    assert again(stored).groups == 1
+    forget(stored.url, identity("a0"))
+    assert sum(len(ids) for ids in embeddings.ids(stored.out, Likeness.version)) == 3
+    assert verify(stored.url, 1).problems == []
+
+
+def test_the_order_of_ingest_changes_nothing(filled: Path, tmp_path: Path) -> None:
+    results = []
+    for number, order in enumerate((("a0", "a2", "b0", "b2"), ("b2", "b0", "a2", "a0"))):
+        shutil.copytree(filled, tmp_path / f"out{number}")
+        dataset = small_dataset.Dataset(str(tmp_path / f"out{number}"), tmp_path / "scratch")
+        for part, name in enumerate(order):
+            row = dataset.row(name)
+            dataset.catalog = Catalog(Folder(dataset.url), dataset.scratch)
+            dataset.commit(dataset.clip(name, row["status"], **{key: row[key] for key in ("shard", "offset", "bytes")}))
+            vectors.embed(dataset, {name: CLIPS[name]}, part)
+        again(dataset)
+        results.append(found(dataset))
+    assert results[0] == results[1]

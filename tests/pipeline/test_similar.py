@@ -1,0 +1,143 @@
+"""Near duplicates by their vectors: the same groups whatever the order, the parts and the blocks, in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import tracemalloc
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vectors import table, unit
+
+from pipeline import embeddings, similar
+from pipeline.storage import Folder
+
+MODEL = "made-up-1"
+# Clips as (source, vector): few sources and few directions, so that equals and near ones abound.
+CLIPS = st.lists(
+    st.tuples(st.integers(0, 3), st.lists(st.integers(0, 3), min_size=4, max_size=4).filter(any)), max_size=12
+)
+
+
+def identity(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()[:32]
+
+
+def groups(vectors: similar.Vectors, sources: list[int], threshold: float = 0.9, block: int = 3) -> list[list[int]]:
+    """The groups, as `dedup` asks for them."""
+    numbers = np.array(sources, np.int64)
+    pairs = (found for _, found in similar.near(vectors, numbers, threshold, block))
+    return similar.groups(similar.matches(duckdb.connect(), pairs), numbers)
+
+
+def expected(clips: dict[str, tuple[int, Any]], threshold: float) -> set[frozenset[str]]:
+    """The same by the plainest code there is."""
+    cosine = {}
+    for a, b in combinations(sorted(clips), 2):
+        (source_a, one), (source_b, other) = clips[a], clips[b]
+        value = float(one @ other / np.sqrt((one @ one) * (other @ other)))
+        if source_a != source_b and value >= threshold:
+            cosine[a, b] = cosine[b, a] = value
+
+    def best(clip: str, source: int) -> str:
+        there = [b for a, b in cosine if a == clip and clips[b][0] == source]
+        return min(there, key=lambda b: (-cosine[clip, b], b))
+
+    mutual = [
+        (a, b) for a, b in cosine if a < b and best(a, clips[b][0]) == b and best(b, clips[a][0]) == a
+    ]  # fmt: skip
+    group = {clip: frozenset([clip]) for clip in clips}
+    for a, b in sorted(mutual, key=lambda pair: (-cosine[pair], pair)):
+        both = group[a] | group[b]
+        if len({clips[clip][0] for clip in both}) == len(both):
+            group |= dict.fromkeys(both, both)
+    return {found for found in group.values() if len(found) > 1}
+
+
+@settings(deadline=None, max_examples=60)
+@given(CLIPS, st.randoms(use_true_random=False), st.integers(1, 7), st.integers(1, 5), st.sampled_from([0.6, 0.9, 1.0]))
+def test_order_parts_and_blocks_change_nothing(
+    clips: list[Any], random: Any, block: int, part: int, threshold: float
+) -> None:
+    ids = [identity(number) for number in range(len(clips))]
+    vectors = unit([vector for _, vector in clips]) if clips else np.empty((0, 4), np.float16)
+    known = {
+        clip: (source, vector.astype(np.float64))
+        for clip, (source, _), vector in zip(ids, clips, vectors, strict=True)
+    }  # fmt: skip
+    # Clips come in any order, into parts of any size, and some of them twice.
+    order = list(range(len(ids)))
+    random.shuffle(order)
+    order += order[: part - 1]
+    with TemporaryDirectory() as name:
+        out = Folder(name)
+        for number, start in enumerate(range(0, len(order), part)):
+            these = order[start : start + part]
+            embeddings.append(out, "0123456789ab", number, MODEL, table([ids[i] for i in these], vectors[these]))
+        wanted = sorted(ids)
+        loaded = embeddings.load(out, MODEL, pa.chunked_array([wanted], pa.string()), 4, Path(name, "vectors"))
+        found = groups(loaded, [known[clip][0] for clip in wanted], threshold, block)
+    assert {frozenset(wanted[i] for i in group) for group in found} == expected(known, threshold)
+
+
+def test_each_moment_of_a_copy_pairs_with_its_own() -> None:
+    moments = np.array([[10, 1, 0], [10, 0, 1], [10, -1, -1]])
+    vectors = unit([*moments, *(moments + np.array([0.1, 0.1, 0]))])
+    assert similar.cosines(vectors, np.array([0]), np.array([1]))[0] > 0.9
+    assert groups(vectors, [0, 0, 0, 1, 1, 1]) == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_moments_of_one_source_are_never_duplicates() -> None:
+    assert groups(unit([[1, 0], [1, 0], [1, 0]]), [0, 0, 0]) == []
+    assert groups(unit([[1, 0], [1, 0], [1, 0]]), [0, 1, 0]) == [[0, 1]]
+
+
+def test_a_copy_that_runs_late_does_not_join_two_moments() -> None:
+    """C is nearest to the first moment of A and to the second one of B, which is A's copy."""
+    vectors = unit([[10, 0, 0], [10, 3, 0], [10, 0, 0.1], [10, 3, 0.1], [10, 1.2, 0]])
+    assert groups(vectors, [0, 0, 1, 1, 2]) == [[0, 2, 4], [1, 3]]
+    vectors = unit([[10, 0, 0], [10, 3, 2], [10, 0, 2], [10, 3, 0], [10, 1.5, 0]])
+    for group in groups(vectors, [0, 0, 1, 1, 2], 0.8):
+        assert len({[0, 0, 1, 1, 2][clip] for clip in group}) == len(group)
+
+
+def test_the_threshold_is_exact() -> None:
+    vectors = unit([[1, 0], [0.93, np.sqrt(1 - 0.93**2)]])
+    exact = similar.cosines(vectors, np.array([0]), np.array([1]))[0]
+    assert groups(vectors, [0, 1], exact) == [[0, 1]]
+    assert groups(vectors, [0, 1], np.nextafter(exact, 2)) == []
+
+
+def test_memory_holds_blocks_and_not_all_pairs(tmp_path: Path) -> None:
+    count, size = 2000, 64
+    vectors = np.memmap(tmp_path / "vectors", np.float16, "w+", shape=(count, size))
+    rng = np.random.default_rng(1)
+    vectors[:] = unit(rng.standard_normal((count, size)))
+    # Every thousandth has a copy in another source.
+    vectors[1::1000] = vectors[::1000]
+    sources = np.arange(count)
+
+    def watched() -> Iterator[pa.Table]:
+        compared = 0
+        for pairs, found in similar.near(vectors, sources, 0.9, 100):
+            compared += pairs
+            yield found
+        assert compared == count * (count - 1) // 2
+
+    tracemalloc.start()
+    try:
+        found = similar.groups(similar.matches(duckdb.connect(), watched()), sources)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found == [[number, number + 1] for number in range(0, count, 1000)]
+    # All pairs would be 16 MB, all vectors in float32 half a MB.
+    assert peak < 300_000
