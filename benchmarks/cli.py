@@ -62,6 +62,14 @@ def memory(
 
 
 @app.command()
+def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.")] = 50_000) -> None:
+    """How many pairs of clips `dedup` compares in a second. Prints JSON."""
+    from benchmarks.duplicates import measure
+
+    print(json.dumps(measure(clips), indent=2))
+
+
+@app.command()
 def kills(
     clips: Clips,
     count: Annotated[int, typer.Option(min=1, help="SIGKILLs that must land.")] = 20,

@@ -186,10 +186,16 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
     left = len(unreferenced(catalog))
     if left:
         report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
-    if values(con, "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"):
-        report.notes.append("a forget was interrupted; the next forget or ingest finishes it")
+    if _interrupted(con):
+        report.notes.append("a forget was interrupted; the next forget, ingest or dedup finishes it")
     for name, view in _COUNTS.items():
         report.checked[name] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+
+
+def _interrupted(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether rows are left of what was forgotten: then bytes may be as well."""
+    left = "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"
+    return bool(values(con, left))
 
 
 def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
@@ -197,7 +203,8 @@ def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) 
     names = embeddings.names(folder)
     if names:
         report.checked["parts of embeddings"] = len(names)
-        forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
+        gone = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+        forgotten = [] if _interrupted(con) else values(con, gone)
         for name, sentence in embeddings.problems(folder, (row["clip_id"] for row in forgotten)):
             report.add(Problem("embeddings", name, sentence))
 
