@@ -129,7 +129,7 @@ class AnnotateStage:
 
 
 def _needed(annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[str, Any]:
-    """The signals and tracks that an annotator asks for; tracks as a trainer will see them."""
+    """What an annotator asks for: a signal of that name, else the track, as a trainer will see it."""
     needed: dict[str, Any] = {}
     for name in registry.needs(annotator):
         if name not in signals and f"{name}.mp4" not in members:

@@ -31,7 +31,7 @@ class Blueprint:
     @classmethod
     def ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
         """The base layer. Raises `UsageError` for unknown annotators, filters or columns, and for bad predicates."""
-        registry.check_outputs(recipe.annotators, recipe.filters)
+        registry.check_outputs(recipe.annotators)
         registry.foundations(recipe.annotators, recipe.filters)
         writers = [name for name in recipe.annotators if registry.captions(registry.annotator(name))]
         if len(writers) > 1:
@@ -46,7 +46,7 @@ class Blueprint:
         """A layer on clips that exist, made by one annotator and judged by no rule. Raises `UsageError` where a track
         or a signal of it is in the clips already, or one that it needs is not."""
         together = [*recipe.annotators, annotator]
-        registry.check_outputs(together, recipe.filters)
+        registry.check_outputs(together)
         beneath = registry.foundations(together, recipe.filters)[annotator]
         registry.signals([*recipe.annotators, annotator], recipe.filters)
         bare = recipe.model_copy(update={"rules": {}, "tasks": {}})

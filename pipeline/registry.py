@@ -102,20 +102,15 @@ def captions(owner: type[Annotator] | Annotator) -> bool:
     return getattr(owner, "caption", False) is True
 
 
-def check_outputs(annotators: Iterable[str], filters: Iterable[str]) -> None:
-    """Raises `UsageError` when two of these make the same track or pictures of one name, or one's track bears the name
-    of a signal, because others ask for both by name."""
-    annotators, found = list(annotators), dict[str, str]()
-    values = signals(annotators, filters)
+def check_outputs(annotators: Iterable[str]) -> None:
+    """Raises `UsageError` when two of these make the same track or pictures of one name."""
+    found: dict[str, str] = {}
     for name in annotators:
         owner = annotator(name)
         made = [f"track {track!r}" for track in owner.tracks] + [f"pictures {one!r}" for one in pictures(owner)]
         for one in made:
             if found.setdefault(one, name) != name:
                 raise UsageError(f"{found[one]!r} and {name!r} both make the {one}")
-        for track in owner.tracks:
-            if track in values:
-                raise UsageError(f"{name!r} makes a track {track!r}, which is the name of a signal")
 
 
 def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, set[str]]:

@@ -51,7 +51,7 @@ def test_what_was_kept_is_what_is_decoded_again(
 def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: Path) -> None:
     pictures = (np.full((96, 160, 3), 200 if index < 17 else 60, np.uint8) for index in range(51))
     path = write(tmp_path / "a.mp4", pictures, unit=Fraction(1, 16))
-    text = "grid: {frames: 17, min_frames: 17}\nfilters: [luma]\ntasks: {}\n"
+    text = "grid: {frames: 17, min_frames: 17}\nfilters: [luma]\ntasks: {}\nstages: [[scribble]]\n"
     text += "rules: {odd: \"CAST(CASE WHEN luma > 100 THEN 'bright' ELSE '1' END AS INT) > 3\"}"
     blueprint = Blueprint.ingest(recipe.parse(text, "test"), ())
     probe = video.probe(path, 1 << 20)
