@@ -221,7 +221,8 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     path = tmp_path / "long.mp4"
     path.write_bytes(encode.encode(np.zeros((120, 48, 64, 3), np.uint8), 16.0))
-    text = "{grid: {frames: 5, min_frames: 5}, crop_bars: true, shots: adaptive, rules: {}, tasks: {}, filters: [], stages: [[scribble]]}"
+    text = "{grid: {frames: 5, min_frames: 5}, crop_bars: true, shots: adaptive, rules: {}, tasks: {}, filters: [], "
+    text += "stages: [[scribble]]}"
     blueprint = Blueprint.ingest(parse(text, "here"), ())
     last = Window("x", 7.0, 7.25, 5)
     assert Grid(frames=5, min_frames=5) == blueprint.recipe.grid
