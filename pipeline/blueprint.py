@@ -48,7 +48,7 @@ class Blueprint:
         together = [*recipe.annotators, annotator]
         registry.check_outputs(together)
         beneath = registry.foundations(together, recipe.filters)[annotator]
-        registry.signals([*recipe.annotators, annotator], recipe.filters)
+        registry.signals(together, recipe.filters)
         bare = recipe.model_copy(update={"rules": {}, "tasks": {}})
         made = cls._of(bare, annotator, (), (), ((annotator,),))
         # A layer is as old as what it was made from.

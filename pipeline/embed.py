@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from annotators.likeness import Likeness
 from annotators.weights import MissingWeights, path
 from pipeline import embeddings
 from pipeline.embed_stage import EmbedStage
-from pipeline.engine import LOST, ROUND, Engine, reason
-from pipeline.errors import RunError, UsageError
+from pipeline.engine import ROUND, Engine
+from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
-from pipeline.run import FRUITLESS, Progress, Stop, ahead, log
+from pipeline.rounds import Stop, ahead, rounds
+from pipeline.run import Progress
 from pipeline.schema import BASE_LAYER
 from pipeline.storage import Folder
 
@@ -70,31 +72,10 @@ class Embedder:
             except MissingWeights as error:
                 raise UsageError(str(error)) from error
             deaths = self.recipe.limits.worker_deaths
+            progress = Progress("embeddings", work=self._missing())
             with Engine(address, cpus, self.out, self.scratch / "contents.sqlite", deaths) as engine, Stop() as stop:
-                self._rounds(engine, stop)
-
-    def _rounds(self, engine: Engine, stop: Stop) -> None:
-        """A round that lost a node is followed by another, which does what is missing."""
-        fruitless, last = 0, "no worker could be started"
-        progress = Progress("embeddings", work=self._missing())
-        while (work := self._missing()) and not stop.asked:
-            try:
-                engine.fresh()
-                self._round(engine, stop, progress)
-            except LOST as error:
-                fatal = reason(error)
-                if fatal is not None:
-                    raise fatal from error
-                last = str(error).strip().splitlines()[-1]
-                log.warning("part of the cluster was lost; going on with what is missing: %s", last)
-            fruitless = 0 if self._missing() < work else fruitless + 1
-            if fruitless > FRUITLESS:
-                raise RunError(
-                    f"{work} clips got no embedding in {fruitless} rounds ({last}). `vdot-data doctor` checks the "
-                    "nodes; what was embedded is kept."
-                )
-        if work:
-            raise RunError("stopped on request; what was embedded is kept, and the same command goes on from here.")
+                once = partial(self._round, engine, stop, progress)
+                rounds(engine, stop, once, self._missing, self._missing, "clips got no embedding")
 
     def _round(self, engine: Engine, stop: Stop, progress: Progress) -> None:
         found: list[pa.Table] = []

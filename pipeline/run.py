@@ -1,20 +1,10 @@
-"""One run over one OUT, from claim to last commit: rounds of the Ray plan, and the only hand that commits.
-
-A round takes as much work as the driver can remember. It is followed by another one, which asks the ledger what is
-missing, and so is a round that lost something (a node, a worker beyond Ray's repair). So a run ends when everything
-listed is settled, or when a round gets nowhere.
-"""
+"""One run over one OUT, from claim to last commit: rounds of the Ray plan, and the only hand that commits."""
 
 from __future__ import annotations
 
 import logging
-import queue
-import signal
-import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,17 +15,16 @@ import pyarrow as pa
 import pipeline
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, now
-from pipeline.engine import LOST, ROUND, Engine, reason
+from pipeline.engine import LOST, ROUND, Engine
 from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
+from pipeline.rounds import Stop, ahead, rounds
 from pipeline.schema import BASE_LAYER
 from pipeline.sweep import sweep
 
 log = logging.getLogger("vdot_data")
 
-# Rounds in a row that may end without a single new verdict before the run gives up.
-FRUITLESS = 2
 # Shards being written at once: enough to hide an object store's latency, few enough to bound memory.
 PACKING = 4
 
@@ -86,41 +75,26 @@ class Run:
         sweep(self._catalog)
 
     def _rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
-        fruitless = 0
         limits = self._blueprint.recipe.limits
         with (
             Engine(address, cpus, self._catalog.out, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
             Stop() as stop,
         ):
-            while self._ledger.work() and not stop.asked:
+
+            def once() -> None:
+                for pairs in self._ledger.contents():
+                    engine.own(pairs)
+                self._round(engine, stop, watchers)
+
+            def state() -> tuple[int, int]:
+                self._ledger.refresh()
+                # A source that fails again is no work any more, and a new one settles without being less work.
                 work, settled = self._ledger.work(), self._ledger.settled()
                 self.progress.work = max(self.progress.work, work)
                 self.progress.done = self.progress.work - work
-                last = "no worker could be started"
-                try:
-                    engine.fresh()
-                    for pairs in self._ledger.contents():
-                        engine.own(pairs)
-                    self._round(engine, stop, watchers)
-                except LOST as error:
-                    fatal = reason(error)
-                    if fatal is not None:
-                        raise fatal from error
-                    last = str(error).strip().splitlines()[-1]
-                    log.warning("part of the cluster was lost; going on with what is missing: %s", last)
-                self._ledger.refresh()
-                # A source that fails again is no work any more, and a new one settles without being less work.
-                gained = self._ledger.work() < work or self._ledger.settled() > settled
-                fruitless = 0 if gained else fruitless + 1
-                if fruitless > FRUITLESS:
-                    raise RunError(
-                        f"{self._ledger.work()} sources or clips got no verdict in {fruitless} rounds ({last}). "
-                        "`vdot-data doctor` checks the nodes; what was committed is kept."
-                    )
-        if stop.asked and self._ledger.work():
-            raise RunError(
-                "stopped on request; everything finished is committed, and the same command goes on from here."
-            )
+                return work, settled
+
+            rounds(engine, stop, once, self._ledger.work, state, "sources or clips got no verdict")
 
     def _round(self, engine: Engine, stop: Stop, watchers: Any) -> None:
         """One pass of the plan over the work that is left; what it finished is committed however it ends."""
@@ -239,56 +213,3 @@ class _Group:
         self.blocks.append(block)
         self.size += size
         self.rows += 1
-
-
-class Stop:
-    """SIGTERM and Ctrl-C ask the run to drain; the second one stops the process at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def _ask(self, number: int, frame: object) -> None:
-        self.asked = True
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def ahead(blocks: Iterator[Any]) -> Generator[Any]:
-    """The blocks from a thread of their own, with None twice a second in between, so that time is noticed."""
-    waiting: queue.Queue[Any] = queue.Queue(maxsize=64)
-    left = threading.Event()
-
-    def read() -> None:
-        for block in blocks:
-            while not left.is_set():
-                try:
-                    waiting.put(block, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
-            if left.is_set():
-                return
-
-    with ThreadPoolExecutor(1, "plan") as pool:
-        reader = pool.submit(read)
-        try:
-            while not (reader.done() and waiting.empty()):
-                try:
-                    yield waiting.get(timeout=0.5)
-                except queue.Empty:
-                    yield None
-        finally:
-            # Of a run that failed: the thread must end before Ray does, with the block that it waits for.
-            left.set()
-        reader.result()

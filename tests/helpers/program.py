@@ -23,6 +23,14 @@ from pipeline.storage import Folder
 VDOT = Path(sys.executable).parent / "vdot-data"
 
 
+def installed(source: Path, target: Path) -> Path:
+    """`target`, a folder for PYTHONPATH, with the package in `source` built and installed into it."""
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
+    how = [*pip, "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
+    subprocess.run(how, check=True, capture_output=True)
+    return target
+
+
 class Vdot:
     """The installed command, each time in an empty current folder and with a scratch folder of its own."""
 

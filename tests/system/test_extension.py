@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (block,) = re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
         (source / name).write_text(block)
     assert sum(len(path.read_text().splitlines()) for path in source.iterdir()) < 30
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
-    target = [*pip, "--no-build-isolation", "--no-index", "--target", str(folder / "site"), str(source)]
-    subprocess.run(target, check=True, capture_output=True)
-    return folder / "site"
+    return program.installed(source, folder / "site")
 
 
 @pytest.mark.slow

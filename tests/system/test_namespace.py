@@ -21,13 +21,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the built wheel in it."""
     pytest.importorskip("hatchling")
     folder: Path = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
-    build = [*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    subprocess.run(build, check=True, capture_output=True)
-    (wheel,) = folder.glob("vdot_data-*.whl")
-    target = [*pip, "install", "--no-deps", "--no-index", "--target", str(folder / "site"), str(wheel)]
-    subprocess.run(target, check=True, capture_output=True)
-    return folder / "site"
+    return program.installed(ROOT, folder / "site")
 
 
 @pytest.mark.slow
