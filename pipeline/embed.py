@@ -21,7 +21,7 @@ from annotators.likeness import Likeness
 from annotators.weights import MissingWeights, path
 from pipeline import embeddings
 from pipeline.embed_stage import EmbedStage
-from pipeline.engine import ROUND, Engine
+from pipeline.engine import Engine
 from pipeline.errors import UsageError
 from pipeline.recipe import Recipe
 from pipeline.rounds import Stop, ahead, rounds
@@ -81,7 +81,8 @@ class Embedder:
         found: list[pa.Table] = []
         since = time.monotonic()
         try:
-            with closing(ahead(engine.map(EmbedStage, (self.out, engine.watch), self._chunks()))) as tables:
+            chunks = self._chunks(engine.round * _TOGETHER)
+            with closing(ahead(engine.map(EmbedStage, (self.out, engine.watch), chunks))) as tables:
                 for table in tables:
                     self.watcher(progress)
                     if stop.asked:
@@ -116,9 +117,9 @@ class Embedder:
         self.con.execute(f"INSERT INTO {table} FROM given_ids")
         self.con.unregister("given_ids")
 
-    def _chunks(self) -> Iterator[pa.Table]:
+    def _chunks(self, most: int) -> Iterator[pa.Table]:
         # In the order in which they lie in the shards.
-        rows = self.con.cursor().sql(f'FROM missing ORDER BY shard, "offset" LIMIT {ROUND * _TOGETHER}')
+        rows = self.con.cursor().sql(f'FROM missing ORDER BY shard, "offset" LIMIT {most}')
         for batch in rows.to_arrow_reader(_TOGETHER):
             yield pa.Table.from_batches([batch])
 

@@ -62,9 +62,10 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
-# Pieces of work that one plan takes. The driver grows by 30 to 50 KB a source while a plan lasts, measured, as Ray Data
-# keeps statistics of every block; with so many it stays below a gigabyte, and starting the workers anew costs little.
-ROUND = 10_000
+# Pieces of work that one plan takes, per worker and at most. The driver grows by 20 to 50 KB a piece while a plan lasts
+# (Ray Data keeps what it knows of every block) and gives it back at the end, measured; a new plan takes 6 seconds.
+ROUND = 1_000
+LONGEST = 10_000
 
 
 class Engine:
@@ -106,6 +107,7 @@ class Engine:
         resources = ray.cluster_resources()
         self.cpus = max(1, int(resources.get("CPU", 1)))
         self._pool = max(1, min(self.cpus, int(resources.get("memory", 4e9) / CORE_MEMORY)))
+        self.round = min(LONGEST, ROUND * self._pool)
 
     def __enter__(self) -> Engine:
         return self

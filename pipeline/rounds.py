@@ -1,6 +1,6 @@
 """Rounds until nothing is left: what a lost node or worker cost is done in the next one, and a stop is heeded.
 
-A round takes as much work as the driver can remember (`engine.ROUND`). It is followed by another, which asks what is
+A round takes as much work as the driver can remember (`Engine.round`). It is followed by another, which asks what is
 missing, and so is one that lost something beyond Ray's repair. So it ends when everything is settled, or when rounds
 get nowhere.
 """

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pipeline
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, now
-from pipeline.engine import LOST, ROUND, Engine
+from pipeline.engine import LOST, Engine
 from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
@@ -104,7 +104,7 @@ class Run:
         early: _Early = {}
         lost: Exception | None = None
         try:
-            with closing(ahead(engine.run(self._blueprint, self._ledger.chunks(ROUND)))) as blocks:
+            with closing(ahead(engine.run(self._blueprint, self._ledger.chunks(engine.round)))) as blocks:
                 for arrived in blocks:
                     watchers(self.progress)
                     if stop.asked:

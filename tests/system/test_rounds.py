@@ -8,7 +8,7 @@ from typing import Any
 import program
 import pytest
 
-from pipeline import run
+from pipeline import engine
 from pipeline.ingest import ingest
 from pipeline.run import Progress
 
@@ -17,7 +17,7 @@ from pipeline.run import Progress
 def test_rounds_follow_one_another(
     small: Path, recipe: Any, local: program.Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "ROUND", 3)
+    monkeypatch.setattr(engine, "ROUND", 3)
     seen: list[tuple[int, int]] = []
 
     def watch(progress: Progress) -> None:
