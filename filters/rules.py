@@ -124,6 +124,11 @@ class Rules:
         for name, text in (*self._rules.items(), *self._tasks.items()):
             self._try(name, text)
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns that rules and tasks name."""
+        return list(self._used)
+
     def _columns(self, predicates: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, list[str]]:
         """The columns of each predicate, after a look at their names and its own."""
         found = {}

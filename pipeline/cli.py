@@ -159,6 +159,29 @@ def verify(
 
 
 @app.command()
+def select(
+    out: Out,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="An SQL predicate over the catalog's columns; more of them are all to hold."),
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Judge by the rules of this recipe instead.")] = None,
+    name: Annotated[str | None, typer.Option(help="Keep the selection under this name.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with this selection; else with the newest.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose clips by what was measured, and see what each condition costs. No model runs."""
+    from pipeline import select as selecting
+    from pipeline.console import selected
+
+    done = selecting.select(out, where or (), recipe_file=recipe, name=name, against=against)
+    for part in selected(done):
+        console.print(part, highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(done.as_json())
+
+
+@app.command()
 def explain(
     out: Out,
     what: Annotated[str, typer.Argument(help="A clip id or the beginning of one; a source's URI or file name.")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Table
 from pipeline.errors import ADVICE, ErrorCode
 from pipeline.ingest import Summary
 from pipeline.run import Progress
+from pipeline.select import Condition, Selection
 
 # A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
 LINE_S = 10.0
@@ -87,6 +89,38 @@ def closing(summary: Summary) -> Table:
                 advice = ADVICE[ErrorCode(reason)] if status == "failed" else PENDING if status == "pending" else ""
                 table.add_row(*map(escape, (what, status, reason, str(count), advice)))
         table.add_section()
+    return table
+
+
+def selected(done: Selection) -> Iterator[Table | str]:
+    """What a selection holds, and what each of its conditions costs."""
+    verdicts = ", ".join(f"{count} {status}" for status, count in done.verdicts.items()) or "no clips"
+    yield escape(f"{done.out}, catalog part {done.sequence}: {verdicts}")
+    if done.rules:
+        yield _conditions("rule", done.rules)
+    if done.where:
+        yield _conditions("where", done.where)
+    kept = done.verdicts.get("kept", 0)
+    share = f" ({100 * done.selected / kept:.1f} %)" if kept else ""
+    undecided = f"; {done.undecided} are undecided, as a column is null" if done.undecided else ""
+    yield (
+        f"selected {done.selected} of {kept} kept clips{share}: {clock(done.seconds)} of video, "
+        f"{done.bytes / 1e6:.1f} MB{undecided}"
+    )
+    if done.against:
+        yield escape(f"against {done.against.name}: {done.against.added} new, {done.against.removed} gone")
+    if done.rules and done.verdicts.get("pending"):
+        yield f"{done.verdicts['pending']} are pending: `vdot-data ingest` with this recipe annotates just those"
+    if done.file:
+        yield escape(f"kept as {done.out}/{done.file}")
+
+
+def _conditions(what: str, conditions: list[Condition]) -> Table:
+    table = Table(what)
+    for name in ("removes", "alone", "undecided"):
+        table.add_column(name, justify="right")
+    for one in conditions:
+        table.add_row(escape(" ".join(one.text.split())), str(one.removes), str(one.alone), str(one.undecided))
     return table
 
 

@@ -82,7 +82,7 @@ def ingest(
         folder.check_writable()
         with owned(folder, scratch.path) as catalog:
             if not catalog.empty():
-                _same_geometry(chosen, stored_recipe(catalog), out)
+                check_geometry(chosen, stored_recipe(catalog), out)
             ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
             return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
@@ -99,7 +99,7 @@ def retry(
     with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
         stored = stored_recipe(catalog)
         chosen = recipe.load(recipe_file) if recipe_file else stored
-        _same_geometry(chosen, stored, out)
+        check_geometry(chosen, stored, out)
         listed = listing.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
         blueprint = Blueprint.ingest(chosen, _manifest(listed, catalog, chosen))
         check_weights(blueprint)
@@ -151,15 +151,20 @@ def stored_recipe(catalog: Catalog) -> Recipe:
     return recipe.parse(row[0], f"stored in {catalog.out.url}")
 
 
-def _manifest(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
-    """The manifest columns of this listing, and those that the dataset has from earlier ones: rules may name both."""
+def manifest_columns(catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+    """The manifest columns that a dataset has, which rules may name."""
     ours = {*COLUMNS.names, *registry.signals(chosen.annotators, chosen.filters)}
     described = catalog.connect().execute("SELECT column_name, column_type FROM (DESCRIBE parts)").fetchall()
-    earlier = (name for name, kind, *_ in described if kind == "VARCHAR" and name not in ours)
-    return tuple(dict.fromkeys([*listed.manifest, *earlier]))
+    return tuple(name for name, kind, *_ in described if kind == "VARCHAR" and name not in ours)
 
 
-def _same_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
+def _manifest(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+    """The manifest columns of this listing and those that the dataset has from earlier ones."""
+    return tuple(dict.fromkeys([*listed.manifest, *manifest_columns(catalog, chosen)]))
+
+
+def check_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
+    """Raises `UsageError` when a recipe would make clips that one OUT cannot mix with those it holds."""
     if stored.geometry != chosen.geometry:
         raise UsageError(
             f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "

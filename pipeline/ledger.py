@@ -33,12 +33,11 @@ _WORK_SCHEMA = pa.schema(
 )
 
 
-# A row's lineage as texts, and the same of a blueprint's.
-_MADE = "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
-
-
-def _entries(lineage: Iterable[dict[str, Any]]) -> list[str]:
-    return [f"{entry['name']} {entry['version']} {entry['weights_sha256']}" for entry in lineage]
+def made(lineage: Iterable[dict[str, Any]]) -> str:
+    """SQL that is true for a row of the catalog which all of these made, in these versions."""
+    entries = ", ".join(quoted(f"{one['name']} {one['version']} {one['weights_sha256']}") for one in lineage)
+    told = "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
+    return f"coalesce(list_has_all({told}, [{entries}]::VARCHAR[]), false)"
 
 
 def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
@@ -47,8 +46,7 @@ def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
     row = (
         catalog.connect()
         .execute(
-            f"SELECT count(*) FROM clips WHERE layer = ? AND shard IS NOT NULL AND NOT list_has_all({_MADE}, ?)",
-            [BASE_LAYER, _entries(beneath)],
+            f"SELECT count(*) FROM clips WHERE layer = ? AND shard IS NOT NULL AND NOT {made(beneath)}", [BASE_LAYER]
         )
         .fetchone()
     )
@@ -82,10 +80,9 @@ class Ledger:
         """Look at the catalog as it is now. To be called between rounds and after commits that are not `accept`ed."""
         self._con = self._catalog.connect(self._blueprint.schema())
         con, layer = self._con, self._blueprint.layer
-        con.execute("CREATE TABLE expected AS SELECT ? AS entries", [_entries(self._blueprint.lineage)])
         con.execute(
-            f"CREATE VIEW judged AS SELECT *, list_has_all({_MADE}, (SELECT entries FROM expected)) AS vdot_fresh "
-            f"FROM clips WHERE layer = {quoted(layer)}"
+            f"CREATE VIEW judged AS SELECT *, {made(self._blueprint.lineage)} AS vdot_fresh FROM clips "
+            f"WHERE layer = {quoted(layer)}"
         )
         # A rejected clip stays so without its bytes. Kept and pending ones are settled when every annotator has run.
         failed = f"status = 'failed' AND (run_id = '{self.run_id}' OR NOT {self._retry})"

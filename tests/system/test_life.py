@@ -14,6 +14,7 @@ import pytest
 import small_videos
 
 from pipeline import shards
+from pipeline.select import saved, select
 from pipeline.storage import Folder
 from pipeline.verify import verify
 
@@ -84,14 +85,18 @@ def test_rules_change_sources_come_and_nothing_is_done_twice(
 
 @pytest.mark.long
 def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
-    """Clips that a looser rule lets in are pending until ingest annotates them, and then as if never rejected."""
-    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    """Clips that a looser rule lets in are pending until ingest annotates them, and then as if never rejected.
+
+    `select` says beforehand which these are, and what tighter rules would leave, as a fresh ingest with them does.
+    """
+    out, fresh, strict = tmp_path / "out", tmp_path / "fresh", tmp_path / "strict"
     (tmp_path / "list.txt").write_text(f"{small / '1.mp4'}\n{small / '2.mp4'}\n")
     one, two = small / "1.mp4", tmp_path / "list.txt"
     loose = recipe(rules={"still": "motion < 0.5"}, stages=[["scribble"], ["flow"]], tasks={"moves": "motion > 1"})
     none = run("ingest", two, "--out", out, "--recipe", recipe(rules={"all": "luma >= 0"}))
     assert none["clips"] == {"rejected": {"all": 3}}
     assert not list((out / "shards").glob("*"))
+    assert select(str(out), recipe_file=loose).verdicts == {"pending": 3}
     # The third clip's source is not listed, so nobody annotates it yet.
     some = run("ingest", one, "--out", out, "--recipe", loose)
     assert some["clips"] == {"kept": {"": 2}, "pending": {"still": 1}}
@@ -103,6 +108,14 @@ def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small: Path, t
     assert all(set(sample) == members for sample in program.Out(out).samples().values())
     assert clean(out)
     assert clean(fresh)
+
+    middle = sorted(row["motion"] for row in program.Out(fresh).query("SELECT motion FROM clips"))[1]
+    tight = recipe(rules={"calm": f"motion <= {middle}"}, stages=[["scribble"], ["flow"]], tasks={})
+    done = run("ingest", two, "--out", strict, "--recipe", tight)
+    found = select(str(out), recipe_file=tight, name="tight")
+    assert found.verdicts == {status: sum(why.values()) for status, why in done["clips"].items()}
+    assert found.verdicts == {"kept": 1, "rejected": 2}
+    assert set(saved(Folder(str(out)), "tight")["clip_id"].to_pylist()) == program.Out(strict).samples().keys()
 
 
 @pytest.mark.long
