@@ -12,10 +12,11 @@ from annotators.base import Annotation, Frames, Signal, Weight
 _SEEN, _SURE = 0.5, 0.35
 # Light that is worth a word, and the spread of colours under which there are none.
 _DARK, _BRIGHT, _GREY = 60.0, 190.0, 2.0
-# px/frame under which nothing moves.
-_STILL = 0.1
+# px/frame under which nothing moves, and %/s under which a camera that zooms goes there and back.
+_STILL, _ZOOMS = 0.1, 1.0
 _CAMERA = {
     "pan": "The camera pans.",
+    "roll": "The camera rolls.",
     "shake": "The camera shakes.",
     "still": "The camera stands still.",
 }
@@ -111,7 +112,7 @@ class CaptionTemplate:
     """Says in plain sentences what tags, people, words, camera and light are; a template, and no model of language."""
 
     name: ClassVar[str] = "caption_template"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     tracks: ClassVar[tuple[str, ...]] = ()
     caption: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = (
@@ -152,7 +153,8 @@ def _sentences(
     shown = " and ".join(part for part in (who, what) if part)
     found = [f"{kind[0].upper()}{kind[1:]} of {shown}." if shown else f"{kind[0].upper()}{kind[1:]}."]
     if camera == "zoom":
-        found.append("The camera zooms in." if (camera_zoom or 0) > 0 else "The camera zooms out.")
+        way = " in" if (camera_zoom or 0) > _ZOOMS else " out" if (camera_zoom or 0) < -_ZOOMS else ""
+        found.append(f"The camera zooms{way}.")
     elif camera:
         found.append(_CAMERA[camera])
     if motion < _STILL:

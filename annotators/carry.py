@@ -7,29 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Picture
+from annotators.dis import Dis, grey
 
 Floats = NDArray[np.float32]
-
-# On a picture with a side under so many pixels, DIS raises or crashes the process (OpenCV 5.0).
-_SMALLEST = 16
 
 
 class Carrier:
     """The flow of one clip, frame by frame, and what it carries from one frame to another.
 
-    The flow is OpenCV's DIS (Kroeger et al. 2016), preset MEDIUM; it is measured where it is asked for, and the ways
-    that were asked for are kept.
+    The flow is measured where it is asked for, and the ways that were asked for are kept.
     """
 
     def __init__(self, frames: list[Picture]) -> None:
         """`frames`: uint8 [H, W, 3] RGB each."""
         height, width = frames[0].shape[:2]
-        edges = (0, max(_SMALLEST - height, 0), 0, max(_SMALLEST - width, 0))
-        self._grey = [
-            cv2.copyMakeBorder(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), *edges, cv2.BORDER_REPLICATE)
-            for frame in frames
-        ]
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._grey = [grey(frame) for frame in frames]
+        self._dis = Dis()
         self._here: Floats = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
         self._ways: dict[tuple[int, int], Floats] = {}
 
@@ -45,8 +38,7 @@ class Carrier:
             return np.zeros_like(self._here)
         if (here, there) not in self._ways:
             towards = here + (1 if there > here else -1)
-            height, width = self._here.shape[:2]
-            way: Floats = self._dis.calc(self._grey[here], self._grey[towards], None)[:height, :width]
+            way = self._dis(self._grey[here], self._grey[towards])
             if towards != there:
                 # A pixel's way is its first step, and the way on from where that leads.
                 onward = self.way(towards, there)

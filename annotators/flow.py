@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.dis import Dis, grey
 
 Floats = NDArray[np.float32]
 
@@ -35,9 +36,8 @@ _DECODE_STEPS = 7200
 class Flow:
     """Measures the motion between frames (signal `motion`) and paints it (track `flow`).
 
-    The optical flow is OpenCV's DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016),
-    preset MEDIUM, from frame k-1 to frame k. Frame k of the track shows it at the pixels of frame k-1; frame
-    0 repeats frame 1, as VACE's flow annotator does.
+    The optical flow (`Dis`) goes from frame k-1 to frame k. Frame k of the track shows it at the pixels of
+    frame k-1; frame 0 repeats frame 1, as VACE's flow annotator does.
 
     The colours are those of `flow_to_image`: white is no motion, the hue its direction and the saturation its
     length relative to a scale. But there is one scale for a whole clip, lest the track flicker: the 99.9th
@@ -60,7 +60,7 @@ class Flow:
 
     def __init__(self) -> None:
         """Make the estimator; it keeps nothing from one pair of frames to the next."""
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis = Dis()
 
     def __call__(self, frames: Frames, fps: float) -> Annotation:
         """Measure one clip: `frames` uint8 [T, H, W, 3] RGB, T at least 2; `fps` is not used.
@@ -74,12 +74,12 @@ class Flow:
         flows = np.empty((len(frames) - 1, height, width, 2), np.float16)
         blocks = (max(width // _BLOCK, 1), max(height // _BLOCK, 1))
         lengths = []
-        before = cv2.cvtColor(frames[0], cv2.COLOR_RGB2GRAY)
+        before = grey(frames[0])
         for k in range(1, len(frames)):
-            after = cv2.cvtColor(frames[k], cv2.COLOR_RGB2GRAY)
-            flow = self._dis.calc(before, after, None)
-            flows[k - 1] = flow
-            lengths.append(np.linalg.norm(cv2.resize(flow, blocks, interpolation=cv2.INTER_AREA), axis=-1).mean())
+            after = grey(frames[k])
+            way = self._dis(before, after)
+            flows[k - 1] = way
+            lengths.append(np.linalg.norm(cv2.resize(way, blocks, interpolation=cv2.INTER_AREA), axis=-1).mean())
             before = after
         sample = flows[:, ::_SCALE_STEP, ::_SCALE_STEP].astype(np.float32)
         scale = max(float(np.percentile(np.linalg.norm(sample, axis=-1), _SCALE_PERCENTILE)), _MIN_SCALE)

@@ -61,7 +61,7 @@ class Subjects:
     needs: ClassVar[tuple[str, ...]] = ("pose_coverage",)
     signals: ClassVar[Mapping[str, Signal]] = {
         "subject": Signal("", "what the subject is: person, object, or null where there is none", "str"),
-        "subjects": Signal("count", "parts of the mask that do not touch: median over frames with a subject", "int"),
+        "subjects": Signal("count", "parts of the mask that do not touch: upper median over frames with one", "int"),
         "subject_coverage": Signal("0..1", "share of the frames in which there is a subject"),
         "subject_area": Signal("0..1", "share of the frame under the subject: mean over all frames"),
         "subject_x": Signal("0..1", "where the subject's centre is, from the left: mean over frames; null without one"),

@@ -22,7 +22,7 @@ class Black:
     """Looks at each frame's brightest pixels but few."""
 
     name = "black"
-    version = "1"
+    version = "2"
     signals: ClassVar[Mapping[str, Signal]] = {
         "black": Signal("0..1", "share of frames that are black"),
         "fade": Signal("s", "how long the picture fades in from black or out to it"),
@@ -38,12 +38,14 @@ class Black:
 
 def _ramp(light: NDArray[np.float64], bright: NDArray[np.float64], fps: float) -> int:
     """Frames from the first one, if that is black, until the light stops growing; 0 where that is no fade."""
-    if bright[0] >= _BLACK:
+    if bright[0] >= _BLACK or (bright < _BLACK).all():
         return 0
-    start = int(np.argmax(bright >= _BLACK)) if (bright >= _BLACK).any() else len(bright)
-    if start == len(bright):
-        return 0
-    grows = np.diff(light[start - 1 :]) > 0
-    end = start + (int(np.argmin(grows)) if not grows.all() else len(grows))
-    long = end - start >= _LEAST_S * fps
-    return end if long and light[end - 1] / light[0] >= _FACTOR else 0
+    # Frames that are shown again, as those of a source with fewer frames a second are, interrupt no fade.
+    distinct = np.flatnonzero(np.concatenate([[True], np.diff(light) != 0]))
+    levels = light[distinct]
+    start = int(np.argmax(bright[distinct] >= _BLACK))
+    grows = np.diff(levels[start - 1 :]) > 0
+    last = start - 1 + (int(np.argmin(grows)) if not grows.all() else len(grows))
+    first, end = int(distinct[start]), int(distinct[last]) + 1
+    long = end - first >= _LEAST_S * fps
+    return end if long and levels[last] / levels[0] >= _FACTOR else 0

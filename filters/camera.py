@@ -22,11 +22,14 @@ _CELLS, _PER_CELL = 5, 8
 _LEAST, _SHARE = 12, 0.35
 # A pair of frames that a flash or a cut divides has no such similarity; a clip needs it for this share of its pairs.
 _MEASURED = 0.6
-# A camera's course is its motion smoothed over this many seconds; what is left is shake.
-_SMOOTH_S = 0.5
+# A camera's course is its motion smoothed over this many seconds; what is left is shake. For its kind the course is
+# smoothed over as many more, so that a hand's slow sway is no pan.
+_SMOOTH_S, _STEADY_S = 0.5, 1.0
 # From here on a clip is called by its motion. Pan and shake are shares of the frame's diagonal (a second; from frame to
-# frame), zoom is the share by which the picture grows in a second.
-PAN, ZOOM, SHAKE = 0.02, 0.02, 0.003
+# frame), zoom is the share by which the picture grows in a second, roll is in degrees a second.
+PAN, ZOOM, ROLL, SHAKE = 0.02, 0.02, 2.0, 0.003
+# Rotation shakes the picture by this share of its diagonal, which is halfway from the centre to a corner.
+_ARM = 0.25
 
 
 class Camera:
@@ -37,34 +40,51 @@ class Camera:
     """
 
     name = "camera"
-    version = "2"
+    version = "3"
     signals: ClassVar[Mapping[str, Signal]] = {
-        "camera": Signal("", "what the camera does: still, pan, zoom or shake", "str"),
+        "camera": Signal("", "what the camera does: still, pan, zoom, roll or shake; there and back counts", "str"),
         "camera_pan": Signal("px/frame", "steady shift of the whole picture: length of the mean over the clip"),
         "camera_zoom": Signal("%/s", "growth of the whole picture, negative when it shrinks: mean over the clip"),
+        "camera_roll": Signal("deg/s", "clockwise rotation of the whole picture: mean over the clip"),
         "camera_shake": Signal("px/frame", "unsteady shift of the whole picture: rms around the smoothed course"),
     }
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
-        moved = _moved(frames, scale)
+        moved, repeated = _moved(frames, scale)
         if not len(moved) or np.isnan(moved[:, 0]).mean() > 1 - _MEASURED:
             return dict.fromkeys(self.signals)
         steps = np.stack([_filled(column) for column in moved.T], axis=1)
-        shift = steps[:, :2] / scale
+        shift, growth, turn = steps[:, :2] / scale, steps[:, 2], np.degrees(steps[:, 3])
         diagonal = float(np.hypot(*frames.shape[1:3]))
         pan = float(np.hypot(*shift.mean(axis=0)))
-        zoom = float(np.expm1(steps[:, 2].mean() * fps))
-        course = np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in shift.T], axis=1)
-        rest = _without_judder(shift - course, course)
-        shake = float(np.sqrt((rest**2).sum(axis=1).mean()))
-        strengths = {"zoom": abs(zoom) / ZOOM, "pan": pan * fps / diagonal / PAN}
+        zoom = float(np.expm1(growth.mean() * fps))
+        roll = float(turn.mean() * fps)
+        # A frame that is shown again is no standstill of the camera.
+        shake = _shake(np.column_stack([shift, steps[:, 3]])[~repeated], diagonal, fps) if not repeated.all() else 0.0
+        window = round(_STEADY_S * fps)
+        steady = [_smooth(column, window) for column in (*shift.T, growth, turn)]
+        strengths = {
+            "zoom": float(np.expm1(np.abs(steady[2]).mean() * fps)) / ZOOM,
+            "pan": float(np.hypot(steady[0], steady[1]).mean()) * fps / diagonal / PAN,
+            "roll": float(np.abs(steady[3]).mean()) * fps / ROLL,
+        }
         if shake / diagonal > SHAKE:
             kind = "shake"
         else:
             strongest = max(strengths, key=lambda name: strengths[name])
             kind = strongest if strengths[strongest] > 1 else "still"
-        return {"camera": kind, "camera_pan": pan, "camera_zoom": 100 * zoom, "camera_shake": shake}
+        return {
+            "camera": kind, "camera_pan": pan, "camera_zoom": 100 * zoom, "camera_roll": roll, "camera_shake": shake,
+        }  # fmt: skip
+
+
+def _shake(steps: NDArray[np.float64], diagonal: float, fps: float) -> float:
+    """How far the picture moves beside its course, in pixels, rms; `steps`: float64 [T, 3], shift and radians."""
+    course = np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in steps.T], axis=1)
+    rest = _without_judder((steps - course)[:, :2], course[:, :2])
+    turned = (steps - course)[:, 2] * _ARM * diagonal
+    return float(np.sqrt(((rest**2).sum(axis=1) + turned**2).mean()))
 
 
 def _without_judder(rest: NDArray[np.float64], course: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -82,15 +102,17 @@ def _without_judder(rest: NDArray[np.float64], course: NDArray[np.float64]) -> N
     return left
 
 
-def _moved(frames: Frames, scale: float) -> NDArray[np.float64]:
-    """Shift (x, y) of the picture's centre and logarithm of its scale from frame to frame: float64 [T-1, 3], in pixels
-    of the shrunk picture; NaN where no similarity was found."""
-    steps = np.full((len(frames) - 1, 3), np.nan)
+def _moved(frames: Frames, scale: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Shift (x, y) of the picture's centre, logarithm of its scale and clockwise radians from frame to frame: float64
+    [T-1, 4], in pixels of the shrunk picture, NaN where no similarity was found; and where a frame is shown again."""
+    steps = np.full((len(frames) - 1, 4), np.nan)
+    repeated = np.zeros(len(frames) - 1, bool)
     pictures = (
         cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         for frame in frames
     )
     for index, (before, after) in enumerate(pairwise(pictures)):
+        repeated[index] = np.array_equal(before, after)
         corners = _corners(before)
         if len(corners) < _LEAST:
             continue
@@ -106,8 +128,8 @@ def _moved(frames: Frames, scale: float) -> NDArray[np.float64]:
         height, width = before.shape
         centre = np.array([width / 2, height / 2])
         shift = matrix[:, :2] @ centre + matrix[:, 2] - centre
-        steps[index] = *shift, 0.5 * np.log(np.linalg.det(matrix[:, :2]))
-    return steps
+        steps[index] = *shift, 0.5 * np.log(np.linalg.det(matrix[:, :2])), np.arctan2(matrix[1, 0], matrix[0, 0])
+    return steps, repeated
 
 
 def _corners(picture: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -49,7 +49,7 @@ class Blueprint:
         registry.check_outputs(together)
         beneath = registry.foundations(together, recipe.filters)[annotator]
         registry.signals(together, recipe.filters)
-        bare = recipe.model_copy(update={"rules": {}, "tasks": {}})
+        bare = Recipe.model_validate(recipe.model_dump() | {"rules": {}, "tasks": {}})
         made = cls._of(bare, annotator, (), (), ((annotator,),))
         # A layer is as old as what it was made from.
         beneath_it = registry.lineage(

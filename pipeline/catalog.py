@@ -55,6 +55,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def existing(out: str) -> Folder:
+    """The folder of a dataset. Raises `UsageError` where there is none."""
+    folder = Folder(out)
+    if not any(_PART.fullmatch(entry.name) for entry in folder.names(PARTS)):
+        raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
+    return folder
+
+
 class Catalog:
     """The catalog of one OUT, read through DuckDB and appended to by its one committer."""
 
@@ -78,13 +86,14 @@ class Catalog:
         """Whether nothing was ever committed here."""
         return self.sequence == 0
 
-    def connect(self, columns: pa.Schema = COLUMNS) -> duckdb.DuckDBPyConnection:
-        """A DuckDB connection with the views `parts`, `clips`, `sources`, `runs`, `forgotten` on what is committed now.
+    def connect(self, columns: pa.Schema = COLUMNS, upto: int | None = None) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with the views `parts`, `clips`, `sources`, `runs`, `forgotten` on what is committed now,
+        or was when part `upto` was the newest.
 
         Every view has all of `columns`, null where the parts lack them. Raises `RunError` when a part cannot be read,
         `UsageError` when a column is of another type there.
         """
-        names = self._names()
+        names = [name for name in self._names() if upto is None or name <= _name(upto)]
         if self._copy:
             self._mirror.mkdir(parents=True, exist_ok=True)
             for name in names:
@@ -113,7 +122,10 @@ class Catalog:
                 "USING (column_name) WHERE c.column_type <> p.column_type"
             ).fetchone()
         except duckdb.Error as error:
-            raise RunError(f"the catalog in {self.out.url} cannot be read: {str(error).splitlines()[0]}") from error
+            raise RunError(
+                f"the catalog in {self.out.url} cannot be read: {str(error).splitlines()[0]} "
+                "(`vdot-data verify` says which part is damaged)"
+            ) from error
         if wrong:
             raise UsageError(
                 f"{self.out.url} has a column {wrong[0]!r} of another kind ({wrong[1]}), from a manifest or another "

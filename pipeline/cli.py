@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -27,6 +28,24 @@ console = Console(file=os.fdopen(os.dup(2), "w"))
 
 # What typer exits with for Ctrl-C.
 _INTERRUPTED = 130
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import pipeline
+
+        typer.echo(pipeline.version())
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join: auto, or HOST:6379.")]
@@ -182,6 +201,23 @@ def select(
 
 
 @app.command()
+def mix(
+    mixture: Annotated[Path, typer.Argument(help="A YAML file: datasets, tasks and their shares.", show_default=False)],
+    out: Annotated[str | None, typer.Option(help="Where the mixture goes, for trainers to read.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw up what a training run sees: shares per task, caps, a held-out part; pinned, with a hash."""
+    from pipeline import mix as mixing
+    from pipeline.console import mixed
+
+    done = mixing.mix(mixture, out)
+    for part in mixed(done):
+        console.print(part, highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(done.as_json())
+
+
+@app.command()
 def explain(
     out: Out,
     what: Annotated[str, typer.Argument(help="A clip id or the beginning of one; a source's URI or file name.")],
@@ -265,6 +301,8 @@ def main() -> None:
     """Run the command line: exit status 0 for done, 1 for a run that could not go on, 2 for bad arguments."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("vdot_data").setLevel(logging.INFO)
+    # Before a run has anything in hand, SIGTERM is what Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for argument in sys.argv:
             if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):

@@ -13,11 +13,14 @@ from rich.table import Table
 
 from pipeline.errors import ADVICE, ErrorCode
 from pipeline.ingest import Summary
+from pipeline.mix import Mixed
 from pipeline.run import Progress
 from pipeline.select import Condition, Selection
 
 # A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
 LINE_S = 10.0
+# Shapes of clips that are listed.
+_BUCKETS = 16
 PENDING = "The rule met a value that is not known (a licence?), or annotators are yet to run: `vdot-data explain`."
 
 
@@ -122,6 +125,27 @@ def _conditions(what: str, conditions: list[Condition]) -> Table:
     for one in conditions:
         table.add_row(escape(" ".join(one.text.split())), str(one.removes), str(one.alone), str(one.undecided))
     return table
+
+
+def mixed(done: Mixed) -> Iterator[Table | str]:
+    """What a mixture draws, per task and per shape."""
+    yield escape(", ".join(f"{name}: {count} clips selected" for name, count in done.selected.items()))
+    table = Table("task")
+    for name in ("share", "clips", "video", "sources", "held out", "passes"):
+        table.add_column(name, justify="right")
+    for one in done.tasks:
+        numbers = (str(one.clips), clock(one.seconds), str(one.sources), str(one.held_out), f"{one.passes:.2f}")
+        table.add_row(escape(one.task), f"{100 * one.share:.1f} %", *numbers)
+    yield table
+    table = Table("picture", "frames", "references")
+    table.add_column("clips", justify="right")
+    for bucket in done.buckets[:_BUCKETS]:
+        size = f"{bucket.width}x{bucket.height}"
+        table.add_row(size, str(bucket.frames), str(bucket.references), str(bucket.clips))
+    yield table
+    if len(done.buckets) > _BUCKETS:
+        yield f"... and {len(done.buckets) - _BUCKETS} rarer shapes"
+    yield f"mixture {done.hash}" + (f", kept in {escape(done.out)}" if done.out else "")
 
 
 def timing(summary: Summary) -> str:

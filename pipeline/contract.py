@@ -27,7 +27,7 @@ def annotate(annotator: Annotator, frames: Frames, fps: float, needed: Mapping[s
 
     Raises `ClipError` (ANNOTATOR_ERROR) where the result is not what the annotator declares.
     """
-    found = annotator(frames, fps, **needed)
+    found = annotator(_untouchable(frames), fps, **needed)
     if set(found.tracks) != set(annotator.tracks):
         raise _broken(annotator, f"gave the tracks {sorted(found.tracks)}, and declares {sorted(annotator.tracks)}")
     for name, track in found.tracks.items():
@@ -52,10 +52,17 @@ def annotate(annotator: Annotator, frames: Frames, fps: float, needed: Mapping[s
 def measure(one: Filter, frames: Frames, fps: float) -> dict[str, Value]:
     """A filter's signals of one clip. Raises `ClipError` (ANNOTATOR_ERROR) where it raises anything or breaks its
     promise."""
-    given = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: one(frames, fps))
+    given = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: one(_untouchable(frames), fps))
     if isinstance(given, Failure):
         raise ClipError(given.code, f"{one.name}: {given.detail}")
     return _plain(one, one.signals, given)
+
+
+def _untouchable(frames: Frames) -> Frames:
+    """The same frames, which nobody can draw into: the next one measures them too."""
+    view = frames.view()
+    view.flags.writeable = False
+    return view
 
 
 def _plain(owner: Annotator | Filter, declared: Mapping[str, Signal], given: Mapping[str, Any]) -> dict[str, Value]:

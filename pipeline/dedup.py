@@ -15,19 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 import pipeline
 from annotators.likeness import SIZE, Likeness
 from pipeline import embeddings, similar
-from pipeline.catalog import BATCH, Catalog, new_run_id, now, values
+from pipeline.catalog import BATCH, Catalog, existing, new_run_id, now, values
 from pipeline.embed import STORED, Embedder
 from pipeline.erase import finish_forgetting
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.ingest import Watcher, existing, stored_recipe
+from pipeline.ingest import Watcher, stored_recipe
 from pipeline.lock import owned
+from pipeline.rounds import Stop
 from pipeline.run import Progress
 from pipeline.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
 from pipeline.sweep import sweep
@@ -78,7 +78,7 @@ def dedup(
     `threshold`: the least cosine of clips that show the same. The others are as in `ingest`, and so is what it raises.
     """
     if not 0 < threshold <= 1:
-        raise UsageError(f"the threshold {threshold:g} is no cosine between 0 and 1, of which 1 is the same")
+        raise UsageError(f"the threshold {threshold:g} is no cosine above 0 and up to 1, which is the same")
     started, stamp, run_id = time.monotonic(), now(), new_run_id()
     with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
         recipe = stored_recipe(catalog)
@@ -92,12 +92,13 @@ def dedup(
         forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
         embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
         embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
-        embedder.go(address, cpus)
-        compared = _compare(con, catalog, threshold, scratch.path, watcher)
-        changed = 0
-        for rows in _changed(con, run_id):
+        with Stop() as stop:
+            embedder.go(address, cpus, stop)
+            compared = _compare(con, catalog, threshold, scratch.path, watcher, stop)
+        # In one part, so that no clip is ever named the best by one row and a duplicate by another.
+        rows = pa.concat_tables([COLUMNS.empty_table(), *_changed(con, run_id)])
+        if rows.num_rows:
             catalog.commit(rows)
-            changed += rows.num_rows
         catalog.commit(pa.Table.from_pylist([run | {"finished": now()}], schema=COLUMNS))
         sweep(catalog)
         groups, members = con.execute("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM team").fetchall()[0]
@@ -109,22 +110,22 @@ def dedup(
             compared=compared,
             groups=groups,
             duplicates=members - groups,
-            changed=changed,
+            changed=rows.num_rows,
             unreadable=embedder.unreadable,
             wall_s=time.monotonic() - started,
         )
 
 
 def _compare(
-    con: duckdb.DuckDBPyConnection, catalog: Catalog, threshold: float, scratch: Path, watcher: Watcher
+    con: duckdb.DuckDBPyConnection, catalog: Catalog, threshold: float, scratch: Path, watcher: Watcher, stop: Stop
 ) -> int:
-    """Make the tables `compared` (a row per clip), `team` (one per group), `member` and `likeness`; how many clips."""
+    """Make the tables `compared` (a row per clip), `team` (one per group) and `member`; how many clips."""
     con.execute(
         "CREATE TABLE compared AS SELECT row_number() OVER (ORDER BY clip_id) - 1 AS position, clip_id, "
         f"dense_rank() OVER (ORDER BY source_hash) AS source, row_number() OVER (ORDER BY {_best(con)}) AS rank "
         f"FROM clips WHERE {STORED} AND clip_id IN (FROM embedded)"
     )
-    clips = con.sql("SELECT clip_id, source FROM compared ORDER BY position").to_arrow_table()
+    clips = con.sql("SELECT clip_id, source, rank FROM compared ORDER BY position").to_arrow_table()
     vectors = embeddings.load(catalog.out, Likeness.version, clips["clip_id"], SIZE, scratch / "vectors")
     sources = clips["source"].to_numpy()
     progress = Progress("pairs", work=len(vectors) * (len(vectors) - 1) // 2)
@@ -133,22 +134,26 @@ def _compare(
         for done, pairs in similar.near(vectors, sources, threshold):
             progress.done += done
             watcher(progress)
+            if stop.asked:
+                raise RunError("stopped on request; the embeddings are kept, and the next `dedup` compares them")
             yield pairs
 
-    groups = similar.groups(similar.matches(con, near()), sources)
-    member = [(position, number) for number, group in enumerate(groups) for position in group]
-    columns = np.array(member, np.int64).reshape(-1, 2).T
-    _table(con, "member", pa.table([*columns], names=["position", "number"]))
+    chains = similar.groups(similar.matches(con, near()), sources)
+    groups = similar.around_the_best(chains, clips["rank"].to_numpy(), vectors, threshold)
+    member = [
+        (position, number, cosine)
+        for number, (group, cosines) in enumerate(groups)
+        for position, cosine in zip(group, cosines.tolist(), strict=True)
+    ]
+    rows = [dict(zip(("position", "number", "cosine"), one, strict=True)) for one in member]
+    kinds = pa.schema([("position", pa.int64()), ("number", pa.int64()), ("cosine", pa.float64())])
+    con.register("given_rows", pa.Table.from_pylist(rows, schema=kinds))
+    con.execute("CREATE TABLE member AS FROM given_rows")
     con.execute(
         "CREATE TABLE team AS SELECT number, min(clip_id) AS name, arg_min(position, rank) AS best, "
         "arg_min(clip_id, rank) AS best_clip, count(*) AS size FROM member JOIN compared USING (position) "
         "GROUP BY number"
     )
-    found = con.sql(
-        "SELECT position, best FROM member JOIN team USING (number) WHERE position <> best"
-    ).to_arrow_table()
-    cosines = similar.cosines(vectors, found["position"].to_numpy(), found["best"].to_numpy())
-    _table(con, "likeness", found.append_column("cosine", pa.array(cosines)))
     return len(vectors)
 
 
@@ -165,16 +170,21 @@ def _best(con: duckdb.DuckDBPyConnection) -> str:
 def _changed(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[pa.Table]:
     """The rows of the layer that say something else than those that are there.
 
-    A clip that is not compared any more (it is rejected now, or cannot be read) gets one that says nothing.
+    A clip that is not compared any more (it is rejected now) gets one that says nothing, and one that cannot be read
+    gets one that says why.
     """
-    old, new = (", ".join(f"{table}.{name}" for name in DUPLICATES) for table in ("old", "new"))
+    told = ("status", "code", "detail", *DUPLICATES)
+    old, new = (", ".join(f"{table}.{name}" for name in told) for table in ("old", "new"))
     rows = con.sql(
-        "WITH new AS (SELECT c.clip_id, t.name AS duplicate_group, "
+        f"WITH new AS (SELECT c.clip_id, '{COMPARED}' AS status, NULL AS code, NULL AS detail, "
+        "t.name AS duplicate_group, "
         "CASE WHEN c.position <> t.best THEN t.best_clip END AS duplicate_of, coalesce(t.size, 1) AS duplicates, "
-        f"l.cosine AS duplicate_similarity, '{Likeness.version}' AS version FROM compared c "
-        "LEFT JOIN member USING (position) LEFT JOIN team t USING (number) LEFT JOIN likeness l USING (position) "
-        f"UNION ALL SELECT clip_id, NULL, NULL, NULL, NULL, NULL FROM clips WHERE layer = '{DUPLICATES_LAYER}' "
-        "AND clip_id NOT IN (SELECT clip_id FROM compared)) "
+        f"CASE WHEN c.position <> t.best THEN m.cosine END AS duplicate_similarity, '{Likeness.version}' AS version "
+        "FROM compared c LEFT JOIN member m USING (position) LEFT JOIN team t USING (number) "
+        "UNION ALL SELECT clip_id, 'failed', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
+        f"UNION ALL SELECT clip_id, '{COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
+        f"WHERE layer = '{DUPLICATES_LAYER}' AND clip_id NOT IN (SELECT clip_id FROM compared) "
+        "AND clip_id NOT IN (SELECT clip_id FROM unreadable)) "
         f"SELECT {', '.join(f'base.{name}' for name in _CLIP)}, {new}, new.version AS vdot_version FROM new "
         f"JOIN clips base ON base.clip_id = new.clip_id AND base.layer = '{BASE_LAYER}' "
         f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND old.layer = '{DUPLICATES_LAYER}' "
@@ -183,16 +193,12 @@ def _changed(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[pa.Table]:
     (weight,) = Likeness.weights
     made = {"name": DUPLICATES_LAYER, "version": Likeness.version}
     made |= {"weights_id": weight.id, "weights_sha256": weight.sha256, "weights_licence": weight.licence}
-    stamp = {"kind": "clip", "layer": DUPLICATES_LAYER, "run_id": run_id, "status": COMPARED}
+    stamp = {"kind": "clip", "layer": DUPLICATES_LAYER, "run_id": run_id}
     for batch in rows.to_arrow_reader(BATCH):
         found = [stamp | row | {"lineage": [made] if row.pop("vdot_version") else None} for row in batch.to_pylist()]
+        for row in found:
+            row["stage"] = "embed" if row["status"] == "failed" else None
         yield pa.Table.from_pylist(found, schema=COLUMNS)
-
-
-def _table(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
-    con.register("given_rows", rows)
-    con.execute(f"CREATE TABLE {name} AS FROM given_rows")
-    con.unregister("given_rows")
 
 
 def summary(done: Summary) -> str:

@@ -90,9 +90,10 @@ def main(folder: Path, console: Console) -> None:
             con, "SELECT clip_id FROM clips WHERE layer = ? ORDER BY status = 'rejected' DESC, clip_id", [BASE_LAYER]
         )
     what = clips[0]["clip_id"] if clips else made[-1].name
-    query = f"SELECT clip_id, status, rule, luma, motion, tasks FROM '{out}/catalog/*.parquet' WHERE kind = 'clip'"
+    parts = f"read_parquet('{out}/catalog/*.parquet', union_by_name = true)"
+    query = f"SELECT clip_id, status, rule, luma, motion, tasks FROM {parts} WHERE kind = 'clip'"
     for line in (
-        "Now try:",
+        "Now try, after `. .venv/bin/activate`:",
         f"  vdot-data explain {out} {what[:8] if clips else what}",
         f"  vdot-data verify {out}",
         f'  python -c "import duckdb; duckdb.sql(\\"{query}\\").show()"',

@@ -55,16 +55,16 @@ class Embedder:
     unreadable: dict[str, str] = field(default_factory=dict)
     _parts: int = 0
 
-    def go(self, address: str | None, cpus: int | None) -> None:
+    def go(self, address: str | None, cpus: int | None, stop: Stop) -> None:
         """Embed what is missing; Ray starts only if anything is. Raises `RunError` when that cannot go on,
         `UsageError` when the network is not on this machine."""
         self.con.execute("CREATE TABLE embedded (clip_id VARCHAR)")
-        self.con.execute("CREATE TABLE unreadable (clip_id VARCHAR)")
+        self.con.execute("CREATE TABLE unreadable (clip_id VARCHAR, code VARCHAR, detail VARCHAR)")
         for ids in embeddings.ids(self.out, Likeness.version):
-            self._settle("embedded", ids)
+            self._settle("embedded", pa.table({"clip_id": ids}))
         self.con.execute(
             f'CREATE VIEW missing AS SELECT clip_id, shard, "offset", bytes FROM clips WHERE {STORED} '
-            "AND clip_id NOT IN (FROM embedded) AND clip_id NOT IN (FROM unreadable)"
+            "AND clip_id NOT IN (FROM embedded) AND clip_id NOT IN (SELECT clip_id FROM unreadable)"
         )
         if self._missing():
             try:
@@ -73,7 +73,7 @@ class Embedder:
                 raise UsageError(str(error)) from error
             deaths = self.recipe.limits.worker_deaths
             progress = Progress("embeddings", work=self._missing())
-            with Engine(address, cpus, self.out, self.scratch / "contents.sqlite", deaths) as engine, Stop() as stop:
+            with Engine(address, cpus, self.out, self.scratch / "contents.sqlite", deaths) as engine:
                 once = partial(self._round, engine, stop, progress)
                 rounds(engine, stop, once, self._missing, self._missing, "clips got no embedding")
 
@@ -102,20 +102,20 @@ class Embedder:
         if not found:
             return
         rows = pa.concat_tables(found)
-        failed = rows.filter(pc.is_valid(rows["failure"]))
-        self.unreadable |= dict(zip(failed["clip_id"].to_pylist(), failed["failure"].to_pylist(), strict=True))
-        self._settle("unreadable", failed["clip_id"])
-        sound = rows.filter(pc.is_null(rows["failure"])).select(["clip_id", "embedding"])
+        failed = rows.filter(pc.is_valid(rows["code"])).select(["clip_id", "code", "detail"])
+        self.unreadable |= {row["clip_id"]: f"{row['code']}: {row['detail']}" for row in failed.to_pylist()}
+        self._settle("unreadable", failed)
+        sound = rows.filter(pc.is_null(rows["code"])).select(["clip_id", "embedding"])
         if sound.num_rows:
             embeddings.append(self.out, self.run_id, self._parts, Likeness.version, sound)
             self._parts += 1
             self.done += sound.num_rows
-            self._settle("embedded", sound["clip_id"])
+            self._settle("embedded", sound.select(["clip_id"]))
 
-    def _settle(self, table: str, ids: pa.ChunkedArray) -> None:
-        self.con.register("given_ids", pa.table({"clip_id": ids}))
-        self.con.execute(f"INSERT INTO {table} FROM given_ids")
-        self.con.unregister("given_ids")
+    def _settle(self, table: str, rows: pa.Table) -> None:
+        self.con.register("given_rows", rows)
+        self.con.execute(f"INSERT INTO {table} FROM given_rows")
+        self.con.unregister("given_rows")
 
     def _chunks(self, most: int) -> Iterator[pa.Table]:
         # In the order in which they lie in the shards.

@@ -17,11 +17,14 @@ from pipeline.similar import Vectors
 from pipeline.storage import Folder
 from pipeline.watch import WatchClient
 
-_SCHEMA = pa.schema([("clip_id", pa.string()), ("embedding", pa.list_(pa.float16(), SIZE)), ("failure", pa.string())])
+_SCHEMA = pa.schema(
+    [("clip_id", pa.string()), ("embedding", pa.list_(pa.float16(), SIZE))]
+    + [(name, pa.string()) for name in ("code", "detail")]
+)
 
 
 class EmbedStage:
-    """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or failure in words."""
+    """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or code and detail."""
 
     def __init__(self, out: Folder, watch: Any) -> None:
         worker.prepare()
@@ -36,7 +39,7 @@ class EmbedStage:
                 break
             died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
             found = died if go == "dead" else self._embedded(clip)
-            row = {"failure": str(found.raised())} if isinstance(found, Failure) else {"embedding": found}
+            row = {"code": found.code, "detail": found.detail} if isinstance(found, Failure) else {"embedding": found}
             rows.append({"clip_id": clip["clip_id"], **row})
             self._watch.end(unit)
         return pa.Table.from_pylist(rows, schema=_SCHEMA)

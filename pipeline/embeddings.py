@@ -8,6 +8,7 @@ its vectors will do, and the one in the part that comes first by name is taken.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -36,7 +37,9 @@ def names(out: Folder) -> list[str]:
 def append(out: Folder, run_id: str, number: int, model: str, rows: pa.Table) -> None:
     """Write one part: the vectors (clip_id, embedding) of some clips, by one version of the model."""
     table = pa.table([rows["clip_id"], pa.array([model] * rows.num_rows), rows["embedding"]], names=_COLUMNS)
-    out.create(f"{FOLDER}/{run_id}-{number:06d}.parquet", _parquet(table))
+    name = f"{FOLDER}/{run_id}-{number:06d}.parquet"
+    if not out.create(name, _parquet(table)):
+        raise RunError(f"{out.url}/{name} is there already, and is not of this run")
 
 
 def ids(out: Folder, model: str) -> Iterator[pa.ChunkedArray]:
@@ -48,12 +51,23 @@ def ids(out: Folder, model: str) -> Iterator[pa.ChunkedArray]:
 def load(out: Folder, model: str, wanted: pa.ChunkedArray, size: int, file: Path) -> Vectors:
     """The vectors (of `size` numbers) of the clips `wanted`, sorted ids that are all there, in a file mapped to memory.
 
-    Raises `RunError` when a part cannot be read.
+    Raises `RunError` when a part cannot be read, and when there is no room for the file.
     """
     keys = _keys(wanted)
     if not len(keys):
         return np.empty((0, size), np.float16)
-    vectors: Vectors = np.memmap(file, np.float16, "w+", shape=(len(keys), size))
+    room = len(keys) * size * np.dtype(np.float16).itemsize
+    try:
+        # Before it is mapped: a page that finds no room then is a bus error.
+        with file.open("wb") as empty:
+            os.posix_fallocate(empty.fileno(), 0, room)
+    except OSError as error:
+        raise RunError(
+            f"comparing {len(keys)} clips needs {room / 1e9:.1f} GB in {file.parent}: {error.strerror}; "
+            "VDOT_SCRATCH names another place"
+        ) from error
+    vectors: Vectors = np.memmap(file, np.float16, "r+", shape=(len(keys), size))
+    filled = np.zeros(len(keys), bool)
     # Backwards, so that the first part has the last word.
     for name in reversed(names(out)):
         table = _by(_read(out, name, [*_COLUMNS]), model)
@@ -62,6 +76,9 @@ def load(out: Folder, model: str, wanted: pa.ChunkedArray, size: int, file: Path
         known = keys[places] == given
         rows = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, size)
         vectors[places[known]] = rows[known]
+        filled[places[known]] = True
+    if not filled.all():
+        raise RunError(f"{out.url}/{FOLDER} lacks the vectors of {(~filled).sum()} clips that it had just now")
     return vectors
 
 

@@ -65,7 +65,7 @@ WORKER_ENVIRONMENT = {
 # Pieces of work that one plan takes, per worker and at most. The driver grows by 20 to 50 KB a piece while a plan lasts
 # (Ray Data keeps what it knows of every block) and gives it back at the end, measured; a new plan takes 6 seconds.
 ROUND = 1_000
-LONGEST = 10_000
+LONGEST = 40_000
 
 
 class Engine:
@@ -96,6 +96,7 @@ class Engine:
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise RunError(
                 f"cannot {'join the Ray cluster at ' + address if address else 'start Ray'}: {error}"
+                + (" (one with a token wants RAY_AUTH_MODE=token and its ~/.ray/auth_token here)" if address else "")
             ) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

@@ -18,7 +18,7 @@ def finish_forgetting(catalog: Catalog) -> None:
     con = catalog.connect()
     if not values(con, "SELECT 1 FROM forgotten LIMIT 1"):
         return
-    con.execute(_LEFT)
+    con.execute(LEFT)
     # First the bytes: their names are in the rows.
     for row in values(con, "FROM shard_left"):
         catalog.out.delete(row["name"])
@@ -34,21 +34,21 @@ def finish_forgetting(catalog: Catalog) -> None:
 
 # Rows of what is forgotten in any part: its clips, its sources, the windows of clips in rows of other sources, and near
 # duplicates that name a clip.
-_LEFT = """
-CREATE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts WHERE kind = 'clip'
+LEFT = """
+CREATE OR REPLACE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts WHERE kind = 'clip'
   AND clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
-CREATE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p WHERE kind = 'source'
+CREATE OR REPLACE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p WHERE kind = 'source'
   AND EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
     AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence);
-CREATE TEMP TABLE window_left AS SELECT DISTINCT sequence FROM (
+CREATE OR REPLACE TEMP TABLE window_left AS SELECT DISTINCT sequence FROM (
     SELECT sequence, unnest(windows).clip_id AS clip_id FROM parts WHERE kind = 'source')
   WHERE clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
-CREATE TEMP TABLE duplicate_left AS SELECT DISTINCT sequence FROM parts WHERE kind = 'clip'
+CREATE OR REPLACE TEMP TABLE duplicate_left AS SELECT DISTINCT sequence FROM parts WHERE kind = 'clip'
   AND (duplicate_of IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)
     OR duplicate_group IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL));
-CREATE TEMP VIEW part_left AS SELECT sequence FROM clip_left UNION ALL SELECT sequence FROM source_left
+CREATE OR REPLACE TEMP VIEW part_left AS SELECT sequence FROM clip_left UNION ALL SELECT sequence FROM source_left
   UNION ALL SELECT sequence FROM window_left UNION ALL SELECT sequence FROM duplicate_left;
-CREATE TEMP TABLE shard_left AS
+CREATE OR REPLACE TEMP TABLE shard_left AS
   (SELECT shard AS name FROM clip_left UNION SELECT preview_shard FROM clip_left)
   EXCEPT (SELECT shard FROM clips UNION SELECT preview_shard FROM clips UNION SELECT NULL);
 """

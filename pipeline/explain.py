@@ -10,13 +10,12 @@ import duckdb
 
 from annotators.base import Signal
 from pipeline import recipe, registry
-from pipeline.catalog import Catalog, values
+from pipeline.catalog import Catalog, existing, values
 from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.fetch import Scratch
 from pipeline.lookup import find
 from pipeline.recipe import Recipe
 from pipeline.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER
-from pipeline.storage import Folder
 
 Facts = dict[str, Any]
 """What is known, as plain JSON-able values; see `explain`."""
@@ -37,9 +36,7 @@ def explain(out: str, what: str) -> Facts:
     clips. Raises `UsageError` when there is no such thing.
     """
     with Scratch() as scratch:
-        catalog = Catalog(Folder(out), scratch.path)
-        if catalog.empty():
-            raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
+        catalog = Catalog(existing(out), scratch.path)
         con = catalog.connect()
         found = find(con, what)
         facts = _clip(con, found.clip_id) if found.clip_id else _source(con, found.source_uri)

@@ -17,14 +17,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.catalog import Catalog, new_run_id, now, values
+from pipeline.catalog import Catalog, existing, new_run_id, now, values
 from pipeline.erase import finish_forgetting
-from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.lock import owned
 from pipeline.lookup import find
 from pipeline.mend import committed, lose
-from pipeline.schema import PREVIEW, SAMPLE
+from pipeline.schema import DUPLICATES, PREVIEW, SAMPLE
 from pipeline.shards import Place, ShardWriter, digest, promised, sample
 from pipeline.storage import Folder
 from pipeline.sweep import FOLDERS, unreferenced
@@ -52,25 +51,21 @@ def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
     `what` is a clip id or a source, as in `explain`. The content is refused from then on. Raises `UsageError` when
     there is no such thing, `RunError` when another run is writing to OUT.
     """
-    folder = Folder(out)
-    with Scratch() as scratch:
-        catalog = Catalog(folder, scratch.path)
-        if catalog.empty():
-            raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
-        with owned(folder, scratch.path) as catalog:
-            finish_forgetting(catalog)
-            con = catalog.connect()
-            record = _record(con, what, reason)
-            clips = sorted({row["clip_id"] for row in record if row["clip_id"]})
-            moved, rewritten, damaged = _survivors(catalog, con, clips, scratch.path)
-            # Whatever exists before the commit and is named by nobody after it, an older run has left behind.
-            before = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.names(name)}
-            schema = moved.schema
-            catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
-            finish_forgetting(catalog)
-            for name, _ in unreferenced(catalog):
-                if name in before:
-                    folder.delete(name)
+    folder = existing(out)
+    with Scratch() as scratch, owned(folder, scratch.path) as catalog:
+        finish_forgetting(catalog)
+        con = catalog.connect()
+        record = _record(con, what, reason)
+        clips = sorted({row["clip_id"] for row in record if row["clip_id"]})
+        moved, rewritten, damaged = _survivors(catalog, con, clips, scratch.path)
+        # Whatever exists before the commit and is named by nobody after it, an older run has left behind.
+        before = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.names(name)}
+        schema = moved.schema
+        catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
+        finish_forgetting(catalog)
+        for name, _ in unreferenced(catalog):
+            if name in before:
+                folder.delete(name)
     sources = sorted({row["source_uri"] for row in record if not row["clip_id"]})
     return Forgotten(out, sources, clips, rewritten, damaged)
 
@@ -121,6 +116,13 @@ def _survivors(
         "AND (shard IN (FROM affected) OR preview_shard IN (FROM affected)) ORDER BY clip_id, layer"
     ).to_arrow_table()
     rows, rewritten, damaged = arrow.to_pylist(), 0, []
+    # What a group of near duplicates is without one of them, the next `dedup` says.
+    mates = con.sql(
+        f"SELECT * REPLACE ({', '.join(f'NULL AS {name}' for name in DUPLICATES)}) FROM clips "
+        "WHERE clip_id NOT IN (FROM going) AND duplicate_group IN "
+        "(SELECT duplicate_group FROM clips WHERE clip_id IN (FROM going)) ORDER BY clip_id"
+    )
+    rows += mates.to_arrow_table().to_pylist()
     run_id = new_run_id()
     for shard in [row["name"] for row in values(con, "FROM affected")]:
         for place in (SAMPLE, PREVIEW):

@@ -17,6 +17,8 @@ _EARLY_S = 1e-3
 _SHORT_S = 2e-3
 # Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
 _MICRO = 1_000_000
+# More is a slip of the pen: no camera is faster, and a clip of so many frames fills a machine's memory.
+_FASTEST, _LONGEST = 1000.0, 10_001
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Grid:
         for name, count in (("frames", self.frames), ("min_frames", self.min_frames)):
             if count < 1 or count % 4 != 1:
                 raise ValueError(f"{name} must be 4n+1 (5, 9, 13, ..., 81), not {count}.")
+        if self.fps > _FASTEST or self.frames > _LONGEST:
+            raise ValueError(f"fps must be at most {_FASTEST:g} and frames at most {_LONGEST}.")
         if self.min_frames > self.frames:
             raise ValueError(f"min_frames ({self.min_frames}) must not be above frames ({self.frames}).")
         if self.multiple < 2 or self.multiple % 2:

@@ -12,7 +12,7 @@ from annotators.weights import MissingWeights, path
 from filters.rules import named
 from pipeline import listing, recipe, registry
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import BATCH, PARTS, Catalog
+from pipeline.catalog import BATCH, PARTS, Catalog, existing
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger, check_foundations
@@ -77,11 +77,13 @@ def ingest(
         listed = listing.write(expand(sources, exclude), limit, scratch.path / "listing.parquet")
         folder = Folder(out)
         folder.check_creates()
+        if folder.url.startswith("memory:"):
+            raise UsageError(f"{out} is seen by one process alone; OUT must be a disk or a bucket that all workers see")
         blueprint = Blueprint.ingest(chosen, _manifest(listed, Catalog(folder, scratch.path), chosen))
         check_weights(blueprint)
         folder.check_writable()
         with owned(folder, scratch.path) as catalog:
-            if not catalog.empty():
+            if not catalog.empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
                 check_geometry(chosen, stored_recipe(catalog), out)
             ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
             return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
@@ -170,14 +172,6 @@ def check_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
             f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "
             f"{chosen.geometry}. Choose another OUT, or the same grid, shots and crop_bars."
         )
-
-
-def existing(out: str) -> Folder:
-    """The folder of a dataset. Raises `UsageError` where there is none."""
-    folder = Folder(out)
-    if not folder.names(PARTS):
-        raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
-    return folder
 
 
 def _go(

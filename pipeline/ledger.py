@@ -46,7 +46,9 @@ def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
     row = (
         catalog.connect()
         .execute(
-            f"SELECT count(*) FROM clips WHERE layer = ? AND shard IS NOT NULL AND NOT {made(beneath)}", [BASE_LAYER]
+            f"SELECT count(*) FROM clips WHERE layer = ? AND shard IS NOT NULL "
+            f"AND status IN ('kept', 'pending') AND NOT {made(beneath)}",
+            [BASE_LAYER],
         )
         .fetchone()
     )

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import UsageError
 from pipeline.sources import Source
 
 SCHEMA = pa.schema(
@@ -36,7 +38,8 @@ class Listing:
 
 
 def write(sources: Iterable[Source], limit: int | None, path: Path) -> Listing:
-    """Write (the first `limit`) sources to `path`. Raises what listing them raises."""
+    """Write (the first `limit`) sources to `path`. Raises what listing them raises, and `UsageError` where manifests
+    say different things of one source."""
     columns: dict[str, None] = {}
     position = 0
     left = islice(sources, limit)
@@ -49,4 +52,16 @@ def write(sources: Iterable[Source], limit: int | None, path: Path) -> Listing:
                 row = {"position": position, "uri": source.uri, "size": source.size, "stamp": source.stamp}
                 rows.append(row | {"manifest": json.dumps(source.manifest), "content": source.content})
             writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    if columns:
+        _check_manifests(path)
     return Listing(path, position, tuple(columns))
+
+
+def _check_manifests(path: Path) -> None:
+    said = duckdb.connect().execute(
+        "SELECT uri, min(manifest), max(manifest) FROM read_parquet(?) WHERE manifest <> '{}' "
+        "GROUP BY uri HAVING min(manifest) <> max(manifest) LIMIT 1",
+        [str(path)],
+    )
+    for uri, one, other in said.fetchall():
+        raise UsageError(f"manifests say different things of {uri}: {one} and {other}; let them say it once")

@@ -45,7 +45,7 @@ def rows(uri: str) -> Iterator[Row]:
         try:
             retried(f"reading {uri}", lambda: fs.get_file(path, str(copy)))
         except (FileNotFoundError, PermissionError) as error:
-            raise UsageError(f"the manifest {uri} cannot be read: {error}") from error
+            raise UsageError(f"the manifest {uri} cannot be read: {_why(error)}") from error
         yield from _local_rows(uri, copy)
 
 
@@ -53,7 +53,7 @@ def _local_rows(uri: str, file: Path) -> Iterator[Row]:
     try:
         yield from _READERS[_suffix(uri)](uri, file)
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-        raise UsageError(f"the manifest {uri} cannot be read: {error}") from error
+        raise UsageError(f"the manifest {uri} cannot be read: {_why(error)}") from error
 
 
 def _suffix(uri: str) -> str:
@@ -129,8 +129,13 @@ def _source_column(uri: str, names: list[str]) -> str:
     found = next((by_plain_name[name] for name in SOURCE_COLUMNS if name in by_plain_name), None)
     if found is None:
         wanted = ", ".join(SOURCE_COLUMNS)
-        raise UsageError(f"the manifest {uri} has no source column: one of {wanted} is needed")
+        told = f"its columns are: {', '.join(names)}" if names else "it has none"
+        raise UsageError(f"the manifest {uri} has no source column: one of {wanted} is needed, and {told}")
     return found
+
+
+def _why(error: BaseException) -> str:
+    return "it is not UTF-8; save it as such" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _row(uri: str, number: int, column: str, cells: Iterable[tuple[str, Any]]) -> Row:

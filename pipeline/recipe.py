@@ -11,18 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, field_validator
 
 from filters.rules import did_you_mean
-from pipeline.errors import UsageError
 from pipeline.grid import Grid
-
-
-class Strict(BaseModel):
-    """A part of the recipe: unknown keys are an error, because a misspelt threshold must not be ignored."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from pipeline.strict import Strict, content, mapping, validated
 
 
 class Limits(Strict):
@@ -134,42 +127,6 @@ class Recipe(Strict):
         return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:16]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which no key comes twice: PyYAML lets the last one win, and a rule would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for (key, _), name in zip(node.value, keys, strict=False):
-            if keys.count(name) > 1 and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-# pydantic's types of errors, in the words of those who write YAML.
-_EXPECTED = {
-    "tuple_type": "a list, as in [a, b]",
-    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), "keys and values"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "string_type": "a text (in quotes, if it looks like a number)",
-}
-
-
-def _sentence(error: ErrorDetails) -> str:
-    """One problem that pydantic found, in a sentence."""
-    where = ".".join(map(str, error["loc"])) or "recipe"
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        keys: Any = Recipe
-        for part in error["loc"][:-1]:
-            keys = Recipe.model_fields[str(part)].annotation
-        known = getattr(keys, "__pydantic_fields__", None) or keys.__dataclass_fields__
-        return f"{where}: there is no such key{did_you_mean(str(error['loc'][-1]), known)}"
-    if error["type"] in _EXPECTED:
-        return f"{where}: expected {_EXPECTED[error['type']]}; found {error['input']!r}"
-    return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'must be')}"
-
-
 def default_text() -> str:
     """The YAML of the default recipe, as shipped."""
     return resources.files("pipeline").joinpath("default.yaml").read_text()
@@ -177,24 +134,10 @@ def default_text() -> str:
 
 def parse(text: str, where: str) -> Recipe:
     """A recipe from YAML; keys left out come from the default recipe. Raises `UsageError` that names `where`."""
-    try:
-        given = yaml.load(text, _Loader) or {}  # noqa: S506 (it is a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date that is none
-        raise UsageError(f"recipe {where} is not YAML: {' '.join(str(error).split())}") from error
-    try:
-        if not isinstance(given, dict):
-            raise UsageError(f"recipe {where}: expected keys and values, found {type(given).__name__}")
-        return Recipe.model_validate(yaml.safe_load(default_text()) | given)
-    except ValidationError as error:
-        raise UsageError(f"recipe {where}: {'; '.join(map(_sentence, error.errors()))}") from error
+    name = f"recipe {where}"
+    return validated(Recipe, yaml.safe_load(default_text()) | mapping(text, name), name)
 
 
 def load(path: Path | None) -> Recipe:
     """The recipe in a file, or the default one. Raises `UsageError` when it cannot be read or is not valid."""
-    if path is None:
-        return parse(default_text(), "default.yaml")
-    try:
-        return parse(path.read_text(), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot read the recipe {path}: {why}") from error
+    return parse(default_text(), "default.yaml") if path is None else parse(content(path, "recipe"), str(path))

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from annotators.base import Annotator, Filter, Signal, Weight
 from filters.rules import did_you_mean
 from pipeline.errors import ErrorCode, Failure, UsageError, attempt
+from pipeline.schema import BASE_LAYER, DUPLICATES_LAYER
 from pipeline.shots import TransNet
 
 Group = Literal["annotators", "filters"]
@@ -43,6 +44,8 @@ def _class(group: Group, name: str) -> Any:
     missing = [attribute for attribute in _NEEDED[group] if not hasattr(owner, attribute)]
     if missing:
         raise UsageError(f"{who} has no {', '.join(missing)}")
+    if name in (BASE_LAYER, DUPLICATES_LAYER):
+        raise UsageError(f"{who}: {name!r} is the name of a layer of vdot-data's own")
     if owner.name != name:
         raise UsageError(f"{who} calls itself {owner.name!r}: the entry point and the class must bear one name")
     return owner
@@ -119,6 +122,7 @@ def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, 
     Raises `UsageError` when one needs what no filter and no earlier annotator makes.
     """
     makers = {made: name for name in filters for made in filter_(name).signals}
+    signals_known, tracks_known = set(makers), set()
     found: dict[str, set[str]] = {}
     for name in annotators:
         owner = annotator(name)
@@ -131,9 +135,13 @@ def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, 
                     else "nothing installed makes it"
                 )
                 raise UsageError(f"{name!r} needs {needed!r}: {cure}")
+            if needed in signals_known and needed in tracks_known:
+                raise UsageError(f"{name!r} needs {needed!r}, which is a signal and a track here: rename one of them")
         direct = {makers[needed] for needed in needs(owner)}
         found[name] = direct.union(*(found.get(one, ()) for one in direct))
         makers |= dict.fromkeys((*owner.signals, *owner.tracks), name)
+        signals_known |= set(owner.signals)
+        tracks_known |= set(owner.tracks)
     return found
 
 

@@ -97,7 +97,9 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 
 
 def said(error: BaseException) -> str:
-    """An error in a few words, its type first."""
+    """An error in a few words; its type first, unless the system has words for it."""
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        return error.strerror
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

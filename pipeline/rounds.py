@@ -8,6 +8,7 @@ get nowhere.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import signal
 import threading
@@ -42,7 +43,7 @@ def rounds(
             fatal = reason(error)
             if fatal is not None:
                 raise fatal from error
-            last = str(error).strip().splitlines()[-1]
+            last = (str(error).strip() or type(error).__name__).splitlines()[-1]
             log.warning("part of the cluster was lost; going on with what is missing: %s", last)
         after = state()
         fruitless, before = fruitless + 1 if after == before else 0, after
@@ -56,7 +57,7 @@ def rounds(
 
 
 class Stop:
-    """SIGTERM and Ctrl-C ask the run to drain; the second one stops the process at once."""
+    """SIGTERM and Ctrl-C ask the run to drain; the second one ends the process at once, with exit status 1."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -69,9 +70,12 @@ class Stop:
         return self
 
     def _ask(self, number: int, frame: object) -> None:
+        # Not by the console, which may be in the middle of a line of its own.
+        if self.asked:
+            os.write(2, b"\nvdot-data: stopped at once; what was committed is kept\n")
+            os._exit(1)
         self.asked = True
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nstopping: what is in hand is finished; once more stops at once\n")
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -80,9 +80,11 @@ class Run:
             Engine(address, cpus, self._catalog.out, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
             Stop() as stop,
         ):
+            # Once: what this run adds, the watch learns as it happens.
+            known = self._ledger.contents()
 
             def once() -> None:
-                for pairs in self._ledger.contents():
+                for pairs in known:
                     engine.own(pairs)
                 self._round(engine, stop, watchers)
 

@@ -117,13 +117,12 @@ def full(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
     schema = COLUMNS
     # SQL does not tell capital letters from small ones.
     taken = {name.lower() for name in schema.names}
-    extra = [(name, _ARROW[signal.kind]) for name, signal in signals.items()]
-    extra += [(name, pa.string()) for name in manifest if name != "licence"]
-    for name, kind in extra:
+    extra = [(name, _ARROW[signal.kind], "signal") for name, signal in signals.items()]
+    extra += [(name, pa.string(), "manifest column") for name in manifest if name != "licence"]
+    for name, kind, of in extra:
         if name.lower().startswith(RESERVED):
             raise UsageError(f"the column {name!r}: names that begin with {RESERVED} are taken; rename it")
         if name.lower() in taken:
-            of = "signal" if name in signals else "manifest column"
             raise UsageError(f"the {of} {name!r} would be a second column of that name in the catalog; rename it")
         taken.add(name.lower())
         schema = schema.append(pa.field(name, kind))

@@ -22,10 +22,10 @@ from filters.rules import did_you_mean, named, quoted
 from pipeline import recipe as recipes
 from pipeline import wide
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, existing
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.ingest import check_geometry, existing, manifest_columns, stored_recipe
+from pipeline.ingest import check_geometry, manifest_columns, stored_recipe
 from pipeline.ledger import made
 from pipeline.recipe import Recipe
 from pipeline.schema import BASE_LAYER
@@ -109,14 +109,13 @@ def select(
         blueprint = _blueprint(catalog, chosen, out)
         con = catalog.connect(blueprint.schema()) if blueprint else catalog.connect()
         parts = [part for text in where for part in conditions(text, con)]
-        asked = wide.used([("--where", part) for part in parts], con)
+        asked = wide.used(parts, con)
         if blueprint is None:
             wide.make(con, "judged", dict.fromkeys([*_SUMS, *asked]), _ALL)
         else:
             _judge(con, blueprint, asked)
         rules = _rules(con, chosen) if chosen else []
-        for part in parts:
-            _check(con, part)
+        wide.check(parts, "judged", con)
         con.execute("CREATE VIEW pool AS SELECT * FROM judged WHERE status = 'kept'")
         found = _conditions(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
         ((selected, undecided, seconds, size),) = con.execute(
@@ -229,24 +228,8 @@ def _conditions(
     return [Condition(text, *row[1 + 3 * index : 4 + 3 * index]) for index, (text, _) in enumerate(given)]
 
 
-def _check(con: duckdb.DuckDBPyConnection, text: str) -> None:
-    """Raises `UsageError` when a predicate, in a WHERE clause, cannot be evaluated or is neither true nor false."""
-    try:
-        ((kind,),) = con.execute(
-            f"SELECT column_type FROM (DESCRIBE SELECT ({text}\n) AS it FROM judged WHERE ({text}\n))"
-        ).fetchall()
-    except duckdb.Error as error:
-        raise UsageError(f"--where: {text!r} cannot be evaluated: {_said(error)}") from error
-    if kind != "BOOLEAN":
-        raise UsageError(f"--where: {text!r} is {kind.lower()}, and must be true or false, as `luma > 40` is")
-
-
 def _unfit(error: duckdb.Error) -> UsageError:
-    return UsageError(f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {_said(error)}")
-
-
-def _said(error: duckdb.Error) -> str:
-    return str(error).splitlines()[0]
+    return UsageError(f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {wide.said(error)}")
 
 
 def _file(name: str) -> str:

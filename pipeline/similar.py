@@ -1,9 +1,10 @@
 """Which clips show the same: every two vectors compared, block by block, and the groups that the nearest pairs form.
 
-Memory holds two blocks of vectors and what is near between them; the vectors may lie in a file (`numpy.memmap`), and
-the near pairs lie in DuckDB, which spills to disk. The result depends on the vectors, their ids and their sources
-alone: blocks are only a first sieve in float32, and what passes it is measured without any rounding of sums (products
-of float16 numbers up to 1 are multiples of 2^-48, so float64 adds thousands of them exactly, in whatever order).
+Memory holds two blocks of vectors, what is near between them, and the groups (about 300 bytes a clip that has a match);
+the vectors may lie in a file (`numpy.memmap`), and the near pairs lie in DuckDB, which spills to disk. The result
+depends on the vectors, their ids and their sources alone: blocks are only a first sieve in float32, and what passes it
+is measured without any rounding of sums (products of float16 numbers up to 1 are multiples of 2^-48, so float64 adds
+thousands of them exactly, in whatever order).
 """
 
 from __future__ import annotations
@@ -35,22 +36,41 @@ def near(
 ) -> Iterator[tuple[int, pa.Table]]:
     """The pairs of clips of different sources whose cosine is `threshold` or more, in pieces.
 
-    `sources`: a number per clip, the same for clips of one source. Yields (pairs compared since the last time, table
-    of a < b, source_a, source_b and cosine).
+    Of the pairs that a clip has with the clips of one source in a block, the nearest comes, and others only if they
+    are the nearest for those. `sources`: a number per clip, the same for clips of one source. Yields (pairs compared
+    since the last time, table of a < b, source_a, source_b and cosine).
     """
     for top in range(0, len(vectors), block):
         rows = vectors[top : top + block].astype(np.float32)
         for left in range(top, len(vectors), block):
             columns = rows if left == top else vectors[left : left + block].astype(np.float32)
-            a, b = np.nonzero(rows @ columns.T >= threshold - _MARGIN)
+            roughly = rows @ columns.T
+            a, b = np.nonzero(roughly >= threshold - _MARGIN)
+            rough = roughly[a, b].astype(np.float64)
             a, b = a + top, b + left
             wanted = (a < b) & (sources[a] != sources[b])
-            a, b = a[wanted], b[wanted]
+            a, b, rough = a[wanted], b[wanted], rough[wanted]
+            likely = _nearest(a, sources[b], rough, _MARGIN) | _nearest(b, sources[a], rough, _MARGIN)
+            a, b = a[likely], b[likely]
             exact = cosines(vectors, a, b)
-            passed = exact >= threshold
+            passed = (exact >= threshold) & (_nearest(a, sources[b], exact) | _nearest(b, sources[a], exact))
             a, b = a[passed], b[passed]
             size = len(rows) * (len(rows) - 1) // 2 if left == top else len(rows) * len(columns)
             yield size, pa.table([a, b, sources[a], sources[b], exact[passed]], schema=_NEAR)
+
+
+def _nearest(
+    clip: NDArray[np.int64], source: NDArray[np.int64], cosine: NDArray[np.float64], margin: float = 0.0
+) -> NDArray[np.bool_]:
+    """Where the cosine is the highest, or within `margin` of it, that the clip has with any clip of the source."""
+    if not len(clip):
+        return np.zeros(0, bool)
+    order = np.lexsort((-cosine, source, clip))
+    first = np.concatenate([[True], (np.diff(clip[order]) != 0) | (np.diff(source[order]) != 0)])
+    best = np.empty_like(cosine)
+    best[order] = cosine[order][first][np.cumsum(first) - 1]
+    near: NDArray[np.bool_] = cosine >= best - margin
+    return near
 
 
 def cosines(vectors: Vectors, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -104,3 +124,23 @@ def groups(pairs: Iterable[tuple[int, int]], sources: NDArray[np.int64]) -> list
                 group[clip] = large
     whole = {id(members): members for members in group.values() if len(members) > 1}
     return sorted(sorted(members.values()) for members in whole.values())
+
+
+def around_the_best(
+    chains: Iterable[list[int]], rank: NDArray[np.int64], vectors: Vectors, threshold: float
+) -> Iterator[tuple[list[int], NDArray[np.float64]]]:
+    """Groups in which every clip shows the same as the best: (members, best first; the cosine of each to the best).
+
+    A chain of pairs may lead from a clip to one that shows something else, by steps that are each small. So the best
+    of a chain takes those that are near to itself, and the best of the rest begins a group of its own. `rank`: a number
+    per clip, the lower the better.
+    """
+    for chain in chains:
+        left = np.array(sorted(chain, key=lambda clip: int(rank[clip])), np.int64)
+        while len(left) > 1:
+            found = cosines(vectors, np.full(len(left), left[0]), left)
+            near = found >= threshold
+            near[0] = True
+            if near.sum() > 1:
+                yield left[near].tolist(), found[near]
+            left = left[~near]

@@ -47,7 +47,10 @@ class Folder:
     def _open(self, url: str) -> None:
         if not url.strip():
             raise UsageError("the name of the dataset's folder is empty")
-        self._fs, root = filesystem(url)
+        try:
+            self._fs, root = filesystem(url)
+        except OSError as error:
+            raise UsageError(f"{url} cannot be reached: {said(error)}") from error
         self._root = root.rstrip("/") or "/"
         self.local: Path | None = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
         self.url = str(self.local or self._fs.unstrip_protocol(self._root))

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from filters.rules import quoted
 from pipeline import embeddings
-from pipeline.catalog import PARTS, Catalog, values
-from pipeline.errors import RunError, UsageError
+from pipeline.catalog import PARTS, Catalog, existing, values
+from pipeline.erase import LEFT
+from pipeline.errors import RunError
 from pipeline.fetch import Scratch
 from pipeline.inspection import Damage, Problem, Stored, inspect
 from pipeline.schema import BASE_LAYER, FORMAT_VERSION
@@ -62,7 +63,7 @@ def verify(out: str, workers: int | None = None) -> Report:
 
     Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot go on.
     """
-    folder, report = Folder(out), Report(out)
+    folder, report = existing(out), Report(out)
     if not _parts(folder, report):
         report.notes.append("the rest of the checks need a catalog that can be read, and were left out")
         return report
@@ -82,8 +83,6 @@ def verify(out: str, workers: int | None = None) -> Report:
 def _parts(folder: Folder, report: Report) -> bool:
     """Whether every part of the catalog can be read."""
     names = [entry.name for entry in folder.names(PARTS) if entry.name.endswith(".parquet")]
-    if not names:
-        raise UsageError(f"{folder.url} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
     expected, sound = 1, True
     for name in names:
         number = name.removesuffix(".parquet")
@@ -184,7 +183,8 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
             "the next ingest goes on"
         )
     left = len(unreferenced(catalog))
-    if left:
+    # Where a part is missing, what it named only seems to be left over.
+    if left and len(catalog.sequences()) == catalog.sequence:
         report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
     if _interrupted(con):
         report.notes.append("a forget was interrupted; the next forget, ingest or dedup finishes it")
@@ -194,8 +194,8 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
 
 def _interrupted(con: duckdb.DuckDBPyConnection) -> bool:
     """Whether rows are left of what was forgotten: then bytes may be as well."""
-    left = "SELECT 1 FROM parts WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM forgotten) LIMIT 1"
-    return bool(values(con, left))
+    con.execute(LEFT)
+    return bool(values(con, "SELECT 1 FROM part_left LIMIT 1"))
 
 
 def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:

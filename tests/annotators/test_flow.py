@@ -151,7 +151,7 @@ def test_bytes_depend_neither_on_threads_nor_on_the_clip_before() -> None:
     assert (one.signals, one.data) == (four.signals, four.data)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (144, 176), (272, 640), (640, 272)])
+@pytest.mark.parametrize("size", [(64, 64), (144, 176), (272, 640), (640, 272), (8, 64), (64, 12), (4, 4)])
 def test_every_size_works(size: tuple[int, int]) -> None:
     clip = panned(1, 1, frames=2, size=size)
     annotation = Flow()(clip, 16.0)

@@ -21,6 +21,7 @@ def label(folder: Path, *entries: dict[str, Any]) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_found_missed_and_wrongly_claimed(tmp_path: Path) -> None:
     folder = tmp_path / "clips"
     folder.mkdir()

@@ -36,15 +36,23 @@ def scene(height: int = 480, width: int = 640, seed: int = 1) -> Any:
     return (40 + 180 * picture).astype(np.uint8)
 
 
-def filmed(course: list[tuple[float, float, float]], seed: int = 1) -> Any:
-    """What a camera sees of a scene that moves by (x, y) pixels and grows by a factor, frame by frame."""
+def filmed(course: list[tuple[float, ...]], seed: int = 1) -> Any:
+    """What a camera sees of a scene that moves by (x, y) pixels, grows by a factor and turns by degrees clockwise (none
+    where that is left out), frame by frame."""
     large = scene(960, 1280, seed)
-    frames, x, y, scale = [], 0.0, 0.0, 1.0
-    for dx, dy, growth in [(0.0, 0.0, 1.0), *course]:
-        x, y, scale = x + dx, y + dy, scale * growth
-        matrix = np.array([[scale, 0, 160 - 640 * scale + x], [0, scale, 120 - 480 * scale + y]])
+    frames, x, y, scale, angle = [], 0.0, 0.0, 1.0, 0.0
+    for dx, dy, growth, *turn in [(0.0, 0.0, 1.0), *course]:
+        x, y, scale, angle = x + dx, y + dy, scale * growth, angle + sum(turn)
+        matrix = cv2.getRotationMatrix2D((640, 480), -angle, scale)
+        matrix[:, 2] += (160 - 640 + x, 120 - 480 + y)
         frames.append(cv2.warpAffine(large, matrix, (320, 240), flags=cv2.INTER_LINEAR))
     return np.stack(frames)
+
+
+def shown_at(rate: float, frames: Any, fps: float = FPS) -> Any:
+    """A clip on the grid, of a source with fewer frames a second: some are shown again."""
+    seconds = (np.arange(len(frames)) / fps * rate).round() / rate
+    return frames[(seconds * fps).round().astype(int).clip(max=len(frames) - 1)]
 
 
 def of(one: Any, frames: Any) -> dict[str, Any]:
@@ -75,6 +83,36 @@ def test_shake_is_called_so_even_while_panning() -> None:
     found = of(Camera(), filmed(course))
     assert found["camera"] == "shake"
     assert found["camera_shake"] == pytest.approx(3 * 2**0.5, rel=0.35)
+
+
+@pytest.mark.parametrize("rate", [8.0, 10.0, 12.0, 12.5, 15.0])
+def test_a_pan_of_a_source_with_few_frames_is_no_shake(rate: float) -> None:
+    found = of(Camera(), shown_at(rate, filmed([(5.0, 0.0, 1.0)] * 48)))
+    assert found["camera"] == "pan"
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"), [("pan", (5.0, 0.0, 1.0)), ("zoom", (0.0, 0.0, 1.008)), ("roll", (0.0, 0.0, 1.0, 0.6))]
+)
+def test_there_and_back_is_no_standstill(kind: str, there: tuple[float, ...]) -> None:
+    x, y, growth, *turn = there
+    back = (-x, -y, 1 / growth, *(-one for one in turn))
+    found = of(Camera(), filmed([there] * 30 + [back] * 30))
+    assert found["camera"] == kind
+    assert abs(found["camera_pan"]) < 0.3
+    assert abs(found["camera_zoom"]) < 0.5
+    assert abs(found["camera_roll"]) < 0.5
+
+
+def test_a_roll_is_called_so_and_measured() -> None:
+    found = of(Camera(), filmed([(0.0, 0.0, 1.0, 0.5)] * 40))
+    assert found["camera"] == "roll"
+    assert found["camera_roll"] == pytest.approx(0.5 * FPS, abs=0.4)
+
+
+def test_a_camera_that_rocks_shakes() -> None:
+    course = [(0.0, 0.0, 1.0, float(turn)) for turn in RNG.normal(0, 1.5, 40)]
+    assert of(Camera(), filmed(course))["camera"] == "shake"
 
 
 def test_what_moves_before_a_camera_that_stands_is_no_camera_motion() -> None:
@@ -130,6 +168,15 @@ def test_black_frames_and_fades() -> None:
     assert of(Black(), night) == {"black": 0.0, "fade": 0.0}, "a dark scene is not black"
     cut = np.concatenate([np.zeros_like(frames[:5]), frames[25:45]])
     assert of(Black(), cut)["fade"] == 0.0, "a cut from black is no fade"
+
+
+@pytest.mark.parametrize("rate", [8.0, 10.0, 12.0, 12.5, 15.0, 16.0])
+def test_a_fade_of_a_source_with_few_frames(rate: float) -> None:
+    light = np.concatenate([np.linspace(0, 1, 32), np.ones(32)])
+    frames = np.stack([(scene(120, 160).astype(np.float32) * share).astype(np.uint8) for share in light])
+    # What comes after it gets no brighter; a picture that is held for the rest of a clip would be part of the fade.
+    frames[32:, 0, 0] = np.arange(32, 0, -1)[:, None] * 7
+    assert of(Black(), shown_at(rate, frames))["fade"] == pytest.approx(2.0, abs=0.3)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 2.0, 6.0, 15.0])

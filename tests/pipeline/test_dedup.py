@@ -22,6 +22,7 @@ from pipeline.explain import explain, text
 from pipeline.forget import forget
 from pipeline.ledger import Ledger
 from pipeline.listing import write
+from pipeline.select import saved, select
 from pipeline.sources import Source
 from pipeline.storage import Folder
 from pipeline.sweep import unfinished
@@ -91,6 +92,27 @@ def test_a_clip_that_is_no_longer_stored_has_no_duplicates(embedded: Any) -> Non
     assert again(embedded).changed == 2
     assert found(embedded)["b0"] == (None, None, None)
     assert found(embedded)["a0"] == (None, None, 1)
+
+
+def test_another_takes_the_place_of_a_best_one_that_is_rejected(embedded: Any) -> None:
+    again(embedded)
+    best, other = sorted(("a0", "b0"), key=identity)
+    assert select(embedded.url, ["duplicate_rank = 1"]).selected == 2
+    embedded.commit(embedded.clip(best, "rejected", rule="too_dark", detail="dark"))
+    select(embedded.url, ["duplicate_rank = 1"], name="unique")
+    assert identity(other) in saved(embedded.out, "unique")["clip_id"].to_pylist()
+
+
+def test_of_a_group_without_one_nothing_is_known(embedded: Any) -> None:
+    vectors.embed(embedded, {"a2": (0.0, 1.0), "b2": (1.0, 0.05)}, number=1)
+    shutil.rmtree(Path(embedded.url, "embeddings"))
+    vectors.embed(embedded, CLIPS | {"b2": (0.0, 1.0, 0.0)})
+    assert again(embedded).groups == 2
+    gone, left = sorted(("a2", "b2"), key=identity)
+    forget(embedded.url, identity(gone))
+    assert found(embedded)[left] == (None, None, None)
+    assert found(embedded)["a0"][2] == 2
+    assert verify(embedded.url, 1).problems == []
 
 
 @pytest.mark.parametrize(

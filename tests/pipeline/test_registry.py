@@ -81,6 +81,7 @@ def points(monkeypatch: pytest.MonkeyPatch) -> None:
         "writer2": "Writer2",
         "scribble": "annotators.scribble:Scribble",
         "gone": "no_such_module:X",
+        "duplicates": "annotators.scribble:Scribble",
     }
     found = [Loading(name, value, "vdot_data.annotators") for name, value in pairs.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "vdot_data.annotators" else [])
@@ -98,6 +99,7 @@ def test_one_that_fits() -> None:
         ("bare", "has no version, signals, tracks, weights"),
         ("gone", "cannot be loaded: ModuleNotFoundError: No module named"),
         ("goood", "did you mean 'good'"),
+        ("duplicates", "is the name of a layer"),
     ],
 )
 def test_one_that_does_not(name: str, words: str) -> None:

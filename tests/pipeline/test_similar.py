@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vectors import table, unit
@@ -107,6 +108,18 @@ def test_a_copy_that_runs_late_does_not_join_two_moments() -> None:
     vectors = unit([[10, 0, 0], [10, 3, 2], [10, 0, 2], [10, 3, 0], [10, 1.5, 0]])
     for group in groups(vectors, [0, 0, 1, 1, 2], 0.8):
         assert len({[0, 0, 1, 1, 2][clip] for clip in group}) == len(group)
+
+
+def test_a_chain_of_likeness_is_no_likeness() -> None:
+    """Each of four turns the same way from the one before; the ends have nothing in common."""
+    vectors = unit([[np.cos(turn), np.sin(turn)] for turn in np.radians([0, 30, 60, 90])])
+    (chain,) = groups(vectors, [0, 1, 2, 3], 0.85)
+    rank = np.array([1, 0, 2, 3])
+    found = list(similar.around_the_best([chain], rank, vectors, 0.85))
+    assert [members for members, _ in found] == [[1, 0, 2]], "the last one is alone"
+    for _, cosines in found:
+        assert cosines[0] == pytest.approx(1)
+        assert (cosines >= 0.85).all()
 
 
 def test_the_threshold_is_exact() -> None:
