@@ -1,0 +1,364 @@
+"""Make a mixture: from a YAML that people write, over one dataset or more, to a pinned list of what is drawn.
+
+    datasets:
+      films: {path: films, where: "luma > 60"}       # or `selection: day1`; `sequence: 17` pins an older state
+      web: {path: "s3://bucket/web", weight: 2}
+    tasks: {text: 40%, depth: 2, pose: 1}            # shares in %, and weights that divide the rest
+    clips_per_source: 20
+    caption_dropout: 0.1
+    held_out: 0.02
+    seed: 7
+
+A share can also follow from how many clips there are: `tasks: [text, depth, pose]` with `temperature: 2` gives each
+the share count^(1/2). Clips of one source, and clips that show the same (`vdot-data dedup`), are never divided between
+training and the held-out part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+
+from filters.rules import did_you_mean, named, quoted
+from pipeline import wide
+from pipeline.catalog import Catalog, existing
+from pipeline.errors import UsageError
+from pipeline.fetch import Scratch
+from pipeline.mixture import FILE, HELD_OUT, SAMPLES, SCHEMA, TRAIN, Mixture, Stream, content_hash
+from pipeline.schema import BASE_LAYER
+from pipeline.select import saved
+from pipeline.storage import Folder
+from pipeline.strict import Strict, content, mapping, validated
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+
+
+class Part(Strict):
+    """One dataset of a mixture, and what of it is drawn."""
+
+    path: str
+    where: str | tuple[str, ...] = ()
+    selection: str | None = None
+    sequence: Annotated[int, Field(ge=1)] | None = None
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+class Definition(Strict):
+    """The YAML; see the top of this file."""
+
+    datasets: Annotated[dict[str, Part], Field(min_length=1)]
+    tasks: dict[str, float | str] | tuple[str, ...]
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    clips_per_source: Annotated[int, Field(ge=1)] | None = None
+    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_or_temperature(self) -> Definition:
+        if not self.tasks:
+            raise ValueError("tasks: name at least one")
+        if isinstance(self.tasks, dict) and self.temperature is not None:
+            raise ValueError("temperature: the tasks have shares already; give `tasks` as a list, or no temperature")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks."""
+        return tuple(self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Of one task: its share, its clips and seconds of video to train on, sources, clips held out, and how often each
+    clip is drawn while those of the task drawn least often are drawn once."""
+
+    task: str
+    share: float
+    clips: int
+    seconds: float
+    sources: int
+    held_out: int
+    passes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Clips of one shape, to train on."""
+
+    width: int
+    height: int
+    frames: int
+    references: int
+    clips: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What a mixture holds; `selected` are the clips per dataset that it may draw."""
+
+    hash: str
+    selected: dict[str, int]
+    tasks: list[Count]
+    buckets: list[Bucket]
+    out: str | None
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def mix(file: Path, out: str | None = None) -> Mixed:
+    """Make the mixture that `file` describes; write it into the folder `out`, if there is one.
+
+    Paths in the file are relative to its folder. Raises `UsageError` for a file that is no mixture, an unknown column,
+    selection or task, shares that cannot be had, and an `out` that holds another mixture.
+    """
+    name = f"mixture {file}"
+    given = validated(Definition, mapping(content(file, "mixture"), name), name)
+    with Scratch() as scratch:
+        parts, datasets = [], {}
+        for dataset, part in given.datasets.items():
+            url = part.path if "://" in part.path else str(file.parent / part.path)
+            catalog = Catalog(existing(url), scratch.path / dataset)
+            sequence = part.sequence or catalog.sequence
+            if sequence > catalog.sequence:
+                raise UsageError(f"{name}: {url} has {catalog.sequence} catalog parts, and no part {sequence}")
+            datasets[dataset] = (catalog.out.url, sequence)
+            parts.append(_selected(catalog, dataset, part, sequence))
+    con = duckdb.connect()
+    con.register("given", pa.concat_tables(parts))
+    con.execute("CREATE TABLE clip AS FROM given")
+    selected = dict.fromkeys(datasets, 0) | dict(
+        con.execute("SELECT dataset, count(*) FROM clip GROUP BY ALL").fetchall()
+    )
+    _check_tasks(given, con, name)
+    _split(given, con, name)
+    _cap(given, con)
+    shares, streams = _streams(given, con, name)
+    samples = con.sql(
+        f"SELECT {', '.join(map(named, SCHEMA.names))} FROM (SELECT * EXCLUDE tasks FROM clip) "
+        "JOIN drawn USING (dataset, clip_id) ORDER BY dataset, clip_id"
+    )
+    table = samples.to_arrow_table().cast(SCHEMA)
+    drawn = [[one.dataset, one.task, str(one.share)] for one in streams]
+    digest = content_hash({"seed": given.seed, "caption_dropout": given.caption_dropout, "streams": drawn}, table)
+    mixture = Mixture(digest, given.seed, given.caption_dropout, datasets, streams)
+    counts = _counts(con, shares)
+    return Mixed(mixture.hash, selected, counts, _buckets(con), _write(mixture, table, out) if out else None)
+
+
+def _selected(catalog: Catalog, dataset: str, part: Part, sequence: int) -> pa.Table:
+    """The kept clips that a part of the mixture may draw, each with the places of its bytes."""
+    con = catalog.connect(upto=sequence)
+    where = [part.where] if isinstance(part.where, str) else list(part.where)
+    measured = [name for name in ("ref_pictures",) if name in wide.columns(con)]
+    needed = ("source_hash", "duplicate_group", "start_s", "end_s", "tasks", "frames", "height", "width")
+    wide.make(con, "pool", dict.fromkeys([*needed, *measured, *wide.used(where, con)]), "status = 'kept'")
+    wide.check(where, "pool", con)
+    if part.selection is not None:
+        con.register("selected_ids", saved(catalog.out, part.selection))
+        where.append("clip_id IN (FROM selected_ids)")
+    con.execute(
+        'CREATE TABLE places AS SELECT clip_id, list(struct_pack(layer, shard, "offset", bytes) '
+        f"ORDER BY layer <> {quoted(BASE_LAYER)}, layer) AS places FROM clips "
+        "WHERE shard IS NOT NULL AND status = 'kept' GROUP BY clip_id"
+    )
+    references = f"coalesce({measured[0]}, 0)::BIGINT" if measured else "0"
+    try:
+        table = con.sql(
+            f"SELECT {quoted(dataset)} AS dataset, clip_id, source_hash, duplicate_group, end_s - start_s AS seconds, "
+            f'tasks, frames, height, width, {references} AS "references", places FROM pool JOIN places USING (clip_id) '
+            f"WHERE {' AND '.join(f'({one}{chr(10)})' for one in where) or 'true'}"
+        ).to_arrow_table()
+    except duckdb.Error as error:
+        raise UsageError(f"where: cannot be evaluated on the values that are there: {wide.said(error)}") from error
+    _check_shards(catalog.out, table)
+    return table
+
+
+def _check_shards(out: Folder, table: pa.Table) -> None:
+    """Raises `UsageError` where a shard is gone: newer rows took its place, and it was swept."""
+    named = {place["shard"] for places in table["places"].to_pylist() for place in places}
+    folders = {shard.rpartition("/")[0] for shard in named}
+    there = {f"{folder}/{entry.name}" for folder in folders for entry in out.names(folder)}
+    gone = sorted(named - there)
+    if gone:
+        raise UsageError(
+            f"{out.url} has no {gone[0]} any more, nor {len(gone) - 1} others: its clips were made anew since. "
+            "Take a newer `sequence`, or none"
+        )
+
+
+def _check_tasks(given: Definition, con: duckdb.DuckDBPyConnection, name: str) -> None:
+    fit = dict(
+        con.execute(
+            "SELECT task, count(*) FROM (SELECT unnest(tasks) AS task FROM clip) GROUP BY task ORDER BY task"
+        ).fetchall()
+    )
+    for task in given.names:
+        if task not in fit:
+            told = ", ".join(f"{one} {count}" for one, count in fit.items()) or "none for any task"
+            near = did_you_mean(task, fit).partition("; there are")[0]
+            raise UsageError(f"{name}: no selected clip is fit for the task {task!r}{near} (fit are: {told})")
+
+
+def _split(given: Definition, con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """Add `split` to the table `clip`: what is joined by a source or a group of near duplicates stays together."""
+    rows = con.execute(
+        "SELECT DISTINCT source_hash, dataset || ' ' || duplicate_group FROM clip ORDER BY ALL"
+    ).fetchall()
+    families = _families(rows)
+    held = {source for source, family in families.items() if _chance(given.seed, family) < given.held_out}
+    if given.held_out and not held:
+        raise UsageError(
+            f"{name}: held_out {given.held_out:g} of {len(set(families.values()))} groups of sources that show nothing "
+            "in common leaves none; raise it, or take another seed"
+        )
+    con.register("held", pa.table({"source_hash": pa.array(sorted(held), pa.string())}))
+    con.execute(
+        f"CREATE OR REPLACE TABLE clip AS SELECT *, CASE WHEN source_hash IN (FROM held) THEN '{HELD_OUT}' "
+        f"ELSE '{TRAIN}' END AS split FROM clip"
+    )
+
+
+def _families(pairs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Each source -> the smallest source that a chain of near duplicates connects it with. Pairs: (source, group)."""
+    # A union-find over (0, source) and (1, group), so that a source comes before any group.
+    above: dict[tuple[int, str], tuple[int, str]] = {}
+
+    def root(node: tuple[int, str]) -> tuple[int, str]:
+        while above.setdefault(node, node) != node:
+            above[node] = node = above[above[node]]
+        return node
+
+    sources = set()
+    for source, group in pairs:
+        sources.add(source)
+        one, other = root((0, source)), root((1, group) if group else (0, source))
+        above[max(one, other)] = min(one, other)
+    return {source: root((0, source))[1] for source in sources}
+
+
+def _chance(seed: int, key: str) -> float:
+    """A number from 0 to 1 that follows from the seed and the key alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8]) / 2**64
+
+
+def _cap(given: Definition, con: duckdb.DuckDBPyConnection) -> None:
+    """Make `fit`, a row per clip and task that are drawn, and `drawn`, the tasks of each clip."""
+    con.register("wanted", pa.table({"task": list(given.names)}))
+    most = "" if given.clips_per_source is None else f"<= {given.clips_per_source}"
+    cap = f"QUALIFY row_number() OVER (PARTITION BY source_hash, task ORDER BY md5('{given.seed} ' || clip_id)) {most}"
+    con.execute(
+        "CREATE TABLE fit AS FROM (SELECT * EXCLUDE tasks, unnest(tasks) AS task FROM clip) "
+        f"WHERE task IN (FROM wanted) {cap if most else ''}"
+    )
+    con.execute(
+        "CREATE TABLE drawn AS SELECT dataset, clip_id, list(task ORDER BY task) AS tasks FROM fit GROUP BY ALL"
+    )
+
+
+def _streams(
+    given: Definition, con: duckdb.DuckDBPyConnection, name: str
+) -> tuple[dict[str, Fraction], tuple[Stream, ...]]:
+    """The share of each task, and of each dataset in it."""
+    rows = con.execute(
+        f"SELECT task, dataset, count(*) FILTER (split = '{TRAIN}'), count(*) FROM fit GROUP BY ALL ORDER BY ALL"
+    ).fetchall()
+    train: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    for task, _, count, fit in rows:
+        train[task] += count
+        every[task] += fit
+    for task in given.names:
+        if not train[task]:
+            raise UsageError(f"{name}: the task {task!r} has no clip to train on: all {every[task]} are held out")
+    shares = _shares(given, train, name)
+    streams = []
+    for task in given.names:
+        parts = {
+            dataset: Fraction(str(given.datasets[dataset].weight)) * count
+            for one, dataset, count, _ in rows
+            if one == task and count
+        }
+        counts = {dataset: count for one, dataset, count, _ in rows if one == task}
+        streams += [
+            Stream(dataset, task, counts[dataset], shares[task] * weight / sum(parts.values()))
+            for dataset, weight in parts.items()
+        ]
+    return shares, tuple(streams)
+
+
+def _shares(given: Definition, clips: Mapping[str, int], name: str) -> dict[str, Fraction]:
+    """The exact share of each task; they sum to 1. Raises `UsageError` for shares that do not."""
+    if not isinstance(given.tasks, dict):
+        power = 1 / (given.temperature or 1.0)
+        weights = {task: Fraction(clips[task] ** power).limit_denominator(10**6) for task in given.tasks}
+        return {task: weight / sum(weights.values()) for task, weight in weights.items()}
+    fixed: dict[str, Fraction] = {}
+    weighed: dict[str, Fraction] = {}
+    for task, said in given.tasks.items():
+        if isinstance(said, str):
+            percent = _PERCENT.fullmatch(said.strip())
+            if percent is None:
+                raise UsageError(f"{name}: tasks.{task}: {said!r} is neither a weight, as 2 is, nor a share, as 40% is")
+            fixed[task] = Fraction(percent[1]) / 100
+        else:
+            weighed[task] = Fraction(str(said))
+        if not (fixed | weighed)[task] > 0:
+            raise UsageError(f"{name}: tasks.{task}: {said} is not above 0; leave a task out that is not to be drawn")
+    rest = 1 - sum(fixed.values())
+    if rest < 0 or (rest > 0) != bool(weighed):
+        told = " + ".join(f"{task} {given.tasks[task]}" for task in fixed)
+        left = f", which leaves nothing for {', '.join(weighed)}" if weighed else ", and must sum to 100 %"
+        raise UsageError(f"{name}: the shares sum to {float(100 * (1 - rest)):g} % ({told}){left}")
+    return {
+        task: fixed[task] if task in fixed else rest * weighed[task] / sum(weighed.values()) for task in given.tasks
+    }
+
+
+def _counts(con: duckdb.DuckDBPyConnection, shares: Mapping[str, Fraction]) -> list[Count]:
+    rows = con.execute(
+        f"SELECT task, count(*) FILTER (split = '{TRAIN}'), sum(seconds) FILTER (split = '{TRAIN}'), "
+        f"count(DISTINCT source_hash) FILTER (split = '{TRAIN}'), count(*) FILTER (split = '{HELD_OUT}') "
+        "FROM fit GROUP BY task"
+    ).fetchall()
+    clips = {task: count for task, count, *_ in rows}
+    least = min(share / clips[task] for task, share in shares.items())
+    found = {
+        task: Count(task, float(shares[task]), count, seconds, sources, held, float(shares[task] / count / least))
+        for task, count, seconds, sources, held in rows
+    }
+    return [found[task] for task in shares]
+
+
+def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
+    rows = con.execute(
+        'SELECT width, height, frames, "references", count(*) FROM clip JOIN drawn USING (dataset, clip_id) '
+        f"WHERE split = '{TRAIN}' GROUP BY ALL ORDER BY 5 DESC, 1, 2, 3, 4"
+    ).fetchall()
+    return [Bucket(*row) for row in rows]
+
+
+def _write(mixture: Mixture, samples: pa.Table, out: str) -> str:
+    folder = Folder(out)
+    buffer = io.BytesIO()
+    pq.write_table(samples, buffer, compression="zstd")
+    for name, data in ((SAMPLES, buffer.getvalue()), (FILE, mixture.as_json().encode())):
+        if not folder.create(name, data):
+            raise UsageError(f"{folder.url} holds another mixture already: choose another folder")
+    return folder.url
