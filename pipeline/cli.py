@@ -185,6 +185,10 @@ def select(
         typer.Option(help="An SQL predicate over the catalog's columns; more of them are all to hold."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Judge by the rules of this recipe instead.")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge with this rule changed, as in 'too_dark: luma < 30'; 'NAME:' drops it."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Keep the selection under this name.")] = None,
     against: Annotated[str | None, typer.Option(help="Compare with this selection; else with the newest.")] = None,
     as_json: Json = False,
@@ -193,7 +197,7 @@ def select(
     from pipeline import select as selecting
     from pipeline.console import selected
 
-    done = selecting.select(out, where or (), recipe_file=recipe, name=name, against=against)
+    done = selecting.select(out, where or (), recipe_file=recipe, rules=rule or (), name=name, against=against)
     for part in selected(done):
         console.print(part, highlight=False, soft_wrap=True)
     if as_json:
@@ -213,6 +217,24 @@ def mix(
     done = mixing.mix(mixture, out)
     for part in mixed(done):
         console.print(part, highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(done.as_json())
+
+
+@app.command()
+def report(
+    out: Out,
+    html: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """Write one HTML page: what was kept and what was not, why, and what other thresholds would do."""
+    from pipeline import report as reporting
+
+    done = reporting.report(out, html)
+    told = (
+        f"{done.file}: {done.clips} clips, {done.shown} of them shown, {done.size / 1e6:.1f} MB; open it in a browser"
+    )
+    console.print(told, highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo(done.as_json())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -12,10 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.errors import ADVICE, ErrorCode
-from pipeline.ingest import Summary
-from pipeline.mix import Mixed
-from pipeline.run import Progress
-from pipeline.select import Condition, Selection
+from pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    # To show a selection takes none of what an ingest does.
+    from pipeline.ingest import Summary
+    from pipeline.mix import Mixed
+    from pipeline.select import Condition, Selection
 
 # A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
 LINE_S = 10.0

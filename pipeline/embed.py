@@ -11,7 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -23,9 +22,9 @@ from pipeline import embeddings
 from pipeline.embed_stage import EmbedStage
 from pipeline.engine import Engine
 from pipeline.errors import UsageError
+from pipeline.progress import Progress, Watcher
 from pipeline.recipe import Recipe
 from pipeline.rounds import Stop, ahead, rounds
-from pipeline.run import Progress
 from pipeline.schema import BASE_LAYER
 from pipeline.storage import Folder
 
@@ -50,7 +49,7 @@ class Embedder:
     run_id: str
     recipe: Recipe
     scratch: Path
-    watcher: Any
+    watcher: Watcher
     done: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     _parts: int = 0

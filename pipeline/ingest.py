@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from annotators.weights import MissingWeights, path
 from filters.rules import named
 from pipeline import listing, recipe, registry
 from pipeline.blueprint import Blueprint
-from pipeline.catalog import BATCH, PARTS, Catalog, existing
-from pipeline.errors import RunError, UsageError
+from pipeline.catalog import BATCH, Catalog, existing
+from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger, check_foundations
 from pipeline.listing import Listing
 from pipeline.lock import owned
+from pipeline.progress import Watcher
 from pipeline.recipe import Recipe
-from pipeline.run import Progress, Run
-from pipeline.schema import BASE_LAYER, COLUMNS
+from pipeline.run import Run
+from pipeline.schema import COLUMNS
 from pipeline.shots import TransNet
 from pipeline.sources import Source, expand
 from pipeline.storage import Folder
+from pipeline.stored import check_geometry, manifest_columns, stored_recipe
 
 # Columns of a source's row that make it a source again.
 _SOURCE = ("source_uri", "source_size", "source_stamp", "licence")
-
-Watcher = Callable[[Progress], None]
 
 
 @dataclass(slots=True)
@@ -144,34 +144,9 @@ def check_weights(blueprint: Blueprint) -> None:
             raise UsageError(str(error)) from error
 
 
-def stored_recipe(catalog: Catalog) -> Recipe:
-    """The recipe of the newest ingest into a dataset. Raises `RunError` when the catalog has none."""
-    con = catalog.connect()
-    row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
-    if row is None:
-        raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")
-    return recipe.parse(row[0], f"stored in {catalog.out.url}")
-
-
-def manifest_columns(catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
-    """The manifest columns that a dataset has, which rules may name."""
-    ours = {*COLUMNS.names, *registry.signals(chosen.annotators, chosen.filters)}
-    described = catalog.connect().execute("SELECT column_name, column_type FROM (DESCRIBE parts)").fetchall()
-    return tuple(name for name, kind, *_ in described if kind == "VARCHAR" and name not in ours)
-
-
 def _manifest(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
     """The manifest columns of this listing and those that the dataset has from earlier ones."""
     return tuple(dict.fromkeys([*listed.manifest, *manifest_columns(catalog, chosen)]))
-
-
-def check_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
-    """Raises `UsageError` when a recipe would make clips that one OUT cannot mix with those it holds."""
-    if stored.geometry != chosen.geometry:
-        raise UsageError(
-            f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "
-            f"{chosen.geometry}. Choose another OUT, or the same grid, shots and crop_bars."
-        )
 
 
 def _go(

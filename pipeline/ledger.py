@@ -33,10 +33,15 @@ _WORK_SCHEMA = pa.schema(
 )
 
 
-def made(lineage: Iterable[dict[str, Any]]) -> str:
-    """SQL that is true for a row of the catalog which all of these made, in these versions."""
-    entries = ", ".join(quoted(f"{one['name']} {one['version']} {one['weights_sha256']}") for one in lineage)
-    told = "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
+def made(lineage: Iterable[dict[str, Any]], any_version: bool = False) -> str:
+    """SQL that is true for a row of the catalog which all of these made, in these versions or in any."""
+    if any_version:
+        entries, told = ", ".join(quoted(one["name"]) for one in lineage), "list_transform(lineage, lambda e: e.name)"
+    else:
+        entries = ", ".join(quoted(f"{one['name']} {one['version']} {one['weights_sha256']}") for one in lineage)
+        told = (
+            "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
+        )
     return f"coalesce(list_has_all({told}, [{entries}]::VARCHAR[]), false)"
 
 

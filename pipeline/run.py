@@ -19,6 +19,7 @@ from pipeline.engine import LOST, Engine
 from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
+from pipeline.progress import Progress
 from pipeline.rounds import Stop, ahead, rounds
 from pipeline.schema import BASE_LAYER
 from pipeline.sweep import sweep
@@ -27,19 +28,6 @@ log = logging.getLogger("vdot_data")
 
 # Shards being written at once: enough to hide an object store's latency, few enough to bound memory.
 PACKING = 4
-
-
-@dataclass(slots=True)
-class Progress:
-    """What a display shows while a run goes on: `done` of `work` pieces, which are sources, or a layer's clips."""
-
-    unit: str
-    work: int = 0
-    done: int = 0
-    clips: Counter[str] = field(default_factory=Counter)
-    started: float = field(default_factory=time.monotonic)
-    begun: float | None = None
-    draining: bool = False
 
 
 class Run:

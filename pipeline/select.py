@@ -25,11 +25,11 @@ from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, existing
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.ingest import check_geometry, manifest_columns, stored_recipe
 from pipeline.ledger import made
 from pipeline.recipe import Recipe
 from pipeline.schema import BASE_LAYER
 from pipeline.storage import Folder
+from pipeline.stored import check_geometry, manifest_columns, stored_recipe
 
 FOLDER = "selections"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -91,21 +91,25 @@ def select(
     where: Sequence[str] = (),
     *,
     recipe_file: Path | None = None,
+    rules: Sequence[str] = (),
     name: str | None = None,
     against: str | None = None,
 ) -> Selection:
     """Select of the kept clips of OUT those for which every predicate of `where` is true.
 
     `recipe_file`: judge all clips by its rules first; those that it lets in and that are not fully annotated are
-    pending, and `ingest` with this recipe annotates just those. `name`: keep the selection under it. `against`: the
-    selection to compare with, by default the newest. Raises `UsageError` for what is no predicate, an unknown column
-    or name, and where a name is taken by another selection.
+    pending, and `ingest` with this recipe annotates just those. `rules`: those of the recipe (else of the one that OUT
+    was made with) that are other ones, each "NAME: PREDICATE"; without a predicate the rule is left out. `name`: keep
+    the selection under it. `against`: the selection to compare with, by default the newest. Raises `UsageError` for
+    what is no predicate, an unknown column or name, and where a name is taken by another selection.
     """
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a selection: letters, digits, '.', '_' and '-' make one")
     with Scratch() as scratch:
         catalog = Catalog(existing(out), scratch.path)
         chosen = recipes.load(recipe_file) if recipe_file else None
+        if rules:
+            chosen = _changed(chosen or stored_recipe(catalog), rules)
         blueprint = _blueprint(catalog, chosen, out)
         con = catalog.connect(blueprint.schema()) if blueprint else catalog.connect()
         parts = [part for text in where for part in conditions(text, con)]
@@ -114,7 +118,7 @@ def select(
             wide.make(con, "judged", dict.fromkeys([*_SUMS, *asked]), _ALL)
         else:
             _judge(con, blueprint, asked)
-        rules = _rules(con, chosen) if chosen else []
+        ruled = _rules(con, chosen) if chosen else []
         wide.check(parts, "judged", con)
         con.execute("CREATE VIEW pool AS SELECT * FROM judged WHERE status = 'kept'")
         found = _conditions(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
@@ -136,7 +140,7 @@ def select(
             undecided=undecided,
             seconds=seconds,
             bytes=int(size),
-            rules=rules,
+            rules=ruled,
             where=found,
             against=difference,
             file=_save(catalog.out, name, ids, story) if name else None,
@@ -169,6 +173,22 @@ def _bare(sql: str, con: duckdb.DuckDBPyConnection) -> str:
     return sql if json.loads(tree)["error"] else inner
 
 
+def _changed(chosen: Recipe, rules: Iterable[str]) -> Recipe:
+    """A recipe with other rules."""
+    changed = dict(chosen.rules)
+    for rule in rules:
+        name, colon, predicate = (part.strip() for part in rule.partition(":"))
+        if not name or not colon or (not predicate and name not in changed):
+            near = did_you_mean(name, changed) if colon else ""
+            raise UsageError(
+                f"--rule {rule!r} is no rule of this recipe, nor a new one, as 'too_dark: luma < 40' is{near}"
+            )
+        changed[name] = predicate
+    return Recipe.model_validate(
+        chosen.model_dump() | {"rules": {name: predicate for name, predicate in changed.items() if predicate}}
+    )
+
+
 def _blueprint(catalog: Catalog, chosen: Recipe | None, out: str) -> Blueprint | None:
     if chosen is None:
         return None
@@ -182,7 +202,7 @@ def _judge(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, asked: Iterable
     measured = "".join(f", {named(column)}" for column in rules.columns if column not in ("clip_id", "shard"))
     con.execute(
         f"CREATE TABLE candidate AS SELECT clip_id{measured}, "
-        f"shard IS NOT NULL AND {made(blueprint.lineage)} AS vdot_whole "
+        f"shard IS NOT NULL AND {made(blueprint.lineage, any_version=True)} AS vdot_whole "
         f"FROM clips WHERE layer = {quoted(BASE_LAYER)} AND {_JUDGED}"
     )
     try:

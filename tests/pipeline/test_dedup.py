@@ -229,7 +229,7 @@ def test_nothing_to_compare(dataset: Any) -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01, float("nan")])
 def test_a_threshold_that_is_no_cosine(embedded: Any, threshold: float) -> None:
-    with pytest.raises(UsageError, match="between 0 and 1"):
+    with pytest.raises(UsageError, match="above 0 and up to 1"):
         dedup(embedded.url, threshold=threshold)
 
 

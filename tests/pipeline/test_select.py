@@ -139,6 +139,19 @@ def test_other_rules_are_tried_without_a_trace(measured: Any, tmp_path: Path) ->
     assert measured.everything() == before
 
 
+def test_one_rule_is_changed(measured: Any) -> None:
+    now = select(measured.url, rules=["too_dark: luma < 20"])
+    assert now.verdicts == select(measured.url).verdicts
+    tighter = select(measured.url, rules=["too_dark: luma < 55", "flat: contrast < 3"])
+    assert tighter.verdicts == {"failed": 1, "kept": 6, "pending": 2, "rejected": 7}
+    assert select(measured.url, rules=["too_dark:"]).verdicts == {"failed": 1, "kept": 14, "pending": 1}
+    for bad in ("luma < 3", "too_drak:", ": luma < 3", ""):
+        with pytest.raises(UsageError, match="no rule of this recipe"):
+            select(measured.url, rules=[bad])
+    with pytest.raises(UsageError, match="did you mean 'luma'"):
+        select(measured.url, rules=["dark: luna < 3"])
+
+
 def test_what_a_looser_rule_lets_in_is_pending(dataset: Any, tmp_path: Path) -> None:
     (tmp_path / "loose.yaml").write_text(RECIPE.replace("luma < 20", "luma < 10"))
     found = select(dataset.url, recipe_file=tmp_path / "loose.yaml")

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import engine
 from pipeline.ingest import ingest
-from pipeline.run import Progress
+from pipeline.progress import Progress
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""A clip and its tracks side by side in one small video, so that they cannot fall out of step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from annotators.base import Frames
+from pipeline import encode
+from pipeline.errors import ClipError
+
+# Longer side of one tile, in pixels, and how many tiles lie in a row.
+_TILE, _ACROSS = 224, 3
+# Small files count for more than detail here.
+_CRF = 30
+
+
+def mosaic(members: Mapping[str, bytes], fps: float = 16.0) -> tuple[bytes | None, list[str]]:
+    """A sample's clip and tracks as one MP4, and the names of its tiles, row by row; (None, []) where the clip cannot
+    be read. `members` as `shards.sample` gives them; a track that cannot be read is left out."""
+    names = ["mp4", *sorted(name for name in members if name.endswith(".mp4"))]
+    tiles: dict[str, Frames] = {}
+    for name in names:
+        try:
+            frames = encode.decode(members[name])
+        except (KeyError, ClipError):
+            continue
+        tiles[name.removesuffix(".mp4") if name != "mp4" else "clip"] = _small(frames)
+    if "clip" not in tiles:
+        return None, []
+    length, height, width, _ = tiles["clip"].shape
+    shown = [name for name, frames in tiles.items() if len(frames) == length]
+    rows = -(-len(shown) // _ACROSS)
+    across = min(len(shown), _ACROSS)
+    picture = np.zeros((length, rows * height, across * width, 3), np.uint8)
+    for place, name in enumerate(shown):
+        top, left = place // _ACROSS * height, place % _ACROSS * width
+        picture[:, top : top + height, left : left + width] = tiles[name]
+    return encode.encode(picture, fps, _CRF), shown
+
+
+def _small(frames: Frames) -> Frames:
+    height, width = frames.shape[1:3]
+    scale = min(1.0, _TILE / max(height, width))
+    size = tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])

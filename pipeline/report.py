@@ -1,0 +1,364 @@
+"""One HTML file to look at a dataset: what was kept, what was not and why, and what other thresholds would do.
+
+The page asks nobody for anything: pictures, small videos and the values that the sliders count are inside it. Up to
+`ROWS` clips are all there, so that the sliders' counts are those of `select`; of more, a sample stands for them.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import jinja2
+import numpy as np
+
+from annotators.base import Signal
+from filters.rules import named, quoted
+from pipeline import film, shards, thresholds
+from pipeline.blueprint import Blueprint
+from pipeline.catalog import Catalog, existing, now, values
+from pipeline.errors import ClipError, UsageError
+from pipeline.fetch import Scratch
+from pipeline.ledger import made
+from pipeline.schema import BASE_LAYER
+from pipeline.storage import Folder
+from pipeline.stored import manifest_columns, stored_recipe
+from pipeline.thresholds import Threshold
+
+ROWS = 20_000
+"""Clips whose values are in the page."""
+
+# Clips that are shown of each kind; of the rejected, so many for each rule.
+_KEPT, _PER_RULE, _NEAR, _FAILED = 12, 4, 12, 24
+# Bars of a histogram.
+_BINS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Slider:
+    """A signal with its histogram and the two numbers that a clip must lie between.
+
+    `low` and `high`: the rule that rejects below and above, or None where there is none yet. `edges` [n + 1] and counts
+    [n] of clips that are kept and of the others.
+    """
+
+    signal: str
+    unit: str
+    meaning: str
+    least: float
+    most: float
+    low: Threshold | None
+    high: Threshold | None
+    edges: list[float]
+    kept: list[int]
+    others: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One clip or source in a contact sheet; `strip` (JPEG) and `film` (MP4) are data URLs."""
+
+    name: str
+    source: str
+    span: str
+    verdict: str
+    why: str
+    strip: str | None = None
+    film: str | None = None
+    tiles: list[str] = field(default_factory=list)
+    caption: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was written, and of how much."""
+
+    file: str
+    clips: int
+    rows: int
+    shown: int
+    size: int
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def report(out: str, file: Path) -> Report:
+    """Write the page about a dataset into `file`. Raises `UsageError` where there is no dataset, and what reading the
+    catalog raises; a sample that cannot be read is shown without pictures."""
+    with Scratch() as scratch:
+        catalog = Catalog(existing(out), scratch.path)
+        chosen = stored_recipe(catalog)
+        blueprint = Blueprint.ingest(chosen, manifest_columns(catalog, chosen))
+        con = catalog.connect(blueprint.schema())
+        con.execute(
+            "CREATE TABLE base AS SELECT *, "
+            f"shard IS NOT NULL AND {made(blueprint.lineage, any_version=True)} AS vdot_whole "
+            f"FROM clips WHERE layer = {quoted(BASE_LAYER)}"
+        )
+        limits = _usable(thresholds.simple(chosen.rules), blueprint)
+        measured = {name: signal for name, signal in blueprint.signals.items() if signal.kind in ("float", "int")}
+        sliders = [one for name, signal in measured.items() if (one := _slider(con, name, signal, limits))]
+        # What a rule asks for comes first.
+        sliders.sort(key=lambda one: one.low is None and one.high is None)
+        data, rows = _rows(con, blueprint, sliders, limits)
+        sheets = _sheets(con, catalog.out, limits)
+        page = {
+            "out": catalog.out.url,
+            "made": now(),
+            "sequence": catalog.sequence,
+            "counts": dict(con.execute("SELECT status, count(*) FROM base GROUP BY status").fetchall()),
+            "sources": dict(con.execute("SELECT status, count(*) FROM sources GROUP BY status").fetchall()),
+            "funnel": _funnel(con),
+            "sliders": sliders,
+            "sheets": sheets,
+            "tasks": _tasks(con, list(chosen.fitness)),
+            "seconds": _seconds(con),
+            "lineage": _lineage(con),
+            "licences": con.execute(
+                "SELECT coalesce(licence, 'not stated'), count(*) FROM base WHERE status = 'kept' "
+                "GROUP BY ALL ORDER BY count(*) DESC, 1 LIMIT 40"
+            ).fetchall(),
+            "model": data,
+        }
+        ((clips,),) = con.execute("SELECT count(*) FROM base").fetchall()
+    text = _page(page)
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+    shown = sum(len(cards) for cards in sheets.values())
+    return Report(str(file), clips, rows, shown, len(text.encode()))
+
+
+def _usable(limits: Iterable[Threshold], blueprint: Blueprint) -> list[Threshold]:
+    """The thresholds on signals that are numbers, the first one of each side.
+
+    Where a null counts as a number, a clip that is rejected before the signal is measured would be judged by it, so
+    such rules must know their signal from the start.
+    """
+    found: dict[tuple[str, bool], Threshold] = {}
+    for limit in limits:
+        signal = blueprint.signals.get(limit.column)
+        early = limit.null is None or limit.column in blueprint.known[0]
+        if signal is not None and signal.kind in ("float", "int") and early:
+            found.setdefault((limit.column, limit.sign.startswith("<")), limit)
+    return list(found.values())
+
+
+def _slider(con: duckdb.DuckDBPyConnection, name: str, signal: Signal, limits: Sequence[Threshold]) -> Slider | None:
+    column = named(name)
+    ((least, most),) = con.execute(f"SELECT min({column}), max({column}) FROM base").fetchall()
+    if least is None:
+        return None
+    low, high = (
+        next((one for one in limits if one.column == name and one.sign.startswith(sign)), None) for sign in "<>"
+    )
+    ends = [least, most, *(side.value for side in (low, high) if side)]
+    least, most = float(min(ends)), float(max(ends))
+    edges = np.linspace(least, most if most > least else least + 1, _BINS + 1)
+    counts = {True: np.zeros(_BINS, int), False: np.zeros(_BINS, int)}
+    rows = con.execute(
+        f"SELECT status = 'kept', least(greatest(floor(({column} - $1) / $2), 0), {_BINS - 1})::INT AS bin, count(*) "
+        f"FROM base WHERE {column} IS NOT NULL GROUP BY ALL",
+        [least, float(edges[1] - edges[0])],
+    ).fetchall()
+    for kept, place, count in rows:
+        counts[kept][place] = count
+    return Slider(
+        signal=name,
+        unit=signal.unit,
+        meaning=signal.meaning,
+        least=least,
+        most=most,
+        low=low,
+        high=high,
+        edges=edges.tolist(),
+        kept=counts[True].tolist(),
+        others=counts[False].tolist(),
+    )
+
+
+def _rows(
+    con: duckdb.DuckDBPyConnection, blueprint: Blueprint, sliders: Sequence[Slider], limits: Sequence[Threshold]
+) -> tuple[dict[str, Any], int]:
+    """What the page's script counts with, and of how many clips: little-endian float64 per slider and clip, one after
+    the other, then a byte per clip (1: stored and fully annotated, 2: a rule without a slider rejects it, 4: one of
+    these is null), gzipped. Clips that failed are in neither."""
+    moved = {one.rule for one in limits}
+    fixed = [f"({text}\n)" for rule, text in blueprint.recipe.rules.items() if rule not in moved]
+    rejected = " OR ".join(fixed) or "false"
+    columns = "".join(f", {named(one.signal)}::DOUBLE" for one in sliders)
+    table = con.sql(
+        f"SELECT vdot_whole::INT + 2 * coalesce({rejected}, false)::INT + 4 * (({rejected}) IS NULL)::INT AS vdot_flags"
+        f"{columns} FROM base WHERE status IN ('kept', 'rejected', 'pending') ORDER BY md5(clip_id) LIMIT {ROWS}"
+    ).to_arrow_table()
+    flags = table["vdot_flags"].to_numpy().astype(np.uint8)
+    parts = [table[at + 1].to_numpy().astype("<f8").tobytes() for at in range(len(sliders))]
+    packed = gzip.compress(b"".join([*parts, flags.tobytes()]), mtime=0)
+    ((every,),) = con.execute("SELECT count(*) FROM base WHERE status IN ('kept', 'rejected', 'pending')").fetchall()
+    told = [
+        {
+            "signal": one.signal,
+            "least": one.least,
+            "most": one.most,
+            "low": asdict(one.low) if one.low else None,
+            "high": asdict(one.high) if one.high else None,
+        }
+        for one in sliders
+    ]
+    data = base64.b64encode(packed).decode()
+    return {"sliders": told, "rows": len(flags), "every": every, "data": data}, len(flags)
+
+
+def _funnel(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
+    """(what, clips that are left after it, clips that it took): cut, each rule by what it took, failures, pending."""
+    ((left,),) = con.execute("SELECT count(*) FROM base").fetchall()
+    steps = [("cut from the sources", left, 0)]
+    taken = con.execute(
+        "SELECT CASE status WHEN 'rejected' THEN rule WHEN 'failed' THEN 'failed: ' || code "
+        "ELSE 'pending' END AS what, count(*) FROM base WHERE status <> 'kept' GROUP BY ALL "
+        "ORDER BY any_value(status) <> 'rejected', any_value(status) <> 'failed', count(*) DESC, what"
+    ).fetchall()
+    for what, count in taken:
+        left -= count
+        steps.append((what or "a rule without a name", left, count))
+    return steps
+
+
+def _tasks(con: duckdb.DuckDBPyConnection, names: Sequence[str]) -> list[tuple[str, int]]:
+    found = dict(
+        con.execute(
+            "SELECT task, count(*) FROM (SELECT unnest(tasks) AS task FROM base WHERE status = 'kept') GROUP BY task"
+        ).fetchall()
+    )
+    return [(name, found.get(name, 0)) for name in names]
+
+
+def _seconds(con: duckdb.DuckDBPyConnection) -> list[tuple[str, float]]:
+    rows: list[tuple[str, float]] = con.execute(
+        "SELECT step.key, sum(step.value) FROM (SELECT unnest(map_entries(timings)) AS step FROM parts "
+        "WHERE timings IS NOT NULL) GROUP BY ALL HAVING sum(step.value) > 0 ORDER BY 2 DESC, 1"
+    ).fetchall()
+    return rows
+
+
+def _lineage(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    return values(
+        con,
+        "SELECT made.name, made.version, made.weights_id, made.weights_licence, count(DISTINCT clip_id) AS clips FROM "
+        "(SELECT clip_id, unnest(lineage) AS made FROM clips WHERE status IN ('kept', 'pending', 'compared')) "
+        "GROUP BY ALL ORDER BY 1, 2",
+    )
+
+
+def _sheets(con: duckdb.DuckDBPyConnection, out: Folder, limits: Sequence[Threshold]) -> dict[str, list[Card]]:
+    """The clips that are shown, by kind; which of many follows from their ids alone."""
+    kept = values(con, f"SELECT * FROM base WHERE status = 'kept' ORDER BY md5(clip_id) LIMIT {_KEPT}")
+    rejected = values(
+        con,
+        "SELECT * FROM base WHERE status = 'rejected' "
+        f"QUALIFY row_number() OVER (PARTITION BY rule ORDER BY md5(clip_id)) <= {_PER_RULE} "
+        "ORDER BY rule, md5(clip_id) LIMIT 96",
+    )
+    failed = values(
+        con,
+        "SELECT clip_id, source_uri, start_s, end_s, status, rule, code, stage, detail FROM base "
+        "WHERE status = 'failed' UNION ALL BY NAME "
+        "SELECT NULL AS clip_id, source_uri, status, rule, code, stage, detail FROM sources "
+        f"WHERE status = 'failed' ORDER BY code, source_uri LIMIT {_FAILED}",
+    )
+    pending = values(con, f"SELECT * FROM base WHERE status = 'pending' ORDER BY md5(clip_id) LIMIT {_NEAR}")
+    return {
+        "kept": [_card(out, row, playing=True) for row in kept],
+        "near misses": [_card(out, row) for row in _near(con, limits)],
+        "rejected": [_card(out, row) for row in rejected],
+        "failed": [_card(out, row) for row in failed],
+        "pending": [_card(out, row) for row in pending],
+    }
+
+
+def _near(con: duckdb.DuckDBPyConnection, limits: Sequence[Threshold]) -> list[dict[str, Any]]:
+    """The clips whose verdict hangs on the least: nearest to a threshold, by the spread of that signal."""
+    asks = [
+        f"SELECT clip_id, {quoted(one.rule)} AS near_rule, {named(one.column)} AS near_value, "
+        f"abs({named(one.column)} - {one.value!r}) / nullif((SELECT stddev({named(one.column)}) FROM base), 0) AS near "
+        f"FROM base WHERE status = 'kept' OR rule = {quoted(one.rule)}"
+        for one in limits
+    ]
+    if not asks:
+        return []
+    rows = values(
+        con,
+        f"SELECT base.*, near_rule, near_value FROM ({' UNION ALL '.join(asks)}) JOIN base USING (clip_id) "
+        "WHERE near IS NOT NULL QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY near, near_rule) = 1 "
+        "AND row_number() OVER (PARTITION BY near_rule ORDER BY near, clip_id) <= 3 "
+        f"ORDER BY near, clip_id LIMIT {_NEAR}",
+    )
+    text = {one.rule: one for one in limits}
+    for row in rows:
+        limit = text[row["near_rule"]]
+        row["detail"] = f"{limit.at(limit.value)}  ({limit.column} = {row['near_value']:.4g})"
+    return rows
+
+
+def _card(out: Folder, row: dict[str, Any], playing: bool = False) -> Card:
+    why = row["detail"] or ""
+    if row["status"] == "rejected" and row["rule"]:
+        why = f"{row['rule']}: {why}" if not why.startswith(row["rule"]) else why
+    elif row["status"] == "failed":
+        why = f"{row['code']} in the step {row['stage']}: {why}"
+    span = "" if row.get("start_s") is None else f"{row['start_s']:.2f} to {row['end_s']:.2f} s"
+    strip = _strip(out, row) if row.get("preview_shard") else None
+    made, tiles = film.mosaic(_members(out, row)) if playing else (None, [])
+    return Card(
+        name=row["clip_id"] or "",
+        source=row["source_uri"],
+        span=span,
+        verdict=row["status"],
+        why=why,
+        strip=_url("image/jpeg", strip),
+        film=_url("video/mp4", made),
+        tiles=tiles,
+        caption=row.get("caption"),
+    )
+
+
+def _strip(out: Folder, row: dict[str, Any]) -> bytes | None:
+    place = (row["preview_shard"], row["preview_offset"], row["preview_bytes"])
+    try:
+        return shards.sample(out, row["clip_id"], *place).get("jpg")
+    except (ClipError, OSError):
+        # A page with a gap says more than none; `verify` is what finds damage.
+        return None
+
+
+def _members(out: Folder, row: dict[str, Any]) -> dict[str, bytes]:
+    try:
+        return shards.sample(out, row["clip_id"], row["shard"], row["offset"], row["bytes"])
+    except (ClipError, OSError):
+        return {}
+
+
+def _url(kind: str, data: bytes | None) -> str | None:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else None
+
+
+def _page(page: dict[str, Any]) -> str:
+    """The page from its template; whatever comes from data is escaped there."""
+    files = resources.files("pipeline").joinpath("page")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text()),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    script, style = (files.joinpath(name).read_text() for name in ("report.js", "report.css"))
+    return environment.get_template("report.html").render(page, script=script, style=style)

@@ -1,0 +1,34 @@
+"""What a dataset says of itself: the recipe that it was made with, and the manifest columns that it has."""
+
+from __future__ import annotations
+
+from pipeline import recipe, registry
+from pipeline.catalog import PARTS, Catalog
+from pipeline.errors import RunError, UsageError
+from pipeline.recipe import Recipe
+from pipeline.schema import BASE_LAYER, COLUMNS
+
+
+def stored_recipe(catalog: Catalog) -> Recipe:
+    """The recipe of the newest ingest into a dataset. Raises `RunError` when the catalog has none."""
+    con = catalog.connect()
+    row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
+    if row is None:
+        raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")
+    return recipe.parse(row[0], f"stored in {catalog.out.url}")
+
+
+def manifest_columns(catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+    """The manifest columns that a dataset has, which rules may name."""
+    ours = {*COLUMNS.names, *registry.signals(chosen.annotators, chosen.filters)}
+    described = catalog.connect().execute("SELECT column_name, column_type FROM (DESCRIBE parts)").fetchall()
+    return tuple(name for name, kind, *_ in described if kind == "VARCHAR" and name not in ours)
+
+
+def check_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
+    """Raises `UsageError` when a recipe would make clips that one OUT cannot mix with those it holds."""
+    if stored.geometry != chosen.geometry:
+        raise UsageError(
+            f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "
+            f"{chosen.geometry}. Choose another OUT, or the same grid, shots and crop_bars."
+        )
