@@ -70,6 +70,14 @@ def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.
 
 
 @app.command()
+def curate(clips: Annotated[int, typer.Option(min=1, help="Rows of the catalog.")] = 1_000_000) -> None:
+    """Time and memory of `select`, `mix` and `report` over a generated catalog. Prints JSON."""
+    from benchmarks.curate import measure
+
+    print(json.dumps(measure(clips), indent=2))
+
+
+@app.command()
 def kills(
     clips: Clips,
     count: Annotated[int, typer.Option(min=1, help="SIGKILLs that must land.")] = 20,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -24,10 +25,10 @@ from filters.rules import named, quoted
 from pipeline import film, shards, thresholds
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, existing, now, values
-from pipeline.errors import ClipError, UsageError
+from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import made
-from pipeline.schema import BASE_LAYER
+from pipeline.schema import BASE_LAYER, PLACE, SAMPLE
 from pipeline.storage import Folder
 from pipeline.stored import manifest_columns, stored_recipe
 from pipeline.thresholds import Threshold
@@ -37,6 +38,11 @@ ROWS = 20_000
 
 # Clips that are shown of each kind; of the rejected, so many for each rule.
 _KEPT, _PER_RULE, _NEAR, _FAILED = 12, 4, 12, 24
+# What a page needs of a clip beside its signals: a wide row of a million clips would fill the memory.
+_COLUMNS = (
+    *("clip_id", "source_uri", "start_s", "end_s", *PLACE),
+    *("status", "rule", "code", "stage", "detail", "tasks", "caption", "licence"),
+)
 # Bars of a histogram.
 _BINS = 48
 
@@ -99,8 +105,9 @@ def report(out: str, file: Path) -> Report:
         chosen = stored_recipe(catalog)
         blueprint = Blueprint.ingest(chosen, manifest_columns(catalog, chosen))
         con = catalog.connect(blueprint.schema())
+        columns = dict.fromkeys([*_COLUMNS, *blueprint.signals, *blueprint.rules().columns])
         con.execute(
-            "CREATE TABLE base AS SELECT *, "
+            f"CREATE TABLE base AS SELECT {', '.join(map(named, columns))}, "
             f"shard IS NOT NULL AND {made(blueprint.lineage, any_version=True)} AS vdot_whole "
             f"FROM clips WHERE layer = {quoted(BASE_LAYER)}"
         )
@@ -289,9 +296,10 @@ def _sheets(con: duckdb.DuckDBPyConnection, out: Folder, limits: Sequence[Thresh
 def _near(con: duckdb.DuckDBPyConnection, limits: Sequence[Threshold]) -> list[dict[str, Any]]:
     """The clips whose verdict hangs on the least: nearest to a threshold, by the spread of that signal."""
     asks = [
-        f"SELECT clip_id, {quoted(one.rule)} AS near_rule, {named(one.column)} AS near_value, "
+        f"(SELECT clip_id, {quoted(one.rule)} AS near_rule, {named(one.column)} AS near_value, "
         f"abs({named(one.column)} - {one.value!r}) / nullif((SELECT stddev({named(one.column)}) FROM base), 0) AS near "
-        f"FROM base WHERE status = 'kept' OR rule = {quoted(one.rule)}"
+        f"FROM base WHERE (status = 'kept' OR rule = {quoted(one.rule)}) AND {named(one.column)} IS NOT NULL "
+        f"ORDER BY near, clip_id LIMIT {_NEAR})"
         for one in limits
     ]
     if not asks:
@@ -318,7 +326,7 @@ def _card(out: Folder, row: dict[str, Any], playing: bool = False) -> Card:
         why = f"{row['code']} in the step {row['stage']}: {why}"
     span = "" if row.get("start_s") is None else f"{row['start_s']:.2f} to {row['end_s']:.2f} s"
     strip = _strip(out, row) if row.get("preview_shard") else None
-    made, tiles = film.mosaic(_members(out, row)) if playing else (None, [])
+    made, tiles = film.mosaic(_sample(out, row["clip_id"], *(row[name] for name in SAMPLE))) if playing else (None, [])
     return Card(
         name=row["clip_id"] or "",
         source=row["source_uri"],
@@ -334,17 +342,14 @@ def _card(out: Folder, row: dict[str, Any], playing: bool = False) -> Card:
 
 def _strip(out: Folder, row: dict[str, Any]) -> bytes | None:
     place = (row["preview_shard"], row["preview_offset"], row["preview_bytes"])
+    return _sample(out, row["clip_id"], *place).get("jpg")
+
+
+def _sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
     try:
-        return shards.sample(out, row["clip_id"], *place).get("jpg")
-    except (ClipError, OSError):
+        return shards.sample(out, clip, *place)
+    except (KeyError, tarfile.TarError, OSError):
         # A page with a gap says more than none; `verify` is what finds damage.
-        return None
-
-
-def _members(out: Folder, row: dict[str, Any]) -> dict[str, bytes]:
-    try:
-        return shards.sample(out, row["clip_id"], row["shard"], row["offset"], row["bytes"])
-    except (ClipError, OSError):
         return {}
 
 

@@ -207,3 +207,14 @@ _LEAST_CONTRAST = """() => {
   }
   return least;
 }"""
+
+
+def test_a_sample_that_cannot_be_read_leaves_a_gap(browser: Any, dataset: Any, tmp_path: Path) -> None:
+    for folder in ("shards", "previews"):
+        for shard in Path(dataset.url, folder).iterdir():
+            shard.write_bytes(bytes(shard.stat().st_size))
+    report(dataset.url, tmp_path / "report.html")
+    opened = Opened(browser, tmp_path / "report.html")
+    assert opened.page.locator("#clips video, #clips img").count() == 0
+    assert identity("a0") in opened.page.inner_text("#clips")
+    opened.page.close()
