@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -237,6 +238,22 @@ def report(
     console.print(told, highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo(done.as_json())
+
+
+@app.command()
+def view(
+    out: Out,
+    what: Annotated[str, typer.Argument(help="A clip id or the beginning of one.")],
+    html: Annotated[Path | None, typer.Option(help="Write the page there, and open nothing.")] = None,
+) -> None:
+    """Open one sample in the browser: the clip and its tracks in step, and all that is known of it."""
+    from pipeline import view as viewing
+
+    file = html or Path(tempfile.mkdtemp(prefix="vdot-view-")) / "view.html"
+    viewing.view(out, what, file)
+    typer.echo(file)
+    if html is None:
+        typer.launch(file.as_uri())
 
 
 @app.command()

@@ -9,26 +9,23 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import tarfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import resources
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import jinja2
 import numpy as np
 
 from annotators.base import Signal
 from filters.rules import named, quoted
-from pipeline import film, shards, thresholds
+from pipeline import thresholds
 from pipeline.blueprint import Blueprint
+from pipeline.cards import Card, card, render
 from pipeline.catalog import Catalog, existing, now, values
-from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import made
-from pipeline.schema import BASE_LAYER, PLACE, SAMPLE
+from pipeline.schema import BASE_LAYER, PLACE
 from pipeline.storage import Folder
 from pipeline.stored import manifest_columns, stored_recipe
 from pipeline.thresholds import Threshold
@@ -65,21 +62,6 @@ class Slider:
     edges: list[float]
     kept: list[int]
     others: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One clip or source in a contact sheet; `strip` (JPEG) and `film` (MP4) are data URLs."""
-
-    name: str
-    source: str
-    span: str
-    verdict: str
-    why: str
-    strip: str | None = None
-    film: str | None = None
-    tiles: list[str] = field(default_factory=list)
-    caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +119,9 @@ def report(out: str, file: Path) -> Report:
             "model": data,
         }
         ((clips,),) = con.execute("SELECT count(*) FROM base").fetchall()
-    text = _page(page)
-    try:
-        file.write_text(text)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be written: {error.strerror}") from error
+    size = render("report.html", file, page)
     shown = sum(len(cards) for cards in sheets.values())
-    return Report(str(file), clips, rows, shown, len(text.encode()))
+    return Report(str(file), clips, rows, shown, size)
 
 
 def _usable(limits: Iterable[Threshold], blueprint: Blueprint) -> list[Threshold]:
@@ -285,11 +263,11 @@ def _sheets(con: duckdb.DuckDBPyConnection, out: Folder, limits: Sequence[Thresh
     )
     pending = values(con, f"SELECT * FROM base WHERE status = 'pending' ORDER BY md5(clip_id) LIMIT {_NEAR}")
     return {
-        "kept": [_card(out, row, playing=True) for row in kept],
-        "near misses": [_card(out, row) for row in _near(con, limits)],
-        "rejected": [_card(out, row) for row in rejected],
-        "failed": [_card(out, row) for row in failed],
-        "pending": [_card(out, row) for row in pending],
+        "kept": [card(out, row, playing=True) for row in kept],
+        "near misses": [card(out, row) for row in _near(con, limits)],
+        "rejected": [card(out, row) for row in rejected],
+        "failed": [card(out, row) for row in failed],
+        "pending": [card(out, row) for row in pending],
     }
 
 
@@ -316,54 +294,3 @@ def _near(con: duckdb.DuckDBPyConnection, limits: Sequence[Threshold]) -> list[d
         limit = text[row["near_rule"]]
         row["detail"] = f"{limit.at(limit.value)}  ({limit.column} = {row['near_value']:.4g})"
     return rows
-
-
-def _card(out: Folder, row: dict[str, Any], playing: bool = False) -> Card:
-    why = row["detail"] or ""
-    if row["status"] == "rejected" and row["rule"]:
-        why = f"{row['rule']}: {why}" if not why.startswith(row["rule"]) else why
-    elif row["status"] == "failed":
-        why = f"{row['code']} in the step {row['stage']}: {why}"
-    span = "" if row.get("start_s") is None else f"{row['start_s']:.2f} to {row['end_s']:.2f} s"
-    strip = _strip(out, row) if row.get("preview_shard") else None
-    made, tiles = film.mosaic(_sample(out, row["clip_id"], *(row[name] for name in SAMPLE))) if playing else (None, [])
-    return Card(
-        name=row["clip_id"] or "",
-        source=row["source_uri"],
-        span=span,
-        verdict=row["status"],
-        why=why,
-        strip=_url("image/jpeg", strip),
-        film=_url("video/mp4", made),
-        tiles=tiles,
-        caption=row.get("caption"),
-    )
-
-
-def _strip(out: Folder, row: dict[str, Any]) -> bytes | None:
-    place = (row["preview_shard"], row["preview_offset"], row["preview_bytes"])
-    return _sample(out, row["clip_id"], *place).get("jpg")
-
-
-def _sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
-    try:
-        return shards.sample(out, clip, *place)
-    except (KeyError, tarfile.TarError, OSError):
-        # A page with a gap says more than none; `verify` is what finds damage.
-        return {}
-
-
-def _url(kind: str, data: bytes | None) -> str | None:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else None
-
-
-def _page(page: dict[str, Any]) -> str:
-    """The page from its template; whatever comes from data is escaped there."""
-    files = resources.files("pipeline").joinpath("page")
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text()),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    script, style = (files.joinpath(name).read_text() for name in ("report.js", "report.css"))
-    return environment.get_template("report.html").render(page, script=script, style=style)

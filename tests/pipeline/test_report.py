@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from small_dataset import identity, sample
 
+from pipeline.errors import UsageError
 from pipeline.report import report
 from pipeline.select import select
+from pipeline.view import view
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -160,7 +162,7 @@ def test_reasons_are_told_in_words(opened: Opened) -> None:
 def test_what_is_hostile_is_only_text(opened: Opened) -> None:
     assert HOSTILE in opened.page.inner_text("#clips")
     assert opened.page.locator("main img[src='x']").count() == 0
-    assert opened.page.locator("script").count() == 3
+    assert opened.page.locator("script").count() == 4
     assert "49" not in opened.page.inner_text("#clips .caption >> nth=0")
 
 
@@ -218,3 +220,20 @@ def test_a_sample_that_cannot_be_read_leaves_a_gap(browser: Any, dataset: Any, t
     assert opened.page.locator("#clips video, #clips img").count() == 0
     assert identity("a0") in opened.page.inner_text("#clips")
     opened.page.close()
+
+
+def test_one_sample_is_opened(browser: Any, written: tuple[Any, Path], tmp_path: Path) -> None:
+    dataset, _ = written
+    assert view(dataset.url, identity("a0")[:8], tmp_path / "view.html") == identity("a0")
+    page = browser.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((tmp_path / "view.html").as_uri())
+    assert page.locator(".tiles li").all_inner_texts() == ["clip", "flow", "scribble"], "a layer's track too"
+    page.locator(".card").hover()
+    page.wait_for_function("() => document.querySelector('video').currentTime > 0.05")
+    assert "Made by:" in page.inner_text("pre")
+    assert said == []
+    page.close()
+    with pytest.raises(UsageError, match="is a source; `view` opens one of its clips"):
+        view(dataset.url, "a.mp4", tmp_path / "view.html")
