@@ -20,7 +20,7 @@ from annotators.likeness import Likeness
 from annotators.weights import MissingWeights, path
 from pipeline import embeddings
 from pipeline.embed_stage import EmbedStage
-from pipeline.engine import Engine
+from pipeline.engine import Engine, give_back
 from pipeline.errors import UsageError
 from pipeline.progress import Progress, Watcher
 from pipeline.recipe import Recipe
@@ -110,6 +110,7 @@ class Embedder:
             self._parts += 1
             self.done += sound.num_rows
             self._settle("embedded", sound.select(["clip_id"]))
+        give_back()
 
     def _settle(self, table: str, rows: pa.Table) -> None:
         self.con.register("given_rows", rows)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pipeline
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, now
-from pipeline.engine import LOST, Engine
+from pipeline.engine import LOST, Engine, give_back
 from pipeline.erase import finish_forgetting
 from pipeline.errors import RunError
 from pipeline.ledger import Ledger
@@ -182,6 +182,7 @@ class Run:
             self.timings.update(timings)
             row["timings"] = list(timings.items())
         self._catalog.commit(pa.Table.from_pylist(rows, schema=self._schema))
+        give_back()
 
 
 # Records that came before their source's: uri -> (block, its size, record).
