@@ -73,6 +73,7 @@ def run(vdot: Any, *arguments: object, timeout: float = 120) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.long
 def test_copies_are_found_and_the_unreadable_is_named(vdot: Any, recipe: Any, address: str, tmp_path: Path) -> None:
     out = program.Out(tmp_path / "out")
     join = ("--address", address)
