@@ -8,13 +8,12 @@ demo: .venv/demo
 	$(BIN)/vdot-data weights
 	$(BIN)/python -m pipeline.demo demo
 
-# Whole programs first: one of them at the end would leave a core idle.
 test: .venv/dev
 	$(BIN)/vdot-data weights
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long" -n 2 --dist loadfile tests/system tests
+	$(BIN)/pytest -m "not long" -n 2 --dist loadfile
 
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
 test-long: .venv/dev
