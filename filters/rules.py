@@ -151,7 +151,7 @@ class Rules:
                 sql = f"SELECT typeof(({text}\n)), ({text}\n) FROM (SELECT {self._row}) WHERE ({text}\n) OR true"
                 kind = self._con.execute(sql, values).fetchall()[0][0]
             except duckdb.Error as error:
-                raise RuleError(f"{name}: {text!r} cannot be evaluated: {_first_line(error)}") from error
+                raise RuleError(f"{name}: {text!r} cannot be evaluated: {first_line(error)}") from error
             if kind != "BOOLEAN":
                 raise RuleError(f"{name}: {text!r} is {kind.lower()}, and must be true or false, as `luma < 40` is")
 
@@ -175,7 +175,7 @@ class Rules:
                     answers += self._answer({name: text}, values)
                 except duckdb.Error as error:
                     met = f"{name}: {text!r} cannot be evaluated  ({_found(columns[name], values)})"
-                    raise RuleError(f"{met}: {_first_line(error)}") from error
+                    raise RuleError(f"{met}: {first_line(error)}") from error
             return answers
 
     def judge(self, values: Mapping[str, Any], stage: int | None = None) -> Verdict:
@@ -246,7 +246,8 @@ def _found(columns: Iterable[str], values: Mapping[str, Any]) -> str:
     return ", ".join(f"{column} = {_short(values.get(column))}" for column in columns)
 
 
-def _first_line(error: duckdb.Error) -> str:
+def first_line(error: duckdb.Error) -> str:
+    """What DuckDB says of an error, without its quotation of our SQL."""
     return str(error).splitlines()[0]
 
 

@@ -6,7 +6,6 @@ first commits a row of its own; from then on an older run that still lives canno
 
 from __future__ import annotations
 
-import io
 import re
 import secrets
 import uuid
@@ -19,10 +18,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filters.rules import quoted
+from filters.rules import first_line, quoted
 from pipeline.errors import RunError, UsageError
 from pipeline.schema import COLUMNS, FORMAT_VERSION
-from pipeline.storage import Folder
+from pipeline.storage import Folder, parquet
 
 PARTS = "catalog"
 # Rows that are in memory at once where a whole catalog passes by.
@@ -123,7 +122,7 @@ class Catalog:
             ).fetchone()
         except duckdb.Error as error:
             raise RunError(
-                f"the catalog in {self.out.url} cannot be read: {str(error).splitlines()[0]} "
+                f"the catalog in {self.out.url} cannot be read: {first_line(error)} "
                 "(`vdot-data verify` says which part is damaged)"
             ) from error
         if wrong:
@@ -142,7 +141,7 @@ class Catalog:
         for name, value in (("format_version", FORMAT_VERSION), ("sequence", sequence)):
             stamp = pa.array([value] * rows.num_rows, pa.int64())
             rows = rows.set_column(rows.schema.get_field_index(name), name, stamp)
-        if not self.out.create(f"{PARTS}/{_name(sequence)}", _parquet(rows)):
+        if not self.out.create(f"{PARTS}/{_name(sequence)}", parquet(rows)):
             raise RunError(
                 f"another run has taken over {self.out.url} (part {sequence} of its catalog is not ours). "
                 "This one stops; what it had committed is kept."
@@ -159,7 +158,7 @@ class Catalog:
 
     def rewrite(self, sequence: int, rows: pa.Table) -> None:
         """Replace a part that is there, whole or not at all. For `forget` alone: history never changes otherwise."""
-        self.out.put(f"{PARTS}/{_name(sequence)}", _parquet(rows))
+        self.out.put(f"{PARTS}/{_name(sequence)}", parquet(rows))
         self._copied.discard(_name(sequence))
 
     def committed_at(self) -> float:
@@ -170,12 +169,6 @@ class Catalog:
 
 def _name(sequence: int) -> str:
     return f"{sequence:012d}.parquet"
-
-
-def _parquet(rows: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def values(con: duckdb.DuckDBPyConnection, sql: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:

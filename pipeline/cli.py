@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -14,6 +15,7 @@ import duckdb
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
 
 from pipeline.errors import RunError, UsageError
 from pipeline.remote import StorageError
@@ -199,10 +201,7 @@ def select(
     from pipeline.console import selected
 
     done = selecting.select(out, where or (), recipe_file=recipe, rules=rule or (), name=name, against=against)
-    for part in selected(done):
-        console.print(part, highlight=False, soft_wrap=True)
-    if as_json:
-        typer.echo(done.as_json())
+    _show(selected(done), done.as_json() if as_json else None)
 
 
 @app.command()
@@ -216,10 +215,7 @@ def mix(
     from pipeline.console import mixed
 
     done = mixing.mix(mixture, out)
-    for part in mixed(done):
-        console.print(part, highlight=False, soft_wrap=True)
-    if as_json:
-        typer.echo(done.as_json())
+    _show(mixed(done), done.as_json() if as_json else None)
 
 
 @app.command()
@@ -318,6 +314,13 @@ def weights(
         except files.MissingWeights as error:
             raise RunError(str(error)) from error
     _wide().print(weights_table())
+
+
+def _show(parts: Iterable[Table | str], answer: str | None) -> None:
+    for part in parts:
+        console.print(part, highlight=False, soft_wrap=True)
+    if answer is not None:
+        typer.echo(answer)
 
 
 def _wide() -> Console:

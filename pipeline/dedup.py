@@ -140,12 +140,11 @@ def _compare(
 
     chains = similar.groups(similar.matches(con, near()), sources)
     groups = similar.around_the_best(chains, clips["rank"].to_numpy(), vectors, threshold)
-    member = [
-        (position, number, cosine)
+    rows = [
+        {"position": position, "number": number, "cosine": cosine}
         for number, (group, cosines) in enumerate(groups)
         for position, cosine in zip(group, cosines.tolist(), strict=True)
     ]
-    rows = [dict(zip(("position", "number", "cosine"), one, strict=True)) for one in member]
     kinds = pa.schema([("position", pa.int64()), ("number", pa.int64()), ("cosine", pa.float64())])
     con.register("given_rows", pa.Table.from_pylist(rows, schema=kinds))
     con.execute("CREATE TABLE member AS FROM given_rows")

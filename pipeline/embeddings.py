@@ -7,7 +7,6 @@ its vectors will do, and the one in the part that comes first by name is taken.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import RunError
 from pipeline.similar import Vectors
-from pipeline.storage import Folder
+from pipeline.storage import Folder, parquet
 
 FOLDER = "embeddings"
 _COLUMNS = ("clip_id", "model", "embedding")
@@ -38,7 +37,7 @@ def append(out: Folder, run_id: str, number: int, model: str, rows: pa.Table) ->
     """Write one part: the vectors (clip_id, embedding) of some clips, by one version of the model."""
     table = pa.table([rows["clip_id"], pa.array([model] * rows.num_rows), rows["embedding"]], names=_COLUMNS)
     name = f"{FOLDER}/{run_id}-{number:06d}.parquet"
-    if not out.create(name, _parquet(table)):
+    if not out.create(name, parquet(table, write_page_checksum=True)):
         raise RunError(f"{out.url}/{name} is there already, and is not of this run")
 
 
@@ -95,7 +94,7 @@ def forget(out: Folder, gone: Iterable[str]) -> None:
         if pc.all(found).as_py():
             out.delete(f"{FOLDER}/{name}")
         elif pc.any(found).as_py():
-            out.put(f"{FOLDER}/{name}", _parquet(table.filter(pc.invert(found))))
+            out.put(f"{FOLDER}/{name}", parquet(table.filter(pc.invert(found)), write_page_checksum=True))
 
 
 def problems(out: Folder, forgotten: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -133,9 +132,3 @@ def _keys(clips: pa.ChunkedArray) -> NDArray[np.bytes_]:
     """Ids as fixed-size strings, which numpy can search in."""
     plain = clips.cast(pa.binary()).cast(pa.binary(32)).combine_chunks()
     return np.frombuffer(plain.buffers()[1], "S32")[plain.offset : plain.offset + len(plain)]
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()

@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from filters.rules import named, quoted
+from filters.rules import first_line, named, quoted
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import BATCH, Catalog, new_run_id
 from pipeline.errors import UsageError
@@ -218,7 +218,7 @@ class Ledger:
             con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
             con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
         except duckdb.Error as error:
-            what = str(error).splitlines()[0]
+            what = first_line(error)
             raise UsageError(
                 f"a rule or task cannot be applied to the clips that are there (TRY_CAST?): {what}"
             ) from error

@@ -17,7 +17,6 @@ training and the held-out part.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -29,10 +28,9 @@ from typing import Annotated
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from filters.rules import did_you_mean, named, quoted
+from filters.rules import did_you_mean, first_line, named, quoted
 from pipeline import wide
 from pipeline.catalog import Catalog, existing
 from pipeline.errors import UsageError
@@ -40,7 +38,7 @@ from pipeline.fetch import Scratch
 from pipeline.mixture import FILE, HELD_OUT, SAMPLES, SCHEMA, TRAIN, Mixture, Stream, content_hash
 from pipeline.schema import BASE_LAYER
 from pipeline.select import saved
-from pipeline.storage import Folder
+from pipeline.storage import Folder, parquet
 from pipeline.strict import Strict, content, mapping, validated
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -185,7 +183,7 @@ def _selected(catalog: Catalog, dataset: str, part: Part, sequence: int) -> pa.T
             f"WHERE {' AND '.join(f'({one}{chr(10)})' for one in where) or 'true'}"
         ).to_arrow_table()
     except duckdb.Error as error:
-        raise UsageError(f"where: cannot be evaluated on the values that are there: {wide.said(error)}") from error
+        raise UsageError(f"where: cannot be evaluated on the values that are there: {first_line(error)}") from error
     _check_shards(catalog.out, table)
     return table
 
@@ -290,15 +288,11 @@ def _streams(
     shares = _shares(given, train, name)
     streams = []
     for task in given.names:
-        parts = {
-            dataset: Fraction(str(given.datasets[dataset].weight)) * count
-            for one, dataset, count, _ in rows
-            if one == task and count
-        }
-        counts = {dataset: count for one, dataset, count, _ in rows if one == task}
+        counts = {dataset: count for one, dataset, count, _ in rows if one == task and count}
+        parts = {dataset: Fraction(str(given.datasets[dataset].weight)) * count for dataset, count in counts.items()}
         streams += [
-            Stream(dataset, task, counts[dataset], shares[task] * weight / sum(parts.values()))
-            for dataset, weight in parts.items()
+            Stream(dataset, task, count, shares[task] * parts[dataset] / sum(parts.values()))
+            for dataset, count in counts.items()
         ]
     return shares, tuple(streams)
 
@@ -356,9 +350,7 @@ def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
 
 def _write(mixture: Mixture, samples: pa.Table, out: str) -> str:
     folder = Folder(out)
-    buffer = io.BytesIO()
-    pq.write_table(samples, buffer, compression="zstd")
-    for name, data in ((SAMPLES, buffer.getvalue()), (FILE, mixture.as_json().encode())):
+    for name, data in ((SAMPLES, parquet(samples)), (FILE, mixture.as_json().encode())):
         if not folder.create(name, data):
             raise UsageError(f"{folder.url} holds another mixture already: choose another folder")
     return folder.url

@@ -48,8 +48,8 @@ _BINS = 48
 class Slider:
     """A signal with its histogram and the two numbers that a clip must lie between.
 
-    `low` and `high`: the rule that rejects below and above, or None where there is none yet. `edges` [n + 1] and counts
-    [n] of clips that are kept and of the others.
+    `low` and `high`: the rule that rejects below and above, or None where there is none yet. Counts [n],
+    in bars of equal width, of clips that are kept and of the others.
     """
 
     signal: str
@@ -59,7 +59,6 @@ class Slider:
     most: float
     low: Threshold | None
     high: Threshold | None
-    edges: list[float]
     kept: list[int]
     others: list[int]
 
@@ -149,12 +148,12 @@ def _slider(con: duckdb.DuckDBPyConnection, name: str, signal: Signal, limits: S
     )
     ends = [least, most, *(side.value for side in (low, high) if side)]
     least, most = float(min(ends)), float(max(ends))
-    edges = np.linspace(least, most if most > least else least + 1, _BINS + 1)
-    counts = {True: np.zeros(_BINS, int), False: np.zeros(_BINS, int)}
+    width = ((most - least) or 1.0) / _BINS
+    counts = {True: [0] * _BINS, False: [0] * _BINS}
     rows = con.execute(
         f"SELECT status = 'kept', least(greatest(floor(({column} - $1) / $2), 0), {_BINS - 1})::INT AS bin, count(*) "
         f"FROM base WHERE {column} IS NOT NULL GROUP BY ALL",
-        [least, float(edges[1] - edges[0])],
+        [least, width],
     ).fetchall()
     for kept, place, count in rows:
         counts[kept][place] = count
@@ -166,9 +165,8 @@ def _slider(con: duckdb.DuckDBPyConnection, name: str, signal: Signal, limits: S
         most=most,
         low=low,
         high=high,
-        edges=edges.tolist(),
-        kept=counts[True].tolist(),
-        others=counts[False].tolist(),
+        kept=counts[True],
+        others=counts[False],
     )
 
 

@@ -6,7 +6,6 @@ those for which it is true. A null does neither: the clip is left undecided, and
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filters.rules import did_you_mean, named, quoted
+from filters.rules import did_you_mean, first_line, named, quoted
 from pipeline import recipe as recipes
 from pipeline import wide
 from pipeline.blueprint import Blueprint
@@ -28,7 +27,7 @@ from pipeline.fetch import Scratch
 from pipeline.ledger import made
 from pipeline.recipe import Recipe
 from pipeline.schema import BASE_LAYER
-from pipeline.storage import Folder
+from pipeline.storage import Folder, parquet
 from pipeline.stored import check_geometry, manifest_columns, stored_recipe
 
 FOLDER = "selections"
@@ -249,7 +248,7 @@ def _conditions(
 
 
 def _unfit(error: duckdb.Error) -> UsageError:
-    return UsageError(f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {wide.said(error)}")
+    return UsageError(f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {first_line(error)}")
 
 
 def _file(name: str) -> str:
@@ -285,9 +284,7 @@ def _difference(con: duckdb.DuckDBPyConnection, out: Folder, name: str, ids: pa.
 
 
 def _save(out: Folder, name: str, ids: pa.Table, story: dict[str, Any]) -> str:
-    buffer = io.BytesIO()
     table = ids.cast(pa.schema([("clip_id", pa.string())], metadata={_KEY: json.dumps(story)}))
-    pq.write_table(table, buffer, compression="zstd")
-    if not out.create(_file(name), buffer.getvalue()):
+    if not out.create(_file(name), parquet(table)):
         raise UsageError(f"{out.url} has another selection {name!r} already: choose another name")
     return _file(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import fsspec.config
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.disk import complete_file, is_temporary, link_new, temporary_name
@@ -241,6 +244,13 @@ class Folder:
             if error.errno == errno.EROFS:
                 raise RunError(f"{self.url} is on a read-only file system") from error
             raise
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    """A table as the bytes of a Parquet file; `options` are those of `pyarrow.parquet.write_table`."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", **options)
+    return buffer.getvalue()
 
 
 def _parent(path: str) -> str:

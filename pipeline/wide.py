@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import duckdb
 
-from filters.rules import RuleError, columns_of, did_you_mean, named, quoted
+from filters.rules import RuleError, columns_of, did_you_mean, first_line, named, quoted
 from pipeline.errors import UsageError
 from pipeline.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES
 
@@ -84,14 +84,9 @@ def check(predicates: Iterable[str], table: str, con: duckdb.DuckDBPyConnection)
                 f"SELECT column_type FROM (DESCRIBE SELECT ({text}\n) AS it FROM {table} WHERE ({text}\n))"
             ).fetchall()
         except duckdb.Error as error:
-            raise UsageError(f"where: {text!r} cannot be evaluated: {said(error)}") from error
+            raise UsageError(f"where: {text!r} cannot be evaluated: {first_line(error)}") from error
         if kind != "BOOLEAN":
             raise UsageError(f"where: {text!r} is {kind.lower()}, and must be true or false, as `luma > 40` is")
-
-
-def said(error: duckdb.Error) -> str:
-    """What DuckDB says of an error, without its quotation of our SQL."""
-    return str(error).splitlines()[0]
 
 
 def make(con: duckdb.DuckDBPyConnection, table: str, wanted: Iterable[str], where: str = "true") -> None:
