@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from pipeline.errors import ClipError, ErrorCode
+from pipeline.pixels import PLANAR, packed
 
 # AVCOL_SPC_SMPTE170M, that is BT.601: the matrix that readers assume where none is given, so that those which
 # ignore the tag (OpenCV) and those which follow it agree.
@@ -73,11 +74,10 @@ def decode(mp4: bytes) -> NDArray[np.uint8]:
             clip = np.empty((stream.frames, stream.height, stream.width, 3), np.uint8)
             count = 0
             for count, frame in enumerate(container.decode(stream), 1):
-                # planar RGB costs swscale half the time of packed RGB
                 planar = scaler.reformat(
-                    frame, format="gbrp", interpolation=_TO_RGB, dst_color_range=ColorRange.JPEG, threads=1
+                    frame, format=PLANAR, interpolation=_TO_RGB, dst_color_range=ColorRange.JPEG, threads=1
                 )
-                clip[count - 1] = planar.to_ndarray()
+                clip[count - 1] = packed(planar)
     except (FFmpegError, IndexError, ValueError) as error:
         raise ClipError(ErrorCode.DECODE_ERROR, f"a clip's mp4 cannot be read: {error}") from error
     if count != len(clip):

@@ -26,6 +26,7 @@ from filters import bars
 from filters.bars import Box
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
+from pipeline.pixels import PLANAR, packed
 
 # Only formats that hold pictures themselves: FFmpeg would also follow playlists to other files and to the
 # network, and draw a text file as a video.
@@ -185,7 +186,7 @@ def to_rgb(frame: av.VideoFrame, source: Probe, size: tuple[int, int], box: Box 
     wide = max(width, round(source.width * scale))
     high = max(height, round(source.height * scale))
     stored = (high, wide) if source.rotation in (90, 270) else (wide, high)
-    picture = _picture(frame, stored, "gbrp", _SCALE)  # planar RGB costs swscale half the time of packed RGB
+    picture = packed(_scaled(frame, stored, PLANAR, _SCALE))
     if source.rotation:
         picture = np.rot90(picture, source.rotation // 90)
     if source.mirrored:
@@ -252,7 +253,7 @@ def thumbnails(
 
 def thumbnail(frame: av.VideoFrame, size: tuple[int, int] = (48, 27)) -> NDArray[np.uint8]:
     """A decoded frame squeezed to `size` (width, height), not turned: uint8 [height, width, 3] RGB."""
-    return _picture(frame, size, "rgb24", Interpolation.AREA)
+    return np.asarray(_scaled(frame, size, "rgb24", Interpolation.AREA).to_ndarray(), np.uint8)
 
 
 def content_box(path: str | Path, source: Probe, progress: Progress = _unwatched) -> Box | None:
@@ -292,14 +293,14 @@ def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.
             raise _decode_error(error, "seeking failed") from error
 
 
-def _picture(frame: av.VideoFrame, size: tuple[int, int], layout: str, how: Interpolation) -> NDArray[np.uint8]:
-    """The stored picture scaled to `size` in RGB, uint8 [H, W, 3]; a new scaler costs next to nothing."""
+def _scaled(frame: av.VideoFrame, size: tuple[int, int], layout: str, how: Interpolation) -> av.VideoFrame:
+    """The stored picture scaled to `size` in RGB of that layout; a new scaler costs next to nothing."""
     matrix = None
     if frame.colorspace in _NO_MATRIX:
         hd = frame.width >= 1280 or frame.height > 576
         matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
     try:
-        scaled = VideoReformatter().reformat(
+        return VideoReformatter().reformat(
             frame,
             *size,
             format=layout,
@@ -310,7 +311,6 @@ def _picture(frame: av.VideoFrame, size: tuple[int, int], layout: str, how: Inte
         )
     except FFmpegError as error:
         raise _decode_error(error, f"{frame.format.name} cannot be turned into RGB") from error
-    return np.asarray(scaled.to_ndarray(), np.uint8)
 
 
 @contextmanager
