@@ -78,6 +78,18 @@ def curate(clips: Annotated[int, typer.Option(min=1, help="Rows of the catalog."
 
 
 @app.command()
+def plan(
+    clips: Clips,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
+    probe: Annotated[int, typer.Option(min=3, help="Sources that the plan probes.")] = 20,
+) -> None:
+    """What `plan` foretells of the sources that it does not probe, and what their ingest then takes. Prints JSON."""
+    from benchmarks.plan import measure
+
+    print(json.dumps(measure(clips, recipe, probe), indent=2))
+
+
+@app.command()
 def kills(
     clips: Clips,
     count: Annotated[int, typer.Option(min=1, help="SIGKILLs that must land.")] = 20,

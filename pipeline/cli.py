@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
-import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -15,9 +12,10 @@ import duckdb
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 
+from pipeline import curation_cli
 from pipeline.errors import RunError, UsageError
+from pipeline.options import Address, Cpus, Exclude, Json, Limit, Out, Recipe, Sources, Workers, console, show
 from pipeline.remote import StorageError
 
 app = typer.Typer(
@@ -26,9 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# A copy of stderr, which `engine` points elsewhere for a moment.
-console = Console(file=os.fdopen(os.dup(2), "w"))
-
 # What typer exits with for Ctrl-C.
 _INTERRUPTED = 130
 
@@ -50,21 +45,13 @@ def _main(
     pass
 
 
-Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join: auto, or HOST:6379.")]
-Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
-
-
 @app.command()
 def ingest(
-    sources: Annotated[
-        list[str], typer.Argument(help="Files, folders, globs, URLs (s3://, gs://, https://) or manifests.")
-    ],
+    sources: Sources,
     out: Annotated[str, typer.Option(help="Where the dataset goes: a folder or any fsspec URL.", show_default=False)],
-    recipe: Annotated[Path | None, typer.Option(help="A recipe (YAML) that changes the default one.")] = None,
-    exclude: Annotated[str | None, typer.Option(help="A manifest of sources to leave out.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Take only the first N sources.")] = None,
+    recipe: Recipe = None,
+    exclude: Exclude = None,
+    limit: Limit = None,
     rehash: Annotated[
         bool, typer.Option("--rehash", help="Do not trust size and date: hash known sources again.")
     ] = False,
@@ -89,6 +76,32 @@ def ingest(
             watcher=display,
         )
     _close(summary, as_json)
+
+
+@app.command()
+def plan(
+    sources: Sources,
+    out: Annotated[
+        str | None, typer.Option(help="The dataset they would go to; only what is new to it counts.")
+    ] = None,
+    recipe: Recipe = None,
+    exclude: Exclude = None,
+    limit: Limit = None,
+    probe: Annotated[int, typer.Option(min=3, help="Sources to ingest for it, here, into scratch.")] = 20,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the cluster to foretell for; else as here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Foretell what an ingest would make, take and cost, from a few of its sources; exits with 1 if it would fail."""
+    from pipeline import plan as planning
+    from pipeline.console import Display, planned
+
+    with Display(console) as display:
+        done = planning.plan(
+            sources, out, recipe_file=recipe, exclude=exclude, limit=limit, probe=probe, cpus=cpus, watcher=display
+        )
+    show(planned(done), done.as_json() if as_json else None)
+    if any(check.status == "fail" for check in done.checks):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -141,13 +154,8 @@ def dedup(
     from pipeline.console import Display
 
     with Display(console) as display:
-        done = pass_.dedup(
-            out,
-            threshold=pass_.THRESHOLD if threshold is None else threshold,
-            address=address,
-            cpus=cpus,
-            watcher=display,
-        )
+        least = pass_.THRESHOLD if threshold is None else threshold
+        done = pass_.dedup(out, threshold=least, address=address, cpus=cpus, watcher=display)
     console.print(pass_.summary(done), highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo(done.as_json())
@@ -156,7 +164,7 @@ def dedup(
 @app.command()
 def verify(
     out: Out,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    workers: Workers = None,
     mark_failed: Annotated[
         bool, typer.Option("--mark-failed", help="Record what is damaged as failed, for `retry` to make it again.")
     ] = False,
@@ -181,91 +189,6 @@ def verify(
 
 
 @app.command()
-def select(
-    out: Out,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(help="An SQL predicate over the catalog's columns; more of them are all to hold."),
-    ] = None,
-    recipe: Annotated[Path | None, typer.Option(help="Judge by the rules of this recipe instead.")] = None,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(help="Judge with this rule changed, as in 'too_dark: luma < 30'; 'NAME:' drops it."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Keep the selection under this name.")] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this selection; else with the newest.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Choose clips by what was measured, and see what each condition costs. No model runs."""
-    from pipeline import select as selecting
-    from pipeline.console import selected
-
-    done = selecting.select(out, where or (), recipe_file=recipe, rules=rule or (), name=name, against=against)
-    _show(selected(done), done.as_json() if as_json else None)
-
-
-@app.command()
-def mix(
-    mixture: Annotated[Path, typer.Argument(help="A YAML file: datasets, tasks and their shares.", show_default=False)],
-    out: Annotated[str | None, typer.Option(help="Where the mixture goes, for trainers to read.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Draw up what a training run sees: shares per task, caps, a held-out part; pinned, with a hash."""
-    from pipeline import mix as mixing
-    from pipeline.console import mixed
-
-    done = mixing.mix(mixture, out)
-    _show(mixed(done), done.as_json() if as_json else None)
-
-
-@app.command()
-def report(
-    out: Out,
-    html: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
-    as_json: Json = False,
-) -> None:
-    """Write one HTML page: what was kept and what was not, why, and what other thresholds would do."""
-    from pipeline import report as reporting
-
-    done = reporting.report(out, html)
-    told = (
-        f"{done.file}: {done.clips} clips, {done.shown} of them shown, {done.size / 1e6:.1f} MB; open it in a browser"
-    )
-    console.print(told, highlight=False, soft_wrap=True, markup=False)
-    if as_json:
-        typer.echo(done.as_json())
-
-
-@app.command()
-def view(
-    out: Out,
-    what: Annotated[str, typer.Argument(help="A clip id or the beginning of one.")],
-    html: Annotated[Path | None, typer.Option(help="Write the page there, and open nothing.")] = None,
-) -> None:
-    """Open one sample in the browser: the clip and its tracks in step, and all that is known of it."""
-    from pipeline import view as viewing
-
-    file = html or Path(tempfile.mkdtemp(prefix="vdot-view-")) / "view.html"
-    viewing.view(out, what, file)
-    typer.echo(file)
-    if html is None:
-        typer.launch(file.as_uri())
-
-
-@app.command()
-def explain(
-    out: Out,
-    what: Annotated[str, typer.Argument(help="A clip id or the beginning of one; a source's URI or file name.")],
-    as_json: Json = False,
-) -> None:
-    """Say why a clip or a source is in or out, and where everything about it came from."""
-    from pipeline import explain as explaining
-
-    facts = explaining.explain(out, what)
-    typer.echo(explaining.as_json(facts) if as_json else explaining.text(facts))
-
-
-@app.command()
 def forget(
     out: Out,
     what: Annotated[str, typer.Argument(help="A clip id or the beginning of one; a source's URI or file name.")],
@@ -279,6 +202,9 @@ def forget(
     console.print(forgetting.summary(done), highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo(done.as_json())
+
+
+app.add_typer(curation_cli.commands)
 
 
 @app.command()
@@ -314,13 +240,6 @@ def weights(
         except files.MissingWeights as error:
             raise RunError(str(error)) from error
     _wide().print(weights_table())
-
-
-def _show(parts: Iterable[Table | str], answer: str | None) -> None:
-    for part in parts:
-        console.print(part, highlight=False, soft_wrap=True)
-    if answer is not None:
-        typer.echo(answer)
 
 
 def _wide() -> Console:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     # To show a selection takes none of what an ingest does.
     from pipeline.ingest import Summary
     from pipeline.mix import Mixed
+    from pipeline.plan import Plan
     from pipeline.select import Condition, Selection
+    from pipeline.vdot_csv import Exported
 
 # A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
 LINE_S = 10.0
@@ -150,6 +152,54 @@ def mixed(done: Mixed) -> Iterator[Table | str]:
     if len(done.buckets) > _BUCKETS:
         yield f"... and {len(done.buckets) - _BUCKETS} rarer shapes"
     yield f"mixture {done.hash}" + (f", kept in {escape(done.out)}" if done.out else "")
+
+
+def exported(done: Exported) -> Iterator[Table | str]:
+    """What was written for another trainer, and what it has no form for."""
+    table = Table("task")
+    for split in done.rows:
+        table.add_column(f"{split}.csv", justify="right")
+    for task in dict.fromkeys(task for rows in done.rows.values() for task in rows):
+        table.add_row(escape(task), *(str(rows.get(task, 0)) for rows in done.rows.values()))
+    yield table
+    for reason, count in done.left_out.items():
+        yield escape(f"left out: {count} {reason}")
+    yield escape(f"written to {done.folder}")
+
+
+def planned(done: Plan) -> Iterator[Table | str]:
+    """What an ingest would make and cost, and what stands in its way."""
+    from pipeline.doctor import table as checked
+
+    yield f"{len(done.probed)} of {done.sources} new sources probed in {clock(done.probe_s)}" + (
+        f": {', '.join(f'{count} {codec}' for codec, count in done.codecs.items())}" if done.codecs else ""
+    )
+    table = Table("what")
+    for name in ("expected", "from", "to", "in the probe"):
+        table.add_column(name, justify="right")
+    for name, found in done.quantities.items():
+        what, shown = _PLANNED[name]
+        ends = ("-" if end is None else shown(found.sampled + end) for end in (found.low, found.high))
+        table.add_row(what, shown(found.total), *ends, shown(found.sampled))
+    wall = ("-" if seconds is None else clock(seconds) for seconds in done.wall_s)
+    table.add_row(f"wall time on {done.cpus} CPUs", *wall, clock(done.probe_s))
+    yield table
+    yield "The whole lies between `from` and `to` nine times in ten. No annotator of vdot-data takes a GPU yet."
+    if done.checks:
+        yield checked(done.checks)
+
+
+# How each quantity of a plan is called and written.
+_PLANNED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "kept_clips": ("clips kept", lambda count: f"{count:,.0f}"),
+    "rejected_clips": ("clips rejected", lambda count: f"{count:,.0f}"),
+    "pending_clips": ("clips pending", lambda count: f"{count:,.0f}"),
+    "failed": ("failed sources and clips", lambda count: f"{count:,.0f}"),
+    "video_s": ("video (h:mm:ss)", lambda seconds: clock(seconds)),
+    "kept_s": ("video in kept clips", lambda seconds: clock(seconds)),
+    "bytes": ("shards", lambda size: f"{size / 1e9:,.2f} GB"),
+    "work_s": ("work of one core", lambda seconds: clock(seconds)),
+}
 
 
 def timing(summary: Summary) -> str:

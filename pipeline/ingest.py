@@ -79,7 +79,7 @@ def ingest(
         folder.check_creates()
         if folder.url.startswith("memory:"):
             raise UsageError(f"{out} is seen by one process alone; OUT must be a disk or a bucket that all workers see")
-        blueprint = Blueprint.ingest(chosen, _manifest(listed, Catalog(folder, scratch.path), chosen))
+        blueprint = Blueprint.ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen))
         check_weights(blueprint)
         folder.check_writable()
         with owned(folder, scratch.path) as catalog:
@@ -103,7 +103,7 @@ def retry(
         chosen = recipe.load(recipe_file) if recipe_file else stored
         check_geometry(chosen, stored, out)
         listed = listing.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
-        blueprint = Blueprint.ingest(chosen, _manifest(listed, catalog, chosen))
+        blueprint = Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen))
         check_weights(blueprint)
         ledger = Ledger(catalog, blueprint, listed, retry=True)
         return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
@@ -144,7 +144,7 @@ def check_weights(blueprint: Blueprint) -> None:
             raise UsageError(str(error)) from error
 
 
-def _manifest(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+def manifest_of(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
     """The manifest columns of this listing and those that the dataset has from earlier ones."""
     return tuple(dict.fromkeys([*listed.manifest, *manifest_columns(catalog, chosen)]))
 

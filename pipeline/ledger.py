@@ -164,6 +164,10 @@ class Ledger:
         """How many pieces of work are left."""
         return self._count("work")
 
+    def new_sources(self) -> duckdb.DuckDBPyRelation:
+        """The pieces of work that begin at a source: uri, size, stamp, manifest (JSON) and content."""
+        return self._con.sql("SELECT uri, size, stamp, manifest, content FROM work WHERE clip IS NULL")
+
     def settled(self) -> int:
         """How much is settled: grows with every round that gets anywhere."""
         return self._count("settled") + self._count("seen")

@@ -39,6 +39,7 @@ from pipeline.mixture import FILE, HELD_OUT, SAMPLES, SCHEMA, TRAIN, Mixture, St
 from pipeline.schema import BASE_LAYER
 from pipeline.select import saved
 from pipeline.storage import Folder, parquet
+from pipeline.stored import stored_recipe
 from pipeline.strict import Strict, content, mapping, validated
 
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -128,7 +129,7 @@ def mix(file: Path, out: str | None = None) -> Mixed:
     name = f"mixture {file}"
     given = validated(Definition, mapping(content(file, "mixture"), name), name)
     with Scratch() as scratch:
-        parts, datasets = [], {}
+        parts, datasets, made_of = [], {}, {}
         for dataset, part in given.datasets.items():
             url = part.path if "://" in part.path else str(file.parent / part.path)
             catalog = Catalog(existing(url), scratch.path / dataset)
@@ -136,6 +137,7 @@ def mix(file: Path, out: str | None = None) -> Mixed:
             if sequence > catalog.sequence:
                 raise UsageError(f"{name}: {url} has {catalog.sequence} catalog parts, and no part {sequence}")
             datasets[dataset] = (catalog.out.url, sequence)
+            made_of[dataset] = stored_recipe(catalog, sequence).parts
             parts.append(_selected(catalog, dataset, part, sequence))
     con = duckdb.connect()
     con.register("given", pa.concat_tables(parts))
@@ -146,13 +148,13 @@ def mix(file: Path, out: str | None = None) -> Mixed:
     _check_tasks(given, con, name)
     _split(given, con, name)
     _cap(given, con)
-    shares, streams = _streams(given, con, name)
+    shares, streams = _streams(given, con, made_of, name)
     samples = con.sql(
         f"SELECT {', '.join(map(named, SCHEMA.names))} FROM (SELECT * EXCLUDE tasks FROM clip) "
         "JOIN drawn USING (dataset, clip_id) ORDER BY dataset, clip_id"
     )
     table = samples.to_arrow_table().cast(SCHEMA)
-    drawn = [[one.dataset, one.task, str(one.share)] for one in streams]
+    drawn = [[one.dataset, one.task, one.parts, str(one.share)] for one in streams]
     digest = content_hash({"seed": given.seed, "caption_dropout": given.caption_dropout, "streams": drawn}, table)
     mixture = Mixture(digest, given.seed, given.caption_dropout, datasets, streams)
     counts = _counts(con, shares)
@@ -271,7 +273,10 @@ def _cap(given: Definition, con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _streams(
-    given: Definition, con: duckdb.DuckDBPyConnection, name: str
+    given: Definition,
+    con: duckdb.DuckDBPyConnection,
+    made_of: Mapping[str, Mapping[str, tuple[str, ...]]],
+    name: str,
 ) -> tuple[dict[str, Fraction], tuple[Stream, ...]]:
     """The share of each task, and of each dataset in it."""
     rows = con.execute(
@@ -291,7 +296,13 @@ def _streams(
         counts = {dataset: count for one, dataset, count, _ in rows if one == task and count}
         parts = {dataset: Fraction(str(given.datasets[dataset].weight)) * count for dataset, count in counts.items()}
         streams += [
-            Stream(dataset, task, count, shares[task] * parts[dataset] / sum(parts.values()))
+            Stream(
+                dataset,
+                task,
+                made_of[dataset].get(task, (task,)),
+                count,
+                shares[task] * parts[dataset] / sum(parts.values()),
+            )
             for dataset, count in counts.items()
         ]
     return shares, tuple(streams)

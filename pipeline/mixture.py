@@ -40,10 +40,14 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The clips of one dataset that teach one task: their number, and their exact share of what is drawn."""
+    """The clips of one dataset that teach one task: their number, and their exact share of what is drawn.
+
+    parts: the tasks that a composite is made of; a task that is none has itself alone.
+    """
 
     dataset: str
     task: str
+    parts: tuple[str, ...]
     clips: int
     share: Fraction
 
@@ -68,7 +72,13 @@ class Mixture:
                 "caption_dropout": self.caption_dropout,
                 "datasets": {name: {"url": url, "sequence": n} for name, (url, n) in self.datasets.items()},
                 "streams": [
-                    {"dataset": one.dataset, "task": one.task, "clips": one.clips, "share": str(one.share)}
+                    {
+                        "dataset": one.dataset,
+                        "task": one.task,
+                        "parts": one.parts,
+                        "clips": one.clips,
+                        "share": str(one.share),
+                    }
                     for one in self.streams
                 ],
             },
@@ -87,7 +97,8 @@ def parse(text: str) -> Mixture:
         caption_dropout=told["caption_dropout"],
         datasets={name: (one["url"], one["sequence"]) for name, one in told["datasets"].items()},
         streams=tuple(
-            Stream(one["dataset"], one["task"], one["clips"], Fraction(one["share"])) for one in told["streams"]
+            Stream(one["dataset"], one["task"], tuple(one["parts"]), one["clips"], Fraction(one["share"]))
+            for one in told["streams"]
         ),
     )
 

@@ -106,6 +106,11 @@ class Recipe(Strict):
         }
 
     @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The tasks that each task is made of: itself, unless it is a composite."""
+        return {name: (name,) if isinstance(given, str) else tuple(given) for name, given in self.tasks.items()}
+
+    @property
     def annotators(self) -> tuple[str, ...]:
         """Every annotator named, in the order in which it runs."""
         return tuple(name for stage in self.stages for name in stage)

@@ -9,9 +9,10 @@ from pipeline.recipe import Recipe
 from pipeline.schema import BASE_LAYER, COLUMNS
 
 
-def stored_recipe(catalog: Catalog) -> Recipe:
-    """The recipe of the newest ingest into a dataset. Raises `RunError` when the catalog has none."""
-    con = catalog.connect()
+def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:
+    """The recipe of the newest ingest into a dataset, of its first `upto` parts. Raises `RunError` when the catalog has
+    none."""
+    con = catalog.connect(upto=upto)
     row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
     if row is None:
         raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")

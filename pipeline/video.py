@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
@@ -90,7 +91,7 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
     Raises ClipError: SOURCE_UNREADABLE, SOURCE_EMPTY (no bytes), NOT_VIDEO (not a known format, or no video
     but cover art), TOO_LARGE (more than `max_pixels` a frame, as stored or as displayed), DECODE_ERROR.
     """
-    with _opened(path, max_pixels) as (container, stream):
+    with opened(path, max_pixels) as (container, stream):
         _check_pixels(stream.width, stream.height, max_pixels)
         try:
             frame = next(container.decode(stream), None)
@@ -111,7 +112,7 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
             rotation=rotation,
             mirrored=mirrored,
             fps=float(rate) if rate else None,
-            duration_s=_duration(container, stream),
+            duration_s=duration(container, stream),
             codec=stream.codec_context.name,
             pix_fmt=frame.format.name,
             frames=stream.frames or None,
@@ -128,7 +129,7 @@ def frames(path: str | Path, source: Probe, progress: Progress = _unwatched) -> 
     Raises ClipError DECODE_ERROR where a frame cannot be decoded, timestamps jump back by more than a second,
     there is no frame, or the stream ends well before what the header declares.
     """
-    with _opened(path, source.max_pixels) as (container, stream):
+    with opened(path, source.max_pixels) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate
         unit = stream.time_base or _MICROSECONDS
         usual_s = float(1 / rate) if rate else 0.04
@@ -283,7 +284,7 @@ def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.
                     due_s = time_s + length_s / _SPREAD
                     yield frame
         return
-    with _opened(path, source.max_pixels) as (container, stream):
+    with opened(path, source.max_pixels) as (container, stream):
         try:
             for index in range(_SPREAD):
                 container.seek((container.start_time or 0) + round(length_s * index / _SPREAD * av.time_base))
@@ -314,14 +315,19 @@ def _scaled(frame: av.VideoFrame, size: tuple[int, int], layout: str, how: Inter
 
 
 @contextmanager
-def _opened(path: str | Path, max_pixels: int) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, ready to decode in one thread."""
+def opened(file: str | Path | IO[bytes], max_pixels: int) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file, by its path or open, and its video stream, ready to decode in one thread.
+
+    Raises ClipError: SOURCE_EMPTY, SOURCE_UNREADABLE, or NOT_VIDEO.
+    """
     try:
-        if Path(path).stat().st_size == 0:
-            raise ClipError(ErrorCode.SOURCE_EMPTY, "the file has no bytes")
-        # the prefix keeps FFmpeg from reading a protocol into a file's name
+        if isinstance(file, str | Path):
+            if Path(file).stat().st_size == 0:
+                raise ClipError(ErrorCode.SOURCE_EMPTY, "the file has no bytes")
+            # the prefix keeps FFmpeg from reading a protocol into a file's name
+            file = f"file:{file}"
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-        container = av.open(f"file:{path}", "r", container_options=options, metadata_errors="replace")
+        container = av.open(file, "r", container_options=options, metadata_errors="replace")
     except OSError as error:
         raise ClipError(ErrorCode.SOURCE_UNREADABLE, str(error.strerror or error)) from error
     except FFmpegError as error:
@@ -350,7 +356,8 @@ def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     return (90 if b < 0 else 270), (b < 0) == (c < 0)
 
 
-def _duration(container: InputContainer, stream: VideoStream) -> float | None:
+def duration(container: InputContainer, stream: VideoStream) -> float | None:
+    """Seconds by the file's header; None where it does not say."""
     if stream.duration:
         return float(stream.duration * (stream.time_base or _MICROSECONDS))
     return float(container.duration * _MICROSECONDS) if container.duration else None
@@ -360,7 +367,7 @@ def _declared_end(container: InputContainer, stream: VideoStream) -> float:
     """When the stream ends by its header, in seconds; 0 where the header does not say."""
     if container.format.flags & _NO_TIMESTAMPS:
         return 0.0
-    duration_s = _duration(container, stream)
+    duration_s = duration(container, stream)
     if duration_s is None:
         return 0.0
     if stream.duration:

@@ -50,10 +50,12 @@ def write(
     count: int = SHOT_FRAMES,
     tint: tuple[int, int, int] | None = None,
     grain: int = 8,
+    group: int = 250,
 ) -> Path:
-    """An H.264 MP4 with its index at the front."""
+    """An H.264 MP4 with its index at the front, and a key frame every `group` frames."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "ultrafast", "threads": "1"})
+        options = {"crf": "20", "preset": "ultrafast", "threads": "1", "g": str(group)}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.height, stream.width = SIZE
         stream.pix_fmt = "yuv420p"
         for picture in frames(seed, shots, count, tint, grain):

@@ -1,0 +1,35 @@
+"""Options and output that several commands of the command line share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+# A copy of stderr, which `engine` points elsewhere for a moment.
+console = Console(file=os.fdopen(os.dup(2), "w"))
+
+Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
+Sources = Annotated[
+    list[str], typer.Argument(help="Files, folders, globs, URLs (s3://, gs://, https://) or manifests.")
+]
+Recipe = Annotated[Path | None, typer.Option(help="A recipe (YAML) that changes the default one.")]
+Exclude = Annotated[str | None, typer.Option(help="A manifest of sources to leave out.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N sources.")]
+Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join: auto, or HOST:6379.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
+
+
+def show(parts: Iterable[Table | str], answer: str | None) -> None:
+    """Tables and sentences for people on stderr; the answer for programs, if there is one, on stdout."""
+    for part in parts:
+        console.print(part, highlight=False, soft_wrap=True)
+    if answer is not None:
+        typer.echo(answer)

@@ -1,0 +1,172 @@
+"""A mixture as the files and the CSV that the published VDOT trainer reads, so that nobody is locked in.
+
+    videos/<clip>.mp4            what is to be made; the trainer finds it by the name of the source video
+    <task>/<clip>.mp4            what is given: a control track, or the clip with gray where something is to be made
+    <task>.mask/<clip>.mp4       white where something is to be made
+    references/<clip>_<n>.png    reference pictures
+    train.csv, held_out.csv      a row per clip and task
+
+Columns as its loader names them: task_name, src_video_path, mask_video_path, ref_image_path (with commas), prompt, and
+internvl_short, which is where it looks for the prompt. [hhhh1138/VDOT: training/utils/dataset.py and
+training/trainer/distillation_vace.py, read for the facts]
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import encode, shards
+from pipeline.conditions import MASKS, REFERENCE, TEXT, condition, generator
+from pipeline.errors import ClipError, UsageError
+from pipeline.mixture import FILE, HELD_OUT, SAMPLES, TRAIN, Mixture, parse
+from pipeline.storage import Folder
+
+COLUMNS = ("task_name", "src_video_path", "mask_video_path", "ref_image_path", "prompt", "internvl_short")
+# Masks are thresholded when read; a finer quality keeps their edges where they are.
+_MASK_CRF = 8
+_IN_FLIGHT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How many rows each CSV has by task, and how many clips and tasks were left out, by reason."""
+
+    folder: str
+    rows: dict[str, dict[str, int]]
+    left_out: dict[str, int]
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def to_csv(mixture: str, to: Path, workers: int | None = None) -> Exported:
+    """Write what `mixture`, a folder that `mix` made, draws into the folder `to`; files that are there stay.
+
+    `workers`: processes, else one per core. Raises `UsageError` when `mixture` is none, and `RunError` or
+    `StorageError` when a disk is full or a store stays bad.
+    """
+    drawn, samples = _read(mixture)
+    folder = Folder(str(to.absolute()))
+    rows: dict[str, list[dict[str, str]]] = {TRAIN: [], HELD_OUT: []}
+    left_out: Counter[str] = Counter()
+    one = partial(_clip, drawn, folder)
+    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        listed = _rows(samples)
+        # Not all at once: `map` would hold a row and a future for each of millions of clips.
+        while batch := list(islice(listed, 1_000)):
+            for sample, (made, missing) in zip(batch, pool.map(one, batch, chunksize=_IN_FLIGHT), strict=True):
+                rows[sample["split"]] += made
+                left_out.update(missing)
+    for split, found in rows.items():
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS)
+        table.writeheader()
+        table.writerows(found)
+        folder.put(f"{split}.csv", text.getvalue().encode())
+    counts = {split: dict(Counter(row["task_name"] for row in found)) for split, found in rows.items()}
+    return Exported(folder.url, counts, dict(left_out))
+
+
+def _read(mixture: str) -> tuple[Mixture, pq.ParquetFile]:
+    folder = Folder(mixture)
+    try:
+        return parse(folder.read(FILE).decode()), pq.ParquetFile(pa.BufferReader(folder.read(SAMPLES)))
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, pa.ArrowException) as error:
+        raise UsageError(f"{mixture} is no mixture that can be read ({error}): `vdot-data mix` makes one") from error
+
+
+def _rows(samples: pq.ParquetFile) -> Iterator[dict[str, Any]]:
+    for batch in samples.iter_batches(1_000):
+        yield from batch.to_pylist()
+
+
+def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list[dict[str, str]], Counter[str]]:
+    """Write the files of one clip; its rows, and what was left out by reason."""
+    clip_id = sample["clip_id"]
+    out = Folder(mixture.datasets[sample["dataset"]][0])
+    members: dict[str, bytes] = {}
+    try:
+        for place in sample["places"]:
+            members |= shards.sample(out, clip_id, place["shard"], place["offset"], place["bytes"])
+    except (FileNotFoundError, KeyError, tarfile.TarError):
+        return [], Counter({"clips whose shard is damaged or gone (`vdot-data verify`)": 1})
+    prompt = members.get("txt", b"").decode()
+    if not prompt:
+        return [], Counter({"clips without a caption": 1})
+    _write(to, f"videos/{clip_id}.mp4", members["mp4"])
+    pictures = sorted(name for name in members if name.startswith("ref.") and name.endswith(".png"))
+    references = [
+        _write(to, f"references/{clip_id}_{number}.png", members[name]) for number, name in enumerate(pictures)
+    ]
+    rows, left_out = [], Counter[str]()
+    parts = {one.task: one.parts for one in mixture.streams if one.dataset == sample["dataset"]}
+    for task in sample["tasks"]:
+        shown = references if REFERENCE in parts[task] else []
+        try:
+            video, mask = _given(mixture.seed, to, clip_id, task, parts[task], members)
+        except (ValueError, ClipError) as error:
+            left_out[f"{task}: {error}"] += 1
+            continue
+        if video or shown:
+            rows.append(dict(zip(COLUMNS, (task, video, mask, ",".join(shown), prompt, prompt), strict=True)))
+        else:
+            # That trainer finds a clip by the name of its source video or reference.
+            left_out[f"{task}: its form has no row without a source video or a reference"] += 1
+    return rows, left_out
+
+
+def _given(
+    seed: int, to: Folder, clip_id: str, task: str, parts: Sequence[str], members: Mapping[str, bytes]
+) -> tuple[str, str]:
+    """The paths of source video and mask; "" for what the task has not. Raises ValueError as `condition`, and ClipError
+    for a clip or track that cannot be decoded."""
+    shown = [part for part in parts if part not in (REFERENCE, TEXT)]
+    if len(shown) == 1 and f"{shown[0]}.mp4" in members:
+        # As it is stored; the composites with that track share the file.
+        return _write(to, f"{shown[0]}/{clip_id}.mp4", members[f"{shown[0]}.mp4"]), ""
+    if not shown:
+        return "", ""
+    masked = any(part in MASKS for part in shown)
+    names = f"{task}/{clip_id}.mp4", f"{task}.mask/{clip_id}.mp4" if masked else ""
+    assert to.local is not None
+    paths = tuple(str(to.local / name) if name else "" for name in names)
+    if not all(Path(path).exists() for path in paths if path):
+        fps = json.loads(members["json"])["fps"]
+        tracks = {
+            name.removesuffix(".mp4"): partial(encode.decode, data)
+            for name, data in members.items()
+            if name.endswith(".mp4")
+        }
+        frames = encode.decode(members["mp4"])
+        made = condition(shown, frames, tracks, [], generator(seed, 0, clip_id, task))
+        assert made.video is not None
+        if made.mask is not None:
+            white = np.repeat(np.uint8(255) * made.mask[..., None], 3, axis=-1)
+            _write(to, names[1], encode.encode(white, fps, _MASK_CRF))
+        _write(to, names[0], encode.encode(made.video, fps))
+    return paths[0], paths[1]
+
+
+def _write(to: Folder, name: str, data: bytes) -> str:
+    """The path of a file, written unless it is there: it would be the same, as all follows from the mixture."""
+    assert to.local is not None
+    to.create(name, data)
+    return str(to.local / name)

@@ -1,0 +1,120 @@
+"""What a task shows of a clip: what is kept is the clip's own, what is to be made is gray or a track, draws repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.conditions import GRAY, MASKS, condition, generator, gray
+
+SHAPE = (17, 48, 64)
+
+
+def noise(seed: int, shape: tuple[int, ...] = SHAPE) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def subject(shape: tuple[int, ...] = SHAPE) -> Any:
+    """A white disc that moves to the right, on black."""
+    rows, columns = np.mgrid[: shape[1], : shape[2]]
+    discs = [(rows - 24) ** 2 + (columns - 16 - 2 * step) ** 2 < 64 for step in range(shape[0])]
+    return np.repeat(np.uint8(255) * np.stack(discs)[..., None], 3, axis=-1)
+
+
+FRAMES, POSE = noise(1), noise(2)
+TRACKS = {"pose": lambda: POSE, "mask": subject}
+
+
+def made(*parts: str, seed: int = 0, tracks: Any = TRACKS, references: Any = (), frames: Any = FRAMES) -> Any:
+    return condition(parts, frames, tracks, references, generator(seed, 0, "clip", "+".join(parts)))
+
+
+@pytest.mark.parametrize("task", MASKS)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_what_is_kept_is_the_clip_and_the_rest_is_gray_or_the_track(task: str, seed: int) -> None:
+    alone, composed = made(task, seed=seed), made(task, "pose", seed=seed)
+    assert alone.mask.dtype == bool
+    assert alone.mask.shape == SHAPE
+    # Something is given and something is to be made.
+    assert 0 < alone.mask.mean() < 1
+    assert (alone.video[~alone.mask] == FRAMES[~alone.mask]).all()
+    assert (alone.video[alone.mask] == GRAY).all()
+    assert (composed.video[composed.mask] == POSE[composed.mask]).all()
+    assert (composed.video[~composed.mask] == FRAMES[~composed.mask]).all()
+
+
+@pytest.mark.parametrize("task", MASKS)
+def test_a_draw_follows_from_seed_epoch_clip_and_task_alone(task: str) -> None:
+    def mask(*key: Any) -> Any:
+        return condition([task], FRAMES, TRACKS, (), generator(*key)).mask
+
+    assert (mask(1, 2, "a", task) == mask(1, 2, "a", task)).all()
+    others = [mask(seed, epoch, clip, task) for seed in range(3) for epoch in range(3) for clip in ("a", "b")]
+    if task == "firstframe":
+        assert all((other == others[0]).all() for other in others)
+    else:
+        assert len({other.tobytes() for other in others}) > 2
+
+
+@given(st.integers(0, 20).map(lambda groups: 4 * groups + 1), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_an_extension_gives_whole_groups_at_one_end(count: int, seed: int) -> None:
+    shape = (count, 16, 16)
+    mask = made("extension", seed=seed, frames=noise(0, shape), tracks={}).mask.any((1, 2))
+    kept = np.flatnonzero(~mask)
+    assert len(kept) % 4 == 1
+    assert len(kept) <= max(1, count // 2 + 1)
+    assert kept[0] == 0 or kept[-1] == count - 1
+    assert (np.diff(kept) == 1).all()
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_a_border_is_the_same_in_all_frames_and_leaves_the_middle(seed: int) -> None:
+    mask = made("outpaint", seed=seed).mask
+    assert (mask == mask[0]).all()
+    assert not mask[0, 20:28, 24:40].any()
+    assert mask[0, [0, -1], :].all(1).any() or mask[0][:, [0, -1]].all(0).any()
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_a_hole_covers_the_subject_with_a_margin_or_is_a_box_that_stands_still(seed: int) -> None:
+    disc = subject()[..., 0] > 0
+    with_subject = made("inpaint", seed=seed).mask
+    assert with_subject[disc].all()
+    assert with_subject.sum() > disc.sum()
+    without = made("inpaint", seed=seed, tracks={}).mask
+    assert (without == without[0]).all()
+    assert 0.05 < without.mean() < 0.4
+
+
+def test_control_tracks_references_and_text() -> None:
+    pose = made("pose")
+    assert pose.mask is None
+    assert (pose.video == POSE).all()
+    levels = made("gray").video
+    assert (levels == gray(FRAMES)).all()
+    assert (levels[..., 0] == levels[..., 2]).all()
+    # ITU-R BT.601: pure red is 76 of 255.
+    assert gray(np.full((1, 2, 2, 3), (255, 0, 0), np.uint8))[0, 0, 0, 0] == 76
+    picture = noise(3, (8, 8))
+    given_picture = made("reference", "pose", references=[picture])
+    assert (given_picture.references[0] == picture).all()
+    assert (given_picture.video == POSE).all()
+    assert made("text") == made("text")
+    assert made("text").video is None
+
+
+def test_what_a_clip_lacks_is_said() -> None:
+    with pytest.raises(ValueError, match="no track 'depth'"):
+        made("depth")
+    with pytest.raises(ValueError, match="no reference"):
+        made("reference")
+    with pytest.raises(ValueError, match="second control track"):
+        made("pose", "gray")
