@@ -77,7 +77,7 @@ def report(
 
     done = reporting.report(out, html)
     told = (
-        f"{done.file}: {done.clips} clips, {done.shown} of them shown, {done.size / 1e6:.1f} MB; open it in a browser"
+        f"{done.file}: {done.clips} clips, {done.shown} cards, {done.size / 1e6:.1f} MB; open it in a browser"
     )
     console.print(told, highlight=False, soft_wrap=True, markup=False)
     if as_json:

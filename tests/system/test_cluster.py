@@ -43,7 +43,7 @@ def test_two_nodes_share_the_work_and_give_the_same_dataset(
     assert vdot("verify", out.url, "--workers", 1).returncode == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_claims_64_cores_gets_no_more_workers_than_its_memory_holds(
     vdot: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:

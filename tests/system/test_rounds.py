@@ -13,7 +13,7 @@ from pipeline.ingest import ingest
 from pipeline.progress import Progress
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rounds_follow_one_another(
     small: Path, recipe: Any, local: program.Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
