@@ -76,9 +76,7 @@ def report(
     from pipeline import report as reporting
 
     done = reporting.report(out, html)
-    told = (
-        f"{done.file}: {done.clips} clips, {done.shown} cards, {done.size / 1e6:.1f} MB; open it in a browser"
-    )
+    told = f"{done.file}: {done.clips} clips, {done.shown} cards, {done.size / 1e6:.1f} MB; open it in a browser"
     console.print(told, highlight=False, soft_wrap=True, markup=False)
     if as_json:
         typer.echo(done.as_json())

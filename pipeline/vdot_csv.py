@@ -90,9 +90,9 @@ def _read(mixture: str) -> tuple[Mixture, pq.ParquetFile]:
     try:
         return parse(folder.read(FILE).decode()), pq.ParquetFile(pa.BufferReader(folder.read(SAMPLES)))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{mixture} is no mixture: it has no {FILE} and {SAMPLES}; `vdot-data mix` makes one") from error
+        raise UsageError(f"{mixture} is no mixture (no {FILE}, or no {SAMPLES}): `vdot-data mix` makes one") from error
     except (ValueError, KeyError, pa.ArrowException) as error:
-        raise UsageError(f"the mixture {mixture} cannot be read: {error}; make it again with `vdot-data mix`") from error
+        raise UsageError(f"the mixture {mixture} cannot be read ({error}): `vdot-data mix` makes it again") from error
 
 
 def _rows(samples: pq.ParquetFile) -> Iterator[dict[str, Any]]:
