@@ -246,8 +246,8 @@ def _found(columns: Iterable[str], values: Mapping[str, Any]) -> str:
     return ", ".join(f"{column} = {_short(values.get(column))}" for column in columns)
 
 
-def first_line(error: duckdb.Error) -> str:
-    """What DuckDB says of an error, without its quotation of our SQL."""
+def first_line(error: Exception) -> str:
+    """What DuckDB says of an error, without its quotation of our SQL; Arrow's errors, too, may go on for lines."""
     return str(error).splitlines()[0]
 
 

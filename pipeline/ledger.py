@@ -81,12 +81,17 @@ class Ledger:
         self._catalog, self._blueprint, self._listing = catalog, blueprint, listing
         self._retry, self._rehash = retry, rehash
         self.run_id = new_run_id()
-        self.refresh()
+        self._look()
 
     def refresh(self) -> None:
         """Look at the catalog as it is now. To be called between rounds and after commits that are not `accept`ed."""
-        self._con = self._catalog.connect(self._blueprint.schema())
-        con, layer = self._con, self._blueprint.layer
+        # What it holds, before as much again is asked for.
+        self._con.close()
+        self._look()
+
+    def _look(self) -> None:
+        con, layer = self._catalog.connect(self._blueprint.schema()), self._blueprint.layer
+        self._con = con
         con.execute(
             f"CREATE VIEW judged AS SELECT *, {made(self._blueprint.lineage)} AS vdot_fresh FROM clips "
             f"WHERE layer = {quoted(layer)}"
