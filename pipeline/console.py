@@ -155,6 +155,7 @@ def mixed(done: Mixed) -> Iterator[Table | str]:
     yield table
     if len(done.buckets) > _BUCKETS:
         yield f"... and {len(done.buckets) - _BUCKETS} rarer shapes"
+    yield from (f"[yellow]warning:[/] {escape(one)}" for one in done.warnings)
     yield f"mixture {done.hash}" + (f", kept in {escape(done.out)}" if done.out else "")
 
 
@@ -168,7 +169,7 @@ def exported(done: Exported) -> Iterator[Table | str]:
     yield table
     for reason, count in done.left_out.items():
         yield escape(f"left out: {count} {reason}")
-    yield escape(f"written to {done.folder}")
+    yield escape(f"written to {done.folder}; shares and caption drop-out are the trainer's own to set")
 
 
 def planned(done: Plan) -> Iterator[Table | str]:

@@ -55,6 +55,7 @@ def mix(
 def to_csv(
     mixture: Annotated[str, typer.Argument(help="A folder that `mix` made.", show_default=False)],
     to: Annotated[Path, typer.Option(help="Where videos, masks, references and the CSV go.", show_default=False)],
+    frames: Annotated[int, typer.Option(min=1, help="Only clips of this length: that trainer takes one shape.")] = 81,
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +63,7 @@ def to_csv(
     from pipeline import vdot_csv
     from pipeline.console import exported
 
-    done = vdot_csv.to_csv(mixture, to, workers)
+    done = vdot_csv.to_csv(mixture, to, frames=frames, workers=workers)
     show(exported(done), done.as_json() if as_json else None)
 
 

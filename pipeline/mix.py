@@ -16,11 +16,10 @@ training and the held-out part.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -35,7 +34,8 @@ from pipeline import wide
 from pipeline.catalog import Catalog, existing
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
-from pipeline.mixture import FILE, HELD_OUT, SAMPLES, SCHEMA, TRAIN, Mixture, Stream, content_hash
+from pipeline.held_out import held_out
+from pipeline.mixture import FILE, HELD_OUT, SAMPLES, SCHEMA, TRAIN, Mixture, Stream, content_hash, parse
 from pipeline.schema import BASE_LAYER
 from pipeline.select import saved
 from pipeline.storage import Folder, parquet
@@ -59,7 +59,7 @@ class Definition(Strict):
     """The YAML; see the top of this file."""
 
     datasets: Annotated[dict[str, Part], Field(min_length=1)]
-    tasks: dict[str, float | str] | tuple[str, ...]
+    tasks: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | str] | tuple[str, ...]
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
     clips_per_source: Annotated[int, Field(ge=1)] | None = None
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -70,6 +70,9 @@ class Definition(Strict):
     def _shares_or_temperature(self) -> Definition:
         if not self.tasks:
             raise ValueError("tasks: name at least one")
+        twice = [] if isinstance(self.tasks, dict) else [task for task, n in Counter(self.tasks).items() if n > 1]
+        if twice:
+            raise ValueError(f"tasks: {twice[0]!r} is named twice")
         if isinstance(self.tasks, dict) and self.temperature is not None:
             raise ValueError("temperature: the tasks have shares already; give `tasks` as a list, or no temperature")
         return self
@@ -107,12 +110,13 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What a mixture holds; `selected` are the clips per dataset that it may draw."""
+    """What a mixture holds; `selected` are the clips per dataset that it may draw, `warnings` what to mind."""
 
     hash: str
     selected: dict[str, int]
     tasks: list[Count]
     buckets: list[Bucket]
+    warnings: list[str]
     out: str | None
 
     def as_json(self) -> str:
@@ -128,8 +132,11 @@ def mix(file: Path, out: str | None = None) -> Mixed:
     """
     name = f"mixture {file}"
     given = validated(Definition, mapping(content(file, "mixture"), name), name)
+    warnings: list[str] = []
+    con = duckdb.connect()
     with Scratch() as scratch:
-        parts, datasets, made_of = [], {}, {}
+        pools, datasets = [], {}
+        made_of: dict[str, tuple[str, ...]] = {}
         for dataset, part in given.datasets.items():
             url = part.path if "://" in part.path else str(file.parent / part.path)
             catalog = Catalog(existing(url), scratch.path / dataset)
@@ -137,65 +144,110 @@ def mix(file: Path, out: str | None = None) -> Mixed:
             if sequence > catalog.sequence:
                 raise UsageError(f"{name}: {url} has {catalog.sequence} catalog parts, and no part {sequence}")
             datasets[dataset] = (catalog.out.url, sequence)
-            made_of[dataset] = stored_recipe(catalog, sequence).parts
-            parts.append(_selected(catalog, dataset, part, sequence))
-    con = duckdb.connect()
-    con.register("given", pa.concat_tables(parts))
+            pools.append(_pool(catalog, dataset, part, sequence))
+            if pools[-1].uncompared and given.held_out:
+                warnings.append(
+                    f"{dataset}: {pools[-1].uncompared} clips were not compared by `vdot-data dedup`; copies of those "
+                    "held out may be among those to train on"
+                )
+            if pools[-1].dropped:
+                warnings.append(
+                    f"{dataset}: {pools[-1].dropped} clips of the selection {part.selection!r} are not kept in the "
+                    "dataset, and are left out; `vdot-data ingest` with the recipe that selected them brings them in"
+                )
+            for task, found in stored_recipe(catalog, sequence).parts.items():
+                if task in given.names and made_of.setdefault(task, found) != found:
+                    raise UsageError(f"{name}: {dataset} makes the task {task!r} of other parts than the others do")
+    if len(pools) > 1 and given.held_out:
+        warnings.append("clips of one dataset were never compared with those of another: copies may lie in both parts")
+    con.register("given", pa.concat_tables(pool.clips for pool in pools))
     con.execute("CREATE TABLE clip AS FROM given")
+    con.register("pairs", pa.concat_tables(pool.pairs for pool in pools))
     selected = dict.fromkeys(datasets, 0) | dict(
         con.execute("SELECT dataset, count(*) FROM clip GROUP BY ALL").fetchall()
     )
     _check_tasks(given, con, name)
     _split(given, con, name)
     _cap(given, con)
-    shares, streams = _streams(given, con, made_of, name)
+    shares, streams = _streams(given, con, name)
     samples = con.sql(
         f"SELECT {', '.join(map(named, SCHEMA.names))} FROM (SELECT * EXCLUDE tasks FROM clip) "
         "JOIN drawn USING (dataset, clip_id) ORDER BY dataset, clip_id"
     )
     table = samples.to_arrow_table().cast(SCHEMA)
-    drawn = [[one.dataset, one.task, one.parts, str(one.share)] for one in streams]
-    digest = content_hash({"seed": given.seed, "caption_dropout": given.caption_dropout, "streams": drawn}, table)
-    mixture = Mixture(digest, given.seed, given.caption_dropout, datasets, streams)
+    parts = {task: made_of.get(task, (task,)) for task in given.names}
+    drawn = {
+        "seed": given.seed,
+        "caption_dropout": given.caption_dropout,
+        "parts": parts,
+        "streams": [[one.dataset, one.task, str(one.share)] for one in streams],
+    }
+    mixture = Mixture(content_hash(drawn, table), given.seed, given.caption_dropout, datasets, parts, streams)
     counts = _counts(con, shares)
-    return Mixed(mixture.hash, selected, counts, _buckets(con), _write(mixture, table, out) if out else None)
+    written = _write(mixture, table, out) if out else None
+    return Mixed(mixture.hash, selected, counts, _buckets(con), warnings, written)
 
 
-def _selected(catalog: Catalog, dataset: str, part: Part, sequence: int) -> pa.Table:
-    """The kept clips that a part of the mixture may draw, each with the places of its bytes."""
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """What a part of the mixture may draw, and the (source, group of near duplicates) pairs of all that its dataset
+    holds; how many of its clips were never compared, and how many of a selection it cannot draw."""
+
+    clips: pa.Table
+    pairs: pa.Table
+    uncompared: int
+    dropped: int
+
+
+def _pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Pool:
     con = catalog.connect(upto=sequence)
     where = [part.where] if isinstance(part.where, str) else list(part.where)
     measured = [name for name in ("ref_pictures",) if name in wide.columns(con)]
-    needed = ("source_hash", "duplicate_group", "start_s", "end_s", "tasks", "frames", "height", "width")
+    needed = ("source_hash", "duplicates", "start_s", "end_s", "tasks", "frames", "height", "width")
     wide.make(con, "pool", dict.fromkeys([*needed, *measured, *wide.used(where, con)]), "status = 'kept'")
     wide.check(where, "pool", con)
+    dropped = 0
     if part.selection is not None:
         con.register("selected_ids", saved(catalog.out, part.selection))
+        ((dropped,),) = con.execute(
+            "SELECT count(*) FROM (FROM selected_ids EXCEPT SELECT clip_id FROM pool)"
+        ).fetchall()
         where.append("clip_id IN (FROM selected_ids)")
+    # Of two layers with a member of one name the newer one counts, so it comes last.
     con.execute(
         'CREATE TABLE places AS SELECT clip_id, list(struct_pack(layer, shard, "offset", bytes) '
-        f"ORDER BY layer <> {quoted(BASE_LAYER)}, layer) AS places FROM clips "
+        f"ORDER BY layer <> {quoted(BASE_LAYER)}, sequence) AS places FROM clips "
         "WHERE shard IS NOT NULL AND status = 'kept' GROUP BY clip_id"
     )
-    references = f"coalesce({measured[0]}, 0)::BIGINT" if measured else "0"
+    references = f"coalesce({measured[0]}, 0)::BIGINT" if measured else "0::BIGINT"
     try:
-        table = con.sql(
-            f"SELECT {quoted(dataset)} AS dataset, clip_id, source_hash, duplicate_group, end_s - start_s AS seconds, "
-            f'tasks, frames, height, width, {references} AS "references", places FROM pool JOIN places USING (clip_id) '
+        con.execute(
+            f"CREATE TABLE drawn AS SELECT {quoted(dataset)} AS dataset, clip_id, source_hash, "
+            f'end_s - start_s AS seconds, tasks, frames, height, width, {references} AS "references", places, '
+            f"duplicates FROM pool JOIN places USING (clip_id) "
             f"WHERE {' AND '.join(f'({one}{chr(10)})' for one in where) or 'true'}"
-        ).to_arrow_table()
+        )
     except duckdb.Error as error:
         raise UsageError(f"where: cannot be evaluated on the values that are there: {first_line(error)}") from error
-    _check_shards(catalog.out, table)
-    return table
+    _check_shards(catalog.out, con)
+    # Of all that the dataset holds: two films are copies though one of each pair of clips may not be drawn.
+    pairs = con.sql(
+        f"SELECT DISTINCT b.source_hash, {quoted(dataset + ' ')} || d.duplicate_group AS duplicate_group "
+        f"FROM clips b JOIN clips d USING (clip_id) WHERE b.layer = {quoted(BASE_LAYER)} "
+        "AND d.duplicate_group IS NOT NULL"
+    ).to_arrow_table()
+    ((uncompared,),) = con.execute("SELECT count(*) FILTER (duplicates IS NULL) FROM drawn").fetchall()
+    clips = con.sql("SELECT * EXCLUDE duplicates FROM drawn").to_arrow_table()
+    return _Pool(clips, pairs, uncompared, dropped)
 
 
-def _check_shards(out: Folder, table: pa.Table) -> None:
+def _check_shards(out: Folder, con: duckdb.DuckDBPyConnection) -> None:
     """Raises `UsageError` where a shard is gone: newer rows took its place, and it was swept."""
-    named = {place["shard"] for places in table["places"].to_pylist() for place in places}
-    folders = {shard.rpartition("/")[0] for shard in named}
+    rows = con.execute("SELECT DISTINCT unnest(places).shard FROM drawn").fetchall()
+    needed = {shard for (shard,) in rows}
+    folders = {shard.rpartition("/")[0] for shard in needed}
     there = {f"{folder}/{entry.name}" for folder in folders for entry in out.names(folder)}
-    gone = sorted(named - there)
+    gone = sorted(needed - there)
     if gone:
         raise UsageError(
             f"{out.url} has no {gone[0]} any more, nor {len(gone) - 1} others: its clips were made anew since. "
@@ -217,16 +269,12 @@ def _check_tasks(given: Definition, con: duckdb.DuckDBPyConnection, name: str) -
 
 
 def _split(given: Definition, con: duckdb.DuckDBPyConnection, name: str) -> None:
-    """Add `split` to the table `clip`: what is joined by a source or a group of near duplicates stays together."""
-    rows = con.execute(
-        "SELECT DISTINCT source_hash, dataset || ' ' || duplicate_group FROM clip ORDER BY ALL"
-    ).fetchall()
-    families = _families(rows)
-    held = {source for source, family in families.items() if _chance(given.seed, family) < given.held_out}
+    """Add `split` to the table `clip`."""
+    drawn = [source for (source,) in con.execute("SELECT DISTINCT source_hash FROM clip").fetchall()]
+    held = held_out(con.execute("FROM pairs ORDER BY ALL").fetchall(), drawn, given.held_out, given.seed)
     if given.held_out and not held:
         raise UsageError(
-            f"{name}: held_out {given.held_out:g} of {len(set(families.values()))} groups of sources that show nothing "
-            "in common leaves none; raise it, or take another seed"
+            f"{name}: held_out {given.held_out:g} of {len(drawn)} sources leaves none; raise it, or take another seed"
         )
     con.register("held", pa.table({"source_hash": pa.array(sorted(held), pa.string())}))
     con.execute(
@@ -235,34 +283,12 @@ def _split(given: Definition, con: duckdb.DuckDBPyConnection, name: str) -> None
     )
 
 
-def _families(pairs: Iterable[tuple[str, str | None]]) -> dict[str, str]:
-    """Each source -> the smallest source that a chain of near duplicates connects it with. Pairs: (source, group)."""
-    # A union-find over (0, source) and (1, group), so that a source comes before any group.
-    above: dict[tuple[int, str], tuple[int, str]] = {}
-
-    def root(node: tuple[int, str]) -> tuple[int, str]:
-        while above.setdefault(node, node) != node:
-            above[node] = node = above[above[node]]
-        return node
-
-    sources = set()
-    for source, group in pairs:
-        sources.add(source)
-        one, other = root((0, source)), root((1, group) if group else (0, source))
-        above[max(one, other)] = min(one, other)
-    return {source: root((0, source))[1] for source in sources}
-
-
-def _chance(seed: int, key: str) -> float:
-    """A number from 0 to 1 that follows from the seed and the key alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8]) / 2**64
-
-
 def _cap(given: Definition, con: duckdb.DuckDBPyConnection) -> None:
     """Make `fit`, a row per clip and task that are drawn, and `drawn`, the tasks of each clip."""
     con.register("wanted", pa.table({"task": list(given.names)}))
     most = "" if given.clips_per_source is None else f"<= {given.clips_per_source}"
-    cap = f"QUALIFY row_number() OVER (PARTITION BY source_hash, task ORDER BY md5('{given.seed} ' || clip_id)) {most}"
+    order = f"md5('{given.seed} ' || clip_id), dataset"
+    cap = f"QUALIFY row_number() OVER (PARTITION BY source_hash, task ORDER BY {order}) {most}"
     con.execute(
         "CREATE TABLE fit AS FROM (SELECT * EXCLUDE tasks, unnest(tasks) AS task FROM clip) "
         f"WHERE task IN (FROM wanted) {cap if most else ''}"
@@ -273,10 +299,7 @@ def _cap(given: Definition, con: duckdb.DuckDBPyConnection) -> None:
 
 
 def _streams(
-    given: Definition,
-    con: duckdb.DuckDBPyConnection,
-    made_of: Mapping[str, Mapping[str, tuple[str, ...]]],
-    name: str,
+    given: Definition, con: duckdb.DuckDBPyConnection, name: str
 ) -> tuple[dict[str, Fraction], tuple[Stream, ...]]:
     """The share of each task, and of each dataset in it."""
     rows = con.execute(
@@ -296,13 +319,7 @@ def _streams(
         counts = {dataset: count for one, dataset, count, _ in rows if one == task and count}
         parts = {dataset: Fraction(str(given.datasets[dataset].weight)) * count for dataset, count in counts.items()}
         streams += [
-            Stream(
-                dataset,
-                task,
-                made_of[dataset].get(task, (task,)),
-                count,
-                shares[task] * parts[dataset] / sum(parts.values()),
-            )
+            Stream(dataset, task, count, shares[task] * parts[dataset] / sum(parts.values()))
             for dataset, count in counts.items()
         ]
     return shares, tuple(streams)
@@ -361,7 +378,12 @@ def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
 
 def _write(mixture: Mixture, samples: pa.Table, out: str) -> str:
     folder = Folder(out)
-    for name, data in ((SAMPLES, parquet(samples)), (FILE, mixture.as_json().encode())):
-        if not folder.create(name, data):
+    if not folder.create(SAMPLES, parquet(samples)) or not folder.create(FILE, mixture.as_json().encode()):
+        # One of the same hash draws the same, whatever else its dataset holds by now.
+        try:
+            there = parse(folder.read(FILE).decode()).hash
+        except (FileNotFoundError, ValueError, KeyError):
+            there = None
+        if there != mixture.hash:
             raise UsageError(f"{folder.url} holds another mixture already: choose another folder")
     return folder.url

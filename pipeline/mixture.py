@@ -40,26 +40,24 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """The clips of one dataset that teach one task: their number, and their exact share of what is drawn.
-
-    parts: the tasks that a composite is made of; a task that is none has itself alone.
-    """
+    """The clips of one dataset that teach one task: their number, and their exact share of what is drawn."""
 
     dataset: str
     task: str
-    parts: tuple[str, ...]
     clips: int
     share: Fraction
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A mixture without its samples. `datasets`: name -> (URL, number of the newest catalog part that counts)."""
+    """A mixture without its samples. `datasets`: name -> (URL, number of the newest catalog part that counts).
+    `parts`: task -> the tasks that it is made of, if it is a composite, else itself."""
 
     hash: str
     seed: int
     caption_dropout: float
     datasets: dict[str, tuple[str, int]]
+    parts: dict[str, tuple[str, ...]]
     streams: tuple[Stream, ...]
 
     def as_json(self) -> str:
@@ -71,14 +69,9 @@ class Mixture:
                 "seed": self.seed,
                 "caption_dropout": self.caption_dropout,
                 "datasets": {name: {"url": url, "sequence": n} for name, (url, n) in self.datasets.items()},
+                "parts": self.parts,
                 "streams": [
-                    {
-                        "dataset": one.dataset,
-                        "task": one.task,
-                        "parts": one.parts,
-                        "clips": one.clips,
-                        "share": str(one.share),
-                    }
+                    {"dataset": one.dataset, "task": one.task, "clips": one.clips, "share": str(one.share)}
                     for one in self.streams
                 ],
             },
@@ -96,9 +89,9 @@ def parse(text: str) -> Mixture:
         seed=told["seed"],
         caption_dropout=told["caption_dropout"],
         datasets={name: (one["url"], one["sequence"]) for name, one in told["datasets"].items()},
+        parts={task: tuple(parts) for task, parts in told["parts"].items()},
         streams=tuple(
-            Stream(one["dataset"], one["task"], tuple(one["parts"]), one["clips"], Fraction(one["share"]))
-            for one in told["streams"]
+            Stream(one["dataset"], one["task"], one["clips"], Fraction(one["share"])) for one in told["streams"]
         ),
     )
 

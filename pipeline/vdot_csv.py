@@ -5,6 +5,7 @@
     <task>.mask/<clip>.mp4       white where something is to be made
     references/<clip>_<n>.png    reference pictures
     train.csv, held_out.csv      a row per clip and task
+    mixture                      the hash of the mixture that all this follows from
 
 Columns as its loader names them: task_name, src_video_path, mask_video_path, ref_image_path (with commas), prompt, and
 internvl_short, which is where it looks for the prompt. [hhhh1138/VDOT: training/utils/dataset.py and
@@ -14,17 +15,15 @@ training/trainer/distillation_vace.py, read for the facts]
 from __future__ import annotations
 
 import csv
-import io
 import json
 import multiprocessing
-import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +34,16 @@ import pyarrow.parquet as pq
 from pipeline import encode, shards
 from pipeline.conditions import MASKS, REFERENCE, TEXT, condition, generator
 from pipeline.errors import ClipError, UsageError
+from pipeline.fetch import Scratch
 from pipeline.mixture import FILE, HELD_OUT, SAMPLES, TRAIN, Mixture, parse
 from pipeline.storage import Folder
 
 COLUMNS = ("task_name", "src_video_path", "mask_video_path", "ref_image_path", "prompt", "internvl_short")
 # Masks are thresholded when read; a finer quality keeps their edges where they are.
 _MASK_CRF = 8
-_IN_FLIGHT = 4
+_BATCH = 1_000
+# The file that says which mixture a folder was written from.
+_OF = "mixture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +59,39 @@ class Exported:
         return json.dumps(asdict(self))
 
 
-def to_csv(mixture: str, to: Path, workers: int | None = None) -> Exported:
+def to_csv(mixture: str, to: Path, *, frames: int = 81, workers: int | None = None) -> Exported:
     """Write what `mixture`, a folder that `mix` made, draws into the folder `to`; files that are there stay.
 
-    `workers`: processes, else one per core. Raises `UsageError` when `mixture` is none, and `RunError` or
+    `frames`: clips of this length alone, because that trainer makes noise of one shape for all. `workers`: processes,
+    else one per core. Raises `UsageError` when `mixture` is none or `to` holds another, and `RunError` or
     `StorageError` when a disk is full or a store stays bad.
     """
     drawn, samples = _read(mixture)
     folder = Folder(str(to.absolute()))
-    rows: dict[str, list[dict[str, str]]] = {TRAIN: [], HELD_OUT: []}
+    if not folder.create(_OF, drawn.hash.encode()) and folder.read(_OF).decode() != drawn.hash:
+        raise UsageError(f"{to} holds the files of another mixture: choose another folder")
+    counts: dict[str, Counter[str]] = {TRAIN: Counter(), HELD_OUT: Counter()}
     left_out: Counter[str] = Counter()
-    one = partial(_clip, drawn, folder)
-    with ProcessPoolExecutor(workers or os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        listed = _rows(samples)
+    with Scratch() as scratch, ExitStack() as files:
+        tables = {}
+        for split in counts:
+            file = files.enter_context((scratch.path / split).open("w", newline=""))
+            tables[split] = csv.DictWriter(file, COLUMNS)
+            tables[split].writeheader()
+        pool = files.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
         # Not all at once: `map` would hold a row and a future for each of millions of clips.
-        while batch := list(islice(listed, 1_000)):
-            for sample, (made, missing) in zip(batch, pool.map(one, batch, chunksize=_IN_FLIGHT), strict=True):
-                rows[sample["split"]] += made
+        for batch in samples.iter_batches(_BATCH):
+            rows = batch.to_pylist()
+            left_out[f"clips of another length than {frames} frames"] += sum(row["frames"] != frames for row in rows)
+            rows = [row for row in rows if row["frames"] == frames]
+            for sample, (made, missing) in zip(rows, pool.map(partial(_clip, drawn, folder), rows), strict=True):
+                tables[sample["split"]].writerows(made)
+                counts[sample["split"]].update(row["task_name"] for row in made)
                 left_out.update(missing)
-    for split, found in rows.items():
-        text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS)
-        table.writeheader()
-        table.writerows(found)
-        folder.put(f"{split}.csv", text.getvalue().encode())
-    counts = {split: dict(Counter(row["task_name"] for row in found)) for split, found in rows.items()}
-    return Exported(folder.url, counts, dict(left_out))
+        files.close()
+        for split in counts:
+            folder.put(f"{split}.csv", scratch.path / split)
+    return Exported(folder.url, {split: dict(found) for split, found in counts.items()}, dict(+left_out))
 
 
 def _read(mixture: str) -> tuple[Mixture, pq.ParquetFile]:
@@ -93,11 +102,6 @@ def _read(mixture: str) -> tuple[Mixture, pq.ParquetFile]:
         raise UsageError(f"{mixture} is no mixture (no {FILE}, or no {SAMPLES}): `vdot-data mix` makes one") from error
     except (ValueError, KeyError, pa.ArrowException) as error:
         raise UsageError(f"the mixture {mixture} cannot be read ({error}): `vdot-data mix` makes it again") from error
-
-
-def _rows(samples: pq.ParquetFile) -> Iterator[dict[str, Any]]:
-    for batch in samples.iter_batches(1_000):
-        yield from batch.to_pylist()
 
 
 def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list[dict[str, str]], Counter[str]]:
@@ -119,11 +123,10 @@ def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list
         _write(to, f"references/{clip_id}_{number}.png", members[name]) for number, name in enumerate(pictures)
     ]
     rows, left_out = [], Counter[str]()
-    parts = {one.task: one.parts for one in mixture.streams if one.dataset == sample["dataset"]}
     for task in sample["tasks"]:
-        shown = references if REFERENCE in parts[task] else []
+        shown = references if REFERENCE in mixture.parts[task] else []
         try:
-            video, mask = _given(mixture.seed, to, clip_id, task, parts[task], members)
+            video, mask = _given(mixture.seed, to, clip_id, task, mixture.parts[task], members)
         except (ValueError, ClipError) as error:
             left_out[f"{task}: {error}"] += 1
             continue

@@ -59,7 +59,7 @@ def rows(to: Path, name: str = "train") -> list[dict[str, str]]:
 
 def test_every_row_leads_to_what_its_task_shows(mixture: Path, tmp_path: Path) -> None:
     to, clip = tmp_path / "csv", identity("a8")
-    done = to_csv(str(mixture), to, 2)
+    done = to_csv(str(mixture), to, frames=SIZE[0], workers=2)
     found = {row["task_name"]: row for row in rows(to)}
     assert set(found) == {*TASKS} - {"text", "depth"}
     assert done.rows == {"train": dict.fromkeys([task for task in TASKS if task in found], 1), "held_out": {}}
@@ -100,12 +100,12 @@ def test_every_row_leads_to_what_its_task_shows(mixture: Path, tmp_path: Path) -
 
 
 def test_again_writes_the_same_and_goes_on_from_what_is_there(mixture: Path, tmp_path: Path) -> None:
-    to_csv(str(mixture), tmp_path / "one", 1)
+    to_csv(str(mixture), tmp_path / "one", frames=SIZE[0], workers=1)
     before = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.mp4")}
     (tmp_path / "one" / "inpaint" / f"{identity('a8')}.mp4").unlink()
     kept = tmp_path / "one" / "outpaint" / f"{identity('a8')}.mp4"
     written = kept.stat().st_mtime_ns
-    to_csv(str(mixture), tmp_path / "one", 2)
+    to_csv(str(mixture), tmp_path / "one", frames=SIZE[0], workers=2)
     after = {path.relative_to(tmp_path / "one"): path.read_bytes() for path in (tmp_path / "one").rglob("*.mp4")}
     assert before == after
     assert kept.stat().st_mtime_ns == written
@@ -113,12 +113,25 @@ def test_again_writes_the_same_and_goes_on_from_what_is_there(mixture: Path, tmp
 
 def test_by_the_command_line(mixture: Path, tmp_path: Path) -> None:
     vdot = program.Vdot(tmp_path)
-    done = vdot("to-csv", mixture, "--to", tmp_path / "csv", "--json")
+    done = vdot("to-csv", mixture, "--to", tmp_path / "csv", "--frames", SIZE[0], "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"]["train"]["pose"] == 1
+    whole = vdot("to-csv", mixture, "--to", tmp_path / "others", "--json")
+    assert json.loads(whole.stdout)["left_out"] == {"clips of another length than 81 frames": 3}
     wrong = vdot("to-csv", tmp_path, "--to", tmp_path / "csv")
     assert wrong.returncode == 2
     assert "is no mixture" in wrong.stderr
+
+
+def test_the_files_of_another_mixture_stay_as_they_are(mixture: Path, tmp_path: Path) -> None:
+    to_csv(str(mixture), tmp_path / "csv", frames=SIZE[0], workers=1)
+    before = {path: path.read_bytes() for path in (tmp_path / "csv").rglob("*.*") if path.is_file()}
+    file = tmp_path / "mixture.yaml"
+    file.write_text(file.read_text().replace("> 2", "> 2 AND NOT starts_with(source_uri, '/videos/b')"))
+    mix(file, str(tmp_path / "other"))
+    with pytest.raises(UsageError, match="another mixture"):
+        to_csv(str(tmp_path / "other"), tmp_path / "csv", frames=SIZE[0])
+    assert {path: path.read_bytes() for path in (tmp_path / "csv").rglob("*.*") if path.is_file()} == before
 
 
 def test_no_mixture_is_said(tmp_path: Path) -> None:
