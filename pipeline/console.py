@@ -189,7 +189,7 @@ def planned(done: Plan) -> Iterator[Table | str]:
     wall = ("-" if seconds is None else clock(seconds) for seconds in done.wall_s)
     table.add_row(f"wall time on {done.cpus} CPUs", *wall, clock(done.probe_s))
     yield table
-    yield "The whole lies between `from` and `to` nine times in ten. No annotator of vdot-data takes a GPU yet."
+    yield "Counts and sizes lie between `from` and `to` about nine times in ten. No annotator takes a GPU yet."
     if done.checks:
         yield checked(done.checks)
 

@@ -32,7 +32,7 @@ from pipeline.watch import WatchClient
 _PAUSE_S = 1.0
 # The clips of a source that has no more than this many are annotated by the worker that cut them, which saves the way
 # through Ray and the second process on a core; those of a longer source are spread over the cluster.
-_FEW = 4
+FEW = 4
 
 
 class _KilledError(Exception):
@@ -166,7 +166,7 @@ class CutStage:
             left.pop(0)
             lineage = self._blueprint.made_by([*self._blueprint.filters])
             record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
-            record["elsewhere"] = len(windows) > _FEW
+            record["elsewhere"] = len(windows) > FEW
             # Should this worker die while it annotates the clip, the source is not to blame.
             self._watch.end(unit)
             yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)

@@ -24,6 +24,7 @@ import numpy as np
 from pipeline import listing, recipe
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, values
+from pipeline.cut_stage import FEW
 from pipeline.doctor import Check, doctor
 from pipeline.errors import ADVICE, ClipError, ErrorCode
 from pipeline.estimate import Estimate, total, unseen
@@ -53,6 +54,8 @@ QUANTITIES = {
     "work_s": "any_value(coalesce(list_sum(map_values(s.timings)), 0)) "
     "+ coalesce(sum(list_sum(map_values(c.timings))), 0)",
 }
+# What else the plan asks of a source: its clips, and the seconds that it keeps one worker busy alone.
+_MORE = {"clips": "count(c.clip_id)", "scan_s": "any_value(list_sum(map_values(s.timings)))"}
 _COUNTS = ("kept_clips", "rejected_clips", "pending_clips", "failed")
 
 # One source of each of so many equal parts, in order of size; which one, and when its turn comes, is chance's.
@@ -142,15 +145,22 @@ def plan(
         started = time.monotonic()
         probes = _stretches(picked, chosen.limits, scratch.path)
         rows, startup_s, steady_s = _ingested(probes, recipe_file, scratch.path, watcher) if probes else ([], 0.0, 0.0)
+        shares = np.array([one.share for one in probes])
         probe_s = time.monotonic() - started
         sizes = np.array([one.source.size or 0 for one in probes], float)
         rest = size - float(sizes.sum()) if known == count else None
-        quantities = {
-            name: total(np.array([row[name] for row in rows], float), sizes, count - len(rows), rest)
-            for name in QUANTITIES
-        }
+        quantities = {}
+        for name in QUANTITIES:
+            measured = np.array([row[name] for row in rows], float)
+            if name == "failed":
+                # A source fails as a whole.
+                quantities[name] = total(measured, sizes, count - len(rows), rest)
+            else:
+                quantities[name] = total(measured / shares, sizes, count - len(rows), rest, shares)
+        clips = max((row["clips"] / one.share for row, one in zip(rows, probes, strict=True)), default=0.0)
         for name in _COUNTS:
-            quantities[name] = _bounded(quantities[name], len(rows), count - len(rows))
+            quantities[name] = _bounded(quantities[name], len(rows), count - len(rows), clips)
+        alone_s = max((row["alone_s"] / one.share for row, one in zip(rows, probes, strict=True)), default=0.0)
         overhead = _overhead([row["work_s"] for row in rows], steady_s)
         workers = cpus or os.cpu_count() or 1
         checks += _failures(rows)
@@ -164,7 +174,7 @@ def plan(
         probe_s=probe_s,
         quantities=quantities,
         cpus=workers,
-        wall_s=_wall(quantities["work_s"], [row["work_s"] for row in rows], overhead, workers, startup_s),
+        wall_s=_wall(quantities["work_s"], alone_s, overhead, workers, startup_s),
         overhead=overhead,
         codecs=dict(Counter(row["codec"] for row in rows if row["codec"]).most_common()),
         checks=tuple(checks),
@@ -175,6 +185,8 @@ def _stretches(picked: Sequence[Source], limits: Limits, scratch: Path) -> list[
     """Each source as the probe reads it: a stretch of a long one, any other as it is."""
     found = []
     with Sandbox(limits.memory_mb, limits.stall_s) as box:
+        # Its start is nobody's work.
+        [*_] = box.stream("pipeline.stretch:ready")
         for number, source in enumerate(picked):
             started, stretch = time.monotonic(), scratch / f"stretch-{number:04}.mkv"
             at = int(hashlib.sha256(source.uri.encode()).hexdigest()[:8], 16) / 16**8
@@ -194,12 +206,13 @@ def _stretches(picked: Sequence[Source], limits: Limits, scratch: Path) -> list[
 def _ingested(
     probes: Sequence[_Probed], recipe_file: Path | None, scratch: Path, watcher: Watcher
 ) -> tuple[list[dict[str, Any]], float, float]:
-    """What became of each source, as quantities of the whole of it; seconds of start-up and of the rest of the run."""
+    """What became of each source, or of the stretch that stands for it, as quantities; seconds of start-up and of the
+    rest of the run."""
     manifest = scratch / "probe.jsonl"
     manifest.write_text("".join(json.dumps({"uri": one.uri, **one.source.manifest}) + "\n" for one in probes))
     out = str(scratch / "probe")
     summary = ingest([str(manifest)], out, recipe_file=recipe_file, watcher=watcher)
-    columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in QUANTITIES.items())
+    columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in (QUANTITIES | _MORE).items())
     con = Catalog(Folder(out), scratch).connect()
     told = {
         row["source_uri"]: row
@@ -213,15 +226,20 @@ def _ingested(
     for one in probes:
         row = told[one.uri]
         row["work_s"] += one.copy_s
-        rows.append(row | {name: float(row[name]) / one.share for name in QUANTITIES})
+        # Clips of a longer source are spread over the cluster; finding them is one worker's.
+        row["alone_s"] = row["work_s"] if row["clips"] <= FEW * one.share else row["scan_s"] + one.copy_s
+        rows.append(row)
     return rows, summary.startup_s, summary.wall_s - summary.startup_s
 
 
-def _bounded(found: Estimate, probed: int, rest: int) -> Estimate:
-    """Where no probed source has any, the rest may have some: the interval of a sample without spread is too short."""
+def _bounded(found: Estimate, probed: int, rest: int, clips: float) -> Estimate:
+    """Where no probed source has any, the rest may have some: the interval of a sample without spread is too short.
+
+    `clips`: the most that a probed source has.
+    """
     if found.sampled or not probed:
         return found
-    return Estimate(0.0, 0.0, 0.0, unseen(probed, rest))
+    return Estimate(0.0, 0.0, 0.0, unseen(probed, rest) * max(1.0, clips))
 
 
 def _overhead(work_s: Sequence[float], steady_s: float) -> float:
@@ -234,12 +252,12 @@ def _overhead(work_s: Sequence[float], steady_s: float) -> float:
 
 
 def _wall(
-    work: Estimate, work_s: Sequence[float], overhead: float, cpus: int, startup_s: float
+    work: Estimate, alone_s: float, overhead: float, cpus: int, startup_s: float
 ) -> tuple[float, float | None, float | None]:
-    longest = max(work_s, default=0.0)
+    """Expected, least and most wall seconds; `alone_s`: the longest that one source keeps one worker busy."""
 
     def wall(seconds: float) -> float:
-        return startup_s + overhead * max(seconds / cpus, longest)
+        return startup_s + overhead * max(seconds / cpus, alone_s)
 
     low, high = (None if end is None else wall(work.sampled + end) for end in (work.low, work.high))
     return wall(work.total), low, high

@@ -48,6 +48,11 @@ def cut(uri: str, into: Path, max_pixels: int, longest_s: float, at: float) -> I
         yield (whole_s, taken_s) if taken_s else None
 
 
+def ready() -> Iterator[None]:
+    """Nothing: for whoever waits until a sandbox has loaded all that `cut` needs."""
+    yield None
+
+
 @contextmanager
 def _file(uri: str) -> Iterator[str | IO[bytes]]:
     if "://" not in uri:
