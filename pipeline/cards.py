@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ def card(out: Folder, row: dict[str, Any], layers: Sequence[dict[str, Any]] = ()
     for stored in (row, *layers) if playing else ():
         if stored["shard"]:
             members |= _sample(out, row["clip_id"], *(stored[name] for name in SAMPLE))
-    made, tiles = film.mosaic(members)
+    made, tiles = film.mosaic(members, row.get("fps") or 16.0)
     return Card(
         name=row["clip_id"] or "",
         source=row["source_uri"],
@@ -74,6 +75,14 @@ def _sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
 
 def _url(kind: str, data: bytes | None) -> str | None:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else None
+
+
+def check_writable(file: Path) -> None:
+    """Raises `UsageError` where a page cannot be written, before anything is spent on it."""
+    there = file if file.exists() else file.parent
+    if file.is_dir() or not there.exists() or not os.access(there, os.W_OK):
+        why = "it is a folder" if file.is_dir() else "permission denied" if there.exists() else "no such folder"
+        raise UsageError(f"{file} cannot be written: {why}")
 
 
 def render(template: str, file: Path, values: dict[str, Any]) -> int:

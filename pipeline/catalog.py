@@ -62,6 +62,12 @@ def existing(out: str) -> Folder:
     return folder
 
 
+def check_no_dataset(folder: Folder) -> None:
+    """Raises `UsageError` where something else is to be written into a dataset."""
+    if folder.names(PARTS):
+        raise UsageError(f"{folder.url} is a dataset, which belongs to `ingest` alone: choose another folder")
+
+
 class Catalog:
     """The catalog of one OUT, read through DuckDB and appended to by its one committer."""
 

@@ -275,6 +275,11 @@ def main() -> None:
         _end(1, "stopped on request; whatever was committed is kept, and the same command goes on from here")
     except UsageError as error:
         _end(2, str(error))
+    except RuntimeError as error:
+        # DuckDB's word for a Ctrl-C while it works.
+        if "interrupted" not in str(error).lower():
+            raise
+        _end(1, "stopped on request")
     except ImportError as error:
         _end(2, f"{error}: this needs pip install 'vdot-data[ingest]'")
     except (RunError, StorageError, OSError) as error:

@@ -23,6 +23,8 @@ GRAY = 127
 REFERENCE, TEXT = "reference", "text"
 # ITU-R BT.601, as OpenCV turns RGB into gray.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# A hole leaves some of each frame.
+_MOST = 0.75
 # The Wan autoencoder takes frames in groups of 4 after the first, and pixels in squares of 8.
 _GROUP, _SQUARE = 4, 8
 
@@ -91,11 +93,15 @@ def _first_frame(shape: tuple[int, ...], subject: Mask | None, draw: np.random.G
 
 
 def _extension(shape: tuple[int, ...], subject: Mask | None, draw: np.random.Generator) -> Mask:
-    """The beginning or the end is given: at most half of the clip, in whole groups of the autoencoder."""
+    """The beginning or the end is given: at most half of the clip, in whole groups of the autoencoder, which are the
+    first frame and then every four."""
     mask = np.ones(shape, bool)
     most = (shape[0] - 1) // _GROUP // 2
-    given = 1 + _GROUP * int(draw.integers(min(1, most), most + 1))
-    mask[slice(None, given) if draw.random() < 0.5 else slice(-given, None)] = False
+    given = _GROUP * int(draw.integers(min(1, most), most + 1))
+    if draw.random() < 0.5 or not given:
+        mask[: 1 + given] = False
+    else:
+        mask[-given:] = False
     return mask
 
 
@@ -106,7 +112,9 @@ def _border(shape: tuple[int, ...], subject: Mask | None, draw: np.random.Genera
     mask = np.zeros(shape, bool)
     for side in range(4):
         length = height if side < 2 else width
-        wide = max(_SQUARE, round(length * draw.uniform(0.1, 0.3) / _SQUARE) * _SQUARE)
+        # Pictures too small for squares (tests, thumbnails) are cut where the draw says.
+        square = _SQUARE if length >= 8 * _SQUARE else 1
+        wide = max(1, round(length * draw.uniform(0.1, 0.3) / square) * square)
         if side in sides:
             mask[(slice(None), *_edge(side, wide))] = True
     return mask
@@ -118,14 +126,18 @@ def _edge(side: int, wide: int) -> tuple[slice, ...]:
 
 
 def _hole(shape: tuple[int, ...], subject: Mask | None, draw: np.random.Generator) -> Mask:
-    """The subject, grown, or the box around it frame by frame; without a subject a box that stands still."""
+    """The subject, grown, or the box around it frame by frame; a box that stands still where there is no subject, or
+    where a frame would be left with next to nothing of its own."""
     _, height, width = shape
     grow = round(min(height, width) * draw.uniform(0.02, 0.08))
     boxed = draw.random() < 0.5
     tall, wide = (round(length * draw.uniform(0.25, 0.6)) for length in (height, width))
     top, left = draw.integers(0, height - tall + 1), draw.integers(0, width - wide + 1)
-    if subject is not None and 0.01 <= subject.mean() <= 0.6:
-        return _grown(np.stack([_box(one) for one in subject]) if boxed else subject, grow)
+    if subject is not None and subject.mean() >= 0.01:
+        for shown in (np.stack([_box(one) for one in subject]) if boxed else subject, subject):
+            grown = _grown(shown, grow)
+            if grown.mean((1, 2)).max() <= _MOST:
+                return grown
     mask = np.zeros(shape, bool)
     mask[:, top : top + tall, left : left + wide] = True
     return mask

@@ -176,6 +176,9 @@ def planned(done: Plan) -> Iterator[Table | str]:
     """What an ingest would make and cost, and what stands in its way."""
     from pipeline.doctor import table as checked
 
+    if not done.sources:
+        yield "nothing to do: every source is there already, or left out"
+        return
     yield f"{len(done.probed)} of {done.sources} new sources probed in {clock(done.probe_s)}" + (
         f": {', '.join(f'{count} {codec}' for codec, count in done.codecs.items())}" if done.codecs else ""
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.errors import RunError
 from pipeline.options import Json, Out, Workers, console, show
 
 commands = typer.Typer()
@@ -65,6 +66,8 @@ def to_csv(
 
     done = vdot_csv.to_csv(mixture, to, frames=frames, workers=workers)
     show(exported(done), done.as_json() if as_json else None)
+    if not any(done.rows.values()):
+        raise RunError("no row was written; what was left out says why")
 
 
 @commands.command()

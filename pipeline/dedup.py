@@ -23,7 +23,7 @@ from pipeline import embeddings, similar
 from pipeline.catalog import BATCH, Catalog, existing, new_run_id, now, values
 from pipeline.embed import STORED, Embedder
 from pipeline.erase import finish_forgetting
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import StoppedError, UsageError
 from pipeline.fetch import Scratch
 from pipeline.lock import owned
 from pipeline.progress import Progress, Watcher
@@ -135,7 +135,7 @@ def _compare(
             progress.done += done
             watcher(progress)
             if stop.asked:
-                raise RunError("stopped on request; the embeddings are kept, and the next `dedup` compares them")
+                raise StoppedError("stopped on request; the embeddings are kept, and the next `dedup` compares them")
             yield pairs
 
     chains = similar.groups(similar.matches(con, near()), sources)

@@ -62,6 +62,10 @@ class RunError(Exception):
     """The run cannot go on; the message is for people. Exit status 1."""
 
 
+class StoppedError(RunError):
+    """Somebody asked the run to stop."""
+
+
 class UsageError(Exception):
     """The arguments or the recipe are wrong; the message is for people. Exit status 2."""
 

@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 
 from filters.rules import did_you_mean, first_line, named, quoted
 from pipeline import wide
-from pipeline.catalog import Catalog, existing
+from pipeline.catalog import Catalog, check_no_dataset, existing
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.held_out import held_out
@@ -250,8 +250,8 @@ def _check_shards(out: Folder, con: duckdb.DuckDBPyConnection) -> None:
     gone = sorted(needed - there)
     if gone:
         raise UsageError(
-            f"{out.url} has no {gone[0]} any more, nor {len(gone) - 1} others: its clips were made anew since. "
-            "Take a newer `sequence`, or none"
+            f"{out.url} lacks {len(gone)} shards that its catalog names, as {gone[0]}. If `sequence` is an older one, "
+            "its clips were made anew since: take a newer one. Else `verify --mark-failed` and `retry` mend it"
         )
 
 
@@ -378,11 +378,12 @@ def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
 
 def _write(mixture: Mixture, samples: pa.Table, out: str) -> str:
     folder = Folder(out)
+    check_no_dataset(folder)
     if not folder.create(SAMPLES, parquet(samples)) or not folder.create(FILE, mixture.as_json().encode()):
         # One of the same hash draws the same, whatever else its dataset holds by now.
         try:
             there = parse(folder.read(FILE).decode()).hash
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             there = None
         if there != mixture.hash:
             raise UsageError(f"{folder.url} holds another mixture already: choose another folder")

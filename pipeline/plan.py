@@ -25,8 +25,8 @@ from pipeline import listing, recipe
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, values
 from pipeline.cut_stage import FEW
-from pipeline.doctor import Check, doctor
-from pipeline.errors import ADVICE, ClipError, ErrorCode
+from pipeline.doctor import Check, Status, doctor
+from pipeline.errors import ADVICE, ClipError, ErrorCode, RunError, StoppedError
 from pipeline.estimate import Estimate, total, unseen
 from pipeline.fetch import Scratch
 from pipeline.ingest import check_weights, ingest, manifest_of
@@ -211,7 +211,10 @@ def _ingested(
     manifest = scratch / "probe.jsonl"
     manifest.write_text("".join(json.dumps({"uri": one.uri, **one.source.manifest}) + "\n" for one in probes))
     out = str(scratch / "probe")
-    summary = ingest([str(manifest)], out, recipe_file=recipe_file, watcher=watcher)
+    try:
+        summary = ingest([str(manifest)], out, recipe_file=recipe_file, watcher=watcher)
+    except StoppedError as error:
+        raise RunError("stopped on request; a plan keeps nothing, and begins anew") from error
     columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in (QUANTITIES | _MORE).items())
     con = Catalog(Folder(out), scratch).connect()
     told = {
@@ -254,18 +257,24 @@ def _overhead(work_s: Sequence[float], steady_s: float) -> float:
 def _wall(
     work: Estimate, alone_s: float, overhead: float, cpus: int, startup_s: float
 ) -> tuple[float, float | None, float | None]:
-    """Expected, least and most wall seconds; `alone_s`: the longest that one source keeps one worker busy."""
+    """Expected, least and most wall seconds; `alone_s`: the longest that one source keeps one worker busy.
 
-    def wall(seconds: float) -> float:
+    The least is that of a run without any overhead: a short probe has more of it than a long run.
+    """
+
+    def wall(seconds: float, overhead: float) -> float:
         return startup_s + overhead * max(seconds / cpus, alone_s)
 
-    low, high = (None if end is None else wall(work.sampled + end) for end in (work.low, work.high))
-    return wall(work.total), low, high
+    low = None if work.low is None else wall(work.sampled + work.low, 1.0)
+    high = None if work.high is None else wall(work.sampled + work.high, overhead)
+    return wall(work.total, overhead), low, high
 
 
 def _failures(rows: Sequence[dict[str, Any]]) -> Iterator[Check]:
-    for code, count in Counter(row["code"] for row in rows if row["code"]).most_common():
-        yield Check(f"{code} in the probe", "warn", f"{count} of {len(rows)} sources", ADVICE[ErrorCode(code)])
+    codes = Counter(row["code"] for row in rows if row["code"])
+    status: Status = "fail" if codes.total() == len(rows) else "warn"
+    for code, count in codes.most_common():
+        yield Check(f"{code} in the probe", status, f"{count} of {len(rows)} sources", ADVICE[ErrorCode(code)])
 
 
 def _room(folder: Path, need: float, advice: str) -> Iterator[Check]:

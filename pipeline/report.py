@@ -21,7 +21,7 @@ from annotators.base import Signal
 from filters.rules import named, quoted
 from pipeline import thresholds
 from pipeline.blueprint import Blueprint
-from pipeline.cards import Card, card, render
+from pipeline.cards import Card, card, check_writable, render
 from pipeline.catalog import Catalog, existing, now, values
 from pipeline.fetch import Scratch
 from pipeline.ledger import made
@@ -81,6 +81,7 @@ class Report:
 def report(out: str, file: Path) -> Report:
     """Write the page about a dataset into `file`. Raises `UsageError` where there is no dataset, and what reading the
     catalog raises; a sample that cannot be read is shown without pictures."""
+    check_writable(file)
     with Scratch() as scratch:
         catalog = Catalog(existing(out), scratch.path)
         chosen = stored_recipe(catalog)
@@ -148,6 +149,10 @@ def _slider(con: duckdb.DuckDBPyConnection, name: str, signal: Signal, limits: S
     )
     ends = [least, most, *(side.value for side in (low, high) if side)]
     least, most = float(min(ends)), float(max(ends))
+    # A rule that takes what lies on its own number, as `flashes >= 2` does, must have room to be loosened.
+    room = ((most - least) or 1.0) / _BINS
+    least -= room if low and low.value == least else 0.0
+    most += room if high and high.value == most else 0.0
     width = ((most - least) or 1.0) / _BINS
     counts = {True: [0] * _BINS, False: [0] * _BINS}
     rows = con.execute(

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.engine import LOST, Engine, reason
-from pipeline.errors import RunError
+from pipeline.errors import RunError, StoppedError
 
 log = logging.getLogger("vdot_data")
 
@@ -53,7 +53,9 @@ def rounds(
                 "committed is kept."
             )
     if work:
-        raise RunError("stopped on request; everything finished is committed, and the same command goes on from here.")
+        raise StoppedError(
+            "stopped on request; everything finished is committed, and the same command goes on from here."
+        )
 
 
 class Stop:

@@ -31,7 +31,7 @@ from pipeline.storage import Folder, parquet
 from pipeline.stored import check_geometry, manifest_columns, stored_recipe
 
 FOLDER = "selections"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # The key of a selection's story in the metadata of its Parquet file.
 _KEY = b"vdot_selection"
 # Columns of which sums are shown.
@@ -42,8 +42,8 @@ _ALL = "status IN ('kept', 'rejected', 'pending', 'failed')"
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What one condition costs: clips that it removes, those that nothing else would, and those for which it is null
-    while nothing else removes them."""
+    """What one condition costs: clips that it removes, those that nothing else is known to (what an early rule rejects
+    is measured no further), and those for which it is null while nothing else removes them."""
 
     text: str
     removes: int
@@ -103,7 +103,7 @@ def select(
     what is no predicate, an unknown column or name, and where a name is taken by another selection.
     """
     if name is not None and not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for a selection: letters, digits, '.', '_' and '-' make one")
+        raise UsageError(f"{name!r} is no name for a selection: up to 100 letters, digits, '.', '_' and '-' make one")
     with Scratch() as scratch:
         catalog = Catalog(existing(out), scratch.path)
         chosen = recipes.load(recipe_file) if recipe_file else None
@@ -175,6 +175,7 @@ def _bare(sql: str, con: duckdb.DuckDBPyConnection) -> str:
 def _changed(chosen: Recipe, rules: Iterable[str]) -> Recipe:
     """A recipe with other rules."""
     changed = dict(chosen.rules)
+    told: set[str] = set()
     for rule in rules:
         name, colon, predicate = (part.strip() for part in rule.partition(":"))
         if not name or not colon or (not predicate and name not in changed):
@@ -182,6 +183,9 @@ def _changed(chosen: Recipe, rules: Iterable[str]) -> Recipe:
             raise UsageError(
                 f"--rule {rule!r} is no rule of this recipe, nor a new one, as 'too_dark: luma < 40' is{near}"
             )
+        if name in told:
+            raise UsageError(f"--rule: {name!r} is given twice")
+        told.add(name)
         changed[name] = predicate
     return Recipe.model_validate(
         chosen.model_dump() | {"rules": {name: predicate for name, predicate in changed.items() if predicate}}
@@ -206,13 +210,16 @@ def _judge(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, asked: Iterable
     )
     try:
         con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
+        con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
     except duckdb.Error as error:
         raise _unfit(error) from error
-    wide.make(con, "stored", dict.fromkeys([*_SUMS, *asked]), _ALL)
+    wide.make(con, "stored", dict.fromkeys([*_SUMS, "tasks", *asked]), _ALL)
     con.execute(
         "CREATE TABLE judged AS SELECT s.* REPLACE (CASE WHEN v.status = 'kept' AND NOT vdot_whole THEN 'pending' "
-        "ELSE coalesce(v.status, s.status) END AS status, v.rule AS rule) "
-        "FROM stored s LEFT JOIN verdict v USING (clip_id) LEFT JOIN candidate USING (clip_id)"
+        "ELSE coalesce(v.status, s.status) END AS status, v.rule AS rule, "
+        "CASE WHEN v.status <> 'rejected' AND vdot_whole THEN fit.tasks END AS tasks) "
+        "FROM stored s LEFT JOIN verdict v USING (clip_id) LEFT JOIN candidate USING (clip_id) "
+        "LEFT JOIN fit USING (clip_id)"
     )
 
 
@@ -255,15 +262,21 @@ def _file(name: str) -> str:
     return f"{FOLDER}/{name}.parquet"
 
 
+def _kept(out: Folder) -> list[tuple[str, float]]:
+    """The selections of OUT by name, each with when it was written."""
+    files = [(one.name.removesuffix(".parquet"), one.modified) for one in out.names(FOLDER) if ".parquet" in one.name]
+    return [(name, modified) for name, modified in files if _NAME.fullmatch(name)]
+
+
 def _newest(out: Folder, but: str | None) -> str | None:
     """The name of the selection that was written last, apart from one."""
-    found = [(one.modified, one.name.removesuffix(".parquet")) for one in out.names(FOLDER)]
-    return max((one for one in found if one[1] != but), default=(0.0, None))[1]
+    found = [(modified, name) for name, modified in _kept(out) if name != but]
+    return max(found, default=(0.0, None))[1]
 
 
 def saved(out: Folder, name: str) -> pa.Table:
     """A selection that was kept: `clip_id` of each clip, sorted. Raises `UsageError` when there is none."""
-    there = [one.name.removesuffix(".parquet") for one in out.names(FOLDER)]
+    there = [one for one, _ in _kept(out)]
     if name not in there:
         near = did_you_mean(name, there) if there else "; none was kept yet"
         raise UsageError(f"{out.url} has no selection {name!r}{near}")

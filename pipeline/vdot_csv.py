@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import encode, shards
+from pipeline.catalog import check_no_dataset
 from pipeline.conditions import MASKS, REFERENCE, TEXT, condition, generator
 from pipeline.errors import ClipError, UsageError
 from pipeline.fetch import Scratch
@@ -68,6 +69,7 @@ def to_csv(mixture: str, to: Path, *, frames: int = 81, workers: int | None = No
     """
     drawn, samples = _read(mixture)
     folder = Folder(str(to.absolute()))
+    check_no_dataset(folder)
     if not folder.create(_OF, drawn.hash.encode()) and folder.read(_OF).decode() != drawn.hash:
         raise UsageError(f"{to} holds the files of another mixture: choose another folder")
     counts: dict[str, Counter[str]] = {TRAIN: Counter(), HELD_OUT: Counter()}
@@ -100,8 +102,8 @@ def _read(mixture: str) -> tuple[Mixture, pq.ParquetFile]:
         return parse(folder.read(FILE).decode()), pq.ParquetFile(pa.BufferReader(folder.read(SAMPLES)))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{mixture} is no mixture (no {FILE}, or no {SAMPLES}): `vdot-data mix` makes one") from error
-    except (ValueError, KeyError, pa.ArrowException) as error:
-        raise UsageError(f"the mixture {mixture} cannot be read ({error}): `vdot-data mix` makes it again") from error
+    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UsageError(f"the mixture {mixture} cannot be read ({error!r}): `vdot-data mix` makes it again") from error
 
 
 def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list[dict[str, str]], Counter[str]]:

@@ -30,12 +30,24 @@ _INTERNAL = {
     "same_as",
 }
 # Of a layer, what was made for it: its lineage also holds what it builds on, which is the base layer's to tell.
-_OWN = "list_filter(lineage, lambda e: e.name = layer)"
-_LINEAGE = f"flatten(list(CASE WHEN layer = '{BASE_LAYER}' THEN lineage ELSE {_OWN} END))"
+_OWN = f"flatten(list(list_filter(lineage, lambda e: e.name = layer)) FILTER (WHERE layer <> '{BASE_LAYER}'))"
+_BASE = f"flatten(list(lineage) FILTER (WHERE layer = '{BASE_LAYER}'))"
+
+
+def _by_name(value: str) -> str:
+    """SQL for a map of names to what their lineage says. An annotator that made a layer may be part of the recipe
+    since: then the base layer's word counts."""
+    maps = (
+        f"map_from_entries(list_transform(coalesce({entries}, []), lambda e: (e.name, e.{value})))"
+        for entries in (_OWN, _BASE)
+    )
+    return f"map_concat({', '.join(maps)})"
+
+
 _MADE = {
     "layers": f"list(layer ORDER BY layer) FILTER (WHERE layer <> '{BASE_LAYER}' AND status IN ('kept', '{COMPARED}'))",
-    "made_by": f"map_from_entries(list_transform({_LINEAGE}, lambda e: (e.name, e.version)))",
-    "weights_licence": f"map_from_entries(list_transform({_LINEAGE}, lambda e: (e.name, e.weights_licence)))",
+    "made_by": _by_name("version"),
+    "weights_licence": _by_name("weights_licence"),
 }
 
 
@@ -113,5 +125,5 @@ def _value(name: str) -> str:
         return f"coalesce(arg_max(caption, sequence) FILTER (WHERE NOT {base}), any_value(caption))"
     if name in COLUMNS.names and name not in DUPLICATES:
         return f"any_value({column}) FILTER (WHERE {base})"
-    # A signal is one layer's alone.
-    return f"any_value({column})"
+    # A signal is one layer's alone, unless its annotator came into the recipe later: then it is the base layer's.
+    return f"coalesce(any_value({column}) FILTER (WHERE {base}), any_value({column}))"

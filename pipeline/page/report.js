@@ -40,8 +40,10 @@ class Side {
     const place = Number(this.input.value);
     const rest = this.which === "low" ? 0 : STEPS;
     const { least, most } = this.slider;
-    // At its end a side without a rule asks for nothing. Short numbers, as people would write them.
-    this.value = !this.rule && place === rest ? null : Number((least + ((most - least) * place) / STEPS).toPrecision(4));
+    // At its end a side without a rule asks for nothing. Short numbers, as people would write them, but at the ends.
+    const exact = place === 0 ? least : place === STEPS ? most : null;
+    const short = Number((least + ((most - least) * place) / STEPS).toPrecision(4));
+    this.value = !this.rule && place === rest ? null : exact ?? short;
     this.show();
   }
 
@@ -113,7 +115,10 @@ function show(counts, before, sides) {
   }
   if (factor > 1) {
     const share = counts.kept / model.rows;
-    const error = Math.round(1.96 * Math.sqrt((share * (1 - share)) / model.rows) * model.every);
+    // Half of Wilson's interval at 95 %, which knows that none of a sample is not none of all.
+    const z = 1.96, n = model.rows;
+    const half = (z / (1 + (z * z) / n)) * Math.sqrt((share * (1 - share)) / n + (z * z) / (4 * n * n));
+    const error = Math.round(half * model.every);
     byId("about").textContent = `About (kept within ${error.toLocaleString("en")}, from ${model.rows} clips): `;
   }
   const more = Math.round((counts.kept - before.kept) * factor);

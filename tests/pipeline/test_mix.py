@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import program
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from small_dataset import identity
+from small_dataset import Dataset, identity
 
 from pipeline import mixture
 from pipeline.errors import UsageError
@@ -145,6 +146,17 @@ def test_nothing_leaks_into_the_held_out_part(many: Any, tmp_path: Path, without
     assert sides == {TRAIN, HELD_OUT}
 
 
+def test_a_dataset_without_reference_pictures_mixes_with_one_that_has_them(many: Any, tmp_path: Path) -> None:
+    shutil.copytree(many.url, tmp_path / "second")
+    other = Dataset(str(tmp_path / "second"), tmp_path / "scratch2")
+    columns = other.blueprint.schema().append(pa.field("ref_pictures", pa.int64()))
+    place = {key: many.row("a0")[key] for key in PLACE}
+    row = {"layer": "base", **many.clip("a0", "kept", **place), "clip_id": identity("r1"), "ref_pictures": 2}
+    other.catalog.commit(pa.Table.from_pylist([row], schema=columns))
+    done = mix(written(tmp_path, datasets={"one": {"path": "out"}, "two": {"path": "second"}}, tasks=["text"]))
+    assert {bucket.references for bucket in done.buckets} == {0, 2}
+
+
 def test_two_datasets_divide_a_share(many: Any, tmp_path: Path) -> None:
     shutil.copytree(many.url, tmp_path / "second")
     parts = {
@@ -178,6 +190,10 @@ def test_a_selection_is_drawn(many: Any, tmp_path: Path) -> None:
         ({"tasks": {"text": 1, "flow": 1}}, r"no selected clip is fit for the task 'flow' \(fit are: depth 20, pose 1"),
         ({"tasks": {"text": 1}, "temperature": 2}, "the tasks have shares already"),
         ({"tasks": []}, "name at least one"),
+        ({"tasks": ["text", "depth", "text"]}, "'text' is named twice"),
+        ({"tasks": {"text": float("nan")}}, "tasks"),
+        ({"tasks": {"text": float("inf")}}, "tasks"),
+        ({"tasks": {"text": True}}, "tasks"),
         ({"tasks": ["text"], "held_out": 1e-9}, "of 12 sources leaves none"),
         ({"tasks": ["text"], "held_out": 2}, "held_out: must be less than 1"),
         ({"tasks": ["text"], "sed": 3}, "sed: there is no such key; did you mean 'seed'"),

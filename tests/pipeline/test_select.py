@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_dataset import RECIPE, RUN, identity
 
@@ -100,6 +100,12 @@ def test_a_layer_tells_what_it_alone_made(dataset: Any) -> None:
     dataset.commit(dataset.clip("a0", "kept", layer="poem", **rhymes))
     said = "made_by['poem'] = '7' AND made_by['scribble'] <> '0' AND caption = 'a poem' AND luma = 100"
     assert select(dataset.url, [said, "weights_licence['poem'] = 'MIT'"]).selected == 1
+    # Since then the annotator has become part of the recipe.
+    dataset.commit(
+        dataset.clip("a0", "kept", **{key: dataset.row("a0")[key] for key in ("shard", "offset", "bytes")})
+        | {"lineage": [*dataset.blueprint.lineage, own | {"version": "8"}]}
+    )
+    assert select(dataset.url, ["made_by['poem'] = '8'", "luma = 100"]).selected == 1
 
 
 @pytest.mark.parametrize(
@@ -177,6 +183,7 @@ _ATOMS = st.sampled_from(["a > 1", "b BETWEEN 2 AND 3", "(c OR d)", "NOT e", "f 
 
 
 @given(st.lists(_ATOMS, min_size=2, max_size=5))
+@settings(deadline=None)
 def test_a_predicate_falls_into_the_parts_that_and_joins(atoms: list[str]) -> None:
     con = connect()
     parts = conditions(" AND ".join(atoms), con)
