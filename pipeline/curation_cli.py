@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -98,8 +99,8 @@ def view(
     file = html or Path(tempfile.mkdtemp(prefix="vdot-view-")) / "view.html"
     viewing.view(out, what, file)
     typer.echo(file)
-    if html is None:
-        typer.launch(file.as_uri())
+    if html is None and not webbrowser.open(file.as_uri()):
+        console.print("there is no browser here: open the file in one")
 
 
 @commands.command()
