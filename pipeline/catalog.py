@@ -6,6 +6,7 @@ first commits a row of its own; from then on an older run that still lives canno
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import uuid
@@ -24,6 +25,8 @@ from pipeline.schema import COLUMNS, FORMAT_VERSION
 from pipeline.storage import Folder, parquet
 
 PARTS = "catalog"
+# Memory that DuckDB may take for a catalog, and for each of its rows beside that: its indexes of keys cannot spill.
+_MEMORY, _ROW_MEMORY = 128 << 20, 1 << 10
 # Rows that are in memory at once where a whole catalog passes by.
 BATCH = 10_000
 # Other files in the folder are not ours, and not read.
@@ -62,6 +65,11 @@ def existing(out: str) -> Folder:
     return folder
 
 
+def _most() -> int:
+    """What DuckDB itself would take: four fifths of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5
+
+
 def check_no_dataset(folder: Folder) -> None:
     """Raises `UsageError` where something else is to be written into a dataset."""
     if folder.names(PARTS):
@@ -77,7 +85,8 @@ class Catalog:
         self._mirror = out.local / PARTS if out.local else scratch / PARTS
         self._copy = out.local is None
         self._copied: set[str] = set()
-        self._schemas: dict[str, pa.Schema] = {}
+        # Of each part: its columns, and how many rows it has.
+        self._parts: dict[str, tuple[pa.Schema, int]] = {}
         self._spill = scratch
         self.sequence = max(self.sequences(), default=0)
 
@@ -117,6 +126,9 @@ class Catalog:
             parts = ["SELECT * FROM columns", *(f"SELECT * FROM read_parquet([{one}])" for one in self._alike(names))]
             con.execute(f"CREATE VIEW parts AS {' UNION ALL BY NAME '.join(parts)}")
             con.execute(_VIEWS)
+            rows = sum(self._parts[name][1] for name in names)
+            # Else DuckDB takes, and keeps, what the machine has; it spills what is more.
+            con.execute(f"SET memory_limit = '{min(_MEMORY + rows * _ROW_MEMORY, _most()) >> 20}MiB'")
             wrong = con.execute(
                 "SELECT c.column_name, p.column_type FROM (DESCRIBE columns) c JOIN (DESCRIBE parts) p "
                 "USING (column_name) WHERE c.column_type <> p.column_type"
@@ -138,9 +150,12 @@ class Catalog:
         but keeps all readers of a union by name, which cost the driver 2 MB a part, measured."""
         groups: dict[pa.Schema, list[str]] = {}
         for name in names:
-            if name not in self._schemas:
-                self._schemas[name] = pq.read_schema(self._mirror / name).remove_metadata()
-            groups.setdefault(self._schemas[name], []).append(quoted(str(self._mirror / name)))
+            if name not in self._parts:
+                footer = pq.read_metadata(self._mirror / name)
+                schema = footer.schema.to_arrow_schema().remove_metadata()
+                # One object for all that are equal, of which there may be thousands.
+                self._parts[name] = next((one for one in groups if one == schema), schema), footer.num_rows
+            groups.setdefault(self._parts[name][0], []).append(quoted(str(self._mirror / name)))
         return (", ".join(files) for files in groups.values())
 
     def commit(self, rows: pa.Table) -> int:
@@ -171,7 +186,7 @@ class Catalog:
         """Replace a part that is there, whole or not at all. For `forget` alone: history never changes otherwise."""
         self.out.put(f"{PARTS}/{_name(sequence)}", parquet(rows))
         self._copied.discard(_name(sequence))
-        self._schemas.pop(_name(sequence), None)
+        self._parts.pop(_name(sequence), None)
 
     def committed_at(self) -> float:
         """When the newest part was written, by the clock of the storage (seconds since 1970)."""
