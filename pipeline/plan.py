@@ -145,21 +145,9 @@ def plan(
         started = time.monotonic()
         probes = _stretches(picked, chosen.limits, scratch.path)
         rows, startup_s, steady_s = _ingested(probes, recipe_file, scratch.path, watcher) if probes else ([], 0.0, 0.0)
-        shares = np.array([one.share for one in probes])
         probe_s = time.monotonic() - started
-        sizes = np.array([one.source.size or 0 for one in probes], float)
-        rest = size - float(sizes.sum()) if known == count else None
-        quantities = {}
-        for name in QUANTITIES:
-            measured = np.array([row[name] for row in rows], float)
-            if name == "failed":
-                # A source fails as a whole.
-                quantities[name] = total(measured, sizes, count - len(rows), rest)
-            else:
-                quantities[name] = total(measured / shares, sizes, count - len(rows), rest, shares)
-        clips = max((row["clips"] / one.share for row, one in zip(rows, probes, strict=True)), default=0.0)
-        for name in _COUNTS:
-            quantities[name] = _bounded(quantities[name], len(rows), count - len(rows), clips)
+        rest = size - sum(one.source.size or 0 for one in probes) if known == count else None
+        quantities = _quantities(rows, probes, count - len(rows), rest)
         alone_s = max((row["alone_s"] / one.share for row, one in zip(rows, probes, strict=True)), default=0.0)
         overhead = _overhead([row["work_s"] for row in rows], steady_s)
         workers = cpus or os.cpu_count() or 1
@@ -233,6 +221,24 @@ def _ingested(
         row["alone_s"] = row["work_s"] if row["clips"] <= FEW * one.share else row["scan_s"] + one.copy_s
         rows.append(row)
     return rows, summary.startup_s, summary.wall_s - summary.startup_s
+
+
+def _quantities(
+    rows: Sequence[dict[str, Any]], probes: Sequence[_Probed], count: int, size: float | None
+) -> dict[str, Estimate]:
+    """What all sources amount to: the probed ones and `count` more, of `size` bytes if that is known."""
+    shares = np.array([one.share for one in probes])
+    sizes = np.array([one.source.size or 0 for one in probes], float)
+    clips = max((row["clips"] / one.share for row, one in zip(rows, probes, strict=True)), default=0.0)
+    found = {}
+    for name in QUANTITIES:
+        measured = np.array([row[name] for row in rows], float)
+        # A source fails as a whole.
+        seen = np.ones(len(rows)) if name == "failed" else shares
+        found[name] = total(measured / seen, sizes, count, size, seen)
+        if name in _COUNTS:
+            found[name] = _bounded(found[name], len(rows), count, clips)
+    return found
 
 
 def _bounded(found: Estimate, probed: int, rest: int, clips: float) -> Estimate:
