@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.floor import videos
-from pipeline.catalog import Catalog, values
+from pipeline.catalog import Catalog
 from pipeline.ingest import ingest
-from pipeline.plan import QUANTITIES, plan
+from pipeline.plan import amounts, plan
 from pipeline.storage import Folder
 
 
@@ -23,11 +23,7 @@ def measure(clips: Path, recipe_file: Path | None, probe: int) -> dict[str, Any]
         exclude.write_text("".join(f"{uri}\n" for uri in told.probed))
         out = str(folder / "out")
         summary = ingest([str(listed)], out, recipe_file=recipe_file, exclude=str(exclude))
-        columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in QUANTITIES.items())
-        came = values(
-            Catalog(Folder(out), folder).connect(),
-            f"SELECT {columns} FROM sources s LEFT JOIN clips c USING (source_uri) GROUP BY s.source_uri",
-        )
+        came = amounts(Catalog(Folder(out), folder))
     found = {}
     for name, estimate in told.quantities.items():
         truth = sum(float(row[name]) for row in came)

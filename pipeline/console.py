@@ -203,10 +203,10 @@ _PLANNED: dict[str, tuple[str, Callable[[float], str]]] = {
     "rejected_clips": ("clips rejected", lambda count: f"{count:,.0f}"),
     "pending_clips": ("clips pending", lambda count: f"{count:,.0f}"),
     "failed": ("failed sources and clips", lambda count: f"{count:,.0f}"),
-    "video_s": ("video (h:mm:ss)", lambda seconds: clock(seconds)),
-    "kept_s": ("video in kept clips", lambda seconds: clock(seconds)),
+    "video_s": ("video (h:mm:ss)", clock),
+    "kept_s": ("video in kept clips", clock),
     "bytes": ("shards", lambda size: f"{size / 1e9:,.2f} GB"),
-    "work_s": ("work of one core", lambda seconds: clock(seconds)),
+    "work_s": ("work of one core", clock),
 }
 
 

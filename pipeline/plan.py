@@ -203,16 +203,7 @@ def _ingested(
         summary = ingest([str(manifest)], out, recipe_file=recipe_file, watcher=watcher)
     except StoppedError as error:
         raise RunError("stopped on request; a plan keeps nothing, and begins anew") from error
-    columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in (QUANTITIES | _MORE).items())
-    con = Catalog(Folder(out), scratch).connect()
-    told = {
-        row["source_uri"]: row
-        for row in values(
-            con,
-            f"SELECT s.source_uri, any_value(s.code) AS code, any_value(s.source_codec) AS codec, {columns} "
-            "FROM sources s LEFT JOIN clips c USING (source_uri) GROUP BY s.source_uri",
-        )
-    }
+    told = {row["source_uri"]: row for row in amounts(Catalog(Folder(out), scratch))}
     rows = []
     for one in probes:
         row = told[one.uri]
@@ -221,6 +212,16 @@ def _ingested(
         row["alone_s"] = row["work_s"] if row["clips"] <= FEW * one.share else row["scan_s"] + one.copy_s
         rows.append(row)
     return rows, summary.startup_s, summary.wall_s - summary.startup_s
+
+
+def amounts(catalog: Catalog) -> list[dict[str, Any]]:
+    """Of each source of a dataset without layers: its URI, code and codec, and each of `QUANTITIES`."""
+    columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in (QUANTITIES | _MORE).items())
+    return values(
+        catalog.connect(),
+        f"SELECT s.source_uri, any_value(s.code) AS code, any_value(s.source_codec) AS codec, {columns} "
+        "FROM sources s LEFT JOIN clips c USING (source_uri) GROUP BY s.source_uri",
+    )
 
 
 def _quantities(
