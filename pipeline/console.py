@@ -156,6 +156,8 @@ def mixed(done: Mixed) -> Iterator[Table | str]:
     if len(done.buckets) > _BUCKETS:
         yield f"... and {len(done.buckets) - _BUCKETS} rarer shapes"
     yield from (f"[yellow]warning:[/] {escape(one)}" for one in done.warnings)
+    steps = f"{done.steps} steps of {done.micro_batches} micro-batches"
+    yield f"{steps} draw each clip once on average, or oftener; the first position is {done.begins}"
     yield f"mixture {done.hash}" + (f", kept in {escape(done.out)}" if done.out else "")
 
 
@@ -192,7 +194,7 @@ def planned(done: Plan) -> Iterator[Table | str]:
     wall = ("-" if seconds is None else clock(seconds) for seconds in done.wall_s)
     table.add_row(f"wall time on {done.cpus} CPUs", *wall, clock(done.probe_s))
     yield table
-    yield "Counts and sizes lie between `from` and `to` about nine times in ten. No annotator takes a GPU yet."
+    yield "Counts and sizes lie between `from` and `to` about nine times in ten. Work on a GPU is not foretold."
     if done.checks:
         yield checked(done.checks)
 

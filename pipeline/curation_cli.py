@@ -43,13 +43,16 @@ def select(
 def mix(
     mixture: Annotated[Path, typer.Argument(help="A YAML file: datasets, tasks and their shares.", show_default=False)],
     out: Annotated[str | None, typer.Option(help="Where the mixture goes, for trainers to read.")] = None,
+    after: Annotated[
+        str | None, typer.Option(help="Go on from MIXTURE@POSITION, an older one and where its training stopped.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw up what a training run sees: shares per task, caps, a held-out part; pinned, with a hash."""
     from pipeline import mix as mixing
     from pipeline.console import mixed
 
-    done = mixing.mix(mixture, out)
+    done = mixing.mix(mixture, out, after)
     show(mixed(done), done.as_json() if as_json else None)
 
 

@@ -8,6 +8,7 @@
     caption_dropout: 0.1
     held_out: 0.02
     seed: 7
+    step: {micro_batches: 8, tokens: 65520}          # of one bucket each; ranks divide them; at most so many tokens
 
 A share can also follow from how many clips there are: `tasks: [text, depth, pose]` with `temperature: 2` gives each
 the share count^(1/2). Clips of one source, and clips that show the same (`vdot-data dedup`), are never divided between
@@ -17,10 +18,9 @@ training and the held-out part.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
@@ -31,18 +31,30 @@ from pydantic import Field, model_validator
 
 from filters.rules import did_you_mean, first_line, named, quoted
 from pipeline import wide
+from pipeline.after import begins as take_over
 from pipeline.catalog import Catalog, check_no_dataset, existing
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
 from pipeline.held_out import held_out
-from pipeline.mixture import FILE, HELD_OUT, SAMPLES, SCHEMA, TRAIN, Mixture, Stream, content_hash, parse
+from pipeline.mixture import (
+    HELD_OUT,
+    SCHEMA,
+    TRAIN,
+    Begins,
+    Mixture,
+    Step,
+    Stream,
+    begins_as_json,
+    content_hash,
+    write,
+)
+from pipeline.order import Order
 from pipeline.schema import BASE_LAYER
 from pipeline.select import saved
-from pipeline.storage import Folder, parquet
+from pipeline.shares import task_shares
+from pipeline.storage import Folder
 from pipeline.stored import stored_recipe
 from pipeline.strict import Strict, content, mapping, validated
-
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
 class Part(Strict):
@@ -65,6 +77,7 @@ class Definition(Strict):
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     seed: int = 0
+    step: Step = Step()
 
     @model_validator(mode="after")
     def _shares_or_temperature(self) -> Definition:
@@ -110,12 +123,16 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What a mixture holds; `selected` are the clips per dataset that it may draw, `warnings` what to mind."""
+    """What a mixture holds; `selected` are the clips per dataset that it may draw, `steps` those in which each clip
+    comes once on average or oftener, `begins` its first position, `warnings` what to mind."""
 
     hash: str
     selected: dict[str, int]
     tasks: list[Count]
     buckets: list[Bucket]
+    steps: int
+    micro_batches: int
+    begins: int
     warnings: list[str]
     out: str | None
 
@@ -124,16 +141,19 @@ class Mixed:
         return json.dumps(asdict(self))
 
 
-def mix(file: Path, out: str | None = None) -> Mixed:
+def mix(file: Path, out: str | None = None, after: str | None = None) -> Mixed:
     """Make the mixture that `file` describes; write it into the folder `out`, if there is one.
 
-    Paths in the file are relative to its folder. Raises `UsageError` for a file that is no mixture, an unknown column,
-    selection or task, shares that cannot be had, and an `out` that holds another mixture.
+    Paths in the file are relative to its folder. `after`, as in `demo/mixed@4800`: it takes over from that mixture at
+    that position. Raises `UsageError` for a file that is no mixture,
+    an unknown column, selection or task, shares that cannot be had, and an `out` that holds another mixture.
     """
     name = f"mixture {file}"
     given = validated(Definition, mapping(content(file, "mixture"), name), name)
     warnings: list[str] = []
     con = duckdb.connect()
+    if out:
+        check_no_dataset(Folder(out))
     with Scratch() as scratch:
         pools, datasets = [], {}
         made_of: dict[str, tuple[str, ...]] = {}
@@ -176,16 +196,23 @@ def mix(file: Path, out: str | None = None) -> Mixed:
     )
     table = samples.to_arrow_table().cast(SCHEMA)
     parts = {task: made_of.get(task, (task,)) for task in given.names}
+    mixture = Mixture("", given.seed, given.caption_dropout, given.step, Begins(), datasets, parts, streams)
+    order = Order(mixture, table)
+    begins = take_over(after, order, table) if after else Begins()
     drawn = {
         "seed": given.seed,
         "caption_dropout": given.caption_dropout,
+        "step": asdict(given.step),
+        "begins": begins_as_json(begins),
         "parts": parts,
         "streams": [[one.dataset, one.task, str(one.share)] for one in streams],
     }
-    mixture = Mixture(content_hash(drawn, table), given.seed, given.caption_dropout, datasets, parts, streams)
+    mixture = replace(mixture, hash=content_hash(drawn, table), begins=begins)
+    warnings += _small(order, given.step)
     counts = _counts(con, shares)
-    written = _write(mixture, table, out) if out else None
-    return Mixed(mixture.hash, selected, counts, _buckets(con), warnings, written)
+    written = write(mixture, table, out) if out else None
+    steps = order.steps_per_epoch, given.step.micro_batches, begins.position
+    return Mixed(mixture.hash, selected, counts, _buckets(con), *steps, warnings, written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +242,7 @@ def _pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Pool:
         where.append("clip_id IN (FROM selected_ids)")
     # Of two layers with a member of one name the newer one counts, so it comes last.
     con.execute(
-        'CREATE TABLE places AS SELECT clip_id, list(struct_pack(layer, shard, "offset", bytes) '
+        'CREATE TABLE places AS SELECT clip_id, list(struct_pack(layer, shard, "offset", bytes, crc32) '
         f"ORDER BY layer <> {quoted(BASE_LAYER)}, sequence) AS places FROM clips "
         "WHERE shard IS NOT NULL AND status = 'kept' GROUP BY clip_id"
     )
@@ -313,7 +340,7 @@ def _streams(
     for task in given.names:
         if not train[task]:
             raise UsageError(f"{name}: the task {task!r} has no clip to train on: all {every[task]} are held out")
-    shares = _shares(given, train, name)
+    shares = task_shares(given.tasks, given.temperature, train, name)
     streams = []
     for task in given.names:
         counts = {dataset: count for one, dataset, count, _ in rows if one == task and count}
@@ -323,34 +350,6 @@ def _streams(
             for dataset, count in counts.items()
         ]
     return shares, tuple(streams)
-
-
-def _shares(given: Definition, clips: Mapping[str, int], name: str) -> dict[str, Fraction]:
-    """The exact share of each task; they sum to 1. Raises `UsageError` for shares that do not."""
-    if not isinstance(given.tasks, dict):
-        power = 1 / (given.temperature or 1.0)
-        weights = {task: Fraction(clips[task] ** power).limit_denominator(10**6) for task in given.tasks}
-        return {task: weight / sum(weights.values()) for task, weight in weights.items()}
-    fixed: dict[str, Fraction] = {}
-    weighed: dict[str, Fraction] = {}
-    for task, said in given.tasks.items():
-        if isinstance(said, str):
-            percent = _PERCENT.fullmatch(said.strip())
-            if percent is None:
-                raise UsageError(f"{name}: tasks.{task}: {said!r} is neither a weight, as 2 is, nor a share, as 40% is")
-            fixed[task] = Fraction(percent[1]) / 100
-        else:
-            weighed[task] = Fraction(str(said))
-        if not (fixed | weighed)[task] > 0:
-            raise UsageError(f"{name}: tasks.{task}: {said} is not above 0; leave a task out that is not to be drawn")
-    rest = 1 - sum(fixed.values())
-    if rest < 0 or (rest > 0) != bool(weighed):
-        told = " + ".join(f"{task} {given.tasks[task]}" for task in fixed)
-        left = f", which leaves nothing for {', '.join(weighed)}" if weighed else ", and must sum to 100 %"
-        raise UsageError(f"{name}: the shares sum to {float(100 * (1 - rest)):g} % ({told}){left}")
-    return {
-        task: fixed[task] if task in fixed else rest * weighed[task] / sum(weighed.values()) for task in given.tasks
-    }
 
 
 def _counts(con: duckdb.DuckDBPyConnection, shares: Mapping[str, Fraction]) -> list[Count]:
@@ -376,15 +375,15 @@ def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
     return [Bucket(*row) for row in rows]
 
 
-def _write(mixture: Mixture, samples: pa.Table, out: str) -> str:
-    folder = Folder(out)
-    check_no_dataset(folder)
-    if not folder.create(SAMPLES, parquet(samples)) or not folder.create(FILE, mixture.as_json().encode()):
-        # One of the same hash draws the same, whatever else its dataset holds by now.
-        try:
-            there = parse(folder.read(FILE).decode()).hash
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            there = None
-        if there != mixture.hash:
-            raise UsageError(f"{folder.url} holds another mixture already: choose another folder")
-    return folder.url
+def _small(order: Order, step: Step) -> list[str]:
+    """A warning where buckets have fewer clips than a step of them draws."""
+    small = [one for one in order.buckets if order.clips(one) < step.micro_batches * step.clips(one.tokens)]
+    if not small:
+        return []
+    least = min(small, key=order.clips)
+    told = (
+        f"{len(small)} of {len(order.buckets)} buckets have fewer clips than a step of them draws, so that clips come "
+        f"several times in a step; the smallest: {least.task} {least.width}x{least.height}, {least.frames} frames, "
+        f"{least.references} references, with {order.clips(least)}"
+    )
+    return [told]

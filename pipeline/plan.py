@@ -29,7 +29,7 @@ from pipeline.doctor import Check, Status, doctor
 from pipeline.errors import ADVICE, ClipError, ErrorCode, RunError, StoppedError
 from pipeline.estimate import Estimate, total, unseen
 from pipeline.fetch import Scratch
-from pipeline.ingest import check_weights, ingest, manifest_of
+from pipeline.ingest import ingest, manifest_of, with_weights
 from pipeline.ledger import Ledger
 from pipeline.progress import Watcher
 from pipeline.recipe import Limits
@@ -128,8 +128,7 @@ def plan(
         catalog = Catalog(Folder(out if out is not None else str(scratch.path / "empty")), scratch.path)
         if not catalog.empty():
             check_geometry(chosen, stored_recipe(catalog), str(out))
-        blueprint = Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen))
-        check_weights(blueprint)
+        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen)))
         ledger = Ledger(catalog, blueprint, listed)
         new = ledger.new_sources()
         picked = [

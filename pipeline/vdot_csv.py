@@ -28,15 +28,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import encode, shards
 from pipeline.catalog import check_no_dataset
-from pipeline.conditions import MASKS, REFERENCE, TEXT, condition, generator
+from pipeline.conditions import (
+    MASKS,
+    REFERENCE,
+    TEXT,
+    caption,
+    condition,
+    generator,
+    reference_names,
+    track_names,
+)
 from pipeline.errors import ClipError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.mixture import FILE, HELD_OUT, SAMPLES, TRAIN, Mixture, parse
+from pipeline.mixture import HELD_OUT, TRAIN, Mixture, read
 from pipeline.storage import Folder
 
 COLUMNS = ("task_name", "src_video_path", "mask_video_path", "ref_image_path", "prompt", "internvl_short")
@@ -67,7 +74,7 @@ def to_csv(mixture: str, to: Path, *, frames: int = 81, workers: int | None = No
     else one per core. Raises `UsageError` when `mixture` is none or `to` holds another, and `RunError` or
     `StorageError` when a disk is full or a store stays bad.
     """
-    drawn, samples = _read(mixture)
+    drawn, samples = read(mixture)
     folder = Folder(str(to.absolute()))
     check_no_dataset(folder)
     if not folder.create(_OF, drawn.hash.encode()) and folder.read(_OF).decode() != drawn.hash:
@@ -96,16 +103,6 @@ def to_csv(mixture: str, to: Path, *, frames: int = 81, workers: int | None = No
     return Exported(folder.url, {split: dict(found) for split, found in counts.items()}, dict(+left_out))
 
 
-def _read(mixture: str) -> tuple[Mixture, pq.ParquetFile]:
-    folder = Folder(mixture)
-    try:
-        return parse(folder.read(FILE).decode()), pq.ParquetFile(pa.BufferReader(folder.read(SAMPLES)))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{mixture} is no mixture (no {FILE}, or no {SAMPLES}): `vdot-data mix` makes one") from error
-    except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UsageError(f"the mixture {mixture} cannot be read ({error!r}): `vdot-data mix` makes it again") from error
-
-
 def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list[dict[str, str]], Counter[str]]:
     """Write the files of one clip; its rows, and what was left out by reason."""
     clip_id = sample["clip_id"]
@@ -116,13 +113,13 @@ def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list
             members |= shards.sample(out, clip_id, place["shard"], place["offset"], place["bytes"])
     except (FileNotFoundError, KeyError, tarfile.TarError):
         return [], Counter({"clips whose shard is damaged or gone (`vdot-data verify`)": 1})
-    prompt = members.get("txt", b"").decode()
+    prompt = caption(members)
     if not prompt:
         return [], Counter({"clips without a caption": 1})
     _write(to, f"videos/{clip_id}.mp4", members["mp4"])
-    pictures = sorted(name for name in members if name.startswith("ref.") and name.endswith(".png"))
     references = [
-        _write(to, f"references/{clip_id}_{number}.png", members[name]) for number, name in enumerate(pictures)
+        _write(to, f"references/{clip_id}_{number}.png", members[name])
+        for number, name in enumerate(reference_names(members))
     ]
     rows, left_out = [], Counter[str]()
     for task in sample["tasks"]:
@@ -157,11 +154,7 @@ def _given(
     paths = tuple(str(to.local / name) if name else "" for name in names)
     if not all(Path(path).exists() for path in paths if path):
         fps = json.loads(members["json"])["fps"]
-        tracks = {
-            name.removesuffix(".mp4"): partial(encode.decode, data)
-            for name, data in members.items()
-            if name.endswith(".mp4")
-        }
+        tracks = {track: partial(encode.decode, members[name]) for track, name in track_names(members).items()}
         frames = encode.decode(members["mp4"])
         made = condition(shown, frames, tracks, [], generator(seed, 0, clip_id, task))
         assert made.video is not None

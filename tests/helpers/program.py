@@ -147,8 +147,9 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 
 @contextmanager
-def cluster(*cpus: int, memory: int) -> Iterator[Any]:
-    """A Ray cluster of one node per number of CPUs, all on this machine; this process does not join it."""
+def cluster(*cpus: int, memory: int, gpus: int = 0) -> Iterator[Any]:
+    """A Ray cluster of one node per number of CPUs, all on this machine; this process does not join it. `gpus`: what
+    Ray is told that each node has; there need be none."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from ray.cluster_utils import Cluster
@@ -156,7 +157,8 @@ def cluster(*cpus: int, memory: int) -> Iterator[Any]:
     made = Cluster()
     try:
         for number in cpus:
-            made.add_node(num_cpus=number, memory=memory, object_store_memory=100 * 2**20, include_dashboard=False)
+            how = {"memory": memory, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+            made.add_node(num_cpus=number, num_gpus=gpus, **how)
         yield made
     finally:
         made.shutdown()

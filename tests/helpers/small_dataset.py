@@ -85,9 +85,9 @@ class Dataset:
             writer.add(identity(name), parts)
         prefix = "preview_" if folder == "previews" else ""
         places = writer.close(self.out)
-        columns = (f"{prefix}shard", f"{prefix}offset", f"{prefix}bytes")
+        columns = (f"{prefix}shard", f"{prefix}offset", f"{prefix}bytes", *([] if prefix else ["crc32"]))
         return {
-            name: dict(zip(columns, (place.shard, place.offset, place.size), strict=True))
+            name: dict(zip(columns, (place.shard, place.offset, place.size, place.crc32), strict=False))
             for name, place in ((name, places[identity(name)]) for name in samples)
         }
 

@@ -20,9 +20,10 @@ from small_dataset import Dataset, identity
 from pipeline import mixture
 from pipeline.errors import UsageError
 from pipeline.held_out import families, held_out
-from pipeline.mix import Definition, _shares, mix
+from pipeline.mix import Definition, mix
 from pipeline.mixture import HELD_OUT, TRAIN
 from pipeline.select import select
+from pipeline.shares import task_shares
 
 TASKS = ("text", "depth", "pose")
 PLACE = ("shard", "offset", "bytes")
@@ -234,8 +235,7 @@ COUNTS = st.dictionaries(st.sampled_from(TASKS), st.integers(1, 10**6), min_size
 @given(COUNTS, st.floats(1, 50))
 def test_temperature_levels_the_shares(counts: dict[str, int], temperature: float) -> None:
     def shares(heat: float) -> dict[str, Fraction]:
-        parts: Any = {"a": {"path": "a"}}
-        return _shares(Definition(datasets=parts, tasks=tuple(counts), temperature=heat), counts, "mixture")
+        return task_shares(tuple(counts), heat, counts, "mixture")
 
     cold, warm = shares(1.0), shares(temperature)
     assert sum(warm.values()) == 1
@@ -253,7 +253,7 @@ def test_temperature_levels_the_shares(counts: dict[str, int], temperature: floa
 )
 def test_weights_are_exact(weights: dict[str, float]) -> None:
     parts: Any = {"a": {"path": "a"}}
-    shares = _shares(Definition(datasets=parts, tasks=weights), {}, "mixture")
+    shares = task_shares(Definition(datasets=parts, tasks=weights).tasks, None, {}, "mixture")
     assert sum(shares.values()) == 1
     total = sum(Fraction(str(float(weight))) for weight in weights.values())
     assert shares == {task: Fraction(str(float(weight))) / total for task, weight in weights.items()}
@@ -305,3 +305,28 @@ def test_the_command_prints_and_writes(many: Any, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["out"] == str(tmp_path / "mixed")
     assert "90.0 %" in done.stderr
     assert vdot("mix", tmp_path / "none.yaml").returncode == 2
+
+
+def test_steps_and_going_on_after_another_mixture(many: Any, tmp_path: Path) -> None:
+    old = mix(written(tmp_path, tasks=["text"], step={"micro_batches": 4}), str(tmp_path / "old"))
+    assert (old.micro_batches, old.begins, old.steps) == (4, 0, 15)
+    file = written(tmp_path, tasks={"text": 3, "depth": 1}, step={"micro_batches": 2, "tokens": 100})
+    new = mix(file, str(tmp_path / "new"), f"{tmp_path / 'old'}@20")
+    assert new.begins == 20
+    told, rows = mixture.read(str(tmp_path / "new"))
+    assert told.step == mixture.Step(2, 100)
+    assert list(told.begins.drawn.values()) == [20]
+    assert rows.metadata.num_rows == 60
+    for wrong, sentence in (
+        (f"{tmp_path / 'old'}@21", "begin at 0 and every 4"),
+        (f"{tmp_path / 'new'}@18", "begin at 20 and every 2"),
+        (f"{tmp_path / 'old'}", "is not a mixture and a position"),
+        (f"{tmp_path / 'none'}@0", "is no mixture"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            mix(file, None, wrong)
+
+
+def test_a_bucket_smaller_than_a_step_is_said(many: Any, tmp_path: Path) -> None:
+    done = mix(written(tmp_path, tasks=["text", "pose"], step={"micro_batches": 8}), None)
+    assert any("1 of 2 buckets have fewer clips than a step" in told and "pose" in told for told in done.warnings)
