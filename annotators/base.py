@@ -1,4 +1,4 @@
-"""The contract of an annotator: frames in; tracks, signals, pictures, data and a caption out.
+"""The contract of an annotator: frames in; tracks, signals, pictures, data, files and a caption out.
 
 An annotator is one class in one file, registered under the entry-point group `vdot_data.annotators`. It knows
 nothing of Ray, shards or paths, keeps no state between clips, and raises when it cannot do its work: a failed
@@ -7,7 +7,7 @@ measurement is a failure with a code, never a score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -56,6 +56,7 @@ class Annotation:
     data: JSON-able values kept in the sample's .json (keypoints, the scale that inverts a track).
     pictures: name -> uint8 [h, w, 3] RGB of any size and number, kept as <id>.<name>.<k>.png.
     caption: what the clip shows, in words.
+    files: name -> bytes of a format of the annotator's own, one for each name that it declares, kept as <id>.<name>.
     """
 
     tracks: dict[str, Frames] = field(default_factory=dict)
@@ -63,6 +64,22 @@ class Annotation:
     data: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     caption: str | None = None
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a clip's sample holds when an annotator's turn comes, whoever made it.
+
+    tracks: name -> a function that decodes it: uint8 [T, H, W, 3] RGB, as a trainer will see it.
+    pictures: name -> uint8 [h, w, 3] RGB of any size and number.
+    caption: what the clip shows, in words; None where nobody said.
+    """
+
+    clip_id: str
+    tracks: Mapping[str, Callable[[], Frames]]
+    pictures: Mapping[str, list[Picture]]
+    caption: str | None
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -75,9 +92,17 @@ class Annotator(Protocol):
 
     `version` changes whenever the same frames may give other values; it is part of every clip's lineage.
 
-    Three more attributes may be left out: `pictures`, a tuple of the names of the pictures that it makes; `caption`,
-    True for one that writes captions; and `needs`, a tuple of the names of signals and tracks that others make. Those
-    must come before it in the recipe, and it is called with each as a keyword argument.
+    More attributes may be left out.
+
+    What it makes: `pictures`, a tuple of the names of its pictures; `files`, a tuple of the names of its files
+    ("latents.safetensors"); `caption`, True for one that writes captions.
+    What it is called with: `needs`, a tuple of the names of signals and tracks that others make, which must come before
+    it in the recipe, each as a keyword argument; `sample`, True for one that takes whatever was made before it, as the
+    keyword argument `sample` (a `Sample`).
+    Where it runs: `gpu`, True for one that uses a GPU if it sees one; then each GPU of the cluster gets one of it.
+    Whose weights it uses: `choose`, a class method for one whose weights the user names. It is asked before a run
+    starts, gives `Weight`s or raises `annotators.weights.MissingWeights`, and the annotator is made in every worker
+    with what it gave as the only argument.
     """
 
     name: ClassVar[str]

@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from annotators.base import Annotation, Annotator
-from pipeline import contract, encode, registry, worker
+from annotators.base import Annotation, Annotator, Picture, Sample
+from pipeline import contract, decode, encode, registry, worker
 from pipeline.blueprint import Blueprint
+from pipeline.conditions import track_names
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.items import Item, items
 from pipeline.schema import BASE_LAYER
@@ -28,7 +30,7 @@ class AnnotateStage:
         """`number` counts the recipe's stages from 0; the last one gives the verdict."""
         worker.prepare()
         self._blueprint, self._number, self._watch = blueprint, number, WatchClient(watch)
-        self._annotators: list[Annotator] = [registry.annotator(name)() for name in blueprint.stages[number]]
+        self._annotators: list[Annotator] = [blueprint.made(name) for name in blueprint.stages[number]]
         self._before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
         self._layered = blueprint.layer != BASE_LAYER
@@ -73,7 +75,7 @@ class AnnotateStage:
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._before + 1):
             self._at = annotator.name
-            needed = _needed(annotator, known, stored | item.members)
+            needed = _needed(annotator, known, stored | item.members, record["clip_id"])
             timed("redecode")
             found = contract.annotate(annotator, frames, record["fps"], needed)
             timed(annotator.name)
@@ -125,17 +127,30 @@ class AnnotateStage:
         }
         for name, pictures in found.pictures.items():
             made |= {f"{name}.{number}.png": encode.png(picture) for number, picture in enumerate(pictures)}
+        made |= found.files
         return made if found.caption is None else made | {"txt": found.caption.encode()}
 
 
-def _needed(annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes]) -> dict[str, Any]:
-    """What an annotator asks for: a signal of that name, else the track, as a trainer will see it."""
+def _needed(
+    annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes], clip_id: str
+) -> dict[str, Any]:
+    """What an annotator asks for: a signal of that name, else the track, as a trainer will see it; or the sample."""
     needed: dict[str, Any] = {}
     for name in registry.needs(annotator):
         if name not in signals and f"{name}.mp4" not in members:
             raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip has not")
         needed[name] = signals[name] if name in signals else encode.decode(members[f"{name}.mp4"])
-    return needed
+    return needed | {"sample": _sample(clip_id, members)} if registry.takes_sample(annotator) else needed
+
+
+def _sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
+    """The members of a sample as an annotator sees them; a track is decoded when it is asked for."""
+    tracks = {track: partial(encode.decode, members[name]) for track, name in track_names(members).items()}
+    pictures: dict[str, list[Picture]] = {}
+    shown = [(*name.removesuffix(".png").rpartition(".")[::2], name) for name in members if name.endswith(".png")]
+    for kind, _, name in sorted(shown, key=lambda one: (one[0], int(one[1]))):
+        pictures.setdefault(kind, []).append(decode.picture(members[name]))
+    return Sample(clip_id, tracks, pictures, members["txt"].decode() if "txt" in members else None)
 
 
 class Timer:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
-from annotators.base import Signal
+from annotators.base import Annotator, Signal, Weight
 from filters.rules import RuleError, Rules
 from pipeline import registry, schema
 from pipeline.errors import UsageError
@@ -27,6 +27,8 @@ class Blueprint:
     lineage: list[dict[str, Any]]
     # The columns known before the first annotator runs, after it, after the second, ...
     known: tuple[frozenset[str], ...]
+    # The weights that the user named, of each annotator that asks for them; a run's blueprint alone has them.
+    chosen: dict[str, tuple[Weight, ...]] = field(default_factory=dict)
 
     @classmethod
     def ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
@@ -75,6 +77,27 @@ class Blueprint:
             known.append(known[-1] | set(registry.annotator(name).signals))
         lineage = registry.lineage(annotators, filters)
         return cls(recipe, layer, manifest, filters, stages, signals, lineage, tuple(known))
+
+    def equipped(self) -> Blueprint:
+        """The same for a run: with the weights that the user names, in its lineage too.
+
+        Raises `UsageError` where an annotator asks for some, and he names none that will do.
+        """
+        makers = {entry["name"] for entry in self.lineage}
+        annotators = dict.fromkeys([*self.recipe.annotators, *(name for stage in self.stages for name in stage)])
+        chosen = registry.chosen(name for name in annotators if name in makers)
+        named = {
+            name: registry.lineage_of((*registry.annotator(name).weights, *weights)) for name, weights in chosen.items()
+        }
+        lineage = [entry | named.get(entry["name"], {}) for entry in self.lineage]
+        return replace(self, lineage=lineage, chosen=chosen)
+
+    def made(self, name: str) -> Annotator:
+        """An annotator with its weights loaded, of a blueprint that is `equipped`. Raises what it raises when they are
+        not to be had."""
+        owner: Any = registry.annotator(name)
+        made: Annotator = owner(self.chosen[name]) if name in self.chosen else owner()
+        return made
 
     def schema(self) -> pa.Schema:
         """The catalog columns that this run writes."""

@@ -9,7 +9,8 @@ Numpy alone, because trainers import it. What is drawn follows from a generator 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,11 @@ Mask = NDArray[np.bool_]
 # What is missing: the middle of 0 to 255, as VACE's user guide has it.
 GRAY = 127
 REFERENCE, TEXT = "reference", "text"
-# ITU-R BT.601, as OpenCV turns RGB into gray.
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+# ITU-R BT.601 in OpenCV's whole numbers [opencv: modules/imgproc/src/color.simd_helpers.hpp], so that no machine rounds
+# another way.
+_BITS = 15
+_LUMA, _HALF = (np.uint32(9798), np.uint32(19235), np.uint32(3735)), np.uint32(1 << _BITS - 1)
+_REFERENCE_NAME = re.compile(r"ref\.(\d+)\.png")
 # A hole leaves some of each frame.
 _MOST = 0.75
 # The Wan autoencoder takes frames in groups of 4 after the first, and pixels in squares of 8.
@@ -76,14 +80,38 @@ def condition(
             control = gray(frames) if part == "gray" else tracks[part]()
     video = control
     if mask is not None:
-        video = np.where(mask[..., None], np.uint8(GRAY) if control is None else control, frames)
+        # In the memory layout of the frames: a trainer's are planes.
+        video = frames.copy(order="K")
+        np.copyto(video, np.uint8(GRAY) if control is None else control, where=mask[..., None])
     return Condition(video, mask, tuple(references) if REFERENCE in parts else ())
 
 
 def gray(frames: Frames) -> Frames:
-    """Frames without colour: uint8 [T, H, W, 3], three times the luma."""
-    levels = np.stack([np.rint(frame @ _LUMA).astype(np.uint8) for frame in frames])
-    return np.repeat(levels[..., None], 3, axis=-1)
+    """Frames without colour: uint8 [T, H, W, 3], three times the luma as OpenCV has it (and so VACE); a read-only
+    view."""
+    levels = np.empty(frames.shape[:3], np.uint8)
+    for level, frame in zip(levels, frames, strict=True):
+        red, green, blue = (frame[..., channel].astype(np.uint32) for channel in range(3))
+        level[...] = (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue + _HALF) >> _BITS
+    return np.broadcast_to(levels[..., None], frames.shape)
+
+
+def caption(members: Mapping[str, bytes | memoryview]) -> str:
+    """The caption among a clip's members, "" if there is none; of several layers that wrote one, the newest one's,
+    which comes last."""
+    written = [name for name in members if name == "txt" or name.endswith(".txt")]
+    return bytes(members[written[-1]]).decode() if written else ""
+
+
+def reference_names(members: Iterable[str]) -> list[str]:
+    """The members that are reference pictures, in their order."""
+    found = (_REFERENCE_NAME.fullmatch(name) for name in members)
+    return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
+
+
+def track_names(members: Iterable[str]) -> dict[str, str]:
+    """Each track of a clip -> the member that holds it."""
+    return {name.removesuffix(".mp4"): name for name in members if name.endswith(".mp4")}
 
 
 def _first_frame(shape: tuple[int, ...], subject: Mask | None, draw: np.random.Generator) -> Mask:

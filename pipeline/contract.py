@@ -41,6 +41,12 @@ def annotate(annotator: Annotator, frames: Frames, fps: float, needed: Mapping[s
         for picture in pictures:
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
                 raise _broken(annotator, f"gave a picture {name} of {picture.dtype} {picture.shape}, not uint8 RGB")
+    if set(found.files) != set(registry.files(annotator)):
+        declared = sorted(registry.files(annotator))
+        raise _broken(annotator, f"gave the files {sorted(found.files)}, and declares {declared}")
+    for name, data in found.files.items():
+        if not isinstance(data, bytes) or not data:
+            raise _broken(annotator, f"gave {type(data).__name__} for the file {name}, or nothing in it, not bytes")
     if registry.captions(annotator) and not (isinstance(found.caption, str) and found.caption.strip()):
         raise _broken(annotator, f"gave {found.caption!r} for a caption, and declares to write captions")
     if not registry.captions(annotator) and found.caption is not None:

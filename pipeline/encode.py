@@ -10,21 +10,19 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 from av.codec.context import Flags
-from av.error import FFmpegError
 from av.packet import Packet
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.errors import ClipError, ErrorCode
-from pipeline.pixels import PLANAR, packed
+from pipeline.decode import pictures
+from pipeline.pixels import packed
 
 # AVCOL_SPC_SMPTE170M, that is BT.601: the matrix that readers assume where none is given, so that those which
 # ignore the tag (OpenCV) and those which follow it agree.
 _BT601 = 6
 # Full chroma and exact rounding: without them swscale's fast paths darken a picture by 1 to 2 levels.
 _TO_YUV = Interpolation.AREA | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-_TO_RGB = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
 
 def encode(frames: NDArray[np.uint8], fps: float, crf: float = 18, preset: str = "veryfast") -> bytes:
@@ -66,22 +64,11 @@ def decode(mp4: bytes) -> NDArray[np.uint8]:
 
     Raises ClipError DECODE_ERROR where the bytes are not whole.
     """
-    scaler = VideoReformatter()
-    try:
-        with av.open(io.BytesIO(mp4), "r", format="mp4") as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            clip = np.empty((stream.frames, stream.height, stream.width, 3), np.uint8)
-            count = 0
-            for count, frame in enumerate(container.decode(stream), 1):
-                planar = scaler.reformat(
-                    frame, format=PLANAR, interpolation=_TO_RGB, dst_color_range=ColorRange.JPEG, threads=1
-                )
-                clip[count - 1] = packed(planar)
-    except (FFmpegError, IndexError, ValueError) as error:
-        raise ClipError(ErrorCode.DECODE_ERROR, f"a clip's mp4 cannot be read: {error}") from error
-    if count != len(clip):
-        raise ClipError(ErrorCode.DECODE_ERROR, f"a clip's mp4 holds {count} of {len(clip)} frames")
+    clip = np.empty(0, np.uint8)
+    for index, (shape, frame) in enumerate(pictures(mp4)):
+        if not index:
+            clip = np.empty((*shape, 3), np.uint8)
+        clip[index] = packed(frame)
     return clip
 
 
@@ -98,7 +85,7 @@ def _yuv(frames: NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
     scaler = VideoReformatter()
     for index, picture in enumerate(frames):
         frame = scaler.reformat(
-            av.VideoFrame.from_ndarray(picture, "rgb24"),
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU601,
             dst_color_range=ColorRange.MPEG,

@@ -20,11 +20,13 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from pipeline import registry
 from pipeline.annotate_stage import AnnotateStage
 from pipeline.blueprint import Blueprint
 from pipeline.cut_stage import CutStage
 from pipeline.errors import RunError
 from pipeline.nodes import unreachable
+from pipeline.schema import BASE_LAYER
 from pipeline.storage import Folder
 
 # Before ray is imported: no usage report, and no bars and lines between ours. What it has to say comes with `LOST`.
@@ -108,6 +110,7 @@ class Engine:
         self.watch: Any = remote.remote(str(index), deaths)
         resources = ray.cluster_resources()
         self.cpus = max(1, int(resources.get("CPU", 1)))
+        self._gpus = int(resources.get("GPU", 0))
         self._pool = max(1, min(self.cpus, int(resources.get("memory", 4e9) / CORE_MEMORY)))
         self.round = min(LONGEST, ROUND * self._pool)
 
@@ -140,23 +143,34 @@ class Engine:
     def run(self, blueprint: Blueprint, chunks: Iterable[pa.Table]) -> Iterator[tuple[Any, int, Any]]:
         """Run the plan over chunks of work; yields (block, its size in bytes, its records to come) as rows settle."""
         data, workers = self._given(chunks)
-        stages = len(blueprint.stages)
-        options = _options(1 + stages)
+        # A layer's one stage is done by the worker that opens the clip.
+        stages = range(blueprint.layer != BASE_LAYER, len(blueprint.stages))
+        on_gpu = [self._gpus > 0 and any(map(registry.takes_gpu, stage)) for stage in blueprint.stages]
+        # Each GPU gets one worker of every pool that uses it; the one that cuts holds the first stage too.
+        sharing = on_gpu[0] + sum(on_gpu[number] for number in stages)
+
+        def placed(number: int, least: int, most: int, in_flight: int) -> dict[str, Any]:
+            """Where the workers of a pool that holds this stage run, and how many there are."""
+            options = _options(1 + len(stages))
+            if on_gpu[number]:
+                least, most = min(least, self._gpus), min(most, self._gpus)
+                # A block has one row; Ray asks for the size of a batch where a GPU is meant.
+                options |= {"num_gpus": 1 / sharing, "batch_size": 1}
+            return options | {"compute": _actors(least, most, in_flight)}
+
         data = data.map_batches(
             CutStage,
             fn_constructor_args=(blueprint, self._out, self.watch),
             # One source at a time: one that waits behind another could be done by a worker that is idle at the end.
-            compute=_actors(workers, workers, 1),
-            **options,
+            **placed(0, workers, workers, 1),
         )
-        for number in range(stages):
+        for number in stages:
             data = data.map_batches(
                 AnnotateStage,
                 fn_constructor_args=(blueprint, number, self.watch),
                 # One source may have a thousand clips: this pool grows with what comes. Two in flight: the next clip is
                 # already there when a worker is done with one.
-                compute=_actors(1 if number == 0 else workers, self._pool, 2),
-                **options,
+                **placed(number, 1 if number == 0 else workers, self._pool, 2),
             )
         for block in _blocks(data):
             yield block.ref, block.metadata.size_bytes or 0, ray_peek.remote(block.ref)

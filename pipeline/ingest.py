@@ -79,8 +79,7 @@ def ingest(
         folder.check_creates()
         if folder.url.startswith("memory:"):
             raise UsageError(f"{out} is seen by one process alone; OUT must be a disk or a bucket that all workers see")
-        blueprint = Blueprint.ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen))
-        check_weights(blueprint)
+        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen)))
         folder.check_writable()
         with owned(folder, scratch.path) as catalog:
             if not catalog.empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
@@ -103,8 +102,7 @@ def retry(
         chosen = recipe.load(recipe_file) if recipe_file else stored
         check_geometry(chosen, stored, out)
         listed = listing.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
-        blueprint = Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen))
-        check_weights(blueprint)
+        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen)))
         ledger = Ledger(catalog, blueprint, listed, retry=True)
         return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
@@ -127,14 +125,16 @@ def annotate(
         chosen = stored_recipe(catalog)
         if annotator in chosen.annotators:
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
-        blueprint = Blueprint.layered(chosen, annotator)
-        check_weights(blueprint)
+        blueprint = with_weights(Blueprint.layered(chosen, annotator))
         check_foundations(catalog, blueprint)
         return _go(catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher)
 
 
-def check_weights(blueprint: Blueprint) -> None:
-    """Raises `UsageError` when a weight of the blueprint is missing here or is not what it should be."""
+def with_weights(blueprint: Blueprint) -> Blueprint:
+    """A blueprint for a run, with the weights that the user names.
+
+    Raises `UsageError` when a weight is missing here or is not what it should be.
+    """
     annotators = [name for stage in blueprint.stages for name in stage]
     detector = TransNet.weights if blueprint.recipe.shots == TransNet.name else ()
     for weight in (*detector, *registry.weights(annotators, blueprint.filters).values()):
@@ -142,6 +142,7 @@ def check_weights(blueprint: Blueprint) -> None:
             path(weight)
         except MissingWeights as error:
             raise UsageError(str(error)) from error
+    return blueprint.equipped()
 
 
 def manifest_of(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:

@@ -189,6 +189,8 @@ def _member(kind: str, data: bytes, row: Stored) -> str | None:
             data.decode()
         except UnicodeDecodeError as error:
             return f"is not UTF-8 text: {error}"
+    if kind == "safetensors":
+        return _tensors(data)
     if kind in _PICTURES:
         try:
             decoder = av.CodecContext.create(_PICTURES[kind], "r")
@@ -196,3 +198,15 @@ def _member(kind: str, data: bytes, row: Stored) -> str | None:
         except FFmpegError as error:
             return f"cannot be decoded: {error}"
     return None
+
+
+def _tensors(data: bytes) -> str | None:
+    """What is wrong with a safetensors file: the length of its header, the header in JSON, and what this places."""
+    length = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + length])
+        said = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, AttributeError, LookupError, TypeError) as error:
+        return f"is no safetensors file: {error!r}"
+    there = len(data) - 8 - length
+    return None if said == there else f"holds {there} bytes of tensors; its header says {said}"

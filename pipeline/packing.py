@@ -39,7 +39,7 @@ def pack(out: Folder, run_id: str, layer: str, *tables: pa.Table) -> list[dict[s
         clip = row.get("clip_id")
         for place in (placed[name].get(clip) for name in folders.values() if clip):
             if place:
-                row |= {"shard": place.shard, "offset": place.offset, "bytes": place.size}
+                row |= {"shard": place.shard, "offset": place.offset, "bytes": place.size, "crc32": place.crc32}
         preview = placed["previews"].get(clip) if clip else None
         if preview:
             row |= {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
 from annotators.base import Annotator, Filter, Signal, Weight
+from annotators.weights import MissingWeights
 from filters.rules import did_you_mean
 from pipeline.errors import ErrorCode, Failure, UsageError, attempt
 from pipeline.schema import BASE_LAYER, DUPLICATES_LAYER
@@ -17,6 +19,11 @@ Group = Literal["annotators", "filters"]
 # What the pipeline reads of a class before it makes one.
 _FILTER = ("name", "version", "signals")
 _NEEDED: dict[Group, tuple[str, ...]] = {"annotators": (*_FILTER, "tracks", "weights"), "filters": _FILTER}
+
+
+# A file becomes a member <id>.<name>: readers group by the first dot and go by the last, and some know small letters
+# alone. The endings of the pipeline's own members mean what the pipeline makes of them. A tar has room for 100 letters.
+_FILE = re.compile(r"(?=.{3,60}$)[a-z0-9_]+(\.[a-z0-9_]+)*\.(?!(mp4|png|jpg|json|txt)$)[a-z0-9_]+")
 
 
 def available(group: Group) -> dict[str, EntryPoint]:
@@ -48,6 +55,12 @@ def _class(group: Group, name: str) -> Any:
         raise UsageError(f"{who}: {name!r} is the name of a layer of vdot-data's own")
     if owner.name != name:
         raise UsageError(f"{who} calls itself {owner.name!r}: the entry point and the class must bear one name")
+    for file in files(owner):
+        if not _FILE.fullmatch(file):
+            raise UsageError(
+                f"{who} makes a file {file!r}: its name must be of small letters, digits and underscores, with dots "
+                "between, at most 60 long, and end in a format of its own (not mp4, png, jpg, json or txt)"
+            )
     return owner
 
 
@@ -100,17 +113,45 @@ def pictures(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
     return tuple(getattr(owner, "pictures", ()))
 
 
+def files(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
+    """The names of the files that an annotator makes."""
+    return tuple(getattr(owner, "files", ()))
+
+
+def takes_sample(owner: type[Annotator] | Annotator) -> bool:
+    """Whether an annotator is called with whatever was made before it."""
+    return getattr(owner, "sample", False) is True
+
+
+def takes_gpu(name: str) -> bool:
+    """Whether the annotator registered under `name` uses a GPU. Raises as `annotator`."""
+    return getattr(annotator(name), "gpu", False) is True
+
+
+def chosen(annotators: Iterable[str]) -> dict[str, tuple[Weight, ...]]:
+    """The weights that the user names, of each of these that asks for them.
+
+    Raises `UsageError` where none are named, or some that will not do.
+    """
+    asking = {name: choose for name in annotators if (choose := getattr(annotator(name), "choose", None))}
+    try:
+        return {name: tuple(choose()) for name, choose in asking.items()}
+    except MissingWeights as error:
+        raise UsageError(str(error)) from error
+
+
 def captions(owner: type[Annotator] | Annotator) -> bool:
     """Whether an annotator writes captions."""
     return getattr(owner, "caption", False) is True
 
 
 def check_outputs(annotators: Iterable[str]) -> None:
-    """Raises `UsageError` when two of these make the same track or pictures of one name."""
+    """Raises `UsageError` when two of these make the same track or file, or pictures of one name."""
     found: dict[str, str] = {}
     for name in annotators:
         owner = annotator(name)
         made = [f"track {track!r}" for track in owner.tracks] + [f"pictures {one!r}" for one in pictures(owner)]
+        made += [f"file {file!r}" for file in files(owner)]
         for one in made:
             if found.setdefault(one, name) != name:
                 raise UsageError(f"{found[one]!r} and {name!r} both make the {one}")
@@ -138,6 +179,8 @@ def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, 
             if needed in signals_known and needed in tracks_known:
                 raise UsageError(f"{name!r} needs {needed!r}, which is a signal and a track here: rename one of them")
         direct = {makers[needed] for needed in needs(owner)}
+        if takes_sample(owner):
+            direct |= {earlier for earlier in found if _fills_sample(annotator(earlier))}
         found[name] = direct.union(*(found.get(one, ()) for one in direct))
         makers |= dict.fromkeys((*owner.signals, *owner.tracks), name)
         signals_known |= set(owner.signals)
@@ -145,9 +188,14 @@ def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, 
     return found
 
 
+def _fills_sample(owner: type[Annotator]) -> bool:
+    """Whether something that an annotator makes is in a `Sample`."""
+    return bool(owner.tracks or pictures(owner) or captions(owner))
+
+
 def weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:
     """The weights of these, by id; of every registered annotator and filter, and of the shot detector, where none are
-    named.
+    named. Those that a user chooses are not among them.
 
     Raises `UsageError` when two different ones share an id.
     """
@@ -169,16 +217,16 @@ def _weights_of(owner: type[Filter] | type[Annotator]) -> tuple[Weight, ...]:
 
 def lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
     """Who makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
-    made: list[dict[str, Any]] = []
-    for owner in _owners(annotators, filters):
-        used = _weights_of(owner)
-        made.append(
-            {
-                "name": owner.name,
-                "version": owner.version,
-                "weights_id": "+".join(weight.id for weight in used) or None,
-                "weights_sha256": "+".join(weight.sha256 for weight in used) or None,
-                "weights_licence": "+".join(sorted({weight.licence for weight in used})) or None,
-            }
-        )
-    return made
+    return [
+        {"name": owner.name, "version": owner.version} | lineage_of(_weights_of(owner))
+        for owner in _owners(annotators, filters)
+    ]
+
+
+def lineage_of(used: tuple[Weight, ...]) -> dict[str, str | None]:
+    """What a lineage says of weights."""
+    return {
+        "weights_id": "+".join(weight.id for weight in used) or None,
+        "weights_sha256": "+".join(weight.sha256 for weight in used) or None,
+        "weights_licence": "+".join(sorted({weight.licence for weight in used})) or None,
+    }

@@ -66,6 +66,7 @@ COLUMNS = pa.schema(
         ("shard", pa.string()),
         ("offset", pa.int64()),
         ("bytes", pa.int64()),
+        ("crc32", pa.int64()),
         ("preview_shard", pa.string()),
         ("preview_offset", pa.int64()),
         ("preview_bytes", pa.int64()),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import real_clips
 import yaml
 
+from annotators.base import Annotation, Frames, Sample
 from annotators.subjects import Subjects
 from pipeline import cutting, encode, registry
 from pipeline.annotate_stage import AnnotateStage
@@ -99,6 +100,52 @@ def test_a_layer_may_make_pictures() -> None:
     assert AnnotateStage(Blueprint.layered(chosen, "subjects"), 0, None).annotate(made)
     assert set(made.members) == {"mask.mp4", "ref.0.png", "subjects.json"}
     assert made.record["ref_pictures"] == 1
+
+
+class Filer:
+    """Keeps what its sample is, as a file."""
+
+    name, version, tracks, weights, files, sample = "filer", "1", (), (), ("filer.bin",), True
+    signals: ClassVar[dict[str, Any]] = {}
+    seen: ClassVar[list[Sample]] = []
+
+    def __call__(self, frames: Frames, fps: float, *, sample: Sample) -> Annotation:
+        Filer.seen.append(sample)
+        return Annotation(files={"filer.bin": repr(sorted(sample.tracks)).encode()})
+
+
+@pytest.fixture
+def filer(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
+    """Registers `Filer`; what it saw."""
+    known = registry.annotator
+    monkeypatch.setattr(registry, "annotator", lambda name: Filer if name == "filer" else known(name))
+    monkeypatch.setattr(Filer, "seen", [])
+    return Filer.seen
+
+
+def test_an_annotator_may_take_the_whole_sample_and_make_a_file(filer: list[Sample]) -> None:
+    chosen = recipe(["text", "faces", "flow", "pose", "tags", "subjects"], ["caption_template"])
+    base = through(chosen).members
+    made = item()
+    made.members = base | {f"ref.{number}.png": base["ref.0.png"] for number in range(1, 11)}
+    made.members["ref.10.png"] = encode.png(np.zeros((2, 3, 3), np.uint8))
+    assert AnnotateStage(Blueprint.layered(chosen, "filer"), 0, None).annotate(made)
+    assert made.record["status"] == "kept", made.record
+    assert set(made.members) == {"filer.bin", "filer.json"}
+    assert made.members["filer.bin"] == b"['flow', 'mask', 'pose']"
+    (seen,) = filer
+    assert seen.clip_id == made.record["clip_id"]
+    np.testing.assert_array_equal(seen.tracks["pose"](), encode.decode(base["pose.mp4"]))
+    assert seen.caption == base["txt"].decode()
+    assert [picture.shape for picture in seen.pictures["ref"]][-2:] == [seen.pictures["ref"][0].shape, (2, 3, 3)]
+
+
+def test_in_a_recipe_it_takes_what_earlier_stages_made(filer: list[Sample]) -> None:
+    members = through(recipe(["scribble"], ["filer"])).members
+    assert members["filer.bin"] == b"['scribble']"
+    assert {"mp4", "scribble.mp4", "filer.bin", "json"} == set(members)
+    assert filer[0].caption is None
+    assert not filer[0].pictures
 
 
 def test_a_manifest_column_is_no_track() -> None:

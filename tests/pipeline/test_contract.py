@@ -108,17 +108,22 @@ def test_a_track_that_is_not_aligned_is_a_failure(track: Any) -> None:
         ({"pictures": {"ref": [FRAMES[0, :, :, 0]]}}, "not uint8 RGB"),
         ({"pictures": {"ref": [FRAMES[0].astype(np.float32)]}}, "not uint8 RGB"),
         ({"pictures": {"ref": [FRAMES[0, :0]]}}, "not uint8 RGB"),
+        ({"files": {}}, r"gave the files \[\], and declares \['owner.bin'\]"),
+        ({"files": {"owner.bin": b"1", "more.bin": b"2"}}, "gave the files"),
+        ({"files": {"owner.bin": "text"}}, "gave str for the file owner.bin, or nothing in it, not bytes"),
+        ({"files": {"owner.bin": b""}}, "or nothing in it"),
         ({"caption": None}, "gave None for a caption"),
         ({"caption": " "}, "gave . . for a caption"),
     ],
 )
-def test_pictures_and_captions_are_what_was_declared(given: dict[str, Any], words: str) -> None:
+def test_pictures_files_and_captions_are_what_was_declared(given: dict[str, Any], words: str) -> None:
     class Teller:
         name, version, weights, signals, tracks = "teller", "1", (), {}, ()
-        pictures, caption = ("ref",), True
+        pictures, caption, files = ("ref",), True, ("owner.bin",)
 
         def __init__(self, given: dict[str, Any]) -> None:
-            self.given = {"pictures": {"ref": [FRAMES[0], FRAMES[0, :3, :5]]}, "caption": "a dog"} | given
+            pictures = {"ref": [FRAMES[0], FRAMES[0, :3, :5]]}
+            self.given = {"pictures": pictures, "caption": "a dog", "files": {"owner.bin": b"1"}} | given
 
         def __call__(self, frames: Any, fps: float) -> Annotation:
             return Annotation(**self.given)

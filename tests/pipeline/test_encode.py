@@ -13,7 +13,7 @@ import pytest
 from numbered import four_corners, number_of, numbered
 
 from annotators.flow import Flow
-from pipeline import encode, video
+from pipeline import decode, encode, video
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
 
@@ -68,3 +68,6 @@ def test_a_png_gives_the_picture_back(size: tuple[int, int]) -> None:
     data = encode.png(picture)
     assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), picture)
     assert data == encode.png(picture)
+    np.testing.assert_array_equal(decode.picture(data), picture)
+    with pytest.raises(ClipError, match="a clip's picture cannot be read"):
+        decode.picture(data[:20])

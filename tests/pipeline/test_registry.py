@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from annotators.base import Signal, Weight
+from annotators.weights import MissingWeights
 from pipeline import cli, registry
 from pipeline.blueprint import Blueprint
 from pipeline.errors import UsageError
@@ -49,6 +51,28 @@ class Crops2(Crops):
     name, needs = "crops2", ()
 
 
+class Filer(Good):
+    """Makes a file from all that came before, by weights of the user's."""
+
+    name, signals, weights, files, sample = "filer", {}, (), ("good.bin",), True
+    named: ClassVar[tuple[Weight, ...] | None] = (Weight("mine", "/models/mine", "1" * 64, "MIT"),)
+
+    @classmethod
+    def choose(cls) -> tuple[Weight, ...]:
+        if cls.named is None:
+            raise MissingWeights("Name a model.")
+        return cls.named
+
+    def __init__(self, weights: tuple[Weight, ...]) -> None:
+        self.given = weights
+
+
+class Filer2(Good):
+    """Makes a file of the same name."""
+
+    name, signals, files = "filer2", {}, ("good.bin",)
+
+
 class Writer(Good):
     """Writes captions."""
 
@@ -77,6 +101,8 @@ def points(monkeypatch: pytest.MonkeyPatch) -> None:
         "twin": "Twin",
         "crops": "Crops",
         "crops2": "Crops2",
+        "filer": "Filer",
+        "filer2": "Filer2",
         "writer": "Writer",
         "writer2": "Writer2",
         "scribble": "annotators.scribble:Scribble",
@@ -161,3 +187,55 @@ def test_two_that_make_the_same_pictures_or_both_write_are_refused() -> None:
     with pytest.raises(UsageError, match="'writer' and 'writer2' both write the caption"):
         blueprint("[[writer], [writer2]]")
     Blueprint.layered(parse("filters: []\nstages: [[writer]]\nrules: {}\ntasks: {}", "x"), "writer2")
+
+
+def test_two_that_make_the_same_file_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"'filer' and 'filer2' both make the file 'good\.bin'"):
+        blueprint("[[filer, filer2]]")
+
+
+@pytest.mark.parametrize(
+    "name", ["bin", ".bin", "a.mp4", "pose.json", "a.txt", "ref.0.png", "../a.bin", "a/b.bin", "A.bin", "a..b", "é.bin",
+             "x" * 57 + ".bin", "a.bin\n", ""],
+)  # fmt: skip
+def test_a_file_must_be_a_member_like_no_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Filer, "files", ("fine.tar.bin", name))
+    with pytest.raises(UsageError, match="its name must be of small letters"):
+        registry.annotator("filer")
+
+
+def test_the_users_own_weights_are_in_the_lineage_and_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = blueprint("[[scribble, good, writer], [filer]]")
+    assert read.lineage[-1]["weights_sha256"] is None
+    made = read.equipped()
+    assert made.lineage[-1]["weights_sha256"] == "1" * 64
+    worker = pickle.loads(pickle.dumps(made)).made("filer")
+    assert worker.given == Filer.named
+    assert "mine" not in registry.weights(["filer"], [])
+    monkeypatch.setattr(Filer, "named", None)
+    with pytest.raises(UsageError, match=r"Name a model\."):
+        read.equipped()
+    # Whoever only reads a dataset names none.
+    blueprint("[[filer]]")
+    blueprint("[[scribble, good]]").equipped()
+    beneath = parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x")
+    Blueprint.layered(beneath, "scribble").equipped()
+
+
+def test_a_layer_upon_the_users_weights_is_as_old_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Filer, "tracks", ("g2",))
+    monkeypatch.setattr(Crops, "needs", ("g2",))
+    made = Blueprint.layered(parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x"), "crops").equipped()
+    assert [(entry["name"], entry["weights_sha256"][0]) for entry in made.lineage] == [("filer", "1"), ("crops", "0")]
+    monkeypatch.setattr(Filer, "weights", Good.weights)
+    assert made.equipped().lineage[0]["weights_id"] == "good-net+mine"
+
+
+def test_a_layer_that_takes_the_sample_is_as_old_as_all_that_fills_it() -> None:
+    stored = parse("filters: []\nstages: [[scribble, good], [crops, writer]]\nrules: {}\ntasks: {}", "x")
+    # All but those whose only product is signals; those that others build on are in it.
+    assert [entry["name"] for entry in Blueprint.layered(stored, "filer").lineage] == [
+        *("scribble", "good", "crops", "writer", "filer")
+    ]
+    signals = parse("filters: []\nstages: [[scribble, good]]\nrules: {}\ntasks: {}", "x")
+    assert [entry["name"] for entry in Blueprint.layered(signals, "filer").lineage] == ["scribble", "filer"]

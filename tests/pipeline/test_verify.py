@@ -24,6 +24,18 @@ def said(dataset: Any) -> str:
     return "\n".join(lines(verify(dataset.url, 1)))
 
 
+def tensors() -> bytes:
+    """A safetensors file by the format's own description."""
+    header = b'{"__metadata__":{"a":"b"},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+def test_a_sound_file_of_tensors(dataset: Any) -> None:
+    place = dataset.shard("shards", {"b0": small_dataset.sample("b0") | {"x.safetensors": tensors(), "x.bin": b"any"}})
+    dataset.commit(dataset.clip("b0", "kept", **place["b0"]))
+    assert said(dataset) == ""
+
+
 def test_a_sound_dataset(dataset: Any) -> None:
     report = verify(dataset.url, 1)
     assert (report.count, report.notes) == (0, [])
@@ -87,6 +99,8 @@ def test_a_sample_of_another_clip(dataset: Any) -> None:
         (lambda s, d: {"json": b"[]"}, "its json is not a JSON object"),
         (lambda s, d: {"json": json.dumps({"clip_id": "0" * 32}).encode()}, "its json is that of clip 000"),
         (lambda s, d: {"ref.0.png": b"not a picture"}, "its ref.0.png"),
+        (lambda s, d: {"x.safetensors": b"not tensors"}, "its x.safetensors is no safetensors file"),
+        (lambda s, d: {"x.safetensors": tensors()[:-2]}, "x.safetensors holds 6 bytes of tensors; its header says 8"),
     ],
 )  # fmt: skip
 def test_a_wrong_member(dataset: Any, change: Any, sentence: str) -> None:

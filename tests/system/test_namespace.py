@@ -64,7 +64,15 @@ def python(script: str, cwd: Path, **env: str) -> str:
 
 
 def test_trainers_import_neither_ray_nor_a_decoder_of_wild_video(tmp_path: Path) -> None:
-    names = ["training", "pipeline.schema", "pipeline.catalog", "pipeline.shards", "pipeline.storage"]
+    names = [
+        "training",
+        "training.stored_latents",
+        "training.model_folder",
+        "pipeline.schema",
+        "pipeline.catalog",
+        "pipeline.shards",
+        "pipeline.storage",
+    ]
     script = f"""
 import importlib, json, sys
 for name in {names!r}:

@@ -1,0 +1,36 @@
+"""A model in diffusers' layout, as small as can be and with random weights, saved to a folder without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+WORDS = ["a", "red", "square", "moves", "over", "squares", "the", "dog", "runs", "fast"]
+CARD = "---\nlicense: apache-2.0\ntags: [test]\n---\n# Tiny\n"
+
+
+def write(folder: Path, seed: int = 0) -> Path:
+    """Write autoencoder, text encoder, tokenizer and card into a folder, and return it; another seed, other weights."""
+    import torch
+    from diffusers import AutoencoderKLWan
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        vae = AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        )
+        # Else its latents would hardly depend on the picture.
+        with torch.no_grad():
+            vae.quant_conv.weight.mul_(30)
+        vae.save_pretrained(folder / "vae")
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+        UMT5EncoderModel(UMT5Config(vocab_size=32, **sizes)).save_pretrained(folder / "text_encoder")
+    known = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    (folder / "README.md").write_text(CARD)
+    return folder

@@ -1,0 +1,114 @@
+"""`annotate --with latents` from the command line: what a reader finds is what the model makes of the stored clip."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import program
+import pytest
+import tiny_model
+
+from pipeline import encode, shards
+from pipeline.conditions import gray
+from pipeline.storage import Folder
+from training import model_folder, stored_latents
+
+MEMBER = "latents.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def out(local: Any, tmp_path: Path) -> program.Out:
+    """A dataset that may be changed."""
+    return program.Out(shutil.copytree(local.url, tmp_path / "out"))
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[str]:
+    """A running cluster that says to have a GPU; a model that finds none uses the CPU."""
+    with program.cluster(1, memory=4 * 10**9, gpus=1) as made:
+        yield made.address
+
+
+def layer(out: program.Out) -> dict[str, tuple[dict[str, Any], stored_latents.Stored]]:
+    """Clip id -> the row of its latents, and what is stored."""
+    found = {}
+    for row in out.query("SELECT * FROM clips WHERE layer = 'latents'"):
+        members = shards.sample(Folder(out.url), row["clip_id"], row["shard"], row["offset"], row["bytes"])
+        assert set(members) == {MEMBER, "latents.json"}
+        found[row["clip_id"]] = row, stored_latents.read(members[MEMBER])
+    return found
+
+
+def encoded(model: Path, frames: Any) -> Any:
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(model / "vae", low_cpu_mem_usage=False)
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with torch.inference_mode():
+        latent = vae.encode(pixels).latent_dist.mode()[0]
+    mean, std = (torch.tensor(vae.config[name])[:, None, None, None] for name in ("latents_mean", "latents_std"))
+    return ((latent - mean) / std).numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
+    vdot: Any, out: program.Out, model: Path, gpu: str, tmp_path: Path
+) -> None:
+    """On a cluster whose nodes know nothing of the variable, from a folder's relative name."""
+    base = out.samples()
+    how = ("annotate", out.url, "--with", "latents", "--address", gpu)
+    done = vdot(*how, env={"VDOT_MODEL": model.name}, cwd=model.parent, timeout=300)
+    assert done.returncode == 0, done.stderr
+    here = model_folder.fingerprints(model)
+    stored = layer(out)
+    assert stored.keys() == base.keys()
+    for clip, (row, found) in stored.items():
+        assert found.misfit(here) is None
+        assert set(found.tensors) == {"clip", "gray", "scribble"}
+        made = row["lineage"][-1]
+        assert (made["name"], made["weights_licence"]) == ("latents", "apache-2.0")
+        assert made["weights_sha256"] == f"{here['vae']}+{here['text_encoder']}"
+        assert [entry["name"] for entry in row["lineage"]] == ["scribble", "latents"]
+        if clip == min(stored):
+            frames = encode.decode(base[clip]["mp4"])
+            for key, shown in (
+                ("clip", frames), ("gray", gray(frames)), ("scribble", encode.decode(base[clip]["scribble.mp4"])),
+            ):  # fmt: skip
+                np.testing.assert_allclose(found.tensors[key], encoded(model, shown), rtol=6e-4, atol=1e-4)
+    assert vdot("verify", out.url).returncode == 0
+
+    again = vdot(*how, "--json", env={"VDOT_MODEL": str(model)})
+    assert '"done": {}' in again.stdout, "nothing is left to do"
+
+    other = tiny_model.write(tmp_path / "other", seed=1)
+    assert "made by another vae" in str(
+        found.misfit(model_folder.fingerprints(other) | {"text_encoder": here["text_encoder"]})
+    )
+    renewed = vdot(*how, env={"VDOT_MODEL": str(other)}, timeout=300)
+    assert renewed.returncode == 0, renewed.stderr
+    assert all(latents.misfit(model_folder.fingerprints(other)) is None for _, latents in layer(out).values())
+    assert vdot("verify", out.url).returncode == 0
+
+
+def test_without_a_model_nothing_starts_and_everything_else_works(vdot: Any, out: program.Out) -> None:
+    unset = {"VDOT_MODEL": ""}
+    before = out.files()
+    # Nothing listens there: a run that got as far as Ray would say so.
+    done = vdot("annotate", out.url, "--with", "latents", "--address", "127.0.0.1:1", env=unset)
+    assert done.returncode == 2
+    assert "set VDOT_MODEL to its folder in diffusers' layout" in " ".join(done.stderr.split())
+    assert out.files() == before
+    for command in (("weights", "--list"), ("doctor", out.url), ("verify", out.url)):
+        done = vdot(*command, env=unset)
+        assert "VDOT_MODEL" not in done.stdout + done.stderr, command
