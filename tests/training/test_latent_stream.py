@@ -1,0 +1,160 @@
+"""Latents from the stream: the context that they make is that of the pixels, and where none fit there are pixels."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_mixture
+import tiny_model
+from small_dataset import identity
+
+from annotators.base import Sample
+from pipeline import decode, encode
+from pipeline.errors import UsageError
+from pipeline.mixture import Step
+from training import model_folder
+from training.stream import Stream
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def encoder(model: Path) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    from training import vcu
+
+    return vcu.encoder(diffusers.AutoencoderKLWan.from_pretrained(model / "vae", low_cpu_mem_usage=False).eval())
+
+
+@pytest.fixture(scope="module")
+def layers(model: Path) -> small_mixture.Layers:
+    """Both layers of latents, as the annotators make them."""
+    pytest.importorskip("diffusers")
+    from training.latents import Latents
+    from training.masked_latents import MaskedLatents
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VDOT_MODEL", str(model))
+        makers = [maker(maker.choose()) for maker in (Latents, MaskedLatents)]
+
+    @cache
+    def made(number: int) -> dict[str, dict[str, bytes]]:
+        members = small_mixture.members(number)
+        sample = Sample(
+            identity(f"s{number}"),
+            {name: partial(encode.decode, members[f"{name}.mp4"]) for name in ("pose", "mask")},
+            {"ref": [decode.picture(members[name]) for name in sorted(members) if name.startswith("ref.")]},
+            members["txt"].decode(),
+        )
+        return {maker.name: maker(encode.decode(members["mp4"]), 16.0, sample=sample).files for maker in makers}
+
+    return made
+
+
+def test_the_context_of_latents_is_that_of_the_pixels(
+    layers: small_mixture.Layers, model: Path, encoder: Any, tmp_path: Path
+) -> None:
+    import torch
+
+    from training import vcu
+
+    mixed = str(small_mixture.make(tmp_path, 6, layers=layers, step=Step(1, 60)))
+    of_model = {"form": "latents", "model": model_folder.fingerprints(model)}
+    latents, pixels = Stream(mixed, workers=1, **of_model), Stream(mixed)  # type: ignore[arg-type]
+    tasks = set()
+    nothing = cache(partial(vcu.nothing, encoder))
+    for step, other in zip(islice(latents, 60), pixels, strict=False):
+        if step.bucket.task in tasks:
+            continue
+        for batch, seen in zip(step, other, strict=True):
+            assert (batch.form, batch.keys, batch.captions) == ("latents", seen.keys, seen.captions)
+            shape = (batch.bucket.frames, batch.bucket.height, batch.bucket.width)
+            context = vcu.of_latents(batch, nothing(shape))
+            direct = vcu.of_batch(encoder, seen)
+            assert context.shape == direct.shape
+            if "mask" not in batch.arrays:
+                # float16 keeps eleven bits.
+                torch.testing.assert_close(context, direct, rtol=2e-3, atol=2e-3)
+            clip = encoder(vcu.pixels(torch.from_numpy(seen.arrays["clip"])))
+            torch.testing.assert_close(torch.from_numpy(batch.arrays["clip"]).float(), clip, rtol=2e-3, atol=2e-3)
+            assert [("text" in item) for item in batch.items] == [bool(said) for said in batch.captions]
+            tasks.add(batch.bucket.task)
+        if len(tasks) == len(small_mixture.PARTS):
+            break
+    latents.close()
+    assert tasks == {*small_mixture.PARTS}
+    assert latents.unfit == set()
+
+
+def test_masked_latents_are_those_of_masked_pixels(
+    layers: small_mixture.Layers, model: Path, encoder: Any, tmp_path: Path
+) -> None:
+    import numpy as np
+    import torch
+
+    mixed = str(small_mixture.make(tmp_path, 2, layers=layers))
+    stream = Stream(mixed, form="latents", model=model_folder.fingerprints(model))
+    numbers = {identity(f"s{number}"): number for number in range(2)}
+    drawn = set()
+    for step in islice(stream, STEPS):
+        for batch in step:
+            if batch.bucket.task != "inpaint":
+                continue
+            frames = encode.decode(small_mixture.members(numbers[batch.keys[0]])["mp4"])
+            mask = batch.arrays["mask"][0, 0]
+            drawn.add((batch.keys[0], mask.tobytes()))
+            kept = np.where(mask[..., None], 0, np.asarray(frames, np.float32) / 127.5 - 1)
+            direct = encoder(torch.from_numpy(kept).float().permute(3, 0, 1, 2)[None])
+            torch.testing.assert_close(torch.from_numpy(batch.arrays["inactive"]).float(), direct, rtol=2e-3, atol=2e-3)
+    # Several variants of a clip come.
+    assert len(drawn) > len({key for key, _ in drawn})
+
+
+def test_where_no_latents_fit_there_are_pixels_and_it_is_said(
+    layers: small_mixture.Layers, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def some(number: int) -> dict[str, dict[str, bytes]]:
+        made = dict(layers(number))
+        if number % 4 == 1:
+            return {}
+        if number % 4 == 3:
+            made["captioner"] = {"captioner.txt": b"something else"}
+        del made["masked_latents"]
+        return made
+
+    mixed = str(small_mixture.make(tmp_path, 6, layers=some, step=Step(2, 100)))
+    fingerprints = model_folder.fingerprints(model)
+    found, plain = Stream(mixed, form="latents", model=fingerprints), Stream(mixed)
+    told = set()
+    for step, other in zip(islice(found, STEPS), plain, strict=False):
+        for batch, seen in zip(step, other, strict=True):
+            numbers = {number for number in range(6) if identity(f"s{number}") in batch.keys}
+            lacking = batch.bucket.task in ("inpaint", "extension") or {1, 3, 5} & numbers
+            assert batch.form == ("pixels" if lacking else "latents")
+            told.add(batch.form)
+            if lacking:
+                assert {name: one.tobytes() for name, one in batch.arrays.items()} == {
+                    name: one.tobytes() for name, one in seen.arrays.items()
+                }
+    assert told == {"pixels", "latents"}
+    assert any("--with masked_latents" in why for why in found.unfit)
+    assert any("--with latents" in why for why in found.unfit)
+    assert any("other captions" in why for why in found.unfit)
+    assert len(caplog.records) == len(found.unfit)
+
+    other = Stream(mixed, form="latents", model=fingerprints | {"vae": "0" * 64})
+    assert {batch.form for step in islice(other, STEPS) for batch in step} == {"pixels"}
+    assert any("made by another vae" in why for why in other.unfit)
+    with pytest.raises(UsageError, match="latents must be of your model"):
+        Stream(mixed, form="latents")

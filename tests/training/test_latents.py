@@ -1,0 +1,405 @@
+"""Stored latents are what the model makes of the decoded clip, say which model that was, and fit no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_model
+
+from annotators.base import Sample
+from annotators.weights import MissingWeights
+from pipeline import registry
+from pipeline.blueprint import Blueprint
+from pipeline.conditions import MASKS, condition, generator, gray
+from pipeline.errors import UsageError
+from pipeline.recipe import parse
+from training import latents as module
+from training import masked_latents, model_folder, stored_latents
+from training.latents import Latents
+from training.masked_latents import MaskedLatents
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CAPTION = "a red  square moves over\nsquares"
+# float16 keeps eleven bits.
+EXACT = {"rtol": 6e-4, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VDOT_MODEL", str(model))
+
+
+def clip(seed: int = 0, shape: tuple[int, int, int] = (9, 48, 64)) -> Any:
+    """A textured square on texture."""
+    rng = np.random.default_rng(seed)
+    behind = rng.integers(60, 190, (shape[1] // 8, shape[2] // 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
+    frames = np.stack([behind.astype(np.uint8)] * shape[0])
+    for number, frame in enumerate(frames):
+        frame[8:32, 8 + number : 32 + number] = (220, 40, 30)
+    return frames
+
+
+FRAMES, POSE, MASK = clip(), clip(1), np.repeat((clip()[..., :1] == 220) * np.uint8(255), 3, axis=-1)
+PICTURE = clip(2)[0, :24, :56]
+
+
+def sample(**changes: Any) -> Sample:
+    tracks = {"pose": lambda: POSE, "mask": lambda: MASK}
+    return Sample(
+        **{"clip_id": "0" * 32, "tracks": tracks, "pictures": {"ref": [PICTURE]}, "caption": CAPTION} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def data(model: Path) -> bytes:
+    """The file of the clip."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VDOT_MODEL", str(model))
+        return Latents(Latents.choose())(FRAMES, 16.0, sample=sample()).files["latents.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def made(data: bytes) -> stored_latents.Stored:
+    """What is in it."""
+    return stored_latents.read(data)
+
+
+def encoded(model: Path, values: Any) -> Any:
+    """Pixels in -1..1, [T, H, W, 3], through the autoencoder in so many words."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    vae = AutoencoderKLWan.from_pretrained(model / "vae", low_cpu_mem_usage=False)
+    with torch.inference_mode():
+        latent = vae.encode(torch.tensor(values, dtype=torch.float32).permute(3, 0, 1, 2)[None]).latent_dist.mode()[0]
+    mean, std = (torch.tensor(vae.config[name])[:, None, None, None] for name in ("latents_mean", "latents_std"))
+    return ((latent - mean) / std).numpy()
+
+
+def scaled(frames: Any) -> Any:
+    return frames.astype(np.float32) / 127.5 - 1
+
+
+def gap(one: Any, other: Any) -> float:
+    """How far apart two latents are, as a share of what they are."""
+    first, second = (np.asarray(latent, np.float64) for latent in (one, other))
+    return float(np.linalg.norm(first - second) / np.linalg.norm(second))
+
+
+def test_what_is_stored_is_what_the_model_makes_of_the_pixels(made: Any, model: Path) -> None:
+    assert set(made.tensors) == {"clip", "gray", "pose", "reference.0", "text"}
+    assert all(tensor.dtype == np.float16 for tensor in made.tensors.values())
+    for key, frames in (("clip", FRAMES), ("gray", gray(FRAMES)), ("pose", POSE)):
+        assert made.tensors[key].shape == (16, 3, 6, 8)
+        np.testing.assert_allclose(made.tensors[key], encoded(model, scaled(frames)), **EXACT)
+    assert made.caption == CAPTION
+
+
+def test_a_reference_lies_on_a_white_canvas_as_in_diffusers(made: Any, model: Path) -> None:
+    import torch
+    from diffusers import WanVACEPipeline
+    from diffusers.video_processor import VideoProcessor
+    from PIL import Image
+
+    # Sides that are multiples of 8: diffusers rounds others, and VACE does not.
+    pipeline: Any = SimpleNamespace(video_processor=VideoProcessor(vae_scale_factor=8))
+    pictures = [[Image.fromarray(PICTURE)]]
+    shape = {"height": 48, "width": 64, "num_frames": 9, "dtype": torch.float32, "device": torch.device("cpu")}
+    ((canvas,),) = WanVACEPipeline.preprocess_conditions(pipeline, None, None, pictures, 1, **shape)[2]
+    assert made.tensors["reference.0"].shape == (16, 1, 6, 8)
+    direct = encoded(model, canvas.permute(1, 2, 0)[None].numpy())
+    np.testing.assert_allclose(made.tensors["reference.0"], direct, **EXACT)
+
+
+def test_text_is_the_padded_embedding_without_its_padding(made: Any, model: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    tokenizer = AutoTokenizer.from_pretrained(model / "tokenizer")
+    encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder").eval()
+    padded = tokenizer("a red square moves over squares", padding="max_length", max_length=64, return_tensors="pt")
+    with torch.inference_mode():
+        whole = encoder(**padded).last_hidden_state[0].numpy()
+    # Six words and the end.
+    assert made.tensors["text"].shape == (7, 32)
+    np.testing.assert_allclose(made.tensors["text"], whole[:7], **EXACT)
+
+
+def test_a_long_caption_is_cut_and_a_missing_one_left_out() -> None:
+    latents = Latents(Latents.choose())
+    long, none = (
+        stored_latents.read(latents(FRAMES, 16.0, sample=sample(caption=caption)).files["latents.safetensors"])
+        for caption in ("red " * 600, None)
+    )
+    assert long.tensors["text"].shape == (512, 32)
+    assert "text" not in none.tensors
+    assert none.caption is None
+
+
+def test_what_the_autoencoder_would_drop_or_the_names_confuse_is_refused() -> None:
+    latents = Latents(Latents.choose())
+    with pytest.raises(ValueError, match="a clip of 8 frames has no latents: the autoencoder takes 4n\\+1"):
+        latents(FRAMES[:8], 16.0, sample=sample())
+    for name in ("clip", "text", "gray", "reference"):
+        with pytest.raises(ValueError, match=f"a track named '{name}' cannot be told"):
+            latents(FRAMES, 16.0, sample=sample(tracks={name: lambda: POSE}))
+
+
+def test_the_same_clip_gives_the_same_bytes(data: bytes) -> None:
+    script = """
+import hashlib, test_latents
+from training.latents import Latents
+made = Latents(Latents.choose())(test_latents.FRAMES, 16.0, sample=test_latents.sample())
+print(hashlib.sha256(made.files["latents.safetensors"]).hexdigest())
+"""
+    paths = os.pathsep.join(str(Path(module.__file__).parent) for module in (tiny_model, sys.modules[__name__]))
+    # As many threads as here: their number is part of the promise.
+    env = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == hashlib.sha256(data).hexdigest()
+
+
+def test_masking_a_latent_is_not_masking_its_pixels(made: Any, model: Path) -> None:
+    """With zeros in the hole the latent is 52 % off. With the latent of nothing in it 10 %, which is 78 % of all that
+    sets these pixels apart from nothing; and 54 % of that on squares that are kept, since they see through the hole."""
+    hidden = MASK[..., :1] > 127
+    pixels, nothing = (encoded(model, values) for values in (np.where(hidden, 0, scaled(FRAMES)), 0 * scaled(FRAMES)))
+    # Every square and group of frames in which something is hidden.
+    squares = hidden[..., 0].reshape(9, 6, 8, 8, 8).any((2, 4))
+    hole = np.stack([squares[0], squares[1:5].any(0), squares[5:].any(0)])
+    zeroed, filled = (np.where(hole, value, made.tensors["clip"]) for value in (0, nothing))
+    assert gap(zeroed, pixels) > 0.4
+    assert gap(filled, pixels) > 0.08
+    assert gap(filled - nothing, pixels - nothing) > 0.5
+    assert gap((filled - nothing)[:, ~hole], (pixels - nothing)[:, ~hole]) > 0.3
+    assert gap(made.tensors["clip"], encoded(model, scaled(FRAMES))) < 1e-3
+
+
+def test_masked_variants_are_the_conditions_of_their_draws(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked_latents, "VARIANTS", 3)
+    annotation = MaskedLatents(MaskedLatents.choose())(FRAMES, 16.0, sample=sample())
+    made = stored_latents.read(annotation.files["masked_latents.safetensors"])
+    assert set(made.made_by) == {"vae"}
+    for task in MASKS:
+        draws = (generator(0, epoch, "0" * 32, task) for epoch in range(3))
+        drawn = [condition((task,), FRAMES, sample().tracks, (), draw) for draw in draws]
+        # Each mask once: the first frame is always the first frame.
+        unlike: dict[bytes, Any] = {}
+        for given in drawn:
+            assert given.mask is not None
+            unlike.setdefault(given.mask.tobytes(), given)
+        assert made.variants(task) == len(unlike)
+        for number, given in enumerate(unlike.values()):
+            np.testing.assert_array_equal(made.mask(task, number, FRAMES.shape[:3]), given.mask)
+            kept, video = ~given.mask[..., None], scaled(given.video)
+            for half, pixels in (("inactive", video * kept), ("reactive", video * ~kept)):
+                stored = made.tensors[f"{task}.{number}.{half}"]
+                np.testing.assert_allclose(stored, encoded(model, pixels), **EXACT)
+    assert made.variants("firstframe") == 1
+    assert made.variants("outpaint") == 3
+    with pytest.raises(KeyError):
+        made.mask("inpaint", 3, FRAMES.shape[:3])
+    for shape in ((9, 48, 80), (5, 48, 64)):
+        with pytest.raises(ValueError, match="is not of the shape"):
+            made.mask("inpaint", 0, shape)
+
+
+def test_latents_of_another_model_are_refused_in_a_sentence(made: Any, model: Path, tmp_path: Path) -> None:
+    here = model_folder.fingerprints(model)
+    assert made.misfit(here) is None
+    other = model_folder.fingerprints(tiny_model.write(tmp_path / "other", seed=1))
+    assert made.misfit(other) == (
+        f"the stored latents were made by another text_encoder ({here['text_encoder'][:12]}; this model's is "
+        f"{other['text_encoder'][:12]}): encode anew, or `vdot-data annotate` with this model"
+    )
+    assert "another vae" in str(made.misfit(other | {"text_encoder": here["text_encoder"]}))
+    assert "this model's is none" in str(made.misfit({}))
+
+
+@pytest.mark.parametrize(
+    "spoilt", [b"", b"\x80\x04K\x01.", b"\xff" * 64, lambda data: data[:-1], lambda data: data.replace(b"F16", b"F99")]
+)
+def test_other_bytes_are_no_latents(data: bytes, spoilt: Any) -> None:
+    with pytest.raises(ValueError, match="these bytes are no stored latents"):
+        stored_latents.read(spoilt(data) if callable(spoilt) else spoilt)
+
+
+def test_a_newer_format_and_a_file_of_somebody_else_are_refused(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.numpy import save
+
+    with pytest.raises(ValueError, match="no stored latents"):
+        stored_latents.read(save({"clip": np.zeros(3, np.float16)}))
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_latents, "FORMAT", 2)
+        newer = stored_latents.written(made)
+    with pytest.raises(ValueError, match="these latents have format 2, and this version reads 1"):
+        stored_latents.read(newer)
+    with pytest.raises(ValueError, match="the latents of clip are not finite"):
+        stored_latents.written(stored_latents.Stored({"clip": np.full(3, np.inf, np.float16)}, {}))
+
+
+def test_lineage_names_the_weights_and_their_licence(model: Path) -> None:
+    chosen = parse("filters: []\nstages: [[latents]]\nrules: {}\ntasks: {}", "of this test")
+    (entry,) = Blueprint.ingest(chosen, ()).equipped().lineage
+    found = model_folder.fingerprints(model)
+    assert entry["weights_id"] == "tiny/vae+tiny/text_encoder"
+    assert entry["weights_sha256"] == f"{found['vae']}+{found['text_encoder']}"
+    assert entry["weights_licence"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, "unknown"),
+        ("# No head\n", "unknown"),
+        ("---\nlicense: [a, b]\n---\n", "unknown"),
+        ("---\n{\n---\n", "unknown"),
+        ("---\ntags: [x]\nlicense: mit\n---\n# Card\n", "mit"),
+    ],
+)
+def test_the_licence_is_what_the_card_states(card: str | None, licence: str, tmp_path: Path) -> None:
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert model_folder.licence(tmp_path) == licence
+
+
+def test_a_fingerprint_follows_weights_and_normalisation_and_nothing_else(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    before = model_folder.fingerprints(copy)
+    assert before == model_folder.fingerprints(model)
+    config = copy / "vae/config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"_diffusers_version": "99"}))
+    (copy / "vae/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
+    assert model_folder.fingerprints(copy) == before
+    config.write_text(json.dumps(told | {"latents_std": [1.0] * 16}))
+    after = model_folder.fingerprints(copy)
+    assert after["vae"] != before["vae"]
+    assert after["text_encoder"] == before["text_encoder"]
+
+
+def test_weights_in_several_files_are_all_hashed(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    folder = copy / "text_encoder"
+    whole = (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    index = {"weight_map": {"a": whole.name, "b": "model-2-of-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(MissingWeights, match=r"has no text_encoder/model-2-of-2\.safetensors"):
+        model_folder.fingerprint(copy, "text_encoder")
+    found = []
+    for data in (b"one", b"another"):
+        (folder / "model-2-of-2.safetensors").write_bytes(data)
+        found.append(model_folder.fingerprint(copy, "text_encoder"))
+    assert found[0] != found[1]
+
+
+def unset(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.delenv("VDOT_MODEL")
+
+
+def nowhere(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("VDOT_MODEL", "/no/such/folder")
+
+
+def pickled(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    (folder / "vae/diffusion_pytorch_model.safetensors").rename(folder / "vae/diffusion_pytorch_model.bin")
+
+
+def cut_short(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    (folder / "vae/config.json").write_text("{")
+
+
+def bare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module, "find_spec", lambda name: None if name == "diffusers" else name)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (unset, "set VDOT_MODEL to its folder in diffusers' layout"),
+        (nowhere, "The model '/no/such/folder' is no folder here, and no hub id"),
+        (pickled, "has no vae/diffusion_pytorch_model.safetensors: save it as safetensors"),
+        (cut_short, "vae/config.json cannot be read"),
+        (bare, r"pip install 'vdot-data\[train\]'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["latents", "masked_latents"])
+def test_a_model_that_will_not_do_is_one_sentence_before_anything_starts(
+    name: str, spoil: Any, words: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(model, tmp_path / "model")
+    monkeypatch.setenv("VDOT_MODEL", str(folder))
+    spoil(folder, monkeypatch)
+    with pytest.raises(UsageError, match=words):
+        registry.chosen([name])
+    assert not {"tiny/vae", "model/vae"} & registry.weights().keys(), "weights of the user's are not fetched for all"
+
+
+def test_a_node_with_other_weights_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model.write(tmp_path / "model")
+    monkeypatch.setenv("VDOT_MODEL", str(folder))
+    weights = Latents.choose()
+    tiny_model.write(folder, seed=1)
+    with pytest.raises(MissingWeights, match="vae is not what the run began with: copy the model to every node"):
+        Latents(weights)
+
+
+def test_workers_elsewhere_find_a_folder_that_was_named_from_here(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(model.parent)
+    monkeypatch.setenv("VDOT_MODEL", "tiny")
+    weights = Latents.choose()
+    assert weights[0].id == "tiny/vae"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VDOT_MODEL")
+    Latents(weights)
+
+
+def test_a_hub_id_is_pinned_to_its_commit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache is filled by hand, and nothing is asked of the network."""
+    from huggingface_hub import constants
+
+    commit = "0123456789abcdef" * 2 + "01234567"
+    cached = tmp_path / "models--somebody--tiny"
+    shutil.copytree(model, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("VDOT_MODEL", "somebody/tiny")
+    weights = Latents.choose()
+    assert [weight.source for weight in weights] == [f"somebody/tiny@{commit}"] * 2
+    assert weights[0].id == f"somebody/tiny@{commit}/vae"
+    assert model_folder.folder(weights[0].source) == cached / "snapshots" / commit
+    monkeypatch.setenv("VDOT_MODEL", "somebody/else")
+    with pytest.raises(MissingWeights, match="the hub does not give it"):
+        Latents.choose()
+
+
+def test_the_registry_loads_these_annotators_without_a_framework() -> None:
+    script = """
+import json, sys
+from pipeline import registry
+found = [registry.annotator(name).files for name in ("latents", "masked_latents")]
+import training.stored_latents
+print(json.dumps(sorted({"torch", "diffusers", "transformers", "safetensors"} & set(sys.modules))))
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []

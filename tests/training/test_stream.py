@@ -1,0 +1,227 @@
+"""The stream: the same steps whatever the ranks, workers and stops; pixels, members and captions as they should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_mixture
+from small_dataset import identity
+from small_mixture import STEPS, run, seen
+
+from pipeline import encode
+from pipeline.conditions import condition, generator
+from pipeline.errors import UsageError
+from pipeline.mixture import Step
+from training.stream import Stream
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 3), (4, 1), (4, 0)])
+def test_any_ranks_and_workers_see_the_same_steps(
+    mixed: Path, calm: list[tuple[Any, ...]], world: int, workers: int
+) -> None:
+    assert run(mixed, world, workers, STEPS) == calm
+    assert [one[0] for one in calm] == list(range(4 * STEPS))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_goes_on_from_its_state_with_other_ranks_and_workers(
+    mixed: Path, calm: list[tuple[Any, ...]], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    stop = int(rng.integers(1, STEPS))
+    stream = Stream(str(mixed), workers=int(rng.integers(0, 2)))
+    before = [seen(batch) for step in islice(stream, stop) for batch in step]
+    state = json.loads(json.dumps(stream.state_dict()))
+    stream.close()
+    assert state == {"mixture": stream.mixture.hash, "split": "train", "position": 4 * stop}
+    after = run(mixed, int(rng.choice([1, 2, 4])), int(rng.integers(0, 3)), STEPS - stop, state)
+    assert before + after == calm
+
+
+def test_a_step_may_be_left_before_its_end_and_the_state_may_be_set_back(
+    mixed: Path, calm: list[tuple[Any, ...]]
+) -> None:
+    stream = Stream(str(mixed), workers=2)
+    # A worker prepares what follows, and none of that may come in place of something else.
+    for number, step in enumerate(islice(stream, 10)):
+        batch = next(iter(step))
+        assert (len(step), seen(batch)) == (4, calm[4 * number])
+    stream.load_state_dict({"mixture": stream.mixture.hash, "split": "train", "position": 8})
+    assert [seen(batch) for step in islice(stream, 3) for batch in step] == calm[8:20]
+    stream.close()
+
+
+def test_batches_of_several_clips(mixed: Path, tmp_path: Path) -> None:
+    # Of the larger shape two clips, of the smaller one more.
+    several = small_mixture.make(tmp_path, step=Step(2, 100))
+    found = run_of(several, 0)
+    assert found == run_of(several, 2)
+    sizes = {(one[1].frames, one[1].references): len(one[2]) for one in found}
+    assert sizes[9, 0] == 100 // (3 * 3 * 4)
+    assert sizes[5, 2] == 100 // (4 * 2 * 3)
+    for one in found:
+        assert all(shape[0] == len(one[2]) for shape, _ in one[5].values())
+
+
+def run_of(mixture: Path, workers: int) -> list[tuple[Any, ...]]:
+    stream = Stream(str(mixture), workers=workers)
+    found = [seen(batch) for step in islice(stream, 20) for batch in step]
+    stream.close()
+    return found
+
+
+def test_pixels_are_those_of_the_task(mixed: Path) -> None:
+    tasks = set()
+    numbers = {identity(f"s{number}"): number for number in range(12)}
+    for step in islice(Stream(str(mixed)), STEPS):
+        for batch in step:
+            (key,), bucket = batch.keys, batch.bucket
+            stored = small_mixture.members(numbers[key])
+            tasks.add(bucket.task)
+            clip = encode.decode(stored["mp4"])
+            assert (np.moveaxis(batch.arrays["clip"][0], 0, -1) == clip).all()
+            made = condition(
+                small_mixture.PARTS[bucket.task],
+                clip,
+                {name: partial(encode.decode, stored[f"{name}.mp4"]) for name in ("pose", "mask")},
+                [np.zeros((1, 1, 3), np.uint8)],
+                generator(0, batch.passes[0], key, bucket.task),
+            )
+            assert ("video" in batch.arrays) == (made.video is not None)
+            if made.video is not None:
+                assert (np.moveaxis(batch.arrays["video"][0], 0, -1) == made.video).all()
+            assert ("mask" in batch.arrays) == (made.mask is not None)
+            if made.mask is not None:
+                assert (batch.arrays["mask"][0, 0] == made.mask).all()
+            (item,) = batch.items
+            assert len(item) == bucket.references == (made.references != ()) * small_mixture.SHAPES[numbers[key] % 2][3]
+            for name, picture in item.items():
+                k = int(name.removeprefix("reference."))
+                assert encode.png(picture) == stored[f"ref.{k}.png"]
+            assert batch.captions in ((f"clip {numbers[key]}",), ("",))
+    assert tasks == {*small_mixture.PARTS}
+
+
+def test_captions_are_left_out_as_often_as_the_mixture_says(mixed: Path) -> None:
+    stream = Stream(str(mixed), form="members")
+    said = [caption for step in islice(stream, 100) for batch in step for caption in batch.captions]
+    assert said.count("") / len(said) == pytest.approx(0.25, abs=0.08)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_members_are_as_they_are_stored(mixed: Path, workers: int) -> None:
+    numbers = {identity(f"s{number}"): number for number in range(12)}
+    stream = Stream(str(mixed), form="members", workers=workers)
+    for step in islice(stream, 6):
+        for batch in step:
+            found = {name: data.tobytes() for name, data in batch.items[0].items()}
+            assert found == small_mixture.members(numbers[batch.keys[0]])
+    stream.close()
+
+
+def test_a_batch_is_its_own_for_as_long_as_it_is_held(mixed: Path, calm: list[tuple[Any, ...]]) -> None:
+    stream = Stream(str(mixed), workers=2)
+    held = [batch for step in islice(stream, STEPS) for batch in step]
+    assert [seen(batch) for batch in held] == calm
+    # One array outlives its batch, and a view of it its array.
+    kept = held[5].arrays["clip"][0, 1]
+    before = kept.copy()
+    del held
+    for step in islice(stream, STEPS):
+        for batch in step:
+            batch.arrays["clip"][...] = 0
+    assert (kept == before).all()
+    stream.close()
+
+
+def test_workers_go_ahead_within_bounds(mixed: Path) -> None:
+    stream = Stream(str(mixed), workers=2)
+    most = 0
+    for step in islice(stream, STEPS):
+        for _ in step:
+            # A trainer that is slower than its workers.
+            time.sleep(0.01)
+            assert stream._crew is not None
+            most = max(most, len(stream._crew._work), len(stream._crew._done))
+    stream.close()
+    # Small batches: at most sixteen for each worker.
+    assert 0 < most <= 32
+
+
+def test_what_does_not_fit_is_said(mixed: Path, own: Path) -> None:
+    ours = {"mixture": Stream(str(mixed)).mixture.hash, "split": "train"}
+    for arguments, sentence in (
+        ({"form": "latent"}, "form 'latent' of split 'train': there are"),
+        ({"state": {**ours, "split": "held_out", "position": 4}}, "of the part 'held_out'"),
+        ({"rank": 0, "world": 3}, "the ranks must divide the 4 micro-batches"),
+        ({"rank": 2, "world": 2}, "rank 2 of 2"),
+        ({"workers": -1}, "workers must be 0 or more"),
+        ({"state": {"mixture": "0123", "split": "train", "position": 4}}, "the state is one of mixture 0123"),
+        ({"state": {}}, "is no state of a stream"),
+        ({"state": [4]}, "is no state of a stream"),
+        (
+            {"state": {"mixture": Stream(str(mixed)).mixture.hash, "split": "train", "position": 3}},
+            "no step .* begins at position 3",
+        ),
+        (
+            {"state": {"mixture": Stream(str(mixed)).mixture.hash, "split": "train", "position": "4"}},
+            "begins at position '4'",
+        ),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            Stream(str(mixed), **arguments)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="is no mixture"):
+        Stream(str(mixed.parent))
+    with pytest.raises(ValueError, match="no clip in its part 'held_out'"):
+        Stream(str(mixed), split="held_out")
+
+
+def test_ranks_follow_from_the_environment_of_torchrun(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert [batch.position for step in islice(Stream(str(mixed)), 2) for batch in step] == [3, 7]
+
+
+LIGHT = """
+import sys
+
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[2:]:
+            raise ImportError(f"{name} is not there")
+
+sys.meta_path.insert(0, Only())
+from training.stream import Stream
+
+stream = Stream(sys.argv[1], workers=1)
+for _, step in zip(range(3), stream):
+    for batch in step:
+        print(batch.position, batch.arrays["clip"].shape)
+"""
+
+
+def test_a_trainer_needs_nothing_of_the_data_side(mixed: Path) -> None:
+    heavy = ["ray", "decord", "cv2", "duckdb", "pydantic", "pandas", "yaml", "rich", "torch", "webdataset", "diffusers"]
+    arguments = [
+        sys.executable,
+        "-c",
+        LIGHT,
+        str(mixed),
+        *heavy,
+        "transformers",
+        "onnxruntime",
+        "annotators",
+        "filters",
+    ]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 12

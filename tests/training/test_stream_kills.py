@@ -1,0 +1,186 @@
+"""Workers and trainers that are killed, interrupted or forked: the order stays, and nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small_mixture import STEPS, seen
+
+from pipeline import encode
+from pipeline.errors import RunError, UsageError
+from training.stream import Stream
+
+
+def children(process: int) -> list[psutil.Process]:
+    alive = [one for one in psutil.Process(process).children() if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in alive if "training.worker" in one.cmdline()]
+
+
+def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None:
+    stream = Stream(str(mixed), workers=2)
+    assert stream._crew is not None
+    found, killed = [], set()
+    for step in islice(stream, STEPS):
+        for batch in step:
+            found.append(seen(batch))
+            # Those that have begun, at whatever they are at.
+            begun = [one.process for one in stream._crew._workers if one.ready and one.process.pid not in killed]
+            if begun:
+                begun[0].kill()
+                killed.add(begun[0].pid)
+            time.sleep(0.02)
+    assert found == calm
+    assert len(killed) >= 4
+    stream.close()
+    assert not children(os.getpid())
+
+
+def mapped(process: int) -> set[str]:
+    """Every file that a process has open or mapped, as Linux names it."""
+    opened = (os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir())
+    lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+    return {*opened, *(line.split(maxsplit=5)[5] for line in lines if line.count("/"))}
+
+
+PROGRAM = """
+import json, sys, time
+from training.stream import Stream
+
+stream = Stream(sys.argv[1], workers=2, state=json.loads(sys.argv[2]))
+for step in stream:
+    for batch in step:
+        print(batch.position, *batch.keys, batch.arrays["clip"].sum(), flush=True)
+    time.sleep(0.05)
+"""
+
+
+def test_a_killed_job_leaves_nothing_and_goes_on_in_the_same_order(
+    mixed: Path, calm: list[tuple[Any, ...]], tmp_path: Path
+) -> None:
+    def start(state: Any) -> subprocess.Popen[str]:
+        arguments = [sys.executable, "-c", PROGRAM, str(mixed), json.dumps(state)]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+
+    def lines(job: subprocess.Popen[str], count: int) -> list[list[str]]:
+        assert job.stdout is not None
+        return [line.split() for line in islice(job.stdout, count)]
+
+    job = start(None)
+    first = lines(job, 14)
+    workers = children(job.pid)
+    assert len(workers) == 2
+    # All that they share is memory with no name in any folder, so there is nothing that could be left.
+    held: set[str] = set()
+    deadline = time.monotonic() + 60
+    while not any("memfd" in path for path in held) and time.monotonic() < deadline:
+        held = {path for process in (job.pid, *(one.pid for one in workers)) for path in mapped(process)}
+    assert any("memfd" in path for path in held)
+    assert not [path for path in held if "/shm/" in path]
+    job.send_signal(signal.SIGKILL)
+    gone, alive = psutil.wait_procs(workers, timeout=5)
+    assert (len(gone), alive) == (2, [])
+    job.wait()
+    assert not list(tmp_path.rglob("*"))
+    again = start({"mixture": Stream(str(mixed)).mixture.hash, "split": "train", "position": 12})
+    second = lines(again, 12)
+    again.kill()
+    again.wait()
+    assert [(int(position), key) for position, key, _ in first] == [(one[0], one[2][0]) for one in calm[:14]]
+    assert [(int(position), key) for position, key, _ in second] == [(one[0], one[2][0]) for one in calm[12:24]]
+    assert second[:2] == first[12:]
+
+
+def test_ctrl_c_ends_the_workers_with_the_job(mixed: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", PROGRAM, str(mixed), "null"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    job = subprocess.Popen(arguments, text=True, start_new_session=True, cwd=tmp_path, **pipes)
+    assert job.stdout is not None
+    [*islice(job.stdout, 12)]
+    workers = children(job.pid)
+    os.killpg(job.pid, signal.SIGINT)
+    _, said = job.communicate(timeout=20)
+    assert said.count("Traceback") == 1
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+
+
+def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A module that stands before ours on the workers' path, and whose decoder crashes at one clip.
+    text = Path(encode.__file__).with_name("decode.py").read_text()
+    shadow = tmp_path / "shadow"
+    original = Path(encode.__file__).parent
+    (shadow / "pipeline").mkdir(parents=True)
+    for path in original.glob("*"):
+        (shadow / "pipeline" / path.name).symlink_to(path)
+    (shadow / "pipeline/decode.py").unlink()
+    crash = "    if shape == (9, 48, 64):\n        import os\n\n        os.abort()\n"
+    (shadow / "pipeline/decode.py").write_text(
+        text.replace("    clip = np.empty((3", crash + "    clip = np.empty((3", 1)
+    )
+    monkeypatch.syspath_prepend(str(shadow))
+    stream = Stream(str(own), workers=1)
+    deadline = time.monotonic() + 60
+    with pytest.raises(RunError, match=r"3 workers died .*status -6.*at the same clips: [0-9a-f]{32} \(shards/"):
+        while time.monotonic() < deadline:
+            stream.load_state_dict({"mixture": stream.mixture.hash, "split": "train", "position": 0})
+            for step in islice(stream, STEPS):
+                list(step)
+    stream.close()
+
+
+def test_a_stream_is_used_where_it_was_made(mixed: Path) -> None:
+    stream = Stream(str(mixed))
+    with (
+        multiprocessing.get_context("fork").Pool(1) as pool,
+        pytest.raises(UsageError, match="made in another process"),
+    ):
+        pool.apply(first_of, (stream,))
+
+
+def first_of(stream: Stream) -> int:
+    return next(iter(next(iter(stream)))).position
+
+
+FORKING = """
+import os, sys, time
+from training.stream import Stream
+
+stream = Stream(sys.argv[1], workers=1)
+for step in stream:
+    list(step)
+    if any(one.ready for one in stream._crew._workers):
+        break
+child = os.fork()
+if not child:
+    # Whatever a fork does with its copy is no concern of the workers.
+    del step, stream
+    time.sleep(30)
+    os._exit(0)
+print(child, flush=True)
+[list(step) for _, step in zip(range(3), stream)]
+"""
+
+
+def test_a_fork_of_the_trainer_holds_nothing_up(mixed: Path) -> None:
+    arguments = [sys.executable, "-c", FORKING, str(mixed)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        child = psutil.Process(int(job.stdout.readline()))
+        workers = children(job.pid)
+        try:
+            assert job.wait(timeout=15) == 0
+            assert psutil.wait_procs(workers, timeout=5)[1] == []
+            assert child.is_running()
+        finally:
+            child.kill()

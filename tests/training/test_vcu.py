@@ -1,0 +1,365 @@
+"""A context is what diffusers' pipeline hands its transformer for the same condition, but for what VACE does otherwise.
+
+diffusers 0.42 differs from VACE in two things, and we follow VACE: it puts the references in reverse order, and it
+resizes a reference whose sides are not multiples of 8 by Lanczos first. It takes one clip at a time; we take a batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.conditions import Condition, condition, generator
+from training.vcu import Encode, context, encoder, fitted, latent_shape, pixels, trim
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = LENGTH, HEIGHT, WIDTH = (17, 32, 48)
+# Float32 all along; halves that are swapped or a mask that is turned round are off by 0.1 and more.
+CLOSE = {"rtol": 0.0, "atol": 2e-5}
+
+
+def noise(seed: int, *shape: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def subject() -> Any:
+    """A white disc that moves to the right, on black."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    discs = [(rows - 16) ** 2 + (columns - 12 - step) ** 2 < 64 for step in range(LENGTH)]
+    return np.repeat(np.uint8(255) * np.stack(discs)[..., None], 3, axis=-1)
+
+
+FRAMES = noise(1, *SHAPE)
+TRACKS = {"pose": lambda: noise(2, *SHAPE), "depth": lambda: noise(3, *SHAPE), "mask": subject}
+# Smaller than the clip, larger, tall, wide; sides are multiples of 8.
+SMALL, LARGE, TALL, WIDE = noise(4, 16, 24), noise(5, 96, 80), noise(6, 64, 16), noise(7, 8, 72)
+TASKS: dict[str, tuple[Any, ...]] = {
+    "text": (),
+    "pose": (),
+    "depth": (),
+    "gray": (),
+    "inpaint": (),
+    "outpaint": (),
+    "firstframe": (),
+    "extension": (),
+    "reference": (TALL,),
+    "reference of two": (LARGE, WIDE),
+    "reference of three": (WIDE, SMALL, TALL),
+    "reference+pose": (WIDE, LARGE),
+    "reference+inpaint": (LARGE,),
+    "inpaint+pose": (),
+    "firstframe+depth": (),
+}
+
+
+def made(task: str, seed: int = 0) -> Condition:
+    parts, given = task.split(" ")[0].split("+"), TASKS[task]
+    return condition(parts, FRAMES, TRACKS, given, generator(seed, 0, "clip", task))
+
+
+def tensors(*conditions: Condition) -> tuple[Tensor | None, Tensor | None, list[list[Tensor]]]:
+    """The video, mask and references of a batch, as `context` takes them."""
+    video = mask = None
+    if conditions[0].video is not None:
+        video = torch.stack([torch.from_numpy(one.video.copy()).permute(3, 0, 1, 2) for one in conditions])
+    if conditions[0].mask is not None:
+        mask = torch.stack([torch.from_numpy(one.mask)[None] for one in conditions])
+    return video, mask, [[torch.from_numpy(picture) for picture in one.references] for one in conditions]
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    """diffusers' pipeline, tiny, with random weights. A fixture, so that only this file pays for the import."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    made = diffusers.WanVACEPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=diffusers.AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1] * 4, num_res_blocks=1, temperal_downsample=[False, True, True]
+        ).eval(),
+        transformer=diffusers.WanVACETransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            text_dim=32,
+            ffn_dim=32,
+            num_layers=3,
+            rope_max_seq_len=32,
+            vace_layers=[0, 2],
+        ).eval(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def encode(pipeline: Any) -> Encode:
+    return encoder(pipeline.vae)
+
+
+def received(pipeline: Any, given: Condition, output: str = "latent") -> tuple[Tensor, Tensor, Any]:
+    """What the transformer is called with for a condition, context and noise, and what the pipeline returns.
+
+    Frames are PIL pictures of the very size, which diffusers copies without loss; a mask is one of black and white.
+    """
+    image = pytest.importorskip("PIL.Image")
+    seen: list[dict[str, Any]] = []
+    hook = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    result = pipeline(
+        video=None if given.video is None else [image.fromarray(frame) for frame in given.video],
+        mask=None if given.mask is None else [image.fromarray(np.uint8(255) * one) for one in given.mask],
+        reference_images=[image.fromarray(picture) for picture in given.references] or None,
+        prompt_embeds=torch.ones(1, 4, 32),
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=LENGTH,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type=output,
+    )
+    hook.remove()
+    (call,) = seen
+    return call["control_hidden_states"], call["hidden_states"], result.frames
+
+
+def turned(given: Condition) -> Condition:
+    """With the references in reverse order, which diffusers reverses again."""
+    return Condition(given.video, given.mask, given.references[::-1])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_context_is_what_the_transformer_of_diffusers_receives(task: str, pipeline: Any, encode: Encode) -> None:
+    given = made(task)
+    theirs, _, _ = received(pipeline, turned(given))
+    ours = context(encode, *tensors(given), SHAPE)
+    assert ours.shape == theirs.shape == (1, 96, len(given.references) + 5, 4, 6)
+    torch.testing.assert_close(ours, theirs, **CLOSE)
+    # The 64 channels of the mask, and the zeros of the references, are the very same.
+    assert torch.equal(ours[:, 32:], theirs[:, 32:])
+    assert torch.equal(ours[:, 16:, : len(given.references)], theirs[:, 16:, : len(given.references)])
+
+
+def test_references_keep_their_order_as_in_vace(pipeline: Any, encode: Encode) -> None:
+    """VACE puts `[*ref_latent, latent]` one after the other (`vace_encode_frames`); diffusers' `prepare_video_latents`
+    puts each in front of what it has so far, and so the last comes first."""
+    given = made("reference of three")
+    ours = context(encode, *tensors(given), SHAPE)
+    theirs, _, _ = received(pipeline, given)
+    for place, picture in enumerate(given.references):
+        alone = encode(fitted(torch.from_numpy(picture), HEIGHT, WIDTH)[None, :, None])[0, :, 0]
+        torch.testing.assert_close(ours[0, :16, place], alone, **CLOSE)
+        torch.testing.assert_close(theirs[0, :16, 2 - place], alone, **CLOSE)
+    assert (ours[:, :16, :3] - theirs[:, :16, :3]).abs().max() > 0.05
+
+
+def test_a_reference_of_odd_sides_is_resized_once_as_in_vace(pipeline: Any, encode: Encode) -> None:
+    """diffusers' `preprocess_conditions` hands a reference to `VideoProcessor.preprocess`, which makes its sides
+    multiples of 8 by Lanczos; VACE's `prepare_source` does not."""
+    picture = noise(8, 37, 53)
+    given = Condition(None, None, (picture,))
+    scale = min(HEIGHT / 37, WIDTH / 53)
+    # As VACE has it: int(37 x 32 / 37) x int(53 x 32 / 37), in the middle of 32 x 48.
+    small = functional.interpolate(
+        torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1, (32, int(53 * scale)), mode="bilinear"
+    )
+    canvas = torch.ones(1, 3, 1, HEIGHT, WIDTH)
+    canvas[:, :, 0, :, 1:46] = small
+    ours = context(encode, *tensors(given), SHAPE)[:, :16, :1]
+    torch.testing.assert_close(ours, encode(canvas), **CLOSE)
+    assert (ours - received(pipeline, given)[0][:, :16, :1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("task", ["text", "pose", "inpaint", "reference of two", "reference+inpaint"])
+def test_a_batch_is_its_clips_one_by_one(task: str, encode: Encode) -> None:
+    one, other = made(task, seed=0), made(task, seed=1)
+    video = None if other.video is None else other.video[:, ::-1].copy()
+    other = Condition(video, other.mask, (SMALL, TALL)[: len(one.references)])
+    both = context(encode, *tensors(one, other), SHAPE)
+    torch.testing.assert_close(both[:1], context(encode, *tensors(one), SHAPE), **CLOSE)
+    torch.testing.assert_close(both[1:], context(encode, *tensors(other), SHAPE), **CLOSE)
+    if task != "text":
+        assert (both[0] - both[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("references", [0, 1, 2])
+def test_noise_is_longer_by_the_references_and_the_result_is_not(references: int, pipeline: Any) -> None:
+    given = Condition(None, None, (TALL, WIDE)[:references])
+    _, start, sampled = received(pipeline, given)
+    assert tuple(start.shape) == tuple(sampled.shape) == latent_shape(SHAPE, 1, references)
+    _, _, shown = received(pipeline, given, output="pt")
+    vae = pipeline.vae
+    mean, std = (torch.tensor(part).view(1, -1, 1, 1, 1) for part in (vae.config.latents_mean, vae.config.latents_std))
+    with torch.no_grad():
+        decoded = vae.decode(trim(sampled, references) * std + mean).sample
+    assert decoded.shape[2] == LENGTH
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2), shown, **CLOSE)
+
+
+def test_an_encoder_keeps_the_dtype_of_its_autoencoder_and_no_gradient(pipeline: Any) -> None:
+    vae = copy.deepcopy(pipeline.vae).to(torch.bfloat16)
+    made_of = context(encoder(vae), *tensors(made("reference+inpaint")), SHAPE)
+    assert made_of.dtype == torch.bfloat16
+    assert not made_of.requires_grad
+    whole = context(encoder(pipeline.vae), *tensors(made("reference+inpaint")), SHAPE)
+    assert not whole.requires_grad
+    # Three significant digits, of numbers up to 3.
+    torch.testing.assert_close(made_of.float(), whole, rtol=0.02, atol=0.05)
+
+
+def test_clips_may_be_encoded_one_by_one(pipeline: Any, encode: Encode) -> None:
+    given = tensors(made("reference+inpaint", 0), made("reference+inpaint", 1))
+    vae = copy.deepcopy(pipeline.vae)
+    vae.enable_slicing()
+    torch.testing.assert_close(context(encoder(vae), *given, SHAPE), context(encode, *given, SHAPE), **CLOSE)
+
+
+# From here on without diffusers.
+
+
+def averages(clips: Tensor) -> Tensor:
+    """An `Encode` whose latents can be foretold: the mean colour of each square of every fourth frame."""
+    squares = functional.avg_pool3d(clips[:, :, ::4], (1, 8, 8))
+    return squares.repeat(1, 6, 1, 1, 1)[:, :16]
+
+
+@pytest.mark.parametrize("white", [True, False])
+def test_white_is_made_and_black_is_kept(white: bool) -> None:
+    video = torch.full((1, 3, *SHAPE), 255, dtype=torch.uint8)
+    mask = torch.full((1, 1, *SHAPE), white)
+    kept, changed, squares = context(averages, video, mask, [[]], SHAPE).split([16, 16, 64], dim=1)
+    assert (kept == (0 if white else 1)).all()
+    assert (changed == (1 if white else 0)).all()
+    assert (squares == white).all()
+
+
+@pytest.mark.parametrize("length", [1, 5, 17, 33, 81])
+def test_a_mask_in_time_is_torchs_nearest_exact(length: int) -> None:
+    """VACE resizes all 64 channels by `interpolate`; of the first latent frame it takes the mask of frame 1."""
+    shape = (length, 16, 16)
+    mask = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(length)) > 0.5
+    video = torch.zeros(2, 3, *shape, dtype=torch.uint8)
+    ours = context(averages, video, mask, [[], []], shape)[:, 32:]
+    # [VACE: vace_encode_masks]
+    squares = mask[:, 0].float().view(2, length, 2, 8, 2, 8).permute(0, 3, 5, 1, 2, 4).reshape(2, 64, length, 2, 2)
+    assert torch.equal(ours, functional.interpolate(squares, ((length + 3) // 4, 2, 2), mode="nearest-exact"))
+    if length > 1:
+        assert torch.equal(ours[:, :, 0], squares[:, :, 1])
+        assert not torch.equal(ours[:, :, 0], squares[:, :, 0])
+
+
+def test_a_channel_of_the_mask_is_a_place_in_the_square() -> None:
+    mask = torch.rand(1, 1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) > 0.5
+    video = torch.zeros(1, 3, 1, HEIGHT, WIDTH, dtype=torch.uint8)
+    squares = context(averages, video, mask, [[]], (1, HEIGHT, WIDTH))[0, 32:, 0]
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            assert squares[8 * (row % 8) + column % 8, row // 8, column // 8] == mask[0, 0, 0, row, column]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "rows", "columns"),
+    [
+        (16, 24, (0, 32), (0, 48)),
+        (32, 48, (0, 32), (0, 48)),
+        (64, 16, (0, 32), (20, 28)),
+        (8, 72, (13, 18), (0, 48)),
+        # 49 x (32 / 49) is a little less than 32, and VACE rounds down.
+        (49, 49, (0, 31), (8, 39)),
+        # A line of a pixel, not of none.
+        (1, 1000, (15, 16), (0, 48)),
+    ],
+)
+def test_a_reference_stands_in_the_middle_of_white(
+    height: int, width: int, rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    canvas = fitted(torch.zeros(height, width, 3, dtype=torch.uint8), HEIGHT, WIDTH)
+    expected = torch.ones(3, HEIGHT, WIDTH)
+    expected[:, slice(*rows), slice(*columns)] = -1
+    torch.testing.assert_close(canvas, expected, **CLOSE)
+
+
+def test_a_reference_is_resized_linearly_without_antialiasing() -> None:
+    picture = torch.from_numpy(noise(9, 4 * HEIGHT, 4 * WIDTH))
+    # A pixel of the canvas lies between the two in the middle of the four that it stands for.
+    four = pixels(picture).permute(2, 0, 1).reshape(3, HEIGHT, 4, WIDTH, 4)
+    torch.testing.assert_close(fitted(picture, HEIGHT, WIDTH), four[:, :, 1:3, :, 1:3].mean((2, 4)), **CLOSE)
+    exact = torch.from_numpy(noise(9, HEIGHT, WIDTH))
+    assert torch.equal(fitted(exact, HEIGHT, WIDTH), pixels(exact).permute(2, 0, 1))
+
+
+def test_pixels_go_from_minus_one_to_one() -> None:
+    assert pixels(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([-1, -0.6, 1])
+
+
+@pytest.mark.parametrize(
+    ("task", "calls"),
+    [("text", [1]), ("pose", [4]), ("inpaint", [6]), ("reference of two", [1, 6]), ("reference+inpaint", [6, 3])],
+)
+def test_clips_take_one_call_and_references_another(task: str, calls: list[int]) -> None:
+    seen: list[int] = []
+
+    def counting(clips: Tensor) -> Tensor:
+        seen.append(len(clips))
+        return averages(clips)
+
+    context(counting, *tensors(*[made(task, seed) for seed in range(3)]), SHAPE)
+    assert seen == calls
+
+
+VIDEO = torch.zeros(1, 3, *SHAPE, dtype=torch.uint8)
+MASK = torch.ones(1, 1, *SHAPE, dtype=torch.bool)
+PICTURE = torch.from_numpy(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("video", "mask", "references", "shape", "says"),
+    [
+        (None, None, [[]], (16, 32, 48), "4n \\+ 1 frames, this one 16"),
+        (None, None, [[]], (0, 32, 48), "4n \\+ 1 frames"),
+        (None, None, [[]], (-3, 32, 48), "4n \\+ 1 frames"),
+        (None, None, [[]], (17, 40, 48), "multiples of 16, these are 40 and 48"),
+        (None, None, [[]], (17, 32, 56), "multiples of 16"),
+        (None, None, [[]], (17, 0, 48), "4n \\+ 1 frames, this one 17 of 0 x 48"),
+        (None, None, [[PICTURE], []], SHAPE, "same number of references, these have \\[0, 1\\]"),
+        (None, None, [], SHAPE, "same number of references"),
+        (VIDEO, None, [[], []], SHAPE, "the video is \\[1, 3, 17, 32, 48\\], not \\[2, 3"),
+        (VIDEO[:, :, :13], None, [[]], SHAPE, "the video is"),
+        (VIDEO, MASK.expand(1, 3, *SHAPE), [[]], SHAPE, "the mask is"),
+        (VIDEO, MASK.float(), [[]], SHAPE, "a mask is bool"),
+        (None, MASK, [[]], SHAPE, "belongs to a video"),
+        (VIDEO.float(), None, [[]], SHAPE, "uint8, these are torch.float32"),
+        (None, None, [[PICTURE / 255]], SHAPE, "uint8, these are torch.float32"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(
+    video: Any, mask: Any, references: Sequence[Sequence[Tensor]], shape: Any, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        context(averages, video, mask, references, shape)
+
+
+def test_a_latent_shape_is_refused_like_a_context() -> None:
+    assert latent_shape((81, 480, 832), 2, 1) == (2, 16, 22, 60, 104)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        latent_shape((81, 480, 840), 1)
+
+
+def test_importing_it_needs_torch_alone() -> None:
+    code = "import sys, training.vcu; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"diffusers", "transformers", "ray", "cv2", "av", "annotators", "pipeline"} & set(loaded)
