@@ -90,6 +90,19 @@ def plan(
 
 
 @app.command()
+def loader(
+    samples: Annotated[int, typer.Option(min=4, help="How many payloads.")] = 2000,
+    megabytes: Annotated[float, typer.Option(min=0.001, help="Megabytes of a payload.")] = 1.0,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the passes that are not in process.")] = 2,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
+) -> None:
+    """Loaders on the same payloads: rate, first sample, resume, and what a kill leaves behind. Prints JSON."""
+    from benchmarks.loader import measure
+
+    print(json.dumps(measure(samples, megabytes, workers, repeat), indent=2))
+
+
+@app.command()
 def kills(
     clips: Clips,
     count: Annotated[int, typer.Option(min=1, help="SIGKILLs that must land.")] = 20,
