@@ -48,7 +48,7 @@ def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None
 
 def mapped(process: int) -> set[str]:
     """Every file that a process has open or mapped, as Linux names it."""
-    opened = (os.readlink(link) for link in Path(f"/proc/{process}/fd").iterdir())
+    opened = (str(link.readlink()) for link in Path(f"/proc/{process}/fd").iterdir())
     lines = Path(f"/proc/{process}/maps").read_text().splitlines()
     return {*opened, *(line.split(maxsplit=5)[5] for line in lines if line.count("/"))}
 
