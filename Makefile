@@ -13,12 +13,12 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long" -n 2 --dist loadfile
+	$(BIN)/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
 test-long: .venv/dev
 	$(BIN)/vdot-data weights
-	$(BIN)/pytest -m long -n 2 --dist loadfile
+	$(BIN)/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
 # A stamp per set of extras: an install is done again when the metadata or the tested versions change.
 .venv/%: pyproject.toml constraints.txt

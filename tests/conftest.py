@@ -11,6 +11,11 @@ import pytest
 import s3_server
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole programs first, each minutes long: what comes last is short, so that no worker waits long for another."""
+    items.sort(key=lambda item: "tests/system/" not in item.nodeid)
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An S3-compatible server, quiet until `s3.faults(0.1)`; the environment of this process points to it.

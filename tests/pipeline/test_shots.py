@@ -113,7 +113,9 @@ def pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         start = stop
 
 
-@pytest.mark.parametrize("count", [1, 50, 75, 76, 101, 175, 312])
+@pytest.mark.parametrize(
+    "count", [1, 50, 75, 76, 101, pytest.param(175, marks=pytest.mark.long), pytest.param(312, marks=pytest.mark.long)]
+)
 def test_pieces_make_no_difference(transnet: TransNet, count: int) -> None:
     rng = np.random.default_rng(count)
     lengths = rng.choice([1, 2, 3, 7, 20, 45], 400)

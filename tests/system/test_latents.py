@@ -101,6 +101,7 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
     assert vdot("verify", out.url).returncode == 0
 
 
+@pytest.mark.long
 def test_without_a_model_nothing_starts_and_everything_else_works(vdot: Any, out: program.Out) -> None:
     unset = {"VDOT_MODEL": ""}
     before = out.files()

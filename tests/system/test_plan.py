@@ -24,6 +24,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_plan_says_what_is_there(vdot: Any, recipe: Any, videos: Path, tmp_path: Path) -> None:
     done = vdot("plan", videos, "--out", tmp_path / "out", "--recipe", recipe(), "--cpus", 64, "--json")
     assert done.returncode == 0, done.stderr
