@@ -50,6 +50,22 @@ def accuracy(
 
 
 @app.command()
+def ot(
+    frames: Annotated[int, typer.Option(min=1, help="Latent frames.")] = 21,
+    height: Annotated[int, typer.Option(min=1, help="Tokens of a frame, downwards.")] = 30,
+    width: Annotated[int, typer.Option(min=1, help="Tokens of a frame, across.")] = 52,
+    channels: Annotated[int, typer.Option(min=1, help="Channels of a latent.")] = 16,
+    apart: Annotated[float, typer.Option(min=0, help="Distance of the two, in their spread.")] = 1.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
+) -> None:
+    """The transport's gradient beside the published algorithm's: time and peak memory, on the GPU if there is one.
+    Prints JSON."""
+    from benchmarks.ot import measure
+
+    print(json.dumps(measure(frames, (height, width), channels, apart, repeat), indent=2))
+
+
+@app.command()
 def memory(
     clips: Clips,
     few: Annotated[int, typer.Option(min=1, help="Sources of the short run.")] = 50,

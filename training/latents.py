@@ -77,21 +77,13 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from diffusers import AutoencoderKLWan
 
         from training import vcu
 
         self._torch = torch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        vae = AutoencoderKLWan.from_pretrained(
-            folder / VAE,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-        )
         self._vcu = vcu
-        self._encode = vcu.encoder(vae.eval().requires_grad_(False).to(self.device))
+        self._encode = vcu.encoder(autoencoder(folder, self.device))
 
     def __call__(self, frames: Frames) -> Latent:
         """uint8 [T, H, W, 3] RGB, T of the form 4n+1, as float16 [16, T', h, w]. Raises `ValueError` for another T,
@@ -139,7 +131,7 @@ class Latents:
         """Load what `choose` gave. Raises `MissingWeights` where this node has another model."""
         folder, self._made_by = checked(weights, self._parts)
         self._encoder = Encoder(folder)
-        self._embed = _embedder(folder, self._encoder.device)
+        self._embed = embedder(folder, self._encoder.device)
 
     def __call__(self, frames: Frames, fps: float, *, sample: Sample) -> Annotation:
         """Encode one clip: uint8 [T, H, W, 3] RGB. Raises `ValueError` where T is not 4n+1, or a track's name is that
@@ -158,7 +150,18 @@ class Latents:
         return Annotation(files={self.files[0]: written(stored)})
 
 
-def _embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
+def autoencoder(folder: Path, device: Any) -> Any:
+    """The autoencoder of a model, in float32, not to be trained."""
+    import torch
+    from diffusers import AutoencoderKLWan
+
+    made = AutoencoderKLWan.from_pretrained(
+        folder / VAE, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+    )
+    return made.eval().requires_grad_(False).to(device)
+
+
+def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
     """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding."""
     import torch
     from transformers import AutoTokenizer, UMT5EncoderModel

@@ -25,7 +25,7 @@ VAE, TEXT_ENCODER = "vae", "text_encoder"
 _WEIGHTS = {VAE: "diffusion_pytorch_model.safetensors", TEXT_ENCODER: "model.safetensors"}
 # What latents are normalised by stands in a configuration, not in the weights.
 _DECISIVE = ("latents_mean", "latents_std")
-_WANTED = [f"{part}/*.{ending}" for part in (*_WEIGHTS, "tokenizer") for ending in ("safetensors", "json", "model")]
+_ENDINGS = ("safetensors", "json", "model")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<commit>[0-9a-f]{40}))?")
 
 
@@ -38,8 +38,9 @@ def located(named: str) -> str:
     return str(where.resolve()) if Path(named).is_dir() else f"{named.partition('@')[0]}@{where.name}"
 
 
-def folder(named: str) -> Path:
-    """The folder of a model: a folder, or a hub id (with `@commit`), fetched unless it is in the hub's cache here.
+def folder(named: str, more: Iterable[str] = ()) -> Path:
+    """The folder of a model: a folder, or a hub id (with `@commit`), fetched unless it is in the hub's cache here; with
+    `more` parts than those that latents need.
 
     Raises `MissingWeights` where it is neither.
     """
@@ -51,8 +52,9 @@ def folder(named: str) -> Path:
     # A dependency of diffusers, which few machines have.
     from huggingface_hub import snapshot_download
 
+    wanted = [f"{part}/*.{ending}" for part in (*_WEIGHTS, "tokenizer", *more) for ending in _ENDINGS]
     try:
-        found = snapshot_download(hub["id"], revision=hub["commit"], allow_patterns=[*_WANTED, "README.md"])
+        found = snapshot_download(hub["id"], revision=hub["commit"], allow_patterns=[*wanted, "README.md"])
     except (OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
         raise MissingWeights(f"The model {named!r} is no folder here, and the hub does not give it ({why}).") from error

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,10 +36,7 @@ _SIDE = 2 * _SQUARE
 def encoder(vae: Any) -> Encode:
     """The `Encode` of an autoencoder with the interface of diffusers' `AutoencoderKLWan`, in its dtype, on its device
     and without gradient: the mode of the posterior, normalised by its config's `latents_mean` and `latents_std`."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = _statistics(vae)
 
     def encode(clips: Tensor) -> Tensor:
         with torch.no_grad():
@@ -46,6 +44,25 @@ def encoder(vae: Any) -> Encode:
             return ((latents.float() - mean.to(latents.device)) / std.to(latents.device)).to(vae.dtype)
 
     return encode
+
+
+def decoder(vae: Any) -> Callable[[Tensor], Tensor]:
+    """The way back: normalised latents [N, 16, T', h, w] -> pixels float32 [N, 3, T, H, W], about within [-1, 1]."""
+    mean, std = _statistics(vae)
+
+    def decode(latents: Tensor) -> Tensor:
+        with torch.no_grad():
+            plain = latents.float().to(vae.device) * std.to(vae.device) + mean.to(vae.device)
+            return torch.as_tensor(vae.decode(plain.to(vae.dtype), return_dict=False)[0]).float()
+
+    return decode
+
+
+def frames(pixels: Tensor) -> NDArray[np.uint8]:
+    """Pixels float [N, 3, T, H, W] in [-1, 1] as uint8 [N, T, H, W, 3] RGB."""
+    shown = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    found: NDArray[np.uint8] = shown.permute(0, 2, 3, 4, 1).cpu().numpy()
+    return found
 
 
 def latent_shape(shape: Shape, batch: int, references: int = 0) -> tuple[int, int, int, int, int]:
@@ -150,6 +167,15 @@ def fitted(picture: Tensor, height: int, width: int) -> Tensor:
     canvas = image.new_ones(3, height, width)
     canvas[:, top : top + tall, left : left + wide] = functional.interpolate(image, (tall, wide), mode="bilinear")[0]
     return canvas
+
+
+def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of an autoencoder's latents, float32 [1, 16, 1, 1, 1] each."""
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
 
 
 def _after(references: Tensor, clips: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ CARD = "---\nlicense: apache-2.0\ntags: [test]\n---\n# Tiny\n"
 
 
 def write(folder: Path, seed: int = 0) -> Path:
-    """Write autoencoder, text encoder, tokenizer and card into a folder, and return it; another seed, other weights."""
+    """Write transformer, autoencoder, text encoder, tokenizer and card into a folder, and return it; another seed,
+    other weights."""
     import torch
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -26,6 +27,20 @@ def write(folder: Path, seed: int = 0) -> Path:
         vae.save_pretrained(folder / "vae")
         sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4}
         UMT5EncoderModel(UMT5Config(vocab_size=32, **sizes)).save_pretrained(folder / "text_encoder")
+        # As in diffusers' own tests: tests/pipelines/wan/test_wan_vace.py
+        WanVACETransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=sizes["d_model"],
+            freq_dim=256,
+            ffn_dim=32,
+            num_layers=3,
+            rope_max_seq_len=32,
+            vace_layers=[0, 2],
+            vace_in_channels=96,
+        ).save_pretrained(folder / "transformer")
     known = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

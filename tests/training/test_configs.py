@@ -1,0 +1,64 @@
+"""Configurations: the ready ones are valid, and what is wrong in one gets a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import training
+from pipeline.errors import UsageError
+from training import config
+
+READY = sorted((Path(training.__path__[0]) / "configs").glob("*.yaml"))
+LEAST: dict[str, Any] = {
+    "model": {"folder": "m"}, "data": {"mixture": "x"}, "steps": 1, "student": {"lr": 1}, "critic": {"lr": 1},
+}  # fmt: skip
+
+
+def read(folder: Path, told: Any) -> config.Distill:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(told))
+    return config.load(file, config.Distill)
+
+
+@pytest.mark.parametrize("file", READY, ids=lambda file: file.stem)
+def test_the_ready_ones_are_valid_and_say_whether_they_ran(file: Path) -> None:
+    config.load(file, config.Distill)
+    assert "NEVER RUN" in file.read_text()
+
+
+def test_there_are_ready_ones() -> None:
+    assert {file.stem for file in READY} >= {"vace-1.3b", "vace-1.3b-lora", "vace-14b-lora"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"stepz": 3}, "stepz: there is no such key; did you mean 'steps'"),
+        ({"schedule": {"steps": 0}}, "schedule: .*steps from 1 on"),
+        ({"levels": {"low": 990.0}}, "levels: .*low < high"),
+        ({"transport": {"epsilon": 0.0}}, "transport: .*epsilon from 0.001"),
+        ({"gan": {"ratio": -1}}, "gan.ratio: must be greater than 0"),
+        ({"data": {"mixture": "x", "size": {"frames": 17, "height": 64, "width": 64}}}, "form: pixels"),
+        ({"data": {"mixture": "x", "form": "pixels", "size": {"frames": 16, "height": 64, "width": 64}}}, "4n . 1 frames"),
+        ({"objective": "ot"}, "objective: must be 'combined', 'per_frame' or 'published'"),
+        ({"steps": "many"}, "steps: expected a whole number; found 'many'"),
+    ],
+)
+def test_what_is_wrong_gets_a_sentence(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        read(tmp_path, LEAST | wrong)
+
+
+def test_what_may_change_on_resume(tmp_path: Path) -> None:
+    was = read(tmp_path, LEAST).model_dump(mode="json")
+    config.same(read(tmp_path, LEAST | {"steps": 9, "saves": {"every": 3}, "model": {"folder": "elsewhere"}}), was)
+    with pytest.raises(UsageError, match="student.lr: 1.0, now 2.0"):
+        config.same(read(tmp_path, LEAST | {"student": {"lr": 2}}), was)
+    with pytest.raises(UsageError, match="transport.weight: 0.8, now None"):
+        config.same(read(tmp_path, LEAST | {"transport": None}), was)
+    with pytest.raises(UsageError, match="schedule.shift: 5.0, now 8.0"):
+        config.same(read(tmp_path, LEAST | {"schedule": {"shift": 8}}), was)

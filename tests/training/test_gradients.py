@@ -1,0 +1,154 @@
+"""DMD and the adversarial loss: exact against float64, finite differences and networks whose scores are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.flow import clean_of, guided, noised, shifted, velocity
+from training.objectives import dmd, gan
+from training.schedule import Levels, Schedule, parse
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHAPE = (2, 3, 2, 4, 6)
+
+
+def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_velocity_and_clean_latent_are_two_words_for_one_thing() -> None:
+    clean, noise, sigma = draw(0), draw(1), torch.tensor([0.02, 0.98])
+    at = noised(clean, noise, sigma)
+    assert torch.allclose(clean_of(velocity(clean, noise), at, sigma), clean, atol=1e-6)
+    assert torch.equal(noised(clean, noise, torch.zeros(2)), clean)
+    assert torch.equal(noised(clean, noise, torch.ones(2)), noise)
+    assert noised(clean.bfloat16(), noise, sigma).dtype == torch.float32
+
+
+def test_guidance_of_1_is_none() -> None:
+    assert torch.allclose(guided(draw(0), draw(1), 1.0), draw(0), atol=1e-6)
+    assert torch.allclose(guided(draw(0), draw(1), 3.0), draw(1) + 3 * (draw(0) - draw(1)))
+
+
+@pytest.mark.parametrize(
+    ("shift", "steps"),
+    [
+        (1, [1000, 750, 500, 250]),
+        (3, [1000, 900, 750, 500]),
+        (5, [1000, 937.5, 833.3, 625]),
+        (8, [1000, 960, 888.9, 727.3]),
+        (16, [1000, 979.6, 941.2, 842.1]),
+    ],
+)
+def test_the_steps_are_those_of_the_field(shift: float, steps: list[float]) -> None:
+    assert Schedule(4, shift).timesteps.tolist() == pytest.approx(steps, abs=0.05)
+
+
+def test_a_schedule_comes_back_as_it_was_stored() -> None:
+    for schedule in (Schedule(), Schedule(1, 3.0), Schedule(8, 12.5)):
+        assert parse(schedule.as_json()) == schedule
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 5}, {"shift": 8.0}, {"timesteps": [1000, 750, 500, 250]}, {"sampler": "unipc"}, {"steps": None}]
+)
+def test_a_schedule_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(Exception, match="schedule"):
+        parse(Schedule().as_json() | change)
+
+
+def test_levels_stay_between_the_ends_and_lean_to_noise() -> None:
+    levels = Levels()
+    found = levels.of(torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1])
+    assert float(found.min()) == pytest.approx(0.02)
+    assert float(found.max()) == pytest.approx(0.98)
+    assert (found.diff() >= 0).all()
+    assert float(found[500]) == pytest.approx(float(shifted(torch.tensor(0.5), 5.0)))
+
+
+def test_the_gradient_is_that_of_float64_and_of_its_loss() -> None:
+    student, fake, real = draw(0), draw(1), draw(2)
+    wanted = torch.stack(
+        [(f - r) / (s - r).abs().mean() for s, f, r in zip(student.double(), fake.double(), real.double(), strict=True)]
+    )
+    found = dmd.direction(fake - real, student, real)
+    assert torch.allclose(found.double(), wanted, rtol=1e-5)
+    moved = student.clone().requires_grad_()
+    dmd.matching(moved, found).backward()
+    assert moved.grad is not None
+    assert torch.allclose(moved.grad, dmd.along(moved, found), rtol=1e-5)
+    assert torch.allclose(moved.grad.double(), wanted / wanted.numel(), rtol=1e-5)
+
+
+def test_the_gradient_means_the_same_at_every_resolution_and_batch() -> None:
+    for shape in ((1, 16, 1, 4, 4), (1, 16, 21, 60, 104), (4, 16, 3, 8, 8)):
+        student, fake, real = draw(0, shape), draw(1, shape), draw(2, shape)
+        found = dmd.direction(fake - real, student, real)
+        assert float(found.square().mean().sqrt()) == pytest.approx(math.sqrt(2) / (2 / math.sqrt(math.pi)), rel=0.2)
+
+
+def test_of_predictions_alike_nothing_is_wanted() -> None:
+    real = draw(1)
+    assert float(dmd.direction(real - real, real, real).abs().max()) == 0
+
+
+def test_every_frame_has_one_norm_and_the_whole_its_own() -> None:
+    gradient = draw(0) * torch.tensor([1.0, 100.0]).view(1, 1, 2, 1, 1)
+    found = dmd.per_frame(gradient)
+    norms = found.square().sum(dim=(1, 3, 4)).sqrt()
+    assert torch.allclose(norms[:, 0], norms[:, 1])
+    assert torch.allclose(found.square().sum(dim=(1, 2, 3, 4)), gradient.square().sum(dim=(1, 2, 3, 4)))
+
+
+def test_with_exact_scores_the_student_goes_to_its_teacher() -> None:
+    """A student that makes N(m, 1), a teacher of N(2, 1): what both see in a noisy sample is known in closed form."""
+
+    def seen(mean: float, at: Tensor, sigma: Tensor) -> Tensor:
+        s = sigma.view(-1, 1, 1, 1, 1)
+        return mean + (1 - s) / ((1 - s) ** 2 + s**2) * (at - (1 - s) * mean)
+
+    shape = (64, 2, 1, 2, 2)
+    mean = torch.tensor(-1.0, requires_grad=True)
+    adam = torch.optim.SGD([mean], lr=0.3)
+    for step in range(200):
+        sample = mean + draw(3 * step, shape)
+        sigma = Levels().of(torch.rand(64, generator=torch.Generator().manual_seed(step)))
+        at = noised(sample.detach(), draw(3 * step + 1, shape), sigma)
+        fake, real = seen(mean.item(), at, sigma), seen(2.0, at, sigma)
+        gradient = dmd.direction(fake - real, sample.detach(), real)
+        adam.zero_grad()
+        torch.autograd.backward(sample, dmd.along(sample, gradient))
+        adam.step()
+    assert float(mean) == pytest.approx(2, abs=0.05)
+
+
+def test_the_adversarial_losses_are_opposite_and_relative() -> None:
+    fake, real = draw(0, (8,)), draw(1, (8,))
+    for loss, sign in ((gan.student_loss, -1), (gan.discriminator_loss, 1)):
+        f, r = fake.double().requires_grad_(), real.double().requires_grad_()
+        loss(f, r).backward()
+        weight = torch.sigmoid(sign * (fake - real).double()) / 8
+        assert torch.allclose(f.grad, sign * weight)
+        # What a student makes of real clips is no concern of its loss.
+        assert r.grad is None if sign < 0 else torch.allclose(r.grad, -weight)
+        assert float(loss(fake + 5, real + 5)) == pytest.approx(float(loss(fake, real)), rel=1e-5)
+    assert float(gan.student_loss(real, real)) == pytest.approx(math.log(2))
+
+
+def test_smoothness_is_the_squared_gradient() -> None:
+    slope = draw(0, (50,)).double()
+    x = draw(1, (4000, 50)).double()
+    noise = 1e-3
+    moved = x + noise * draw(2, (4000, 50)).double()
+    found = gan.smoothness(x @ slope, moved @ slope, noise)
+    assert float(found) == pytest.approx(float(slope.square().sum()), rel=0.1)
+
+
+def test_what_is_no_number_is_named() -> None:
+    with pytest.raises(FloatingPointError, match="a score is not finite"):
+        dmd.finite("a score", torch.tensor([1.0, math.inf]))

@@ -1,0 +1,76 @@
+"""The networks of a run, put together from its configuration: loaded, adapted, sharded and each given its part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import model_folder, models
+from training.config import Distill, Model, Run, Teach
+from training.discriminator import Discriminator
+from training.models import FAKE, STUDENT, Denoiser
+from training.parallel import World, sharded
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Who plays which part in distillation; `judge`: with a `gan` in the configuration."""
+
+    student: Denoiser
+    fake: Denoiser
+    teacher: Denoiser
+    judge: Discriminator | None
+
+
+def distillation(config: Distill, folder: Path, world: World) -> Networks:
+    """The three networks and the discriminator, on this process's device. Raises UsageError as `models.load`, and where
+    student and teacher do not share latents."""
+    # Whatever is made at random is the same in every process.
+    torch.manual_seed(config.seed)
+    dtype = kind(config.model)
+    if config.model.lora_rank is not None:
+        base = models.adapted(models.load(folder, dtype), config.model.lora_rank)
+        _placed(base, config, world)
+        student, fake, teacher = (Denoiser(base, dtype, name) for name in (STUDENT, FAKE, None))
+    else:
+        of_student = models.load(_student(config.model, folder), torch.float32)
+        of_teacher = models.load(folder, dtype)
+        models.same_shape(of_student, of_teacher)
+        student, fake, teacher = (
+            Denoiser(_placed(one, config, world), dtype)
+            for one in (of_student, models.load(folder, torch.float32), of_teacher)
+        )
+    judge = None
+    if config.gan is not None:
+        inner = fake.transformer.config
+        dim = inner.num_attention_heads * inner.attention_head_dim
+        judge = Discriminator(dim, len(models.depths(inner.num_layers)), config.gan.width)
+        sharded(judge, judge.looks, torch.float32, world.device)
+    return Networks(student, fake, teacher, judge)
+
+
+def teaching(config: Teach, folder: Path, world: World) -> Denoiser:
+    """The network that learns: the folder's weights, or random ones of its shape."""
+    torch.manual_seed(config.seed)
+    found = models.scratch(folder) if config.scratch else models.load(folder, torch.float32)
+    return Denoiser(_placed(found, config, world), kind(config.model))
+
+
+def kind(model: Model) -> torch.dtype:
+    """What networks compute in."""
+    found: torch.dtype = getattr(torch, model.dtype)
+    return found
+
+
+def _student(model: Model, folder: Path) -> Path:
+    return folder if model.student is None else model_folder.folder(model.student, (models.TRANSFORMER,))
+
+
+def _placed(transformer: Any, config: Run, world: World) -> Any:
+    if config.model.activation_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    blocks = [*transformer.blocks, *transformer.vace_blocks]
+    return sharded(transformer, blocks, kind(config.model), world.device)

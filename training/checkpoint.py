@@ -1,0 +1,117 @@
+"""Checkpoints: folders `step-N` of safetensors and one JSON file, whole or not at all.
+
+Every process writes its shards; another number of processes reads them again. Nothing in them is a pickle, so that a
+checkpoint from somebody else can run no code. Random numbers have no state (`draws`), and the stream's is a position.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from pipeline.errors import RunError, UsageError
+from training.parallel import World
+
+META = "checkpoint.json"
+_FORMAT = 1
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[str, Any], world: World) -> Path:
+    """Write the checkpoint of a step beside those that are there; where it is. `told` is JSON-able.
+
+    Raises RunError where it cannot be written; what was written of it is removed, and the others are as they were.
+    """
+    done, at = folder / f"step-{step:07d}", folder / f".step-{step:07d}"
+    trouble: str | None = None
+    try:
+        if world.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(at, ignore_errors=True)
+            shutil.rmtree(done, ignore_errors=True)
+            at.mkdir()
+        world.wait()
+        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(at), save_distributed=True))
+        if world.first:
+            with (at / META).open("w") as file:
+                json.dump({"format": _FORMAT, "step": step, **told}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            at.rename(done)
+    except (OSError, dcp.CheckpointException) as error:
+        trouble = _why(error)
+    # One process may have failed where others did not, and all must say the same.
+    troubles = [one for one in world.gathered(trouble) if one]
+    if troubles:
+        if world.first:
+            shutil.rmtree(at, ignore_errors=True)
+        last = latest(folder)
+        kept = f"the last one is {last.name}" if last else "there is none yet"
+        raise RunError(f"the checkpoint of step {step} cannot be written to {folder}: {troubles[0]}; {kept}")
+    return done
+
+
+def read(checkpoint: Path) -> dict[str, Any]:
+    """What was told to `save`, and its `step`. Raises UsageError where the folder is no checkpoint."""
+    try:
+        told = json.loads((checkpoint / META).read_text())
+        if told["format"] != _FORMAT:
+            raise UsageError(f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{checkpoint} is no checkpoint, or a damaged one ({error})") from error
+    return dict(told)
+
+
+def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors, of any sharding, with those that `save` wrote under the same names.
+
+    Raises UsageError where one is missing, of another shape, or damaged.
+    """
+    try:
+        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)))
+    except (OSError, dcp.CheckpointException) as error:
+        raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_why(error)}") from error
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a folder, if there is one."""
+    return max(found, key=_step) if (found := _all(folder)) else None
+
+
+def chosen(folder: Path, named: str) -> Path | None:
+    """The checkpoint that is meant by `latest` (None where there is none yet) or by a path. Raises UsageError for a
+    path that is none."""
+    if named == "latest":
+        return latest(folder)
+    read(Path(named))
+    return Path(named)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest so many."""
+    for old in sorted(_all(folder), key=_step)[:-keep]:
+        # Out of sight first: what is half removed is no checkpoint.
+        hidden = old.rename(old.with_name(f".{old.name}"))
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _all(folder: Path) -> list[Path]:
+    return [one for one in folder.glob("step-*") if (one / META).is_file()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, in the words of whatever went wrong first."""
+    failures = getattr(error, "failures", None)
+    cause = next(iter(failures.values()))[0] if failures else error
+    return " ".join(str(cause).split())[:300]

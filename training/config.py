@@ -1,0 +1,185 @@
+"""What a training run does, as YAML that people write: read strictly, stored with each checkpoint, compared on resume.
+
+Ready ones lie in `training/configs/`; each says what it needs and whether it was ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import UsageError
+from pipeline.strict import Strict, content, mapping, validated
+from training.objectives.ot import Transport
+from training.schedule import Levels, Schedule
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Size(Strict):
+    """What clips are brought to: the first `frames` of them, scaled and cropped. Only for data of the form pixels."""
+
+    frames: Count
+    height: Annotated[int, Field(ge=16, multiple_of=16)]
+    width: Annotated[int, Field(ge=16, multiple_of=16)]
+
+    @model_validator(mode="after")
+    def _grouped(self) -> Size:
+        if self.frames % 4 != 1:
+            raise ValueError(f"a clip has 4n + 1 frames, not {self.frames}")
+        return self
+
+
+class Model(Strict):
+    """Whose weights. `folder`: the VACE model in diffusers' layout, or a hub id: the teacher, and what the student
+    begins as, unless `student` names another. `lora_rank`: adapters on one frozen network instead of full
+    fine-tuning."""
+
+    folder: str
+    student: str | None = None
+    lora_rank: Count | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    activation_checkpointing: bool = True
+    text_tokens: Annotated[int, Field(ge=1, le=512)] = 512
+    negative_prompt: str = ""
+
+
+class Data(Strict):
+    """What it is trained on: a folder that `vdot-data mix` made, as latents of the model or as pixels."""
+
+    mixture: str
+    form: Literal["latents", "pixels"] = "latents"
+    size: Size | None = None
+    workers: Annotated[int, Field(ge=0)] = 2
+    cache: str | None = None
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Data:
+        if self.size is not None and self.form != "pixels":
+            raise ValueError("latents have the size that they were stored in: `size` needs `form: pixels`")
+        return self
+
+
+class Optimizer(Strict):
+    """AdamW; `clip`: the largest norm of all gradients together; `warmup`: updates until the rate is whole."""
+
+    lr: Positive
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Positive = 10.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+
+
+class Average(Strict):
+    """The moving average of the trained weights, which is what is evaluated, sampled and exported: it begins as they
+    are after `start` updates."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    start: Annotated[int, Field(ge=0)] = 200
+
+
+class Saves(Strict):
+    """When a checkpoint is written, in steps, and how many are kept; the newest is never removed."""
+
+    every: Count = 200
+    keep: Count = 3
+
+
+class Evaluation(Strict):
+    """Samples of the same held-out clips every so many steps; 0: never."""
+
+    every: Annotated[int, Field(ge=0)] = 200
+    clips: Count = 4
+
+
+class Run(Strict):
+    """What teaching and distilling share. `steps`: those of the stream, each one update or a set of them."""
+
+    model: Model
+    data: Data
+    steps: Count
+    seed: int = 0
+    average: Average = Average()
+    saves: Saves = Saves()
+    evaluation: Evaluation = Evaluation()
+
+
+class Teach(Run):
+    """Flow matching: a VACE model, with `scratch` from random weights in the shape of the folder's. `shift` moves the
+    noise levels that it learns at, and those of its samples, of `sample_steps` steps, guided by `teacher_cfg`."""
+
+    scratch: bool = False
+    optimizer: Optimizer
+    shift: Positive = 5.0
+    teacher_cfg: Annotated[float, Field(ge=1)] = 4.0
+    sample_steps: Count = 25
+
+
+class Adversary(Strict):
+    """The adversarial loss. `ratio`: the norm of its gradient at the student's sample, of the other gradient's.
+    `start`: after so many updates of the student; before, the discriminator learns alone. `critic_weight`: of the
+    discriminator's loss beside the fake score's. `smoothness`: the weight of approximate R1 and R2, at `noise`."""
+
+    ratio: Positive = 0.1
+    start: Annotated[int, Field(ge=0)] = 200
+    critic_weight: Positive = 0.01
+    smoothness: Annotated[float, Field(ge=0)] = 0.1
+    noise: Positive = 0.05
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+
+
+class Distill(Run):
+    """VDOT's loop: fake score each step, student each `student_every`th. `transport` and `gan` may be null.
+
+    `objective`: "combined", one gradient in which weights mean the same at every resolution; "per_frame", that gradient
+    with each frame's norm set to what DMD's has on average (the control for VDOT's hidden normalisation);
+    "published", the released trainer's parity of steps and its reductions, for comparison.
+    """
+
+    schedule: Schedule = Schedule()
+    levels: Levels = Levels()
+    teacher_cfg: Annotated[float, Field(ge=1)] = 4.0
+    student: Optimizer
+    critic: Optimizer
+    student_every: Count = 5
+    transport: Transport | None = Transport()
+    gan: Adversary | None = Adversary()
+    objective: Literal["combined", "per_frame", "published"] = "combined"
+
+
+Kind = TypeVar("Kind", bound=Run)
+# What may change when a run goes on: where things lie and how often something is done beside training.
+_FREE = ("steps", "saves", "evaluation", "data.workers", "data.cache", "model.folder", "model.student")
+
+
+def load(path: Path, kind: type[Kind]) -> Kind:
+    """The configuration in a file. Raises UsageError where it cannot be read or is not valid."""
+    return validated(kind, mapping(content(path, "configuration"), str(path)), str(path))
+
+
+def parsed(kind: type[Kind], stored: dict[str, Any], name: str) -> Kind:
+    """The configuration that a checkpoint holds. Raises UsageError that names it where it is of another version."""
+    return validated(kind, stored, name)
+
+
+def same(now: Run, stored: Mapping[str, Any]) -> None:
+    """Raises UsageError where a run that goes on would become another one, and says in what."""
+    was, wanted = _flat(stored), _flat(now.model_dump(mode="json"))
+    changed = [
+        f"{name}: {was.get(name)!r}, now {wanted.get(name)!r}"
+        for name in sorted({*was, *wanted})
+        if was.get(name) != wanted.get(name) and not name.startswith(_FREE)
+    ]
+    if changed:
+        raise UsageError(f"the checkpoint was trained otherwise ({'; '.join(changed)}): begin a new folder for that")
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found

@@ -1,0 +1,113 @@
+"""A trained model as others load it: a folder for `WanVACEPipeline.from_pretrained`, with its schedule and a card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import RunError, UsageError
+from training import model_folder
+from training.models import STUDENT
+from training.student import SCHEDULE, Trained
+
+_PARTS = ("vae", "text_encoder", "tokenizer")
+
+
+def export(trained: Trained, out: Path, *, lora: bool = False) -> None:
+    """Write the average of a run's student as a folder in diffusers' layout, whole or not at all; or, with `lora`, as
+    LoRA files beside which the base is needed.
+
+    Raises UsageError where `out` exists, or there is no LoRA; RunError where it cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already: choose another folder")
+    if trained.run is None:
+        raise UsageError(f"{trained.folder} is an export already")
+    if lora and trained.network.adapter is None:
+        raise UsageError("this student has no adapters, as it was trained whole: export it without --lora")
+    half = out.with_name(f".{out.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        half.mkdir(parents=True)
+        (_lora if lora else _whole)(trained, half)
+        (half / SCHEDULE).write_text(json.dumps(_told(trained), indent=1))
+        (half / "README.md").write_text(_card(trained, lora))
+        half.rename(out)
+    except OSError as error:
+        shutil.rmtree(half, ignore_errors=True)
+        raise RunError(f"{out} cannot be written: {error}") from error
+
+
+def _lora(trained: Trained, out: Path) -> None:
+    trained.network.transformer.save_lora_adapter(out, adapter_name=STUDENT, safe_serialization=True)
+
+
+def _whole(trained: Trained, out: Path) -> None:
+    from training import scheduler
+
+    transformer = trained.network.transformer
+    if trained.network.adapter is not None:
+        transformer.fuse_lora(adapter_names=[STUDENT])
+        transformer.unload_lora()
+    transformer.save_pretrained(out / "transformer", safe_serialization=True)
+    for part in _PARTS:
+        shutil.copytree(trained.folder / part, out / part)
+    classes = {
+        "_class_name": "WanVACEPipeline",
+        "transformer": ["diffusers", "WanVACETransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", _tokenizer(trained.folder)],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+    (out / "model_index.json").write_text(json.dumps(classes, indent=2))
+    if trained.sampling.schedule is not None:
+        scheduler.of(trained.sampling.schedule).save_pretrained(out / "scheduler")
+    else:
+        scheduler.taught(trained.sampling.shift).save_pretrained(out / "scheduler")
+
+
+def _tokenizer(folder: Path) -> str:
+    """The class that a pipeline is told; tokenizers that are saved as one file load under a general one."""
+    try:
+        told = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+        return str(told["tokenizer_class"])
+    except (OSError, ValueError, KeyError):
+        return "AutoTokenizer"
+
+
+def _told(trained: Trained) -> dict[str, Any]:
+    told = trained.told
+    return trained.sampling.as_json() | {"step": told["step"], "mixture": told["stream"]["mixture"], "config": told["config"]}
+
+
+def _card(trained: Trained, lora: bool) -> str:
+    told, run = trained.told, trained.run
+    assert run is not None
+    licence = model_folder.licence(trained.folder)
+    base = model_folder.title(run.model.folder)
+    schedule = trained.sampling.schedule
+    if schedule is not None:
+        steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
+        how = (
+            f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
+            "guidance. Other steps or an ODE sampler give worse videos."
+        )
+    else:
+        how = f"{trained.sampling.steps} steps of Euler's method, shift {trained.sampling.shift:g}, guidance {trained.sampling.cfg:g}."
+    return f"""---
+license: {licence}
+base_model: {base}
+library_name: diffusers
+pipeline_tag: text-to-video
+---
+# {"LoRA of a" if lora else "A"} VACE model {"distilled" if schedule else "trained"} with vdot-data
+
+- **Base**: {base} (licence as its card states it: {licence})
+- **Sampling**: {how}
+- **Data**: mixture {told["stream"]["mixture"]}, up to position {told["stream"]["position"]}
+- **Training**: {told["step"]} steps, {told["updates"][STUDENT]} updates of the student; the weights are their moving
+  average. All settings: `{SCHEDULE}`.
+"""

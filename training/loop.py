@@ -1,0 +1,205 @@
+"""A training run from its first step to its last: data in, steps, logs, samples and checkpoints out, and on again.
+
+    OUT/config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/step-N/
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from torch import Tensor
+
+from pipeline.errors import RunError, StoppedError, UsageError
+from pipeline.mixture import HELD_OUT
+from training import checkpoint, model_folder
+from training.config import Distill, Run, same
+from training.examples import Example, Examples
+from training.models import Denoiser
+from training.parallel import World
+from training.signals import Log, Signals
+from training.stream import Stream
+from training.updates import MovingAverage, Updates
+
+_LOG = logging.getLogger("vdot_data")
+
+
+class Method(Protocol):
+    """What is done at a step: `teach.Teaching`, `distill.Distillation`."""
+
+    student: Denoiser
+    updates: dict[str, Updates]
+    average: MovingAverage
+
+    def step(self, number: int, examples: Sequence[Example], signals: Signals) -> None:
+        """One step, its number from 0 on."""
+
+
+def tensors(method: Method) -> dict[str, Tensor]:
+    """All that a method has learnt, by name, for a checkpoint."""
+    found = method.average.tensors("student")
+    for role, updates in method.updates.items():
+        found |= updates.tensors(role)
+    return found
+
+
+def train(
+    config: Run,
+    method: Method,
+    examples: Examples,
+    folder: Path,
+    out: Path,
+    world: World,
+    *,
+    resume: str | None,
+    evaluate: Callable[[int, Log | None], None],
+) -> None:
+    """Train until `config.steps` and keep the last checkpoint. `folder`: the model's. `resume`: "latest" or a
+    checkpoint. `evaluate`: called with a step, the average in place, and the log of the first process.
+
+    Raises RunError where it cannot go on, and names the last checkpoint; UsageError for a resume that does not fit;
+    StoppedError after SIGTERM or Ctrl-C, with a checkpoint of where it stood.
+    """
+    checkpoints = out / "checkpoints"
+    begun, state = _begin(config, method, checkpoints, resume)
+    prints = model_folder.fingerprints(folder) if config.data.form == "latents" else None
+    stream = Stream(
+        config.data.mixture,
+        form=config.data.form,
+        model=prints,
+        rank=world.rank,
+        world=world.size,
+        workers=config.data.workers,
+        cache=config.data.cache,
+        state=state,
+    )
+    if world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    log = Log(out, begun) if world.first else None
+    told = {"config": config.model_dump(mode="json"), **_identity(config)}
+
+    def save(step: int) -> None:
+        counts = {role: updates.count for role, updates in method.updates.items()}
+        stored = {**told, "stream": stream.state_dict(), "updates": counts}
+        checkpoint.save(checkpoints, step, tensors(method), stored, world)
+        if world.first:
+            checkpoint.prune(checkpoints, config.saves.keep)
+
+    try:
+        with _stopping() as asked:
+            ended = time.perf_counter()
+            for step, drawn in enumerate(islice(stream, config.steps - begun), begun + 1):
+                # Made anew for each step; what a step draws it may need twice.
+                at_hand = [examples(batch) for batch in drawn]
+                waited = time.perf_counter() - ended
+                signals = Signals()
+                _step(method, step, at_hand, signals, checkpoints)
+                means = signals.means(world)
+                took = time.perf_counter() - ended
+                ended = time.perf_counter()
+                if log is not None:
+                    told_of = {"time/step_s": took, "time/data_s": waited, "task": drawn.bucket.task}
+                    log.write(step, means | told_of)
+                    _say(step, config.steps, means, took)
+                stop = any(world.gathered(asked.is_set()))
+                if stop or step == config.steps or step % config.saves.every == 0:
+                    save(step)
+                if config.evaluation.every and step % config.evaluation.every == 0:
+                    with method.average.worn():
+                        evaluate(step, log)
+                if stop:
+                    raise StoppedError(f"stopped on request at step {step}, which is kept: go on with --resume latest")
+    finally:
+        stream.close()
+        if log is not None:
+            log.close()
+
+
+def held_out(config: Run, examples: Examples) -> list[Example]:
+    """The same held-out clips for every process, to be sampled again and again; none, if the mixture holds none."""
+    try:
+        stream = Stream(config.data.mixture, form="pixels", rank=0, world=1, split=HELD_OUT)
+    except UsageError:
+        return []
+    found: list[Example] = []
+    for step in stream:
+        for batch in step:
+            found.append(examples(batch))
+            if sum(len(one.clean) for one in found) >= config.evaluation.clips:
+                return found
+    return found
+
+
+def _identity(config: Run) -> dict[str, Any]:
+    """What a checkpoint is of, beside its configuration: the schedule is said in timesteps, for others to read."""
+    return {
+        "kind": "distill" if isinstance(config, Distill) else "teach",
+        "schedule": config.schedule.as_json() if isinstance(config, Distill) else None,
+    }
+
+
+def _begin(config: Run, method: Method, checkpoints: Path, resume: str | None) -> tuple[int, dict[str, Any] | None]:
+    """The step that was done last, and the stream's state then."""
+    there = checkpoint.latest(checkpoints)
+    if resume is None:
+        if there is not None:
+            raise UsageError(f"{checkpoints.parent} holds a run already ({there.name}): --resume latest, or another folder")
+        return 0, None
+    found = checkpoint.chosen(checkpoints, resume)
+    if found is None:
+        return 0, None
+    told = checkpoint.read(found)
+    now = _identity(config)
+    for name in ("kind", "schedule"):
+        if told[name] != now[name]:
+            raise UsageError(f"{found} has the {name} {told[name]}, and this run {now[name]}: begin a new folder for that")
+    same(config, told["config"])
+    checkpoint.load(found, tensors(method))
+    for role, updates in method.updates.items():
+        updates.count = told["updates"][role]
+    _LOG.info("going on from %s", found)
+    return int(told["step"]), told["stream"]
+
+
+def _step(method: Method, step: int, at_hand: list[Example], signals: Signals, checkpoints: Path) -> None:
+    try:
+        method.step(step - 1, at_hand, signals)
+    except FloatingPointError as error:
+        last = checkpoint.latest(checkpoints)
+        kept = f"{last} is whole" if last else "there is no checkpoint yet"
+        raise RunError(
+            f"step {step} ({at_hand[0].bucket.task}): {error}; nothing of it is kept, and {kept}. A lower rate or a "
+            "smaller `clip` may help; see which signals grew in log.jsonl"
+        ) from error
+
+
+def _say(step: int, steps: int, means: dict[str, float], took: float) -> None:
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name.endswith(("loss", "std_ratio")))
+    _LOG.info("step %d of %d  %s  %.2f s", step, steps, shown, took)
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM or Ctrl-C sets; a second one interrupts at once."""
+    asked = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,99 @@
+"""A video from a prompt, a condition video, its mask and references, by a trained model: `vdot-train sample`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.decode import picture
+from pipeline.errors import ClipError, UsageError
+from training import draws, vcu
+from training.examples import text_embedder
+from training.latents import autoencoder
+from training.models import Conditions
+from training.student import Trained
+
+Frames = NDArray[np.uint8]
+# The grid's frames a second, at which Wan was trained.
+FPS = 16.0
+
+
+def video(
+    trained: Trained,
+    prompt: str,
+    *,
+    shape: vcu.Shape,
+    condition: Frames | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    references: Sequence[Frames] = (),
+    seed: int = 0,
+    tokens: int = 512,
+) -> Frames:
+    """uint8 [T, H, W, 3] RGB of a shape (T = 4n + 1, H and W multiples of 16).
+
+    `condition` uint8 [T, H, W, 3]: a control track, or what is kept under a mask; `mask` bool [T, H, W]: true where
+    something is to be made; `references`: pictures uint8 [h, w, 3]. Raises ValueError where shapes do not fit.
+    """
+    device = next(trained.network.transformer.parameters()).device
+    latent = vcu.latent_shape(shape, 1, len(references))
+    embed = text_embedder(trained.folder, device, tokens)
+    negative = trained.run.model.negative_prompt if trained.run else ""
+    text, free = embed(prompt), embed(negative)
+    vae = autoencoder(trained.folder, device)
+    frames = None if condition is None else torch.from_numpy(condition).permute(3, 0, 1, 2)[None]
+    shown = [torch.from_numpy(one.copy()) for one in references]
+    hidden = None if mask is None else torch.from_numpy(mask)[None, None]
+    context = vcu.context(vcu.encoder(vae), frames, hidden, [shown], shape)
+    made = trained.sampling.make(
+        trained.network,
+        Conditions(text, context.to(device)),
+        free,
+        lambda step: draws.normal(latent, device, seed, "sample", step),
+    )
+    return vcu.frames(vcu.decoder(vae)(vcu.trim(made, len(references))))[0]
+
+
+def read_video(file: Path, shape: vcu.Shape) -> Frames:
+    """The first T frames of a video on the grid of 16 frames a second, scaled to cover H x W and cut in the middle:
+    uint8 [T, H, W, 3] RGB. Raises UsageError where it cannot be read or is shorter."""
+    length, height, width = shape
+    found: list[Frames] = []
+    try:
+        with av.open(str(file)) as container:
+            for frame in container.decode(video=0):
+                # Each frame stands for all instants of the grid until the next one.
+                while len(found) < length and float(frame.time or 0) >= len(found) / FPS - 1e-6:
+                    found.append(_covering(frame.to_ndarray(format="rgb24"), height, width))
+                if len(found) == length:
+                    break
+    except (FFmpegError, OSError, IndexError) as error:
+        raise UsageError(f"{file} cannot be read as a video ({error})") from error
+    if len(found) < length:
+        raise UsageError(f"{file} has {len(found)} frames at 16 a second, and {length} are needed: --frames")
+    return np.stack(found)
+
+
+def read_picture(file: Path) -> Frames:
+    """A picture (PNG) as uint8 [h, w, 3] RGB. Raises UsageError where it cannot be read."""
+    try:
+        return picture(file.read_bytes())
+    except (OSError, ClipError) as error:
+        raise UsageError(f"{file} cannot be read as a PNG picture ({error})") from error
+
+
+def _covering(frame: Frames, height: int, width: int) -> Frames:
+    scale = max(height / frame.shape[0], width / frame.shape[1])
+    tall, wide = max(height, round(frame.shape[0] * scale)), max(width, round(frame.shape[1] * scale))
+    if (tall, wide) != frame.shape[:2]:
+        shown: Tensor = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
+        small = torch.nn.functional.interpolate(shown, (tall, wide), mode="bilinear", antialias=True)
+        frame = small[0].round().to(torch.uint8).permute(1, 2, 0).numpy()
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return np.ascontiguousarray(frame[top : top + height, left : left + width])

@@ -1,0 +1,188 @@
+"""The networks of a run: VACE transformers from a folder in diffusers' layout, and who plays which part.
+
+In full fine-tuning the student and the fake score are networks of their own beside the frozen teacher. With LoRA there
+is one frozen network: the teacher is it alone, the student and the fake score are it with an adapter each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UsageError
+from training.flow import clean_of
+from training.schedule import TIMESTEPS
+
+TRANSFORMER = "transformer"
+STUDENT, FAKE, TEACHER = "student", "fake", "teacher"
+# What LoRA adapts: the projections of attention and of the feed-forward, in Wan's blocks and in VACE's.
+LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+# How deep the features that a discriminator sees are taken, as shares of the blocks.
+_DEPTHS = (0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What B clips are made from: `text` [B, tokens, dim] and `context` [B, 96, R + T', h, w]; see `vcu`."""
+
+    text: Tensor
+    context: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the latents that are made from them, [B, 16, R + T', h, w]."""
+        batch, _, *sides = self.context.shape
+        return batch, 16, *sides
+
+    def with_text(self, text: Tensor) -> Conditions:
+        """The same with one other text for all, [1, tokens, dim]."""
+        return Conditions(text.to(self.text).expand(len(self.context), -1, -1), self.context)
+
+
+@dataclass(frozen=True, slots=True)
+class Denoiser:
+    """A transformer in one part: it says the velocity, or the clean latent, of a noisy one, and computes in `dtype`.
+
+    `adapter`: the name of its LoRA; None: the network alone. Noisy latents are [B, 16, R + T', h, w], `sigma` is [B].
+    """
+
+    transformer: Any
+    dtype: torch.dtype
+    adapter: str | None = None
+
+    def velocity(self, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The velocity at (noisy, sigma): float32."""
+        self.play()
+        with torch.autocast(noisy.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            found = self.transformer(
+                hidden_states=noisy.float(),
+                # In float32, in which the embedding of time is made: in bfloat16 937.5 would be 936.
+                timestep=sigma.to(noisy.device, torch.float32) * TIMESTEPS,
+                encoder_hidden_states=conditions.text.to(noisy.device, self.dtype),
+                control_hidden_states=conditions.context.to(noisy.device, self.dtype),
+                return_dict=False,
+            )[0]
+        return torch.as_tensor(found).float()
+
+    def clean(self, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
+        """The clean latent that it sees in `noisy`: float32."""
+        return clean_of(self.velocity(noisy, sigma, conditions), noisy, sigma)
+
+    def seen(self, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> tuple[Tensor, list[Tensor]]:
+        """The velocity, and what a discriminator judges by: the tokens [B, N, dim] after some blocks (`depths`)."""
+        found: dict[int, Tensor] = {}
+
+        def keep(at: int) -> Any:
+            def hook(_block: nn.Module, _given: Any, made: Tensor) -> None:
+                found[at] = made
+
+            return hook
+
+        blocks = self.transformer.blocks
+        hooks = [blocks[at].register_forward_hook(keep(at)) for at in depths(len(blocks))]
+        try:
+            velocity = self.velocity(noisy, sigma, conditions)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return velocity, [found[at] for at in depths(len(blocks))]
+
+    def play(self) -> None:
+        """Make its adapter the one that counts. What a backward pass recomputes must be in the same part as it was: call
+        this before."""
+        if not getattr(self.transformer, "peft_config", None):
+            return
+        if self.adapter is None:
+            self.transformer.disable_adapters()
+        else:
+            self.transformer.enable_adapters()
+            self.transformer.set_adapter(self.adapter)
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What of it is trained, by name: its adapter's weights, or all."""
+        for name, parameter in self.transformer.named_parameters():
+            if self.adapter is None or f".{self.adapter}." in name:
+                yield name, parameter
+
+
+def depths(blocks: int) -> list[int]:
+    """The blocks after which features are taken, of so many: at half, three quarters and the end."""
+    return sorted({math.ceil(share * blocks) - 1 for share in _DEPTHS})
+
+
+def load(folder: Path, dtype: torch.dtype) -> Any:
+    """The VACE transformer of a model in diffusers' layout, on the CPU, in evaluation mode, nothing of it to be
+    trained.
+
+    Raises UsageError where there is none, it is no VACE transformer, or weights are missing or of another shape.
+    """
+    from diffusers import WanVACETransformer3DModel
+
+    where = folder / TRANSFORMER
+    if not (where / "config.json").is_file():
+        raise UsageError(f"{folder} has no {TRANSFORMER}/config.json: name a VACE model in diffusers' layout")
+    try:
+        found, said = WanVACETransformer3DModel.from_pretrained(
+            where, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise UsageError(f"the transformer in {where} cannot be loaded: {_first_line(error)}") from error
+    lacking = sorted(said["missing_keys"])
+    wrong = [str(one[0]) for one in said["mismatched_keys"]]
+    if lacking or wrong:
+        what = "lacks" if lacking else "has of another shape"
+        raise UsageError(f"the transformer in {where} {what} {len(lacking or wrong)} weights, {(lacking or wrong)[0]} first")
+    return found.eval().requires_grad_(False)
+
+
+def adapted(transformer: Any, rank: int, names: Sequence[str] = (STUDENT, FAKE)) -> Any:
+    """The same transformer with a LoRA of this rank under each name, in float32; at first they change nothing.
+
+    The scale is 1 at every rank (alpha = rank). [LoRA, arXiv:2106.09685]
+    """
+    from peft import LoraConfig
+
+    for name in names:
+        transformer.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS, init_lora_weights=True), adapter_name=name
+        )
+    for name, parameter in transformer.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    return transformer
+
+
+def same_shape(student: Any, teacher: Any) -> None:
+    """Raises UsageError where latents, text or context of two transformers are not of one kind."""
+    for name in ("in_channels", "out_channels", "patch_size", "text_dim", "vace_in_channels"):
+        own, others = (tuple(v) if isinstance(v := one.config[name], list) else v for one in (student, teacher))
+        if own != others:
+            raise UsageError(f"the student's {name} is {own} and the teacher's {others}: they cannot share latents")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def scratch(folder: Path) -> Any:
+    """A transformer of a folder's shape with random weights, float32, whose VACE branch at first adds nothing.
+
+    Raises UsageError where the folder's configuration is none of a VACE transformer.
+    """
+    from diffusers import WanVACETransformer3DModel
+
+    where = folder / TRANSFORMER
+    try:
+        made = WanVACETransformer3DModel.from_config(WanVACETransformer3DModel.load_config(where, local_files_only=True))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{where} has no configuration of a VACE transformer: {_first_line(error)}") from error
+    for block in made.vace_blocks:
+        nn.init.zeros_(block.proj_out.weight)
+        nn.init.zeros_(block.proj_out.bias)
+    return made.eval().requires_grad_(False)

@@ -1,0 +1,149 @@
+"""What a run needs of each device's memory, counted before anything is loaded, and what to change where it cannot fit.
+
+Counted from the model's configuration alone: parameters exactly (the network is built without memory), activations by
+the tensors that a checkpointed block keeps and the largest that one block works with. An estimate: see
+docs/distillation.md for what was measured beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UsageError
+from pipeline.mixture import Bucket, read_all
+from pipeline.order import Order
+from training import models
+from training.config import Distill, Run
+
+_GB = 1e9
+# Bytes per trained parameter: float32 weight, gradient and AdamW's two moments; and what the moving average takes.
+_TRAINED, _AVERAGE = 16, 4
+# What a block works with at once while it is computed again, in multiples of its tokens: queries, keys, values and
+# output of attention, and float32 copies for the norms.
+_WORKING = 14
+# What CUDA, NCCL and the allocator take besides, in bytes, and the share of a device that can be filled.
+_BESIDES, _USABLE = 2e9, 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One line of a plan: bytes on each device, and what they are."""
+
+    name: str
+    size: float
+    of: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run needs of each of `devices` devices for its largest bucket."""
+
+    parts: tuple[Part, ...]
+    devices: int
+    bucket: Bucket
+    clips: int
+    parameters: int
+
+    @property
+    def total(self) -> float:
+        """Bytes on each device."""
+        return sum(part.size for part in self.parts)
+
+    def refuse(self, memory: float) -> None:
+        """Raises UsageError where it does not fit into devices of so many bytes, and says what would help."""
+        if self.total > _USABLE * memory:
+            largest = max(self.parts, key=lambda part: part.size)
+            raise UsageError(
+                f"this needs {self.total / _GB:.1f} GB on each of {self.devices} devices, which have "
+                f"{memory / _GB:.1f} GB, of which {100 * _USABLE:.0f} % can be used; the most goes to {largest.name} "
+                f"({largest.size / _GB:.1f} GB). More devices, `model.lora_rank`, `activation_checkpointing: true`, smaller "
+                "clips or fewer of them in a micro-batch would help"
+            )
+
+
+def of(run: Run, folder: Path, devices: int) -> Plan:
+    """The plan of a run on so many devices. Raises UsageError where model or mixture cannot be read."""
+    parameters, shape = _counted(folder)
+    width = {"bfloat16": 2, "float32": 4}[run.model.dtype]
+    bucket, clips = _largest(run)
+    parts = [
+        *_weights(run, parameters, shape, width, devices),
+        *_activations(run, bucket.tokens * clips, shape, width),
+        Part("CUDA, NCCL, allocator", _BESIDES, "taken as 2 GB"),
+    ]
+    return Plan(tuple(parts), devices, bucket, clips, parameters)
+
+
+def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devices: int) -> list[Part]:
+    per = f"of {parameters / 1e9:.2f} billion parameters, on {devices}"
+    rank = run.model.lora_rank
+    if rank is not None:
+        adapter = rank * shape["adapted"]
+        roles = 2 if isinstance(run, Distill) else 1
+        trained = adapter * (_TRAINED * roles + _AVERAGE) / devices
+        return [
+            Part("frozen network", parameters * width / devices, per),
+            Part("adapters", trained, f"{roles} of rank {rank}, {adapter / 1e6:.0f} million parameters each"),
+            Part("a block gathered", 2 * shape["block"] * width, "the one that computes and the next one"),
+        ]
+    networks = 2 if isinstance(run, Distill) else 1
+    found = [
+        Part("trained networks", parameters * _TRAINED * networks / devices, f"{networks} x 16 bytes {per}"),
+        Part("moving average", parameters * _AVERAGE / devices, f"float32, {per}"),
+        Part("blocks gathered", 2 * shape["block"] * width, "the one that computes and the next one"),
+    ]
+    if isinstance(run, Distill):
+        found.insert(1, Part("teacher", parameters * width / devices, per))
+    return found
+
+
+def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> list[Part]:
+    one = tokens * shape["dim"] * width
+    blocks = shape["layers"] + 2 * shape["vace"]
+    # Two graphs live at once where the discriminator compares real and fake; four with R1 and R2.
+    graphs = 1
+    if isinstance(run, Distill) and run.gan is not None:
+        graphs = 4 if run.gan.smoothness else 2
+    working = one * (_WORKING + 2 * shape["ffn"] / shape["dim"])
+    if run.model.activation_checkpointing:
+        kept, of = blocks * one * graphs, f"what {blocks} checkpointed blocks keep, {graphs} times"
+    else:
+        kept, of = blocks * working * graphs, f"all that {blocks} blocks compute, {graphs} times"
+    return [Part("activations kept", kept, of), Part("one block at work", working, f"{tokens} tokens")]
+
+
+def _counted(folder: Path) -> tuple[int, dict[str, int]]:
+    """The parameters of a folder's transformer, and its shape."""
+    with torch.device("meta"):
+        network: Any = models.scratch(folder)
+    config = network.config
+    dim = config.num_attention_heads * config.attention_head_dim
+    linears = [
+        module.in_features + module.out_features
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.endswith(tuple(f".{one}" for one in models.LORA_TARGETS))
+    ]
+    shape = {
+        "dim": dim,
+        "ffn": config.ffn_dim,
+        "layers": config.num_layers,
+        "vace": len(config.vace_layers),
+        "block": sum(one.numel() for one in network.vace_blocks[-1].parameters()),
+        "adapted": sum(linears),
+    }
+    return sum(one.numel() for one in network.parameters()), shape
+
+
+def _largest(run: Run) -> tuple[Bucket, int]:
+    """The bucket whose micro-batches have most tokens, at the size that they are trained at, and their clips."""
+    mixture, table = read_all(run.data.mixture)
+    size = run.data.size
+    found = []
+    for stored in Order(mixture, table).buckets:
+        shown = stored if size is None else replace(stored, **size.model_dump())
+        found.append((shown, mixture.step.clips(stored.tokens)))
+    return max(found, key=lambda one: one[0].tokens * one[1])

@@ -1,0 +1,135 @@
+"""What the commands of `vdot-train` do, for Python too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import encode
+from pipeline.errors import RunError, UsageError
+from training import assemble, config, draws, export as exporting, make, model_folder, plan, student, vcu
+from training.config import Distill, Run, Teach
+from training.distill import Distillation
+from training.examples import Example, Examples
+from training.loop import Method, held_out, train
+from training.models import TRANSFORMER
+from training.parallel import World, world
+from training.signals import Log
+from training.teach import Teaching
+
+
+def teach(file: Path, out: Path, resume: str | None = None) -> None:
+    """Train a VACE model by flow matching, as a configuration says. Raises as `loop.train`."""
+    told = config.load(file, Teach)
+    _run(told, out, resume, lambda folder, here, _: Teaching(told, assemble.teaching(told, folder, here)))
+
+
+def distill(file: Path, out: Path, resume: str | None = None) -> None:
+    """Distil a VACE model into a few steps, as a configuration says. Raises as `loop.train`."""
+    told = config.load(file, Distill)
+
+    def method(folder: Path, here: World, examples: Examples) -> Distillation:
+        networks = assemble.distillation(told, folder, here)
+        return Distillation(told, networks, examples.negative)
+
+    _run(told, out, resume, method)
+
+
+def planned(file: Path, teaching: bool, devices: int) -> plan.Plan:
+    """What a run of a configuration needs of each device. Raises UsageError where model or mixture cannot be read."""
+    told = config.load(file, Teach if teaching else Distill)
+    return plan.of(told, _folder(told), devices)
+
+
+def sample(
+    trained: Path,
+    out: Path,
+    prompt: str,
+    video: Path | None,
+    mask: Path | None,
+    references: Sequence[Path],
+    shape: vcu.Shape,
+    seed: int,
+) -> None:
+    """Write a video that a trained model makes. Raises UsageError for what cannot be read or does not fit."""
+    if mask is not None and video is None:
+        raise UsageError("a mask belongs to a video: --video")
+    try:
+        vcu.latent_shape(shape, 1)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    frames = make.video(
+        found,
+        prompt,
+        shape=shape,
+        condition=None if video is None else make.read_video(video, shape),
+        mask=None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127,
+        references=[make.read_picture(one) for one in references],
+        seed=seed,
+        tokens=found.tokens,
+    )
+    out.write_bytes(encode.encode(frames, make.FPS))
+
+
+def export(trained: Path, out: Path, lora: bool = False) -> None:
+    """Write a trained model for others. Raises as `export.export`."""
+    exporting.export(student.load(trained, torch.device("cpu")), out, lora=lora)
+
+
+def _run(
+    told: Run, out: Path, resume: str | None, method: Callable[[Path, World, Examples], Method]
+) -> None:
+    folder = _folder(told)
+    with world() as here:
+        if here.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(here.device).total_memory
+            plan.of(told, folder, here.size).refuse(memory)
+        examples = Examples(folder, told.model, told.data, here.device)
+        made = method(folder, here, examples)
+        fixed = held_out(told, examples) if told.evaluation.every else []
+        sampling = student.sampling_of(told)
+
+        def evaluate(step: int, log: Log | None) -> None:
+            shown = [_shown(example, made, examples, sampling, told.seed) for example in fixed]
+            if log is not None and shown:
+                _write(out / "samples" / f"step-{step:07d}.mp4", shown)
+                log.picture(step, "samples", _grid(shown)[len(_grid(shown)) // 2])
+
+        train(told, made, examples, folder, out, here, resume=resume, evaluate=evaluate)
+
+
+def _shown(example: Example, method: Method, examples: Examples, sampling: student.Sampling, seed: int) -> np.ndarray[Any, Any]:
+    """The clips of an example above what is made from their conditions: uint8 [T, H, W, 3]."""
+    references = example.bucket.references
+
+    def noise(step: int) -> torch.Tensor:
+        # The same at every evaluation, so that what changes is the model.
+        return draws.normal(example.clean.shape, example.clean.device, seed, "evaluation", example.position, step)
+
+    made = sampling.make(method.student, example.conditions, examples.negative, noise)
+    rows = [examples.decode(vcu.trim(one, references)) for one in (example.clean, made)]
+    return np.concatenate([np.concatenate([*frames], axis=2) for frames in rows], axis=1)
+
+
+def _grid(shown: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Films of several shapes side by side, black where they end: uint8 [T, H, W, 3]."""
+    length, height = (max(film.shape[side] for film in shown) for side in (0, 1))
+    padded = [np.pad(film, ((0, length - len(film)), (0, height - film.shape[1]), (0, 0), (0, 0))) for film in shown]
+    return np.concatenate(padded, axis=2)
+
+
+def _write(file: Path, shown: list[np.ndarray[Any, Any]]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode.encode(_grid(shown), make.FPS))
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error}") from error
+
+
+def _folder(told: Run) -> Path:
+    return model_folder.folder(told.model.folder, (TRANSFORMER,))

@@ -1,0 +1,88 @@
+"""What a run says of itself: numbers collected without waiting for the device, as means over micro-batches and ranks.
+
+They go to `log.jsonl` and to TensorBoard, where it is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.parallel import World
+
+
+class Signals:
+    """Numbers of one step."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, **values: Tensor | float) -> None:
+        """One more value of each; a tensor of one element stays where it is."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(torch.as_tensor(value, dtype=torch.float32).detach())
+
+    def means(self, world: World) -> dict[str, float]:
+        """The mean of each over all processes, which must all ask."""
+        own = {name: (float(torch.stack([*map(_cpu, values)]).sum()), len(values)) for name, values in self._values.items()}
+        found: dict[str, list[float]] = {}
+        for each in world.gathered(own):
+            for name, (total, count) in each.items():
+                known = found.setdefault(name, [0.0, 0.0])
+                known[0] += total
+                known[1] += count
+        return {name: total / count for name, (total, count) in sorted(found.items())}
+
+
+class Log:
+    """`log.jsonl` and TensorBoard's events in a folder; what is beyond `step`, by a run that was killed, is dropped."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "log.jsonl"
+        lines = file.read_text().splitlines() if file.is_file() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        file.write_text("".join(f"{line}\n" for line in kept))
+        self._file = file.open("a")
+        self._board: Any = None
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if self._board is not None and isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, frames: Any) -> None:
+        """A picture uint8 [H, W, 3] of a step."""
+        if self._board is not None:
+            self._board.add_image(name, frames, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _cpu(value: Tensor) -> Tensor:
+    return value.cpu()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line cut short by a kill is beyond all."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
