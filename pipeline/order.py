@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.conditions import REFERENCE
+from pipeline.errors import UsageError
 from pipeline.interleave import Interleaving
 from pipeline.mixture import TRAIN, Begins, Bucket, Mixture
 from pipeline.shuffle import Shuffle
@@ -48,14 +49,14 @@ class Order:
     """The micro-batches of a mixture, by position. Not for several threads: it remembers where it was last."""
 
     def __init__(self, mixture: Mixture, samples: pa.Table, split: str = TRAIN) -> None:
-        """`samples`: the table of the mixture. Raises `ValueError` when its part `split` has no clip of a stream."""
+        """`samples`: the table of the mixture. Raises `UsageError` when its part `split` has no clip of a stream."""
         self.begins = mixture.begins if split == TRAIN else Begins()
         every, self._shards = _buckets(mixture, samples, split)
         # A task of which all clips of a dataset are held out has no share there.
         streams = {one.key for one in mixture.streams}
         self._rows = {bucket: found for bucket, found in every.items() if bucket.stream in streams}
         if not self._rows:
-            raise ValueError(f"the mixture has no clip in its part {split!r}")
+            raise UsageError(f"the mixture has no clip in its part {split!r}")
         self.buckets = tuple(sorted(self._rows))
         self._mixture = mixture
         clips: dict[tuple[str, str], int] = {}

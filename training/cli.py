@@ -54,7 +54,9 @@ def plan(
     config: Config,
     teaching: Annotated[bool, typer.Option("--teach", help="The configuration is one of `teach`.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="GPUs of the run.")] = 1,
-    memory_gb: Annotated[float | None, typer.Option(min=1, help="Memory of each GPU in GB; refuse what exceeds it.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=1, help="Memory of each GPU in GB; refuse what exceeds it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """What a run needs of each GPU's memory, before anything is loaded."""
@@ -83,7 +85,9 @@ def sample(
     prompt: Annotated[str, typer.Option(help="What it is to show.")] = "",
     video: Annotated[Path | None, typer.Option(help="A control track, or what is kept under a mask.")] = None,
     mask: Annotated[Path | None, typer.Option(help="A video: white where something is to be made.")] = None,
-    reference: Annotated[list[Path] | None, typer.Option(help="A picture (PNG) of what is to be seen; repeat it.")] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="A picture (PNG) of what is to be seen; repeat it.")
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, help="4n + 1 frames, 16 a second.")] = 81,
     height: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 480,
     width: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 832,

@@ -161,9 +161,11 @@ def load(path: Path, kind: type[Kind]) -> Kind:
     return validated(kind, mapping(content(path, "configuration"), str(path)), str(path))
 
 
-def parsed(kind: type[Kind], stored: dict[str, Any], name: str) -> Kind:
+def parsed(kind: str, stored: dict[str, Any], name: str) -> Run:
     """The configuration that a checkpoint holds. Raises UsageError that names it where it is of another version."""
-    return validated(kind, stored, name)
+    if kind == "distill":
+        return validated(Distill, stored, name)
+    return validated(Teach, stored, name)
 
 
 def same(now: Run, stored: Mapping[str, Any]) -> None:

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 _WAVES = 16
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module):  # type: ignore[misc]
     """Features [B, N, dim] of `depths` depths and noise levels [B] -> logits [B], float32."""
 
     def __init__(self, dim: int, depths: int, width: int = 512, heads: int = 8) -> None:
         super().__init__()
         self.looks = nn.ModuleList(_Look(dim, width, heads) for _ in range(depths))
         self.judge = nn.Sequential(
-            nn.LayerNorm(depths * width + _WAVES), nn.Linear(depths * width + _WAVES, width), nn.SiLU(), nn.Linear(width, 1)
+            nn.LayerNorm(depths * width + _WAVES),
+            nn.Linear(depths * width + _WAVES, width),
+            nn.SiLU(),
+            nn.Linear(width, 1),
         )
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor) -> Tensor:
@@ -35,7 +38,7 @@ class Discriminator(nn.Module):
         return logits
 
 
-class _Look(nn.Module):
+class _Look(nn.Module):  # type: ignore[misc]
     """One register's look at the tokens of one depth."""
 
     def __init__(self, dim: int, width: int, heads: int) -> None:
@@ -44,7 +47,9 @@ class _Look(nn.Module):
         # Features differ in scale from depth to depth and from network to network.
         self.norm = nn.LayerNorm(dim)
         self.attend = nn.MultiheadAttention(width, heads, kdim=dim, vdim=dim, batch_first=True)
-        self.think = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+        self.think = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, N, dim] -> [B, width]."""

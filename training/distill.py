@@ -65,7 +65,9 @@ class Distillation:
 
     def _critic(self, example: Example, last: int, signals: Signals, *, denoise: bool, judge: bool) -> Tensor:
         """The loss of the fake score on the student's samples, and of the discriminator on these and real clips."""
-        fake = rollout(self.student, example.conditions, self._config.schedule, self._noise(example, "critic"), last=last)
+        fake = rollout(
+            self.student, example.conditions, self._config.schedule, self._noise(example, "critic"), last=last
+        )
         sigma, noise = self._level(example, "critic")
         at = noised(fake, noise, sigma)
         said, features = self._fake.seen(at, sigma, example.conditions)
@@ -86,7 +88,9 @@ class Distillation:
             for name, latents, logits in (("r1", example.clean, real_logits), ("r2", fake, fake_logits)):
                 moved = latents + options.noise * self._noise(example, name)(0)
                 seen = self._fake.seen(noised(moved, noise, sigma), sigma, example.conditions)[1]
-                adversarial = adversarial + options.smoothness * gan.smoothness(logits, self._judge(seen, sigma), options.noise)
+                adversarial = adversarial + options.smoothness * gan.smoothness(
+                    logits, self._judge(seen, sigma), options.noise
+                )
         dmd.finite("the discriminator's loss", adversarial)
         signals.add(
             **{
@@ -98,7 +102,9 @@ class Distillation:
         weight = published.ADVERSARIAL if self._config.objective == "published" else options.critic_weight
         return loss + weight * adversarial
 
-    def _student(self, example: Example, last: int, signals: Signals, share: float, *, match: bool, judge: bool) -> None:
+    def _student(
+        self, example: Example, last: int, signals: Signals, share: float, *, match: bool, judge: bool
+    ) -> None:
         """Add the student's gradient of one micro-batch."""
         sample = rollout(
             self.student,

@@ -54,8 +54,8 @@ class Examples:
             return self._of_latents(batch)
         if self._embed is None:
             raise UsageError(
-                f"the task {batch.bucket.task} of {batch.bucket.dataset} has no latents that fit this model: store them "
-                "(`vdot-data annotate OUT --with latents`, or `masked_latents`), or train with `form: pixels`"
+                f"the task {batch.bucket.task} of {batch.bucket.dataset} has no latents that fit this model: store "
+                "them (`vdot-data annotate OUT --with latents`, or `masked_latents`), or train with `form: pixels`"
             )
         batch = batch if self._data.size is None else resized(batch, self._data.size)
         clip = self._encode(vcu.pixels(torch.from_numpy(batch.arrays["clip"])).to(self._device))

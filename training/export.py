@@ -80,7 +80,11 @@ def _tokenizer(folder: Path) -> str:
 
 def _told(trained: Trained) -> dict[str, Any]:
     told = trained.told
-    return trained.sampling.as_json() | {"step": told["step"], "mixture": told["stream"]["mixture"], "config": told["config"]}
+    return trained.sampling.as_json() | {
+        "step": told["step"],
+        "mixture": told["stream"]["mixture"],
+        "config": told["config"],
+    }
 
 
 def _card(trained: Trained, lora: bool) -> str:
@@ -96,7 +100,8 @@ def _card(trained: Trained, lora: bool) -> str:
             "guidance. Other steps or an ODE sampler give worse videos."
         )
     else:
-        how = f"{trained.sampling.steps} steps of Euler's method, shift {trained.sampling.shift:g}, guidance {trained.sampling.cfg:g}."
+        taught = trained.sampling
+        how = f"{taught.steps} steps of Euler's method, shift {taught.shift:g}, guidance {taught.cfg:g}."
     return f"""---
 license: {licence}
 base_model: {base}

@@ -1,6 +1,6 @@
 """A training run from its first step to its last: data in, steps, logs, samples and checkpoints out, and on again.
 
-    OUT/config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/step-N/
+OUT/config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/step-N/
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def _begin(config: Run, method: Method, checkpoints: Path, resume: str | None) -
     there = checkpoint.latest(checkpoints)
     if resume is None:
         if there is not None:
-            raise UsageError(f"{checkpoints.parent} holds a run already ({there.name}): --resume latest, or another folder")
+            raise UsageError(
+                f"{checkpoints.parent} holds a run already ({there.name}): --resume latest, or another folder"
+            )
         return 0, None
     found = checkpoint.chosen(checkpoints, resume)
     if found is None:
@@ -161,7 +163,9 @@ def _begin(config: Run, method: Method, checkpoints: Path, resume: str | None) -
     now = _identity(config)
     for name in ("kind", "schedule"):
         if told[name] != now[name]:
-            raise UsageError(f"{found} has the {name} {told[name]}, and this run {now[name]}: begin a new folder for that")
+            raise UsageError(
+                f"{found} has the {name} {told[name]}, and this run {now[name]}: begin a new folder for that"
+            )
     same(config, told["config"])
     checkpoint.load(found, tensors(method))
     for role, updates in method.updates.items():

@@ -57,7 +57,8 @@ def video(
         free,
         lambda step: draws.normal(latent, device, seed, "sample", step),
     )
-    return vcu.frames(vcu.decoder(vae)(vcu.trim(made, len(references))))[0]
+    shown_at_last: Frames = vcu.frames(vcu.decoder(vae)(vcu.trim(made, len(references))))[0]
+    return shown_at_last
 
 
 def read_video(file: Path, shape: vcu.Shape) -> Frames:

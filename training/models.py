@@ -94,8 +94,8 @@ class Denoiser:
         return velocity, [found[at] for at in depths(len(blocks))]
 
     def play(self) -> None:
-        """Make its adapter the one that counts. What a backward pass recomputes must be in the same part as it was: call
-        this before."""
+        """Make its adapter the one that counts. What a backward pass computes again must be in the part that it was in:
+        call this before."""
         if not getattr(self.transformer, "peft_config", None):
             return
         if self.adapter is None:
@@ -137,7 +137,9 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
     wrong = [str(one[0]) for one in said["mismatched_keys"]]
     if lacking or wrong:
         what = "lacks" if lacking else "has of another shape"
-        raise UsageError(f"the transformer in {where} {what} {len(lacking or wrong)} weights, {(lacking or wrong)[0]} first")
+        raise UsageError(
+            f"the transformer in {where} {what} {len(lacking or wrong)} weights, {(lacking or wrong)[0]} first"
+        )
     return found.eval().requires_grad_(False)
 
 
@@ -179,7 +181,9 @@ def scratch(folder: Path) -> Any:
 
     where = folder / TRANSFORMER
     try:
-        made = WanVACETransformer3DModel.from_config(WanVACETransformer3DModel.load_config(where, local_files_only=True))
+        made = WanVACETransformer3DModel.from_config(
+            WanVACETransformer3DModel.load_config(where, local_files_only=True)
+        )
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{where} has no configuration of a VACE transformer: {_first_line(error)}") from error
     for block in made.vace_blocks:

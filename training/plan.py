@@ -60,8 +60,8 @@ class Plan:
             raise UsageError(
                 f"this needs {self.total / _GB:.1f} GB on each of {self.devices} devices, which have "
                 f"{memory / _GB:.1f} GB, of which {100 * _USABLE:.0f} % can be used; the most goes to {largest.name} "
-                f"({largest.size / _GB:.1f} GB). More devices, `model.lora_rank`, `activation_checkpointing: true`, smaller "
-                "clips or fewer of them in a micro-batch would help"
+                f"({largest.size / _GB:.1f} GB). More devices, `model.lora_rank`, `activation_checkpointing: true`, "
+                "smaller clips or fewer of them in a micro-batch would help"
             )
 
 
@@ -110,7 +110,7 @@ def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> li
         graphs = 4 if run.gan.smoothness else 2
     working = one * (_WORKING + 2 * shape["ffn"] / shape["dim"])
     if run.model.activation_checkpointing:
-        kept, of = blocks * one * graphs, f"what {blocks} checkpointed blocks keep, {graphs} times"
+        kept, of = float(blocks * one * graphs), f"what {blocks} checkpointed blocks keep, {graphs} times"
     else:
         kept, of = blocks * working * graphs, f"all that {blocks} blocks compute, {graphs} times"
     return [Part("activations kept", kept, of), Part("one block at work", working, f"{tokens} tokens")]

@@ -8,6 +8,7 @@ arXiv:2405.14867), so that it meets in training what it meets when it is used.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,7 +53,6 @@ def rollout(
     return clean
 
 
-@torch.no_grad()
 def integrate(
     network: Denoiser, conditions: Conditions, negative: Tensor, noise: Tensor, *, steps: int, shift: float, cfg: float
 ) -> Tensor:
@@ -62,10 +62,11 @@ def integrate(
     """
     sigmas = [*Schedule(steps, shift).sigmas.tolist(), 0.0]
     at = noise
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, following in pairwise(sigmas):
         level = torch.full((len(at),), sigma)
-        said = network.velocity(at, level, conditions)
-        if cfg != 1:
-            said = guided(said, network.velocity(at, level, conditions.with_text(negative)), cfg)
+        with torch.no_grad():
+            said = network.velocity(at, level, conditions)
+            if cfg != 1:
+                said = guided(said, network.velocity(at, level, conditions.with_text(negative)), cfg)
         at = at + (following - sigma) * said
     return at

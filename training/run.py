@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline import encode
 from pipeline.errors import RunError, UsageError
-from training import assemble, config, draws, export as exporting, make, model_folder, plan, student, vcu
+from training import assemble, config, draws, make, model_folder, plan, student, vcu
+from training import export as exporting
 from training.config import Distill, Run, Teach
 from training.distill import Distillation
 from training.examples import Example, Examples
@@ -81,9 +81,7 @@ def export(trained: Path, out: Path, lora: bool = False) -> None:
     exporting.export(student.load(trained, torch.device("cpu")), out, lora=lora)
 
 
-def _run(
-    told: Run, out: Path, resume: str | None, method: Callable[[Path, World, Examples], Method]
-) -> None:
+def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World, Examples], Method]) -> None:
     folder = _folder(told)
     with world() as here:
         if here.device.type == "cuda":
@@ -103,7 +101,7 @@ def _run(
         train(told, made, examples, folder, out, here, resume=resume, evaluate=evaluate)
 
 
-def _shown(example: Example, method: Method, examples: Examples, sampling: student.Sampling, seed: int) -> np.ndarray[Any, Any]:
+def _shown(example: Example, method: Method, examples: Examples, sampling: student.Sampling, seed: int) -> make.Frames:
     """The clips of an example above what is made from their conditions: uint8 [T, H, W, 3]."""
     references = example.bucket.references
 
@@ -116,14 +114,14 @@ def _shown(example: Example, method: Method, examples: Examples, sampling: stude
     return np.concatenate([np.concatenate([*frames], axis=2) for frames in rows], axis=1)
 
 
-def _grid(shown: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+def _grid(shown: list[make.Frames]) -> make.Frames:
     """Films of several shapes side by side, black where they end: uint8 [T, H, W, 3]."""
     length, height = (max(film.shape[side] for film in shown) for side in (0, 1))
     padded = [np.pad(film, ((0, length - len(film)), (0, height - film.shape[1]), (0, 0), (0, 0))) for film in shown]
     return np.concatenate(padded, axis=2)
 
 
-def _write(file: Path, shown: list[np.ndarray[Any, Any]]) -> None:
+def _write(file: Path, shown: list[make.Frames]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode.encode(_grid(shown), make.FPS))

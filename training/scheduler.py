@@ -20,7 +20,7 @@ from training.schedule import TIMESTEPS, Schedule
 class StoredSteps(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
     """The `trained_steps` steps of a student at its `shift`, and no others."""
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = TIMESTEPS,
@@ -41,7 +41,8 @@ class StoredSteps(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
 
 def of(schedule: Schedule) -> StoredSteps:
     """The scheduler of a schedule."""
-    return StoredSteps(shift=schedule.shift, trained_steps=schedule.steps)
+    made: StoredSteps = StoredSteps(shift=schedule.shift, trained_steps=schedule.steps)
+    return made
 
 
 def taught(shift: float) -> FlowMatchEulerDiscreteScheduler:

@@ -30,7 +30,9 @@ class Signals:
 
     def means(self, world: World) -> dict[str, float]:
         """The mean of each over all processes, which must all ask."""
-        own = {name: (float(torch.stack([*map(_cpu, values)]).sum()), len(values)) for name, values in self._values.items()}
+        own = {
+            name: (float(torch.stack([*map(_cpu, values)]).sum()), len(values)) for name, values in self._values.items()
+        }
         found: dict[str, list[float]] = {}
         for each in world.gathered(own):
             for name, (total, count) in each.items():

@@ -37,9 +37,7 @@ class Sampling:
         if self.schedule is not None:
             with torch.no_grad():
                 return rollout(network, conditions, self.schedule, noise)
-        return integrate(
-            network, conditions, negative, noise(0), steps=self.steps, shift=self.shift, cfg=self.cfg
-        )
+        return integrate(network, conditions, negative, noise(0), steps=self.steps, shift=self.shift, cfg=self.cfg)
 
     def as_json(self) -> dict[str, Any]:
         """What `sampling` reads."""
@@ -98,8 +96,7 @@ def load(where: Path, device: torch.device) -> Trained:
     if not (at / checkpoint.META).is_file():
         raise UsageError(f"{where} is no run with a checkpoint, no checkpoint, and no export of `vdot-train export`")
     told = checkpoint.read(at)
-    kind = {"distill": config.Distill, "teach": config.Teach}[told["kind"]]
-    run = config.parsed(kind, told["config"], str(at))
+    run = config.parsed(told["kind"], told["config"], str(at))
     folder = model_folder.folder(run.model.folder, (models.TRANSFORMER,))
     return Trained(_averaged(at, run, folder, device), sampling_of(run), folder, run, told)
 
@@ -122,5 +119,3 @@ def _json(file: Path) -> dict[str, Any]:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{file} cannot be read ({error})") from error
-
-

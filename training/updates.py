@@ -75,12 +75,12 @@ class MovingAverage:
         self._options = options
         self._shadow = {name: parameter.detach().float().clone() for name, parameter in self._named.items()}
 
-    @torch.no_grad()
     def follow(self, updates: int) -> None:
         """Take the weights as they are after so many updates into account."""
         decay = self._options.decay if updates > self._options.start else 0.0
-        for name, parameter in self._named.items():
-            self._shadow[name].mul_(decay).add_(parameter.detach().float(), alpha=1 - decay)
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                self._shadow[name].mul_(decay).add_(parameter.detach().float(), alpha=1 - decay)
 
     @contextmanager
     def worn(self) -> Iterator[None]:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.after import begins
+from pipeline.errors import UsageError
 from pipeline.interleave import Interleaving, floor_sum
 from pipeline.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream, parse, write
 from pipeline.order import Order
@@ -256,5 +257,5 @@ def test_what_stands_in_for_a_damaged_clip_is_of_its_bucket_and_another() -> Non
 
 def test_a_part_without_clips_is_said() -> None:
     made = mixed({("a", "t"): 2}, {("a", "t"): Fraction(1)}, Step(1))
-    with pytest.raises(ValueError, match="no clip in its part 'held_out'"):
+    with pytest.raises(UsageError, match="no clip in its part 'held_out'"):
         Order(*made, HELD_OUT)

@@ -43,7 +43,10 @@ def test_there_are_ready_ones() -> None:
         ({"transport": {"epsilon": 0.0}}, "transport: .*epsilon from 0.001"),
         ({"gan": {"ratio": -1}}, "gan.ratio: must be greater than 0"),
         ({"data": {"mixture": "x", "size": {"frames": 17, "height": 64, "width": 64}}}, "form: pixels"),
-        ({"data": {"mixture": "x", "form": "pixels", "size": {"frames": 16, "height": 64, "width": 64}}}, "4n . 1 frames"),
+        (
+            {"data": {"mixture": "x", "form": "pixels", "size": {"frames": 16, "height": 64, "width": 64}}},
+            "4n . 1 frames",
+        ),
         ({"objective": "ot"}, "objective: must be 'combined', 'per_frame' or 'published'"),
         ({"steps": "many"}, "steps: expected a whole number; found 'many'"),
     ],
@@ -56,9 +59,9 @@ def test_what_is_wrong_gets_a_sentence(wrong: dict[str, Any], said: str, tmp_pat
 def test_what_may_change_on_resume(tmp_path: Path) -> None:
     was = read(tmp_path, LEAST).model_dump(mode="json")
     config.same(read(tmp_path, LEAST | {"steps": 9, "saves": {"every": 3}, "model": {"folder": "elsewhere"}}), was)
-    with pytest.raises(UsageError, match="student.lr: 1.0, now 2.0"):
+    with pytest.raises(UsageError, match=r"student\.lr: 1\.0, now 2\.0"):
         config.same(read(tmp_path, LEAST | {"student": {"lr": 2}}), was)
-    with pytest.raises(UsageError, match="transport.weight: 0.8, now None"):
+    with pytest.raises(UsageError, match=r"transport\.weight: 0\.8, now None"):
         config.same(read(tmp_path, LEAST | {"transport": None}), was)
-    with pytest.raises(UsageError, match="schedule.shift: 5.0, now 8.0"):
+    with pytest.raises(UsageError, match=r"schedule\.shift: 5\.0, now 8\.0"):
         config.same(read(tmp_path, LEAST | {"schedule": {"shift": 8}}), was)

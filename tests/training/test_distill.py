@@ -75,8 +75,9 @@ def train(*arguments: Any, processes: int = 1, status: int = 0, limit: float = 1
 
 def stored(run: Path, step: int) -> dict[str, Any]:
     """All tensors of a checkpoint, whole."""
-    from training.checkpoint import HuggingFaceStorageReader, dcp
     import torch
+
+    from training.checkpoint import HuggingFaceStorageReader, dcp
 
     at = run / f"checkpoints/step-{step:07d}"
     reader = HuggingFaceStorageReader(str(at))
@@ -106,7 +107,10 @@ def test_two_and_two_steps_are_four(method: str, config: Any, tmp_path: Path) ->
     train(command, config(told, **model, steps=2), "--out", tmp_path / "parts")
     train(command, config(told, **model), "--out", tmp_path / "parts", "--resume", "latest")
     equal(stored(tmp_path / "whole", 4), stored(tmp_path / "parts", 4))
-    lines = [[{k: v for k, v in one.items() if "time" not in k} for one in logged(tmp_path / run)] for run in ("whole", "parts")]
+    lines = [
+        [{k: v for k, v in one.items() if "time" not in k} for one in logged(tmp_path / run)]
+        for run in ("whole", "parts")
+    ]
     assert lines[0] == lines[1]
     assert [one["step"] for one in lines[0]] == [1, 2, 3, 4]
 

@@ -55,7 +55,8 @@ def test_a_schedule_comes_back_as_it_was_stored() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 5}, {"shift": 8.0}, {"timesteps": [1000, 750, 500, 250]}, {"sampler": "unipc"}, {"steps": None}]
+    "change",
+    [{"steps": 5}, {"shift": 8.0}, {"timesteps": [1000, 750, 500, 250]}, {"sampler": "unipc"}, {"steps": None}],
 )
 def test_a_schedule_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(Exception, match="schedule"):
@@ -124,7 +125,7 @@ def test_with_exact_scores_the_student_goes_to_its_teacher() -> None:
         adam.zero_grad()
         torch.autograd.backward(sample, dmd.along(sample, gradient))
         adam.step()
-    assert float(mean) == pytest.approx(2, abs=0.05)
+    assert mean.item() == pytest.approx(2, abs=0.05)
 
 
 def test_the_adversarial_losses_are_opposite_and_relative() -> None:

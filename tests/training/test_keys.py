@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import tiny_model
 import torch
@@ -34,7 +32,8 @@ def test_the_names_are_those_of_the_release(weights: dict[str, torch.Tensor]) ->
     theirs = keys.to_original(weights)
     for name in (
         "patch_embedding.weight", "vace_patch_embedding.bias", "text_embedding.2.weight", "time_projection.1.bias",
-        "blocks.1.self_attn.norm_q.weight", "blocks.2.cross_attn.o.bias", "blocks.0.norm3.weight", "blocks.0.ffn.2.bias",
+        "blocks.1.self_attn.norm_q.weight", "blocks.2.cross_attn.o.bias", "blocks.0.norm3.weight",
+        "blocks.0.ffn.2.bias",
         "blocks.0.modulation", "vace_blocks.0.before_proj.weight", "vace_blocks.1.after_proj.bias", "head.head.weight",
         "head.modulation",
     ):  # fmt: skip
@@ -50,5 +49,5 @@ def test_diffusers_reads_what_we_write(weights: dict[str, torch.Tensor]) -> None
 
 
 def test_a_name_of_something_else_is_refused() -> None:
-    with pytest.raises(UsageError, match="'lm_head.weight' is no weight of a VACE"):
+    with pytest.raises(UsageError, match=r"'lm_head\.weight' is no weight of a VACE"):
         keys.to_diffusers({"lm_head.weight": torch.zeros(1)})

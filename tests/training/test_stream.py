@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_said(mixed: Path, own: Path) -> None:
             Stream(str(mixed), **arguments)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="is no mixture"):
         Stream(str(mixed.parent))
-    with pytest.raises(ValueError, match="no clip in its part 'held_out'"):
+    with pytest.raises(UsageError, match="no clip in its part 'held_out'"):
         Stream(str(mixed), split="held_out")
 
 

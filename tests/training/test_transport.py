@@ -45,7 +45,9 @@ def value(a: Tensor, b: Tensor, epsilon: float) -> Tensor:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), epsilon=st.sampled_from([0.02, 0.05, 0.3, 1.0]), spread=st.sampled_from([0.1, 1.0, 5.0]))
+@given(
+    seed=st.integers(0, 10**6), epsilon=st.sampled_from([0.02, 0.05, 0.3, 1.0]), spread=st.sampled_from([0.1, 1.0, 5.0])
+)
 def test_marginals_hold_to_the_tolerance(seed: int, epsilon: float, spread: float) -> None:
     a, b = latents(seed, (3, 40, 5)), spread * latents(seed + 1, (3, 40, 5)) + spread
     cost = torch.cdist(a, b).square()
@@ -103,9 +105,7 @@ def test_where_the_plan_is_the_identity_it_is_dmd() -> None:
     assert torch.allclose(found.residual, fake - real, atol=1e-5)
     assert float(found.signals["cosine"]) == pytest.approx(1, abs=1e-4)
     student = latents(9)
-    whole, plain = (
-        dmd.direction(ot.mixed(fake, real, transport, 1.0), student, real) for transport in (found, None)
-    )
+    whole, plain = (dmd.direction(ot.mixed(fake, real, transport, 1.0), student, real) for transport in (found, None))
     assert torch.allclose(whole, plain, atol=1e-5)
 
 

@@ -86,7 +86,6 @@ class Transported:
     signals: dict[str, Tensor]
 
 
-@torch.no_grad()
 def transported(fake: Tensor, real: Tensor, options: Transport) -> Transported:
     """Transport of clean latents [B, C, T', h, w], h and w even, frame by frame; of any dtype, computed in float32.
 
@@ -98,6 +97,7 @@ def transported(fake: Tensor, real: Tensor, options: Transport) -> Transported:
     """
     if fake.shape != real.shape or fake.dim() != 5 or fake.shape[3] % _SIDE or fake.shape[4] % _SIDE:
         raise ValueError(f"latents [B, C, T', h, w] of even sides, both alike, not {fake.shape} and {real.shape}")
+    fake, real = fake.detach(), real.detach()
     with torch.autocast(fake.device.type, enabled=False):
         a, b = tokens(fake), tokens(real)
         if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
@@ -109,7 +109,9 @@ def transported(fake: Tensor, real: Tensor, options: Transport) -> Transported:
     residual = untokens(torch.cat([one for one, _ in found]), fake.shape)
     signals = {name: torch.cat([each[name] for _, each in found]) for name in found[0][1]}
     difference = fake.float() - real.float()
-    told = {name: values.amax() if name in ("error", "iterations") else values.mean() for name, values in signals.items()}
+    told = {
+        name: values.amax() if name in ("error", "iterations") else values.mean() for name, values in signals.items()
+    }
     told["cosine"] = functional.cosine_similarity(residual.flatten(), difference.flatten(), dim=0)
     told["ratio"] = residual.norm() / difference.norm().clamp(min=1e-12)
     return Transported(residual, told)
@@ -171,12 +173,12 @@ def self_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int) -
     size = cost.shape[1]
     kernel = cost.div_(-epsilon).exp_().div_(size)
     scale = kernel.new_full((len(kernel), size, 1), size**0.5)
-    for done in range(1, iterations + 1):
-        sums = kernel @ scale
-        error = (scale * sums - 1).abs().mean(dim=(1, 2))
-        if bool((error <= tolerance).all()):
-            break
+    sums = kernel @ scale
+    error, done = (scale * sums - 1).abs().mean(dim=(1, 2)), 0
+    while done < iterations and not bool((error <= tolerance).all()):
         scale = (scale / sums).sqrt()
+        sums = kernel @ scale
+        error, done = (scale * sums - 1).abs().mean(dim=(1, 2)), done + 1
     return Plan(kernel.mul_(scale).mul_(scale.transpose(1, 2)).div_(size), error, done)
 
 
