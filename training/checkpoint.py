@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -75,7 +76,9 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises UsageError where one is missing, of another shape, or damaged.
     """
     try:
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)))
+        dcp.load(
+            dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=not dist.is_initialized()
+        )
     except (OSError, dcp.CheckpointException) as error:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_why(error)}") from error
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.mixture import Bucket
-from training import vcu
+from training import model_folder, vcu
 from training.config import Data, Model, Size
 from training.latents import autoencoder, embedder
 from training.models import Conditions
@@ -35,10 +35,11 @@ class Example:
 class Examples:
     """Micro-batches to examples of one model: by its autoencoder and text encoder, or from stored latents alone.
 
-    Raises UsageError, when made, where the model lacks what is needed.
+    Raises MissingWeights, when made, where the model lacks what is needed.
     """
 
     def __init__(self, folder: Path, model: Model, data: Data, device: torch.device) -> None:
+        model_folder.check(folder)
         self._data, self._device, self._tokens = data, device, model.text_tokens
         vae = autoencoder(folder, device)
         self._encode, self._decode = vcu.encoder(vae), vcu.decoder(vae)

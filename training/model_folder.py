@@ -66,6 +66,13 @@ def title(where: str) -> str:
     return Path(where).name if Path(where).is_dir() else where
 
 
+def check(model: Path, parts: Iterable[str] = (VAE, TEXT_ENCODER)) -> None:
+    """Raises `MissingWeights` where weights or configuration of a part are absent, without reading the weights."""
+    for part in parts:
+        _weight_files(model / part, _WEIGHTS[part])
+        _read(model / part / "config.json")
+
+
 def fingerprint(model: Path, part: str) -> str:
     """The sha256 (hex) of what decides the numbers of one part (`VAE` or `TEXT_ENCODER`) of a model: its weight files
     by their own sha256, and what latents are normalised by.

@@ -7,6 +7,7 @@ is one frozen network: the teacher is it alone, the student and the fake score a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,7 @@ def adapted(transformer: Any, rank: int, names: Sequence[str] = (STUDENT, FAKE))
     """
     from peft import LoraConfig
 
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
     for name in names:
         transformer.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS, init_lora_weights=True), adapter_name=name

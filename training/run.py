@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import diffusers.utils.logging
 import numpy as np
 import torch
+import transformers.utils.logging
 
 from pipeline import encode
 from pipeline.errors import RunError, UsageError
@@ -20,6 +22,10 @@ from training.models import TRANSFORMER
 from training.parallel import World, world
 from training.signals import Log
 from training.teach import Teaching
+
+# A line for each file that is loaded says nothing that a log needs.
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
 
 
 def teach(file: Path, out: Path, resume: str | None = None) -> None:

@@ -46,6 +46,7 @@ def test_made_up_clips(likeness: Likeness) -> None:
     assert cosine(likeness, clip, small_videos.frames(2, 1, 17, (200, 190, 80))) < 0.7
 
 
+@pytest.mark.long
 def test_real_clips(likeness: Likeness) -> None:
     juggle = real_clips.frames("sam2__05_default_juggle.mp4", 33, every=2, width=640, height=360)
     for name, copy in copies(juggle).items():

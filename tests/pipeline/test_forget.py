@@ -154,7 +154,10 @@ def test_a_damaged_neighbour_fails_instead_of_looking_sound(dataset: Any) -> Non
 
 
 @pytest.mark.slow
-def test_killed_at_any_call_and_done_again(dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
+def test_killed_at_any_call_and_done_again(
+    dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
     ids = [small_dataset.identity(name) for name in ("a0", "a1", "a2")]
     secrets = [mark for name in ("a0", "a2") for mark in marks(dataset.stored(name))]
     others = {small_dataset.identity(name): dataset.stored(name) for name in ("b0", "b2")}
@@ -162,7 +165,7 @@ def test_killed_at_any_call_and_done_again(dataset: Any, tmp_path: Path, monkeyp
     vectors.embed(dataset, {"a0": (1.0, 0.0), "b0": (1.0, 0.1), "b2": (0.0, 1.0, 0.0)})
     vectors.embed(dataset, {"a2": (0.0, 0.0, 1.0)}, number=1)
     assert dedup(dataset.url).groups == 1
-    for step in itertools.count(1):
+    for step in itertools.count(1, every):
         shutil.copytree(tmp_path / "out", tmp_path / f"out{step}")
         dataset = small_dataset.Dataset(str(tmp_path / f"out{step}"), tmp_path / "scratch")
         kill_at(step, monkeypatch)

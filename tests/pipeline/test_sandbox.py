@@ -188,6 +188,7 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         assert [index for index, _ in box.stream(f"{HERE}:count", 2)] == [0, 1]
 
 
+@pytest.mark.long
 def test_slow_progress_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with Sandbox(memory_mb=512, stall_s=1) as box:

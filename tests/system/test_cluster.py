@@ -24,6 +24,7 @@ def stage_workers(raylet: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_share_the_work_and_give_the_same_dataset(
     vdot: Any, recipe: Any, small: Path, local: Any, tmp_path: Path
 ) -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import program
 import pytest
 import small_mixture
 import tiny_model
+import torch
 import yaml
 
+from annotators.weights import MissingWeights
+from pipeline.errors import RunError, UsageError
 from pipeline.mixture import Step
+from training import distill, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,27 +66,43 @@ def config(model: Path, mixture: Path, tmp_path: Path) -> Any:
     return write
 
 
-def train(*arguments: Any, processes: int = 1, status: int = 0, limit: float = 120) -> str:
-    """Run the command line and give what it said on stderr."""
-    begin = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+def train(command: str, file: Path, out: Path, resume: str | None = None) -> None:
+    """What `vdot-train` does, in this process."""
+    {"teach": run.teach, "distill": run.distill}[command](file, out, resume)
+
+
+def processes(count: int, *arguments: Any) -> None:
+    """The same by torchrun, in so many processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*begin, "-m", "training.cli", *map(str, arguments)],
-        capture_output=True, text=True, env=environment, timeout=limit, check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr[-3000:]
-    return done.stderr
+        [*torchrun, "-m", "training.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
-def stored(run: Path, step: int) -> dict[str, Any]:
+def options(method: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Command, configuration, and changes to it."""
+    if method == "teach":
+        return "teach", TEACH, {}
+    return "distill", DISTILL, {"model": {"lora_rank": 4}} if method == "lora" else {}
+
+
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("teach", "lora")]
+
+
+def stored(out: Path, step: int) -> dict[str, Any]:
     """All tensors of a checkpoint, whole."""
     import torch
 
     from training.checkpoint import HuggingFaceStorageReader, dcp
 
-    at = run / f"checkpoints/step-{step:07d}"
+    at = out / f"checkpoints/step-{step:07d}"
     reader = HuggingFaceStorageReader(str(at))
     shapes = {name: one.size for name, one in reader.read_metadata().state_dict_metadata.items()}
     found = {name: torch.empty(size) for name, size in shapes.items()}
@@ -87,8 +110,8 @@ def stored(run: Path, step: int) -> dict[str, Any]:
     return found
 
 
-def logged(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) -> None:
@@ -98,34 +121,199 @@ def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) ->
         assert difference <= tolerance * max(1.0, float(one[name].abs().max())), (name, difference)
 
 
-@pytest.mark.parametrize("method", ["teach", "distill", "lora"])
+@pytest.mark.parametrize("method", ["distill", *LONG])
 def test_two_and_two_steps_are_four(method: str, config: Any, tmp_path: Path) -> None:
-    told = TEACH if method == "teach" else DISTILL
-    model = {"model": {"lora_rank": 4}} if method == "lora" else {}
-    command = "teach" if method == "teach" else "distill"
-    train(command, config(told, **model), "--out", tmp_path / "whole")
-    train(command, config(told, **model, steps=2), "--out", tmp_path / "parts")
-    train(command, config(told, **model), "--out", tmp_path / "parts", "--resume", "latest")
+    command, told, changes = options(method)
+    train(command, config(told, **changes), tmp_path / "whole")
+    train(command, config(told, **changes, steps=2), tmp_path / "parts")
+    train(command, config(told, **changes), tmp_path / "parts", "latest")
     equal(stored(tmp_path / "whole", 4), stored(tmp_path / "parts", 4))
-    lines = [
-        [{k: v for k, v in one.items() if "time" not in k} for one in logged(tmp_path / run)]
-        for run in ("whole", "parts")
-    ]
-    assert lines[0] == lines[1]
-    assert [one["step"] for one in lines[0]] == [1, 2, 3, 4]
+    whole, parts = (
+        [{name: value for name, value in one.items() if "time" not in name} for one in logged(tmp_path / out)]
+        for out in ("whole", "parts")
+    )
+    assert whole == parts
+    assert [one["step"] for one in whole] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("method", ["teach", "distill", "lora"])
+@pytest.mark.parametrize("method", ["distill", *LONG])
 def test_two_processes_are_one(method: str, config: Any, tmp_path: Path) -> None:
-    told = TEACH if method == "teach" else DISTILL
-    model = {"model": {"lora_rank": 4}} if method == "lora" else {}
-    command = "teach" if method == "teach" else "distill"
-    file = config(told, **model)
-    train(command, file, "--out", tmp_path / "one")
-    train(command, file, "--out", tmp_path / "two", processes=2)
+    command, told, changes = options(method)
+    file = config(told, **changes)
+    train(command, file, tmp_path / "one")
+    processes(2, command, file, "--out", tmp_path / "two")
     # AdamW divides by the square root of tiny squares: sums in another order are seen in single weights.
     equal(stored(tmp_path / "one", 4), stored(tmp_path / "two", 4), 1e-3)
     for one, two in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
         for name in one:
             if isinstance(one[name], float) and "time" not in name:
                 assert two[name] == pytest.approx(one[name], rel=2e-3, abs=1e-5), name
+
+
+@pytest.mark.long
+def test_what_two_processes_began_one_goes_on_with(config: Any, tmp_path: Path) -> None:
+    processes(2, "distill", config(DISTILL, steps=2), "--out", tmp_path / "run")
+    train("distill", config(DISTILL), tmp_path / "run", "latest")
+    train("distill", config(DISTILL), tmp_path / "whole")
+    equal(stored(tmp_path / "whole", 4), stored(tmp_path / "run", 4), 1e-3)
+
+
+def test_everything_learns_and_the_frozen_does_not(config: Any, tmp_path: Path) -> None:
+    train("distill", config(DISTILL), tmp_path / "run")
+    before, after = stored(tmp_path / "run", 2), stored(tmp_path / "run", 4)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    # Wan's norms have weights that no gradient reaches, as nothing depends on their scale at first.
+    for role in ("student", "fake", "judge", "average.student"):
+        own = {name for name in after if name.startswith(f"{role}.")}
+        assert len(own & moved) > 0.9 * len(own), role
+    # The average is neither the weights nor what it was.
+    name = "blocks.0.attn1.to_q.weight"
+    assert not torch.equal(after[f"average.student.{name}"], after[f"student.{name}"])
+    of_lora = config(DISTILL, model={"lora_rank": 4})
+    train("distill", of_lora, tmp_path / "lora")
+    names = stored(tmp_path / "lora", 4)
+    assert all("lora_" in name or ".judge." in f".{name}" for name in names)
+
+
+def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> None:
+    from training.models import Conditions, Denoiser, adapted, load
+
+    alone, base = load(model, torch.float32), adapted(load(model, torch.float32), 4)
+    for name, one in base.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(one, std=0.1 if ".student." in name else 0.2)
+    drawn = torch.Generator().manual_seed(0)
+    noisy, context, text = (
+        torch.randn(shape, generator=drawn) for shape in ((1, 16, 3, 4, 4), (1, 96, 3, 4, 4), (1, 8, 32))
+    )
+    said = {}
+    for role in (None, "student", "fake", None):
+        said[role] = Denoiser(base, torch.float32, role).velocity(noisy, torch.ones(1), Conditions(text, context))
+    plain = Denoiser(alone, torch.float32).velocity(noisy, torch.ones(1), Conditions(text, context))
+    assert torch.equal(said[None], plain)
+    assert not torch.allclose(said["student"], plain)
+    assert not torch.allclose(said["student"], said["fake"])
+
+
+def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"holds a run already .step-0000002.: --resume latest"):
+        train("teach", config(TEACH), tmp_path / "run")
+    with pytest.raises(UsageError, match="has the kind teach, and this run distill"):
+        train("distill", config(DISTILL), tmp_path / "run", "latest")
+    with pytest.raises(UsageError, match="is no checkpoint"):
+        train("teach", config(TEACH), tmp_path / "run", str(tmp_path / "nowhere"))
+    changed = config(TEACH | {"optimizer": {"lr": 5e-3}})
+    with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001, now 0\.005"):
+        train("teach", changed, tmp_path / "run", "latest")
+
+
+def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, tmp_path: Path) -> None:
+    train("distill", config(DISTILL, steps=2), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"937\.5.*this run .*960"):
+        train("distill", config(DISTILL, schedule={"shift": 8}), tmp_path / "run", "latest")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("distill", config(DISTILL, steps=2), tmp_path / "run")
+    kept = stored(tmp_path / "run", 2)
+    monkeypatch.setattr(distill, "velocity", lambda clean, noise: noise * torch.nan)
+    with pytest.raises(RunError, match=r"step 3 .*the fake score's loss is not finite.*step-0000002 is whole"):
+        train("distill", config(DISTILL), tmp_path / "run", "latest")
+    equal(stored(tmp_path / "run", 2), kept)
+    monkeypatch.undo()
+    train("distill", config(DISTILL), tmp_path / "run", "latest")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(config: Any, tmp_path: Path) -> None:
+    with program.mounted(tmp_path / "small", "size=9m") as small:
+        with pytest.raises(
+            RunError, match=r"the checkpoint of step \d+ cannot be written .*No space.*last one is step"
+        ):
+            train("distill", config(DISTILL, steps=40, saves={"every": 1, "keep": 40}), small / "run")
+        last = max((small / "run/checkpoints").glob("step-*"))
+        assert not list((small / "run/checkpoints").glob(".*"))
+        assert stored(small / "run", int(last.name[5:]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("no folder", "is no folder here, and no hub id"),
+        ("no transformer", r"has no transformer/config\.json"),
+        ("no weights", "cannot be loaded|no file named"),
+        ("a weight less", "lacks 1 weights, blocks.0.attn1.to_q.weight first"),
+        ("another shape", "cannot be loaded|of another shape"),
+        ("no VAE", "has no vae/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(damage: str, said: str, model: Path, config: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "transformer/diffusion_pytorch_model.safetensors"
+    if damage == "no folder":
+        shutil.rmtree(broken)
+    elif damage == "no transformer":
+        shutil.rmtree(broken / "transformer")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no VAE":
+        shutil.rmtree(broken / "vae")
+    else:
+        found = load_file(weights)
+        name = "blocks.0.attn1.to_q.weight"
+        found.pop(name)
+        if damage == "another shape":
+            found[name] = torch.zeros(3, 3)
+        save_file(found, weights, metadata={"format": "pt"})
+    with pytest.raises((UsageError, MissingWeights), match=said):
+        train("distill", config(DISTILL, model={"folder": str(broken)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_latents_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
+    from diffusers import WanVACETransformer3DModel
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    told = WanVACETransformer3DModel.load_config(other / "transformer")
+    WanVACETransformer3DModel.from_config(told | {"text_dim": 16}).save_pretrained(other / "transformer")
+    with pytest.raises(UsageError, match="the student's text_dim is 16 and the teacher's 32: they cannot share"):
+        train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
+
+
+def test_latents_that_are_not_there_are_named(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no latents that fit this model: store them .*form: pixels"):
+        train("teach", config(TEACH, data={"form": "latents"}), tmp_path / "run")
+
+
+def test_sigterm_ends_with_a_checkpoint(config: Any, tmp_path: Path) -> None:
+    file = config(TEACH, steps=100_000, saves={"every": 100_000})
+    job = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "teach", str(file), "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+    )
+    log = tmp_path / "run/log.jsonl"
+    program.poll(lambda: (log.is_file() and log.read_text()) or job.poll() is not None, 60, "a first step")
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 1
+    assert "stopped on request at step" in said
+    assert "Traceback" not in said
+    (kept,) = (tmp_path / "run/checkpoints").glob("step-*")
+    assert int(kept.name[5:]) == len(log.read_text().splitlines())
+
+
+def test_the_log_of_a_run_that_was_killed_goes_on(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH), tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-0000004/checkpoint.json").unlink()
+    with (tmp_path / "run/log.jsonl").open("a") as file:
+        file.write('{"step": 5, "cut sho')
+    train("teach", config(TEACH), tmp_path / "run", "latest")
+    assert [one["step"] for one in logged(tmp_path / "run")] == [1, 2, 3, 4]
