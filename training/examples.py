@@ -60,7 +60,7 @@ class Examples:
             )
         batch = batch if self._data.size is None else resized(batch, self._data.size)
         clip = self._encode(vcu.pixels(torch.from_numpy(batch.arrays["clip"])).to(self._device))
-        context = vcu.of_batch(self._encode, batch).to(self._device)
+        context = vcu.of_batch(self._encode, batch, self._gray(batch.bucket)).to(self._device)
         text = torch.cat([self._embed(caption) for caption in batch.captions])
         return self._example(batch, clip, context, text)
 

@@ -94,16 +94,19 @@ def context(
     mask: Tensor | None,
     references: Sequence[Sequence[Tensor]],
     shape: Shape,
+    gray: Tensor | None = None,
 ) -> Tensor:
     """The context [B, 96, R + T', H / 8, W / 8] of the B clips of one task, in the dtype and on the device of `encode`.
 
     `video` uint8 [B, 3, T, H, W], None: nothing is given (text, references alone), which is gray, 0.0. `mask` bool
     [B, 1, T, H, W], true: to be made, None: all is. `references`: of each clip its R >= 0 pictures, uint8 [h, w, 3] of
-    any size, in VACE's order (diffusers' pipeline reverses it). Raises `ValueError` for what does not fit together.
+    any size, in VACE's order (diffusers' pipeline reverses it). `gray`: what `nothing` gave for this shape, so that it
+    is not encoded again. Raises `ValueError` for what does not fit together.
 
-    `encode` is called once for the clips and once for all references. With a mask it is given 2 B clips of 12 T H W
-    bytes, and what the autoencoder works in grows with 2 B (with T little: it goes by groups of frames). Where that is
-    too much, let `encode` go clip by clip (diffusers: `vae.enable_slicing()`).
+    `encode` is called once for the clips, once for all references, and once for gray where it is needed and not given.
+    With a mask it is given 2 B clips of 12 T H W bytes, and what the autoencoder works in grows with 2 B (with T
+    little: it goes by groups of frames). Where that is too much, let `encode` go clip by clip (diffusers:
+    `vae.enable_slicing()`).
     """
     batch, counts = len(references), {len(pictures) for pictures in references}
     if len(counts) != 1:
@@ -111,7 +114,7 @@ def context(
     (count,) = counts
     _, _, _, height, width = latent_shape(shape, batch, count)
     _agree(video, mask, batch, shape)
-    halves = _halves(encode, video, mask, batch, shape)
+    halves = _halves(encode, video, mask, batch, shape, gray)
     clips = torch.cat([halves, _squares(mask, batch, shape).to(halves)], dim=1)
     if not count:
         return clips
@@ -145,12 +148,12 @@ def of_latents(batch: Batch, gray: Tensor) -> Tensor:
     return _after(torch.from_numpy(np.stack(shown)).to(gray), clips)
 
 
-def of_batch(encode: Encode, batch: Batch) -> Tensor:
+def of_batch(encode: Encode, batch: Batch, gray: Tensor | None = None) -> Tensor:
     """The context of a micro-batch of the form "pixels"; see `context`."""
     video, mask = (torch.from_numpy(batch.arrays[name]) if name in batch.arrays else None for name in ("video", "mask"))
     references = [[torch.from_numpy(picture) for picture in item.values()] for item in batch.items]
     bucket = batch.bucket
-    return context(encode, video, mask, references, (bucket.frames, bucket.height, bucket.width))
+    return context(encode, video, mask, references, (bucket.frames, bucket.height, bucket.width), gray)
 
 
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:
@@ -192,15 +195,14 @@ def _agree(video: Tensor | None, mask: Tensor | None, batch: int, shape: Shape) 
         raise ValueError(f"a mask is bool and belongs to a video, this one is {mask.dtype}")
 
 
-def _halves(encode: Encode, video: Tensor | None, mask: Tensor | None, batch: int, shape: Shape) -> Tensor:
+def _halves(
+    encode: Encode, video: Tensor | None, mask: Tensor | None, batch: int, shape: Shape, gray: Tensor | None
+) -> Tensor:
     """Latents [B, 32, T', h, w] of what is kept and of what is to be made. Gray alone is encoded once for all."""
-    if video is None:
-        gray = nothing(encode, shape)
-        return torch.cat([gray, gray], dim=1).expand(batch, -1, -1, -1, -1)
-    if mask is None:
-        clips = functional.pad(pixels(video), (0, 0) * 4 + (1, 0))
-        kept, made = encode(clips).split([1, batch])
-        return torch.cat([kept.expand_as(made), made], dim=1)
+    if video is None or mask is None:
+        kept = (nothing(encode, shape) if gray is None else gray).expand(batch, -1, -1, -1, -1)
+        made = kept if video is None else encode(pixels(video))
+        return torch.cat([kept.to(made), made], dim=1)
     both = pixels(video).repeat(2, 1, 1, 1, 1)
     both[:batch].masked_fill_(mask, 0)
     both[batch:].masked_fill_(~mask, 0)

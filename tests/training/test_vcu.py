@@ -307,7 +307,7 @@ def test_pixels_go_from_minus_one_to_one() -> None:
 
 @pytest.mark.parametrize(
     ("task", "calls"),
-    [("text", [1]), ("pose", [4]), ("inpaint", [6]), ("reference of two", [1, 6]), ("reference+inpaint", [6, 3])],
+    [("text", [1]), ("pose", [1, 3]), ("inpaint", [6]), ("reference of two", [1, 6]), ("reference+inpaint", [6, 3])],
 )
 def test_clips_take_one_call_and_references_another(task: str, calls: list[int]) -> None:
     seen: list[int] = []

@@ -1,0 +1,109 @@
+"""`make demo-train`: from the shards of `make demo` to a tiny student, and a video that it makes in four steps.
+
+`python -m training.demo DIR`, after `vdot-data mix` made DIR/tiny: a model of two million parameters is taught on the
+six clips of the demonstration, distilled, and shown. It shows that the parts fit, not what a VACE model can do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+
+from pipeline import encode
+from pipeline.errors import RunError, UsageError
+from training import make, run, student, tiny
+from training.config import Size
+from training.examples import resized
+from training.stream import Stream
+
+_SIZE = Size(frames=17, height=64, width=64)
+_TEACH, _DISTILL = 240, 100
+console = Console(stderr=True)
+
+
+def main(folder: Path) -> None:
+    """Make the model, teach, distill and sample. Raises as these do."""
+    mixture, model = folder / "tiny", folder / "tiny-model"
+    begun = time.monotonic()
+    if not (model / "README.md").is_file():
+        console.print("fitting a tiny autoencoder on the clips ...")
+        psnr = tiny.make(str(mixture), _SIZE, model)
+        console.print(f"it gives them back with {psnr:.1f} dB (PSNR)")
+    for name, told in (("teach", _teach()), ("distill", _distill(folder))):
+        told = _common(mixture, model) | told
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
+    console.print("teaching it: flow matching from scratch ...")
+    run.teach(folder / "teach.yaml", folder / "teacher", "latest")
+    if not (folder / "teacher-model").exists():
+        run.export(folder / "teacher", folder / "teacher-model")
+    console.print("distilling it into four steps ...")
+    run.distill(folder / "distill.yaml", folder / "student", "latest")
+    _show(folder, mixture)
+    console.print(
+        f"\ndone in {time.monotonic() - begun:.0f} s. {folder}/sample.mp4: a control track (left), what the student "
+        f"makes of it in four steps (middle), and the clip that it was taken from (right).\n"
+        f"Losses and signals: {folder}/student/log.jsonl, or tensorboard --logdir {folder}"
+    )
+
+
+def _common(mixture: Path, model: Path) -> dict[str, Any]:
+    return {
+        "model": {"folder": str(model), "dtype": "float32", "activation_checkpointing": False, "text_tokens": 32},
+        "data": {"mixture": str(mixture), "form": "pixels", "size": _SIZE.model_dump(), "workers": 2},
+        "saves": {"every": 50, "keep": 2},
+        "evaluation": {"every": 0},
+    }
+
+
+def _teach() -> dict[str, Any]:
+    return {
+        "steps": _TEACH,
+        "scratch": True,
+        "optimizer": {"lr": 1.0e-3, "betas": [0.9, 0.99], "warmup": 10, "clip": 1.0},
+        "average": {"decay": 0.97, "start": 50},
+        "teacher_cfg": 1.0,
+    }
+
+
+def _distill(folder: Path) -> dict[str, Any]:
+    return {
+        "model": _common(folder, folder / "teacher-model")["model"],
+        "steps": _DISTILL,
+        "student": {"lr": 1.0e-4},
+        "critic": {"lr": 3.0e-4},
+        "student_every": 2,
+        "teacher_cfg": 1.0,
+        "gan": {"start": 10, "width": 64},
+        "average": {"decay": 0.9, "start": 10},
+    }
+
+
+def _show(folder: Path, mixture: Path) -> None:
+    """The first clip with a control track, beside what the student makes of that track."""
+    drawn = (batch for step in islice(Stream(str(mixture), rank=0, world=1), 64) for batch in step)
+    batch = next(resized(one, _SIZE) for one in drawn if "video" in one.arrays and "mask" not in one.arrays)
+    clip, track = (np.moveaxis(batch.arrays[name][0], 0, -1) for name in ("clip", "video"))
+    trained = student.load(folder / "student", torch.device("cpu"))
+    made = make.video(
+        trained, batch.captions[0], shape=(_SIZE.frames, _SIZE.height, _SIZE.width), condition=track, tokens=32
+    )
+    (folder / "sample.mp4").write_bytes(encode.encode(np.concatenate([track, made, clip], axis=2), make.FPS))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
+    logging.getLogger("vdot_data").setLevel(logging.INFO)
+    try:
+        main(Path(sys.argv[1]))
+    except (RunError, UsageError) as error:
+        sys.exit(f"the demonstration ended: {error}")

@@ -1,0 +1,110 @@
+"""A VACE model small enough for a laptop, in diffusers' layout: an autoencoder fitted on a mixture's clips, a random
+text encoder over its captions' words, and a random transformer to be taught.
+
+For trying the trainer out, and nothing else: it knows only the clips that it was fitted on.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training import vcu
+from training.config import Size
+from training.examples import resized
+from training.stream import Stream
+
+_WORDS = re.compile(r"\w+|[^\w\s]")
+# Enough for pictures to be told apart, in a minute on two cores.
+_STEPS, _RATE, _CLIPS = 150, 3e-3, 2
+_CARD = "---\nlicense: apache-2.0\n---\n# A tiny VACE model, fitted on a few clips for a demonstration\n"
+
+
+def make(mixture: str, size: Size, folder: Path, *, steps: int = _STEPS, seed: int = 0) -> float:
+    """Write the model into a folder; how well its autoencoder gives back clips that it was fitted on, in dB of PSNR."""
+    from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
+
+    torch.manual_seed(seed)
+    clips, captions = _seen(mixture, size)
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
+    psnr = _fit(vae, clips, steps)
+    vae.save_pretrained(folder / "vae")
+    _text(folder, captions)
+    WanVACETransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=32,
+        text_dim=64,
+        freq_dim=128,
+        ffn_dim=512,
+        num_layers=4,
+        vace_layers=[0, 2],
+        rope_max_seq_len=64,
+    ).save_pretrained(folder / "transformer")
+    (folder / "README.md").write_text(_CARD)
+    return psnr
+
+
+def _seen(mixture: str, size: Size) -> tuple[Tensor, list[str]]:
+    """Each clip of a mixture once, float [N, 3, T, H, W], and the captions."""
+    stream = Stream(mixture, rank=0, world=1)
+    found: dict[str, Tensor] = {}
+    captions = []
+    for step in islice(stream, 64):
+        for batch in step:
+            for key, clip in zip(batch.keys, resized(batch, size).arrays["clip"], strict=True):
+                found[key] = vcu.pixels(torch.from_numpy(clip))
+            captions += batch.captions
+    return torch.stack([*found.values()]), captions
+
+
+def _fit(vae: torch.nn.Module, clips: Tensor, steps: int) -> float:
+    """Fit an autoencoder, and note mean and spread of its latents in its configuration; PSNR in dB at last."""
+    adam = torch.optim.AdamW(vae.parameters(), lr=_RATE, weight_decay=0)
+    drawn = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        for group in adam.param_groups:
+            group["lr"] = _RATE * math.sin(math.pi * (step + 1) / (steps + 1)) ** 0.5
+        batch = clips[torch.randint(len(clips), (_CLIPS,), generator=drawn)]
+        latents = vae.encode(batch).latent_dist.mode()
+        # Latents that stay small leave room for noise of size 1.
+        loss = (vae.decode(latents).sample - batch).abs().mean() + 1e-3 * latents.square().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    vae.eval()
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(clip[None]).latent_dist.mode() for clip in clips])
+        shown = torch.cat([vae.decode(one[None]).sample for one in latents]).clamp(-1, 1)
+    vae.register_to_config(
+        latents_mean=latents.mean(dim=(0, 2, 3, 4)).tolist(), latents_std=latents.std(dim=(0, 2, 3, 4)).tolist()
+    )
+    return float(10 * torch.log10(4 / (shown - clips).square().mean()))
+
+
+def _text(folder: Path, captions: list[str]) -> None:
+    """A random text encoder whose words are those of the captions: each gets a direction of its own."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    names = ["<pad>", "</s>", "<unk>", *sorted(set(_words(captions)))]
+    sizes = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+    UMT5EncoderModel(UMT5Config(vocab_size=len(names), **sizes)).save_pretrained(folder / "text_encoder")
+    tokenizer = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+
+
+def _words(captions: list[str]) -> Iterator[str]:
+    for caption in captions:
+        yield from _WORDS.findall(caption.lower())
