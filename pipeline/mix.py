@@ -44,8 +44,7 @@ from pipeline.mixture import (
     Mixture,
     Step,
     Stream,
-    begins_as_json,
-    content_hash,
+    digest,
     write,
 )
 from pipeline.order import Order
@@ -55,6 +54,9 @@ from pipeline.shares import task_shares
 from pipeline.storage import Folder
 from pipeline.stored import stored_recipe
 from pipeline.strict import Strict, content, mapping, validated
+
+# Clips of a micro-batch, and micro-batches of a step, beyond which a number was mistyped.
+_MOST = 65_536
 
 
 class Part(Strict):
@@ -196,18 +198,11 @@ def mix(file: Path, out: str | None = None, after: str | None = None) -> Mixed:
     )
     table = samples.to_arrow_table().cast(SCHEMA)
     parts = {task: made_of.get(task, (task,)) for task in given.names}
-    mixture = Mixture("", given.seed, given.caption_dropout, given.step, Begins(), datasets, parts, streams)
+    mixture = Mixture(digest(table), given.seed, given.caption_dropout, given.step, Begins(), datasets, parts, streams)
     order = Order(mixture, table)
+    _sound(order, given.step, name)
     begins = take_over(after, order, table) if after else Begins()
-    drawn = {
-        "seed": given.seed,
-        "caption_dropout": given.caption_dropout,
-        "step": asdict(given.step),
-        "begins": begins_as_json(begins),
-        "parts": parts,
-        "streams": [[one.dataset, one.task, str(one.share)] for one in streams],
-    }
-    mixture = replace(mixture, hash=content_hash(drawn, table), begins=begins)
+    mixture = replace(mixture, begins=begins)
     warnings += _small(order, given.step)
     counts = _counts(con, shares)
     written = write(mixture, table, out) if out else None
@@ -373,6 +368,17 @@ def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
         f"WHERE split = '{TRAIN}' GROUP BY ALL ORDER BY 5 DESC, 1, 2, 3, 4"
     ).fetchall()
     return [Bucket(*row) for row in rows]
+
+
+def _sound(order: Order, step: Step, name: str) -> None:
+    """Raises UsageError for steps that no machine could hold."""
+    largest = min(order.buckets, key=lambda one: one.tokens)
+    clips = step.clips(largest.tokens)
+    if max(clips, step.micro_batches) > _MOST:
+        raise UsageError(
+            f"{name}: step: {step.micro_batches} micro-batches of up to {clips} clips ({largest.task} {largest.width}x"
+            f"{largest.height}, {largest.frames} frames, {largest.tokens} tokens each); {_MOST} of either are the most"
+        )
 
 
 def _small(order: Order, step: Step) -> list[str]:

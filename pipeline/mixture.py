@@ -123,10 +123,10 @@ class Begins:
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """A mixture without its samples. `datasets`: name -> (URL, number of the newest catalog part that counts).
-    `parts`: task -> the tasks that it is made of, if it is a composite, else itself."""
+    """A mixture without its samples. `samples`: the `digest` of these. `datasets`: name -> (URL, number of the newest
+    catalog part that counts). `parts`: task -> the tasks that it is made of, if it is a composite, else itself."""
 
-    hash: str
+    samples: str
     seed: int
     caption_dropout: float
     step: Step
@@ -135,12 +135,30 @@ class Mixture:
     parts: dict[str, tuple[str, ...]]
     streams: tuple[Stream, ...]
 
+    @property
+    def hash(self) -> str:
+        """16 hex digits over all that decides what is drawn.
+
+        Where a dataset lies is no part of it, so that a copied dataset gives the same mixture.
+        """
+        drawn = {
+            "samples": self.samples,
+            "seed": self.seed,
+            "caption_dropout": self.caption_dropout,
+            "step": asdict(self.step),
+            "begins": begins_as_json(self.begins),
+            "parts": self.parts,
+            "streams": [[one.dataset, one.task, str(one.share)] for one in self.streams],
+        }
+        return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:16]
+
     def as_json(self) -> str:
         """What `parse` reads."""
         return json.dumps(
             {
                 "format": FORMAT,
                 "hash": self.hash,
+                "samples": self.samples,
                 "seed": self.seed,
                 "caption_dropout": self.caption_dropout,
                 "step": asdict(self.step),
@@ -160,9 +178,9 @@ def parse(text: str) -> Mixture:
     """A mixture from its JSON. Raises `ValueError`, `KeyError` or `TypeError` when it is none, or of another format."""
     told = json.loads(text)
     if told["format"] != FORMAT:
-        raise ValueError(f"it has format {told['format']}, and this version reads {FORMAT}")
-    return Mixture(
-        hash=told["hash"],
+        raise ValueError(f"it has format {told['format']!r}, and this version reads {FORMAT}")
+    found = Mixture(
+        samples=told["samples"],
         seed=told["seed"],
         caption_dropout=told["caption_dropout"],
         step=Step(**told["step"]),
@@ -175,6 +193,9 @@ def parse(text: str) -> Mixture:
             Stream(one["dataset"], one["task"], one["clips"], Fraction(one["share"])) for one in told["streams"]
         ),
     )
+    if found.hash != told["hash"]:
+        raise ValueError(f"its hash is {told['hash']}, and that of what it says is {found.hash}: it was edited")
+    return found
 
 
 def read(url: str) -> tuple[Mixture, pq.ParquetFile]:
@@ -201,7 +222,7 @@ def _readable(url: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{url} is no mixture (no {FILE}, or no {SAMPLES}): `vdot-data mix` makes one") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, OSError, pa.ArrowException) as error:
         raise UsageError(f"the mixture {url} cannot be read ({error}): `vdot-data mix` makes it again") from error
 
 
@@ -225,13 +246,10 @@ def begins_as_json(begins: Begins) -> dict[str, Any]:
     return {"position": begins.position, "drawn": drawn}
 
 
-def content_hash(drawn: dict[str, Any], samples: pa.Table) -> str:
-    """16 hex digits over all that decides what is drawn: `drawn` (JSON-able), and the samples with their places.
-
-    Where a dataset lies is no part of it, so that a copied dataset gives the same mixture.
-    """
-    state = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode())
+def digest(samples: pa.Table) -> str:
+    """32 hex digits over samples with their places."""
+    state = hashlib.sha256()
     for batch in samples.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             state.update(json.dumps(row, sort_keys=True).encode())
-    return state.hexdigest()[:16]
+    return state.hexdigest()[:32]

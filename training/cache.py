@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.errors import RunError
 from pipeline.remote import FULL
 
 _SUFFIX = ".part-of-shard"
@@ -36,6 +37,8 @@ class Cache:
             data = path.read_bytes()
         except FileNotFoundError:
             data = b""
+        except OSError as error:
+            raise RunError(f"the cache {self._folder} cannot be used: {error}") from error
         # A file may be shorter after the machine lost its power.
         if len(data) == size:
             # Of a file of somebody else's, who shares the folder, the time stays as it is.
@@ -49,7 +52,7 @@ class Cache:
                 self._keep(path, data)
             except OSError as error:
                 if error.errno not in FULL:
-                    raise
+                    raise RunError(f"the cache {self._folder} cannot be used: {error}") from error
         return data
 
     def drop(self, name: str) -> bool:

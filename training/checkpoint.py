@@ -36,7 +36,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
         if world.first:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(at, ignore_errors=True)
-            shutil.rmtree(done, ignore_errors=True)
             at.mkdir()
         world.wait()
         dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(at), save_distributed=True))
@@ -45,6 +44,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
                 json.dump({"format": _FORMAT, "step": step, **told}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
+            if done.exists():
+                # Of a run that went on from an older one: it counts until there is another.
+                done.rename(folder / f".old-{done.name}")
             at.rename(done)
     except (OSError, dcp.CheckpointException) as error:
         trouble = _why(error)
@@ -98,7 +100,9 @@ def chosen(folder: Path, named: str) -> Path | None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest so many."""
+    """Remove all but the newest so many, and what killed runs left half done."""
+    for half in folder.glob(".*step-*"):
+        shutil.rmtree(half, ignore_errors=True)
     for old in sorted(_all(folder), key=_step)[:-keep]:
         # Out of sight first: what is half removed is no checkpoint.
         hidden = old.rename(old.with_name(f".{old.name}"))

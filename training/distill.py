@@ -46,8 +46,8 @@ class Distillation:
         no number."""
         last = draws.integer(self._config.schedule.steps, self._config.seed, "last", number)
         # The published trainer does half of everything at even steps, half at odd ones.
-        odd = self._config.objective == "published" and number % 2 == 1
-        even = self._config.objective == "published" and not odd
+        turns = self._config.objective == "published" and self._judge is not None
+        odd, even = turns and number % 2 == 1, turns and number % 2 == 0
         for example in examples:
             loss = self._critic(example, last, signals, denoise=not odd, judge=not even)
             # What a backward pass computes again must be in the same part as it was.

@@ -70,16 +70,14 @@ def train(
     """
     checkpoints = out / "checkpoints"
     begun, state = _begin(config, method, checkpoints, resume)
-    prints = model_folder.fingerprints(folder) if config.data.form == "latents" else None
     stream = Stream(
         config.data.mixture,
-        form=config.data.form,
-        model=prints,
         rank=world.rank,
         world=world.size,
         workers=config.data.workers,
         cache=config.data.cache,
         state=state,
+        **_form(config, folder),
     )
     if world.first:
         out.mkdir(parents=True, exist_ok=True)
@@ -124,11 +122,12 @@ def train(
             log.close()
 
 
-def held_out(config: Run, examples: Examples) -> list[Example]:
+def held_out(config: Run, examples: Examples, folder: Path) -> list[Example]:
     """The same held-out clips for every process, to be sampled again and again; none, if the mixture holds none."""
     try:
-        stream = Stream(config.data.mixture, form="pixels", rank=0, world=1, split=HELD_OUT)
+        stream = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **_form(config, folder))
     except UsageError:
+        _LOG.warning("%s holds no clips out, so nothing will be sampled: `held_out` in its YAML", config.data.mixture)
         return []
     found: list[Example] = []
     for step in stream:
@@ -137,6 +136,12 @@ def held_out(config: Run, examples: Examples) -> list[Example]:
             if sum(len(one.clean) for one in found) >= config.evaluation.clips:
                 return found
     return found
+
+
+def _form(config: Run, folder: Path) -> dict[str, Any]:
+    """What is read of each clip, as arguments of a stream."""
+    form = config.data.form
+    return {"form": form, "model": model_folder.fingerprints(folder) if form == "latents" else None}
 
 
 def _identity(config: Run) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.errors import RunError
 from pipeline.shards import parts
 from pipeline.storage import Folder
 from training.cache import Cache
@@ -69,7 +70,13 @@ class Reader:
                     raise DamagedError(f"{path!r} lies in its place")
                 found[name] = content
         except FileNotFoundError as error:
+            root = self._folders[dataset].local
+            if root is not None and not root.is_dir():
+                # A disk that is not mounted is no damage, and must not be left out clip by clip.
+                raise RunError(f"the dataset {dataset} is not there: mount it, or `mix` again where it is") from error
             raise DamagedError("the shard is gone") from error
+        except IsADirectoryError as error:
+            raise DamagedError("a folder lies in the shard's place") from error
         except tarfile.TarError as error:
             raise DamagedError(f"the shard is damaged: {error}") from error
         return found

@@ -95,7 +95,7 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
             plan.of(told, folder, here.size).refuse(memory)
         examples = Examples(folder, told.model, told.data, here.device)
         made = method(folder, here, examples)
-        fixed = held_out(told, examples) if told.evaluation.every else []
+        fixed = held_out(told, examples, folder) if told.evaluation.every else []
         sampling = student.sampling_of(told)
 
         def evaluate(step: int, log: Log | None) -> None:

@@ -200,6 +200,14 @@ class Contents:
     arrays: dict[str, Array] = field(default_factory=dict)
     items: tuple[dict[str, Array], ...] = ()
 
+    def writable(self) -> Contents:
+        """The same, with copies of what are views of a shard."""
+
+        def own(arrays: dict[str, Array]) -> dict[str, Array]:
+            return {name: one if one.flags.writeable else one.copy() for name, one in arrays.items()}
+
+        return replace(self, arrays=own(self.arrays), items=tuple(map(own, self.items)))
+
 
 def contents(clips: Sequence[Clip], settings: Settings, reader: Reader) -> Contents:
     """Read a micro-batch. Raises StorageError where a store keeps failing."""

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from pipeline.errors import RunError, UsageError
@@ -104,7 +105,7 @@ class Stream:
 
     def __init__(
         self,
-        mixture: str,
+        mixture: str | Path,
         *,
         form: Form = "pixels",
         model: Mapping[str, str] | None = None,
@@ -113,7 +114,7 @@ class Stream:
         workers: int = 0,
         state: Mapping[str, Any] | None = None,
         split: str = TRAIN,
-        cache: str | None = None,
+        cache: str | Path | None = None,
         cache_gb: float = 64.0,
         max_damaged: int = 100,
     ) -> None:
@@ -128,18 +129,22 @@ class Stream:
         """
         if form not in get_args(Form) or split not in (TRAIN, HELD_OUT):
             raise UsageError(f"form {form!r} of split {split!r}: there are {get_args(Form)} of {(TRAIN, HELD_OUT)}")
-        self.mixture, table = read_all(mixture)
+        self.mixture, table = read_all(str(mixture))
         self.order, self._split = Order(self.mixture, table, split), split
         self._ids, self._places = table["clip_id"], table["places"]
+        if (rank is None) != (world is None):
+            raise UsageError("give rank and world both, or neither: then they are torchrun's")
         self._rank = _told("RANK", 0) if rank is None else rank
         self._world = _told("WORLD_SIZE", 1) if world is None else world
         self._per_step = self.mixture.step.micro_batches
         if workers < 0:
             raise UsageError(f"workers must be 0 or more, not {workers}")
-        if not 0 <= self._rank < self._world or self._per_step % self._world:
+        if not 0 <= self._rank < self._world:
+            raise UsageError(f"rank {self._rank} of {self._world}: ranks count from 0 to {self._world - 1}")
+        if self._per_step % self._world:
             raise UsageError(
-                f"rank {self._rank} of {self._world}: the ranks must divide the {self._per_step} micro-batches of a "
-                "step; `step: {micro_batches: N}` in the mixture's YAML says how many there are"
+                f"{self._world} ranks do not divide the {self._per_step} micro-batches of a step; `step: "
+                "{micro_batches: N}` in the mixture's YAML says how many there are"
             )
         self.position = self.order.begins.position
         """The position of the next step."""
@@ -151,7 +156,7 @@ class Stream:
         if form == "latents" and model is None:
             raise UsageError("latents must be of your model: give its `model_folder.fingerprints(folder)` as `model`")
         self._settings = Settings(form, self.mixture.seed, self.mixture.caption_dropout, dict(model or {}))
-        kept = (cache, int(cache_gb * 1e9)) if cache else None
+        kept = _kept(cache, cache_gb)
         self._reader = Reader(Cache(*kept) if kept else None)
         self._ahead: dict[int, _Planned] = {}
         self._crew: Crew | None = None
@@ -254,9 +259,11 @@ class Stream:
             assert self._crew is not None
             return self._crew.take(planned.ticket)
         try:
-            return contents(planned.clips, self._settings, self._reader)
+            found = contents(planned.clips, self._settings, self._reader)
+            # As they come from workers: what may be changed must not depend on who was quicker.
+            return found if self._crew is None else found.writable()
         except OSError as error:
-            raise RunError(f"a clip cannot be read: {said(error)}") from error
+            raise RunError(f"a clip cannot be read: {error}") from error
 
     def _plan(self, position: int) -> _Planned:
         micro = self.order.at(position)
@@ -266,8 +273,12 @@ class Stream:
             while (draw.row, micro.bucket) in self.damaged:
                 attempt += 1
                 if attempt == self.order.clips(micro.bucket):
-                    last = [*self.damaged.values()][-1]
-                    raise RunError(f"every clip of a bucket is damaged: {micro.bucket}; the last: {last}")
+                    last, bucket = [*self.damaged.values()][-1], micro.bucket
+                    raise RunError(
+                        f"no clip is left of {bucket.dataset} for the task {bucket.task} in {bucket.frames} frames of "
+                        f"{bucket.height} x {bucket.width}: all {attempt} are damaged; the last: {last}. `vdot-data "
+                        "verify --mark-failed` and `retry` make them again; or `mix` without them, `--after` this one"
+                    )
                 draw = self.order.instead(micro, index, attempt)
             draws[index] = draw
         return _Planned(micro, draws, [self._clip(draw, micro.bucket) for draw in draws])
@@ -295,6 +306,20 @@ class Stream:
         _LOG.warning("left out: %s", damaged)
         if len({known for known, _ in self.damaged}) > self._max_damaged:
             raise RunError(f"more than {self._max_damaged} clips cannot be read; the last: {damaged}")
+
+
+def _kept(cache: str | Path | None, gigabytes: float) -> tuple[str, int] | None:
+    """Folder and bytes of a cache. Raises UsageError for one that cannot be."""
+    if cache is None:
+        return None
+    if not 0 < gigabytes < 1e9:
+        raise UsageError(f"cache_gb is {gigabytes}: it must be above 0")
+    folder = Path(cache).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the cache {folder} cannot be made: {said(error)}") from error
+    return str(folder), int(gigabytes * 1e9)
 
 
 def _told(name: str, default: int) -> int:

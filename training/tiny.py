@@ -56,7 +56,7 @@ def _seen(mixture: str, size: Size) -> tuple[Tensor, list[str]]:
     """Each clip of a mixture once, float [N, 3, T, H, W], and the captions."""
     stream = Stream(mixture, rank=0, world=1)
     found: dict[str, Tensor] = {}
-    captions = []
+    captions: list[str] = []
     for step in islice(stream, 64):
         for batch in step:
             for key, clip in zip(batch.keys, resized(batch, size).arrays["clip"], strict=True):

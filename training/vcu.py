@@ -130,7 +130,11 @@ def nothing(encode: Encode, shape: Shape) -> Tensor:
 
 
 def of_latents(batch: Batch, gray: Tensor) -> Tensor:
-    """The context of a micro-batch of the form "latents", in the dtype and on the device of `gray`; see `nothing`."""
+    """The context of a micro-batch of the form "latents", in the dtype and on the device of `gray`; see `nothing`.
+
+    Raises `ValueError` for one of another form: a stream falls back to pixels where no latents fit.
+    """
+    _of_form(batch, "latents", "of_batch")
     count, bucket = len(batch.keys), batch.bucket
     shape = (bucket.frames, bucket.height, bucket.width)
     halves = [
@@ -149,7 +153,8 @@ def of_latents(batch: Batch, gray: Tensor) -> Tensor:
 
 
 def of_batch(encode: Encode, batch: Batch, gray: Tensor | None = None) -> Tensor:
-    """The context of a micro-batch of the form "pixels"; see `context`."""
+    """The context of a micro-batch of the form "pixels"; see `context`. Raises `ValueError` for another form."""
+    _of_form(batch, "pixels", "of_latents")
     video, mask = (torch.from_numpy(batch.arrays[name]) if name in batch.arrays else None for name in ("video", "mask"))
     references = [[torch.from_numpy(picture) for picture in item.values()] for item in batch.items]
     bucket = batch.bucket
@@ -179,6 +184,11 @@ def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return mean, std
+
+
+def _of_form(batch: Batch, form: str, other: str) -> None:
+    if batch.form != form:
+        raise ValueError(f"this batch is of {batch.form}, not of {form}: ask `batch.form`, and call `{other}` for it")
 
 
 def _after(references: Tensor, clips: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any
 import fsspec.config
 
 from pipeline.errors import RunError, UsageError
-from pipeline.remote import said
 from training import handover
 from training.cache import Cache
 from training.reader import Place, Reader
@@ -36,7 +35,7 @@ def _serve(sock: socket.socket) -> None:
         try:
             made = contents([_clip(one) for one in told], settings, reader)
         except (OSError, RunError, UsageError) as error:
-            sender.send({"ticket": ticket, "error": f"a clip cannot be read: {said(error)}"}, [])
+            sender.send({"ticket": ticket, "error": f"a clip cannot be read: {error}"}, [])
             continue
         header = {
             "ticket": ticket,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import islice
@@ -17,7 +16,7 @@ import pyarrow as pa
 from small_dataset import frames, identity
 
 from pipeline import encode, mixture
-from pipeline.mixture import SCHEMA, TRAIN, Begins, Mixture, Step, Stream
+from pipeline.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream
 from pipeline.shards import ShardWriter
 from pipeline.storage import Folder
 from training.stream import Batch
@@ -62,10 +61,11 @@ def make(
     step: Step = Step(4),  # noqa: B008
     seed: int = 0,
     url: str | None = None,
+    held: int = 0,
     layers: Layers = lambda number: {},
 ) -> Path:
-    """A dataset `data` of so many clips in shards of five (at `url`, if given), and a mixture `mixed` of it; where
-    that is."""
+    """A dataset `data` of so many clips in shards of five (at `url`, if given), and a mixture `mixed` of it, which
+    holds the last `held` out; where that is."""
     out = Folder(url or str(folder / "data"))
     (folder / "scratch").mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
@@ -91,19 +91,19 @@ def make(
                 places[number].append(where)
         for number in numbers:
             count, height, width, references = SHAPES[number % len(SHAPES)]
+            split = HELD_OUT if number >= clips - held else TRAIN
             rows.append(
                 {
-                    "dataset": "films", "clip_id": identity(f"s{number}"), "split": TRAIN, "tasks": [*PARTS],
+                    "dataset": "films", "clip_id": identity(f"s{number}"), "split": split, "tasks": [*PARTS],
                     "frames": count, "height": height, "width": width, "references": references,
                     "places": places[number],
                 }
             )  # fmt: skip
     rows.sort(key=lambda row: row["clip_id"])
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    streams = tuple(Stream("films", task, clips, Fraction(1, len(PARTS))) for task in PARTS)
-    made = Mixture("", seed, 0.25, step, Begins(), {"films": (out.url, 1)}, dict(PARTS), streams)
-    pinned = mixture.content_hash({"seed": seed, "step": str(step)}, table)
-    mixture.write(replace(made, hash=pinned), table, str(folder / "mixed"))
+    streams = tuple(Stream("films", task, clips - held, Fraction(1, len(PARTS))) for task in PARTS)
+    made = Mixture(mixture.digest(table), seed, 0.25, step, Begins(), {"films": (out.url, 1)}, dict(PARTS), streams)
+    mixture.write(made, table, str(folder / "mixed"))
     return folder / "mixed"
 
 

@@ -101,7 +101,7 @@ def test_too_much_damage_ends_the_run_with_a_name(own: Path, workers: int) -> No
 def test_a_bucket_of_which_nothing_is_left_is_said(own: Path) -> None:
     for path in (own.parent / "data/shards").iterdir():
         path.unlink()
-    with pytest.raises(RunError, match="every clip of a bucket is damaged"):
+    with pytest.raises(RunError, match="all 6 are damaged"):
         [batch for step in islice(Stream(str(own)), 200) for batch in step]
 
 

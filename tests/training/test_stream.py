@@ -19,7 +19,7 @@ from small_mixture import STEPS, run, seen
 
 from pipeline import encode
 from pipeline.conditions import condition, generator
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
 from pipeline.mixture import Step
 from training.stream import Stream
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_said(mixed: Path, own: Path) -> None:
     for arguments, sentence in (
         ({"form": "latent"}, "form 'latent' of split 'train': there are"),
         ({"state": {**ours, "split": "held_out", "position": 4}}, "of the part 'held_out'"),
-        ({"rank": 0, "world": 3}, "the ranks must divide the 4 micro-batches"),
+        ({"rank": 0, "world": 3}, "3 ranks do not divide the 4 micro-batches"),
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
         ({"workers": -1}, "workers must be 0 or more"),
         ({"state": {"mixture": "0123", "split": "train", "position": 4}}, "the state is one of mixture 0123"),
@@ -225,3 +225,47 @@ def test_a_trainer_needs_nothing_of_the_data_side(mixed: Path) -> None:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 12
+
+
+def test_an_edited_mixture_is_refused(own: Path) -> None:
+    file = own / "mixture.json"
+    for change in ({"seed": 99}, {"caption_dropout": 7}, {"step": {"micro_batches": 2, "tokens": None}}):
+        was = file.read_text()
+        file.write_text(json.dumps(json.loads(was) | change))
+        with pytest.raises(UsageError, match=r"its hash is .*it was edited"):
+            Stream(str(own))
+        file.write_text(was)
+    Stream(own)
+
+
+def test_a_dataset_that_is_not_mounted_is_no_damage(own: Path) -> None:
+    data = own.parent / "data"
+    data.rename(own.parent / "elsewhere")
+    stream = Stream(own)
+    with pytest.raises(RunError, match=r"the dataset .* is not there: mount it"):
+        next(iter(next(iter(stream))))
+    assert not stream.damaged
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"world": 2}, "rank and world both"),
+        ({"rank": 2, "world": 2}, "rank 2 of 2: ranks count from 0 to 1"),
+        ({"rank": 0, "world": 3}, "3 ranks do not divide the 4 micro-batches"),
+        ({"cache": "/proc/nope"}, "the cache /proc/nope cannot be made"),
+        ({"cache": "c", "cache_gb": float("inf")}, "cache_gb is inf"),
+        ({"cache": "c", "cache_gb": 0}, "cache_gb is 0"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(given: dict[str, Any], said: str, mixed: Path) -> None:
+    with pytest.raises(UsageError, match=said):
+        Stream(mixed, **given)
+
+
+def test_members_may_be_changed_whoever_read_them(mixed: Path) -> None:
+    stream = Stream(mixed, form="members", workers=1)
+    for step in islice(stream, 3):
+        for batch in step:
+            assert all(one.flags.writeable for item in batch.items for one in item.values())
+    stream.close()

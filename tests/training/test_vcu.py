@@ -10,16 +10,21 @@ import copy
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_mixture
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.conditions import Condition, condition, generator
-from training.vcu import Encode, context, encoder, fitted, latent_shape, pixels, trim
+from pipeline.mixture import Step
+from training.stream import Stream
+from training.vcu import Encode, context, encoder, fitted, latent_shape, of_batch, of_latents, pixels, trim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -363,3 +368,11 @@ def test_importing_it_needs_torch_alone() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "torch" in loaded
     assert not {"diffusers", "transformers", "ray", "cv2", "av", "annotators", "pipeline"} & set(loaded)
+
+
+def test_a_batch_of_another_form_is_refused(tmp_path: Path) -> None:
+    batch = next(iter(next(iter(Stream(small_mixture.make(tmp_path, 2, step=Step(1)))))))
+    with pytest.raises(ValueError, match=r"of pixels, not of latents: ask `batch.form`, and call `of_batch`"):
+        of_latents(batch, torch.zeros(1, 16, 3, 6, 8))
+    with pytest.raises(ValueError, match="of members, not of pixels"):
+        of_batch(averages, replace(batch, form="members"))
