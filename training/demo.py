@@ -26,8 +26,8 @@ from training.config import Size
 from training.examples import resized
 from training.stream import Stream
 
-_SIZE = Size(frames=17, height=64, width=64)
-_TEACH, _DISTILL = 240, 100
+_SIZE = Size(frames=9, height=64, width=64)
+_TEACH, _DISTILL = 240, 60
 console = Console(stderr=True)
 
 

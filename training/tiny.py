@@ -6,7 +6,6 @@ For trying the trainer out, and nothing else: it knows only the clips that it wa
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -21,21 +20,22 @@ from training.examples import resized
 from training.stream import Stream
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
-# Enough for pictures to be told apart, in a minute on two cores.
-_STEPS, _RATE, _CLIPS = 150, 3e-3, 2
+# What tells pictures apart after a minute or two on two cores: how many there are in a batch, and how many clips of how
+# many frames; the rate for pictures.
+_PICTURES, _CLIPS, _GROUPS, _RATE = 6, 2, 5, 3e-3
 _CARD = "---\nlicense: apache-2.0\n---\n# A tiny VACE model, fitted on a few clips for a demonstration\n"
 
 
-def make(mixture: str, size: Size, folder: Path, *, steps: int = _STEPS, seed: int = 0) -> float:
+def make(mixture: str, size: Size, folder: Path, *, pictures: int = 500, steps: int = 100) -> float:
     """Write the model into a folder; how well its autoencoder gives back clips that it was fitted on, in dB of PSNR."""
     from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     clips, captions = _seen(mixture, size)
     vae = AutoencoderKLWan(
         base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
-    psnr = _fit(vae, clips, steps)
+    psnr = _fit(vae, clips, pictures, steps)
     vae.save_pretrained(folder / "vae")
     _text(folder, captions)
     WanVACETransformer3DModel(
@@ -65,20 +65,23 @@ def _seen(mixture: str, size: Size) -> tuple[Tensor, list[str]]:
     return torch.stack([*found.values()]), captions
 
 
-def _fit(vae: torch.nn.Module, clips: Tensor, steps: int) -> float:
-    """Fit an autoencoder, and note mean and spread of its latents in its configuration; PSNR in dB at last."""
-    adam = torch.optim.AdamW(vae.parameters(), lr=_RATE, weight_decay=0)
+def _fit(vae: torch.nn.Module, clips: Tensor, pictures: int, steps: int) -> float:
+    """Fit an autoencoder, first on single pictures, then on short clips, and note mean and spread of its latents in its
+    configuration; PSNR in dB at last."""
     drawn = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        for group in adam.param_groups:
-            group["lr"] = _RATE * math.sin(math.pi * (step + 1) / (steps + 1)) ** 0.5
-        batch = clips[torch.randint(len(clips), (_CLIPS,), generator=drawn)]
-        latents = vae.encode(batch).latent_dist.mode()
-        # Latents that stay small leave room for noise of size 1.
-        loss = (vae.decode(latents).sample - batch).abs().mean() + 1e-3 * latents.square().mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
+    for count, length, number, rate in ((pictures, 1, _PICTURES, _RATE), (steps, _GROUPS, _CLIPS, _RATE / 3)):
+        adam = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
+        for step in range(count):
+            for group in adam.param_groups:
+                group["lr"] = rate * min(1, (step + 1) / 10, 2 * (1 - step / count))
+            which = torch.randint(len(clips), (number,), generator=drawn)
+            begin = int(torch.randint(clips.shape[2] - length + 1, (), generator=drawn))
+            batch = clips[which, :, begin : begin + length]
+            loss = (vae.decode(vae.encode(batch).latent_dist.mode()).sample - batch).square().mean()
+            adam.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            adam.step()
     vae.eval()
     with torch.no_grad():
         latents = torch.cat([vae.encode(clip[None]).latent_dist.mode() for clip in clips])
