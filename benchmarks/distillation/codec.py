@@ -7,7 +7,7 @@ no autoencoder stands between an objective and what is measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ CHANNELS = 16
 _GROUP, _SQUARE = 4, 8
 # A component that hardly varies is not blown up beyond this share of the first one's spread.
 _LEAST = 1e-2
+_CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +87,20 @@ def parse(tensors: Mapping[str, Tensor]) -> Codec:
 
 def fit(clips: Tensor) -> Codec:
     """The codec of clips, pixels float [N, 3, T, H, W] in [-1, 1]: those that are trained on, and no others."""
-    return Codec(_part(_patches(clips[:, :, :1], 1)), _part(_patches(clips[:, :, 1:], _GROUP)))
+    parts = []
+    for frames, group in ((slice(0, 1), 1), (slice(1, None), _GROUP)):
+        rows = (_patches(some[:, :, frames], group).flatten(0, -2).double() for some in clips.split(_CHUNK))
+        parts.append(_part(rows))
+    return Codec(*parts)
 
 
-def _part(patches: Tensor) -> Part:
-    rows = patches.flatten(0, -2).double()
-    mean = rows.mean(dim=0)
-    covariance = (rows - mean).T @ (rows - mean) / len(rows)
-    values, axes = torch.linalg.eigh(covariance)
+def _part(chunks: Iterable[Tensor]) -> Part:
+    """The components of rows [n, D], which come in chunks: all at once they would take gigabytes."""
+    count, total, products = 0, torch.zeros(1), torch.zeros(1, 1)
+    for rows in chunks:
+        count, total, products = count + len(rows), total + rows.sum(dim=0), products + rows.T @ rows
+    mean = total / count
+    values, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     # From the largest on; which way an axis points is settled by its largest entry.
     axes = axes.flip(1)[:, :CHANNELS]
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()

@@ -48,7 +48,7 @@ def mmd(own: Tensor, others: Tensor, between: Tensor, weights: Tensor) -> Tensor
     kernel = own + others - between - between.T
     kernel = kernel - torch.diag(kernel.diagonal())
     pairs = weights.sum(dim=1).square() - weights.square().sum(dim=1)
-    return torch.einsum("ri,ij,rj->r", weights, kernel, weights) / pairs
+    return torch.einsum("ri,ij,rj->r", weights, kernel, weights) / pairs.clamp(min=1)
 
 
 def directions(width: int, seed: int = 0) -> Tensor:
@@ -111,7 +111,7 @@ def track_overlap(clips: Tensor, shapes: Tensor) -> Tensor:
 
 
 def kept_psnr(clips: Tensor, given: Tensor, hidden: Tensor) -> Tensor:
-    """PSNR in dB of what was given and to be kept, pixels [N, 3, T, H, W] outside of `hidden` bool [N, T, H, W]: [N]."""
+    """PSNR in dB of what pixels [N, 3, T, H, W] were to keep, all outside of `hidden` bool [N, T, H, W]: [N]."""
     kept = (~hidden)[:, None].float()
     error = ((clips.clamp(-1, 1) - given).mul(127.5).square() * kept).sum(dim=(1, 2, 3, 4))
     return 10 * torch.log10(255**2 / (error / (3 * kept.sum(dim=(1, 2, 3, 4)))).clamp(min=1e-6))
