@@ -63,13 +63,13 @@ def measure(
     sampler = Sampler(told, test)
     reference = _reference(told, sampler, teacher, test.empty, out)
     judge = Judge(told, test, train, own, reference["main"], reference["diverse"])
-    _references(told, sampler, judge, teacher, test, seeds, out)
     for seed in range(seeds):
         for letter in arms:
             file = out / "arms" / f"{letter}-{seed}.json"
             if not file.is_file():
                 write(file, _arm(letter, told, seed, train, sampler, judge, teacher))
                 _say(f"arm {letter}, seed {seed}: done after {time.perf_counter() - begun:.0f} s")
+    _references(told, sampler, judge, teacher, test, seeds, out)
     machine = {
         "device": torch.cuda.get_device_name(0) if device.type == "cuda" else f"CPU, {platform.machine()}",
         "cores": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""The distillation study from its command: it reports every arm, goes on where it was ended, and refuses other sizes."""
+"""The distillation study from its command: it reports each arm, goes on where it was ended, refuses other sizes."""
 
 from __future__ import annotations
 
