@@ -1,6 +1,7 @@
 """Crops of real clips, in the same form as synthetic scenes: their control track is luma, as VACE's task "gray" has it.
 
-What is held out comes from other files than what is trained on.
+What is held out comes from other files than what is trained on; of files that are copies of each other that is not
+enough, so a folder of originals is wanted.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _of(files: list[Path], count: int) -> tuple[list[Scene], int]:
 
 
 def _windows(file: Path) -> list[NDArray[np.uint8]]:
-    """Up to 8 windows of frames, one after the other, of a small copy; none of what cannot be read."""
+    """Up to 4 windows of frames, one after the other, of a small copy; none of what cannot be read."""
     frames: list[NDArray[np.uint8]] = []
     try:
         with av.open(str(file)) as video:
@@ -65,7 +66,7 @@ def _windows(file: Path) -> list[NDArray[np.uint8]]:
                     max(_SCALE, round(frame.width * scale)), max(_SCALE, round(frame.height * scale)), "rgb24"
                 )
                 frames.append(small.to_ndarray())
-                if len(frames) == 8 * FRAMES:
+                if len(frames) == 4 * FRAMES:
                     break
     except (av.FFmpegError, IndexError):
         return []

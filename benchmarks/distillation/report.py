@@ -85,12 +85,12 @@ def table(found: dict[str, Any]) -> str:
     study, codec = found["study"], found["codec"]
     names = [name for name in COLUMNS if any(name in row["metrics"] for row in found["arms"].values())]
     seeds = max((len(row["seeds"]) for row in found["arms"].values()), default=0)
-    told = (
-        f"Clips: {study['clips']}; codec {codec['psnr_test']} dB on held-out clips; size {study['size']}; "
+    first = (
+        f"Clips: {codec['clips']}; codec {codec['psnr_test']} dB on held-out clips; size {study['size']}; "
         f"{study['test']} conditions, {seeds} seeds, {study['updates']} updates of the student. Mean, 95 % interval."
     )
     lines = [
-        told,
+        first,
         "",
         "| | " + " | ".join(COLUMNS[name] for name in names) + " |",
         "|---" * (len(names) + 1) + "|",
@@ -105,12 +105,13 @@ def table(found: dict[str, Any]) -> str:
               for pair, told in found["differences"].items()]  # fmt: skip
     lines += [
         "",
-        "| arm | s an update | updates in the time of the fastest | primary metric then |",
-        "|---|---|---|---|",
+        "| arm | s an update | updates in the time of the fastest | measured at | primary ×1000 then |",
+        "|---" * 5 + "|",
     ]
     for letter, told in found["time"].items():
         then = 1000 * told["primary_then"]
-        lines.append(f"| {letter} | {told['s_per_update']:.3f} | {told['update_then']} | {then:.3g} |")
+        cells = f"{told['s_per_update']:.3f} | {told['updates_possible']} | {told['update_then']} | {then:.3g}"
+        lines.append(f"| {letter} | {cells} |")
     lines += ["", *(f"* {what}: {'yes' if so else 'no'}" for what, so in found["verdicts"].items())]
     return "\n".join(lines) + "\n"
 
@@ -160,19 +161,19 @@ def _difference(ones: list[dict[str, Any]], others: list[dict[str, Any]], name: 
 
 
 def _times(arms: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Seconds of an update, and the last measurement that falls into the time that the fastest arm took for all."""
+    """Seconds of an update, how many of them an arm has in the time that the fastest one took for all of its own, and
+    the measurement that is nearest to that."""
     each = {letter: statistics.median(run["s_per_update"] for run in runs) for letter, runs in arms.items()}
     found = {}
     for letter, runs in arms.items():
         marks = [mark["update"] for mark in runs[0]["marks"]]
         room = marks[-1] * min(each.values()) / each[letter]
-        within = [update for update in marks if update <= room + 1e-9] or marks[:1]
-        at = marks.index(within[-1])
+        at = min(range(len(marks)), key=lambda index: abs(marks[index] - room))
         then = [run["marks"][at]["metrics"] for run in runs]
         found[letter] = {
             "s_per_update": round(each[letter], 4),
             "updates_possible": round(room, 1),
-            "update_then": within[-1],
+            "update_then": marks[at],
             "primary_then": statistics.mean(metrics[PRIMARY] for metrics in then),
             "metrics_then": {name: statistics.mean(m[name] for m in then) for name in then[0]},
         }
