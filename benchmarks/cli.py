@@ -66,6 +66,24 @@ def ot(
 
 
 @app.command()
+def distillation(
+    out: Annotated[Path, typer.Option(help="Where everything is kept; what is there is not done again.")],
+    size: Annotated[str, typer.Option(help="cpu (minutes), gpu (one H100), or tiny (seconds, no result).")] = "cpu",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
+    arms: Annotated[str, typer.Option(help="Letters of the arms, of those in benchmarks/distillation.")] = "ABCDEFG",
+    clips: Annotated[Path | None, typer.Option(help="A folder of videos instead of synthetic clips.")] = None,
+) -> None:
+    """What DMD, transport and a discriminator each do: a small teacher, distilled and measured. Prints Markdown."""
+    from benchmarks.distillation import report, study
+    from benchmarks.distillation.arms import ARMS
+    from benchmarks.distillation.sizes import SIZES
+
+    if size not in SIZES or not arms or set(arms) - set(ARMS):
+        raise UsageError(f"sizes are {', '.join(SIZES)}, arms {', '.join(ARMS)}: not {size!r} and {arms!r}")
+    print(report.table(study.measure(size, seeds, out, arms, clips)))
+
+
+@app.command()
 def memory(
     clips: Clips,
     few: Annotated[int, typer.Option(min=1, help="Sources of the short run.")] = 50,

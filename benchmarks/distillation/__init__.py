@@ -1,0 +1,1 @@
+"""What each objective of distillation does at a size that can be repeated: arms, seeds, metrics without weights."""

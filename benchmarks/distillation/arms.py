@@ -1,0 +1,56 @@
+"""The arms: settings of training.config.Distill that differ in the objective and in nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.distillation.sizes import Size
+from training.config import Adversary, Average, Data, Distill, Model, Optimizer
+from training.objectives.ot import Transport
+
+# What belongs to a run from files; here the study makes it.
+MODEL = Model(folder="made by the study", dtype="float32", activation_checkpointing=False, text_tokens=8)
+DATA = Data(mixture="made by the study")
+_SHARE_BEFORE_GAN = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One objective, and what it is called in tables."""
+
+    title: str
+    objective: Literal["combined", "per_frame", "published"] = "combined"
+    transport: Transport | None = None
+    gan: bool = False
+
+
+ARMS = {
+    "A": Arm("DMD"),
+    "B": Arm("DMD, one norm a frame (control)", objective="per_frame"),
+    "C": Arm("DMD + transport", transport=Transport()),
+    "D": Arm("transport as published", objective="published"),
+    "E": Arm("DMD + discriminator", gan=True),
+    "F": Arm("DMD + transport + discriminator", transport=Transport(), gan=True),
+    "G": Arm("F, unbalanced", transport=Transport(rho=1.0), gan=True),
+}
+
+
+def settings(arm: Arm, size: Size, seed: int) -> Distill:
+    """The configuration of an arm. Steps are to be numbered 0, 2, 4, ...: see the README."""
+    # R1 and R2 at weight 0, as published: on a CPU they would be half of the time of an arm.
+    gan = Adversary(start=int(_SHARE_BEFORE_GAN * size.updates), smoothness=0.0, width=64) if arm.gan else None
+    return Distill(
+        model=MODEL,
+        data=DATA,
+        steps=2 * size.critics * size.updates,
+        seed=seed,
+        average=Average(decay=0.9, start=size.updates // 8),
+        teacher_cfg=size.teacher_cfg,
+        student=Optimizer(lr=size.student_lr),
+        critic=Optimizer(lr=size.critic_lr),
+        student_every=2 * size.critics,
+        transport=arm.transport,
+        gan=gan,
+        objective=arm.objective,
+    )

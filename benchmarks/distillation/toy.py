@@ -1,0 +1,130 @@
+"""A toy whose scores are known exactly: what DMD, transport and its unbalanced form do to modes and to outliers.
+
+The teacher is a mixture of Gaussians on a ring, the student a cloud of points, each the middle of a Gaussian of its own
+as wide as the teacher's. What either makes of a noisy point is then the mean of the posterior, in closed form: there is
+no network, and nothing but the objective decides. The points stand as the tokens of one frame of one latent, so that
+`training.objectives` is used as it is: a token of one channel has 2 x 2 numbers, of which the ring takes two.
+
+Run it: python -m benchmarks.distillation.toy
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.flow import noised
+from training.objectives import dmd, ot
+from training.objectives.ot import Transport
+from training.schedule import Levels
+
+_MODES, _RADIUS, _WIDTH, _NUMBERS = 8, 4.0, 0.3, 4
+# Points of the student: as many tokens of a frame.
+_SIDE = 12
+_POINTS = _SIDE * _SIDE
+# A mode is found when this share of what it should have is in it.
+_ENOUGH = 0.25
+ARMS: dict[str, Transport | None] = {
+    "DMD": None,
+    "DMD + transport": Transport(),
+    "transport alone": Transport(weight=1.0),
+    "DMD + unbalanced, rho 1": Transport(rho=1.0),
+    "DMD + unbalanced, rho 0.1": Transport(rho=0.1),
+}
+
+
+def measure(steps: int = 200, rate: float = 0.15, seeds: int = 3) -> dict[str, Any]:
+    """Two beginnings, each arm from each: all points in two of the modes, and one point in sixteen far away."""
+    begun = time.perf_counter()
+    found: dict[str, Any] = {
+        "modes": _MODES, "points": _POINTS, "steps": steps, "rate": rate, "seeds": seeds,
+        "torch": torch.__version__,
+    }  # fmt: skip
+    for name, begin in (("two modes", _two_modes), ("outliers", _outliers)):
+        found[name] = {
+            title: [run(begin(seed), options, steps, rate, seed) for seed in range(seeds)]
+            for title, options in ARMS.items()
+        }
+    return {**found, "s": round(time.perf_counter() - begun, 1)}
+
+
+def run(points: Tensor, options: Transport | None, steps: int, rate: float, seed: int) -> dict[str, Any]:
+    """Move points [N, 4] by gradient steps; how they lie at the end, and a quarter of the way."""
+    made = torch.Generator().manual_seed(seed)
+    means = ring()
+    early: dict[str, float] = {}
+    for step in range(steps):
+        sample = points + _WIDTH * torch.randn(points.shape, generator=made)
+        sigma = Levels().of(torch.rand(1, generator=made, dtype=torch.float64))
+        noise = torch.randn(points.shape, generator=made)
+        at = noised(_latents(sample), _latents(noise), sigma)
+        fake, real = (_latents(posterior(_points(at), sigma, middles)) for middles in (points, means))
+        moved = ot.transported(fake, real, options) if options else None
+        difference = ot.mixed(fake, real, moved, options.weight if options else 0.0)
+        points = points - rate * _points(dmd.direction(difference, _latents(sample), real))
+        if step + 1 == steps // 4:
+            early = told(points)
+    return {"early": early, "end": told(points)}
+
+
+def posterior(at: Tensor, sigma: Tensor, middles: Tensor) -> Tensor:
+    """The mean of what (1 - sigma) x + sigma e = `at` [N, D] came from, x being of Gaussians of one width around
+    `middles` [M, D], as likely as each other: the exact prediction of a perfect score network."""
+    keep, level = 1 - float(sigma), float(sigma)
+    variance = keep**2 * _WIDTH**2 + level**2
+    shares = (-torch.cdist(at, keep * middles).square() / (2 * variance)).softmax(dim=1)
+    toward = shares @ middles
+    return toward + keep * _WIDTH**2 / variance * (at - keep * toward)
+
+
+def ring() -> Tensor:
+    """The middles of the teacher's modes [8, 4]."""
+    angles = torch.arange(_MODES) * (2 * math.pi / _MODES)
+    middles = torch.zeros(_MODES, _NUMBERS)
+    middles[:, 0], middles[:, 1] = _RADIUS * angles.cos(), _RADIUS * angles.sin()
+    return middles
+
+
+def told(points: Tensor) -> dict[str, float]:
+    """Modes that are found, how unevenly points are shared among them (total variation), points that are in none
+    (further from all than 4 widths), and the mean distance from the nearest."""
+    distances, nearest = torch.cdist(points, ring()).min(dim=1)
+    inside = distances < 4 * _WIDTH
+    shares = torch.bincount(nearest[inside], minlength=_MODES) / len(points)
+    return {
+        "modes": int((shares > _ENOUGH / _MODES).sum()),
+        "uneven": round(float((shares - 1 / _MODES).abs().sum() / 2), 4),
+        "astray": round(float(1 - inside.float().mean()), 4),
+        "distance": round(float(distances.mean()), 4),
+    }
+
+
+def _two_modes(seed: int) -> Tensor:
+    middles = ring()[: _MODES // 4].repeat(_POINTS // 2, 1)
+    return middles + _WIDTH * torch.randn(middles.shape, generator=torch.Generator().manual_seed(100 + seed))
+
+
+def _outliers(seed: int) -> Tensor:
+    """As the teacher, but for one in sixteen."""
+    middles = ring().repeat(_POINTS // _MODES, 1)
+    points = middles + _WIDTH * torch.randn(middles.shape, generator=torch.Generator().manual_seed(200 + seed))
+    points[::16] = 3 * middles[::16]
+    return points
+
+
+def _latents(points: Tensor) -> Tensor:
+    """Points [N, 4] as the tokens of latents [1, 1, 1, h, w]."""
+    return ot.untokens(points[None], torch.Size((1, 1, 1, 2 * _SIDE, 2 * _SIDE)))
+
+
+def _points(latents: Tensor) -> Tensor:
+    return ot.tokens(latents)[0]
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(), indent=2))
