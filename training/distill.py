@@ -126,6 +126,9 @@ class Distillation:
         config, options = self._config, self._config.gan
         sigma, noise = self._level(example, "student")
         adversary = self._judge is not None and options is not None and judge
+        if adversary and options is not None and config.objective != "published":
+            # Until then the discriminator learns alone.
+            adversary = self.updates["student"].count >= options.start
         with torch.set_grad_enabled(adversary):
             moved = sample.clone().requires_grad_(adversary)
             at = noised(moved, noise, sigma)
@@ -152,7 +155,7 @@ class Distillation:
             if config.objective == "per_frame":
                 direction = dmd.per_frame(direction)
             gradient = direction / direction.numel()
-            if adversary and options is not None and self.updates["student"].count >= options.start:
+            if adversary and options is not None:
                 scale = options.ratio * gradient.norm() / pulled.norm().clamp(min=1e-20)
                 gradient = gradient + scale * pulled
         return gradient

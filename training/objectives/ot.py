@@ -91,7 +91,7 @@ def transported(fake: Tensor, real: Tensor, options: Transport) -> Transported:
 
     Signals: `diagonal` (mass that stays in place, of 1), `error` (the largest of a frame), `iterations`, `targets`
     (exp of the entropy of a row over N: 1/N one target, 1 all), `cosine` and `ratio` of the residual to fake - real,
-    `epsilon` (in squared latents), `kept` (the student's mass, 1 but where rho relaxes it).
+    `epsilon` (in squared latents), `given_up` (the share of tokens that lost over half of their mass: 0 without rho).
 
     Raises ValueError for shapes that do not fit, FloatingPointError for values that are no numbers.
     """
@@ -202,7 +202,7 @@ def _residual(a: Tensor, b: Tensor, places: Tensor | None, options: Transport) -
         "iterations": found.error.new_full((len(a),), found.iterations),
         "targets": torch.special.entr(found.mass.div_(rows)).sum(dim=2).exp().mean(dim=1) / size,
         "epsilon": options.epsilon * unit.flatten(),
-        "kept": rows.sum(dim=(1, 2)),
+        "given_up": (size * rows < 0.5).float().mean(dim=(1, 2)),
     }
     # What follows needs the room.
     del found
