@@ -2,11 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-long clean
+.PHONY: demo demo-train test test-long clean
+
+# What each of them needs to be installed.
+EXTRAS_demo := ingest
+EXTRAS_demo-train := ingest,train
+EXTRAS_dev := dev
 
 demo: .venv/demo
 	$(BIN)/vdot-data weights
 	$(BIN)/python -m pipeline.demo demo
+
+# From the shards of the demonstration to a tiny student, and a video that it makes in four steps.
+demo-train: demo .venv/demo-train
+	$(BIN)/python -m training.demo demo
 
 test: .venv/dev
 	$(BIN)/vdot-data weights
@@ -24,7 +33,7 @@ test-long: .venv/dev
 # when a module is first imported: half of the time of an install went to modules that nothing here imports.
 .venv/%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(if $(filter demo,$*),ingest,$*)]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
 	touch $@
 
 clean:

@@ -36,7 +36,7 @@ def distillation(config: Distill, folder: Path, world: World) -> Networks:
         _placed(base, config, world)
         student, fake, teacher = (Denoiser(base, dtype, name) for name in (STUDENT, FAKE, None))
     else:
-        of_student = models.load(_student(config.model, folder), torch.float32)
+        of_student = models.load(student_folder(config.model, folder), torch.float32)
         of_teacher = models.load(folder, dtype)
         models.same_shape(of_student, of_teacher)
         student, fake, teacher = (
@@ -65,8 +65,9 @@ def kind(model: Model) -> torch.dtype:
     return found
 
 
-def _student(model: Model, folder: Path) -> Path:
-    return folder if model.student is None else model_folder.folder(model.student, (models.TRANSFORMER,))
+def student_folder(model: Model, folder: Path) -> Path:
+    """Where the student's shape and first weights lie: the teacher's folder, unless another is named."""
+    return folder if model.student is None else model_folder.folder(model.student, (model_folder.TRANSFORMER,))
 
 
 def _placed(transformer: Any, config: Run, world: World) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
@@ -37,9 +38,13 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
             folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(at, ignore_errors=True)
             at.mkdir()
-        world.wait()
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(at), save_distributed=True))
-        if world.first:
+    except OSError as error:
+        trouble = _why(error)
+    try:
+        # All go on together, or none does.
+        if not any(world.gathered(trouble)):
+            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(at), save_distributed=True))
+        if world.first and trouble is None:
             with (at / META).open("w") as file:
                 json.dump({"format": _FORMAT, "step": step, **told}, file, indent=1)
                 file.flush()
@@ -85,6 +90,14 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_why(error)}") from error
 
 
+def names(checkpoint: Path) -> set[str]:
+    """The names of all tensors in a checkpoint. Raises UsageError where it is damaged."""
+    try:
+        return {*HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{checkpoint} cannot be read: {error}") from error
+
+
 def latest(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder, if there is one."""
     return max(found, key=_step) if (found := _all(folder)) else None
@@ -92,10 +105,13 @@ def latest(folder: Path) -> Path | None:
 
 def chosen(folder: Path, named: str) -> Path | None:
     """The checkpoint that is meant by `latest` (None where there is none yet) or by a path. Raises UsageError for a
-    path that is none."""
+    path that is none, and for one that is older than what the folder holds: then `latest` would be another run's."""
+    newest = latest(folder)
     if named == "latest":
-        return latest(folder)
-    read(Path(named))
+        return newest
+    step = read(Path(named))["step"]
+    if newest is not None and _step(newest) > step:
+        raise UsageError(f"{folder} holds {newest.name}, after step {step}: go on in another folder, or remove it")
     return Path(named)
 
 

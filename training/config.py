@@ -118,6 +118,12 @@ class Teach(Run):
     teacher_cfg: Annotated[float, Field(ge=1)] = 4.0
     sample_steps: Count = 25
 
+    @model_validator(mode="after")
+    def _whole(self) -> Teach:
+        if self.model.lora_rank is not None or self.model.student is not None:
+            raise ValueError("teaching trains all weights of `model.folder`: it knows no `lora_rank` and no `student`")
+        return self
+
 
 class Adversary(Strict):
     """The adversarial loss. `ratio`: the norm of its gradient at the student's sample, of the other gradient's.
@@ -149,6 +155,17 @@ class Distill(Run):
     transport: Transport | None = Transport()
     gan: Adversary | None = Adversary()
     objective: Literal["combined", "per_frame", "published"] = "combined"
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> Distill:
+        if self.model.lora_rank is not None and self.model.student is not None:
+            raise ValueError("adapters lie on the network in `model.folder`: no other `student` with `lora_rank`")
+        if self.objective == "published" and self.gan is not None:
+            if self.student_every % 2 == 0:
+                raise ValueError("the published steps take turns: with an even `student_every` one of them never comes")
+            if self.gan.smoothness:
+                raise ValueError("the published discriminator has no R1 and R2: `gan: {smoothness: 0}`")
+        return self
 
 
 Kind = TypeVar("Kind", bound=Run)

@@ -1,7 +1,7 @@
 """`make demo-train`: from the shards of `make demo` to a tiny student, and a video that it makes in four steps.
 
-`python -m training.demo DIR`, after `vdot-data mix` made DIR/tiny: a model of two million parameters is taught on the
-six clips of the demonstration, distilled, and shown. It shows that the parts fit, not what a VACE model can do.
+`python -m training.demo DIR`: a model of two million parameters is taught on the six clips of the demonstration,
+distilled, and shown. It shows that the parts fit, not what a VACE model can do.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from rich.logging import RichHandler
 
 from pipeline import encode
 from pipeline.errors import RunError, UsageError
+from pipeline.mix import mix
 from training import make, run, student, tiny
 from training.config import Size
 from training.examples import resized
 from training.stream import Stream
 
+# Two clips a step: what a control track, a frame's middle and a first frame tell of a clip.
+MIXTURE = """\
+datasets:
+  demo: {path: out}
+tasks: {scribble: 2, outpaint: 1, firstframe: 1}
+step: {micro_batches: 2}
+"""
 _SIZE = Size(frames=9, height=64, width=64)
 _TEACH, _DISTILL = 240, 60
 console = Console(stderr=True)
@@ -35,6 +43,8 @@ def main(folder: Path) -> None:
     """Make the model, teach, distill and sample. Raises as these do."""
     mixture, model = folder / "tiny", folder / "tiny-model"
     begun = time.monotonic()
+    (folder / "tiny.yaml").write_text(MIXTURE)
+    mix(folder / "tiny.yaml", str(mixture))
     if not (model / "README.md").is_file():
         console.print("fitting a tiny autoencoder on the clips ...")
         psnr = tiny.make(str(mixture), _SIZE, model)

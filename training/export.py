@@ -80,11 +80,12 @@ def _tokenizer(folder: Path) -> str:
 
 def _told(trained: Trained) -> dict[str, Any]:
     told = trained.told
-    return trained.sampling.as_json() | {
-        "step": told["step"],
-        "mixture": told["stream"]["mixture"],
-        "config": told["config"],
-    }
+    # Where things lay on the machine that trained it is nobody's business.
+    trained_from = told["config"]["model"]
+    model = trained_from | {"folder": model_folder.title(trained_from["folder"]), "student": None}
+    config = told["config"] | {"data": None, "model": model}
+    said = {"step": told["step"], "mixture": told["stream"]["mixture"], "config": config}
+    return trained.sampling.as_json() | said
 
 
 def _card(trained: Trained, lora: bool) -> str:
@@ -97,7 +98,13 @@ def _card(trained: Trained, lora: bool) -> str:
         steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
         how = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
-            "guidance. Other steps or an ODE sampler give worse videos."
+            "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers make others.\n\n"
+            "```python\nfrom diffusers import WanVACEPipeline\n"
+            "from training.scheduler import StoredSteps  # vdot-data\n\n"
+            "pipe = WanVACEPipeline.from_pretrained(folder)\n"
+            'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'
+            f"pipe(..., num_inference_steps={schedule.steps}, guidance_scale=1.0, "
+            f"max_sequence_length={run.model.text_tokens})\n```"
         )
     else:
         taught = trained.sampling

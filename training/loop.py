@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.errors import RunError, StoppedError, UsageError
 from pipeline.mixture import HELD_OUT
 from training import checkpoint, model_folder
-from training.config import Distill, Run, same
+from training.config import Distill, Run, Teach, same
 from training.examples import Example, Examples
 from training.models import Denoiser
 from training.parallel import World
@@ -69,7 +69,12 @@ def train(
     StoppedError after SIGTERM or Ctrl-C, with a checkpoint of where it stood.
     """
     checkpoints = out / "checkpoints"
-    begun, state = _begin(config, method, checkpoints, resume)
+    # Read by one: it may be tens of gigabytes on a disk that all share.
+    prints = world.gathered(_base(config, folder) if world.first else None)[0]
+    begun, state = _begin(config, method, checkpoints, resume, prints)
+    if begun >= config.steps:
+        _LOG.info("nothing is left to do: step %d of %d is done", begun, config.steps)
+        return
     stream = Stream(
         config.data.mixture,
         rank=world.rank,
@@ -83,7 +88,7 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     log = Log(out, begun) if world.first else None
-    told = {"config": config.model_dump(mode="json"), **_identity(config)}
+    told = {"config": config.model_dump(mode="json"), "base": prints, **_identity(config)}
 
     def save(step: int) -> None:
         counts = {role: updates.count for role, updates in method.updates.items()}
@@ -113,7 +118,9 @@ def train(
                     save(step)
                 if config.evaluation.every and step % config.evaluation.every == 0:
                     with method.average.worn():
+                        method.student.changed()
                         evaluate(step, log)
+                    method.student.changed()
                 if stop:
                     raise StoppedError(f"stopped on request at step {step}, which is kept: go on with --resume latest")
     finally:
@@ -126,8 +133,8 @@ def held_out(config: Run, examples: Examples, folder: Path) -> list[Example]:
     """The same held-out clips for every process, to be sampled again and again; none, if the mixture holds none."""
     try:
         stream = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **_form(config, folder))
-    except UsageError:
-        _LOG.warning("%s holds no clips out, so nothing will be sampled: `held_out` in its YAML", config.data.mixture)
+    except UsageError as error:
+        _LOG.warning("nothing will be sampled: %s (`held_out` in its YAML)", error)
         return []
     found: list[Example] = []
     for step in stream:
@@ -152,7 +159,15 @@ def _identity(config: Run) -> dict[str, Any]:
     }
 
 
-def _begin(config: Run, method: Method, checkpoints: Path, resume: str | None) -> tuple[int, dict[str, Any] | None]:
+def _base(config: Run, folder: Path) -> str | None:
+    """What the network that is trained stands on, and is not in its checkpoints; None: nothing."""
+    scratch = isinstance(config, Teach) and config.scratch
+    return None if scratch else model_folder.fingerprint(folder, model_folder.TRANSFORMER)
+
+
+def _begin(
+    config: Run, method: Method, checkpoints: Path, resume: str | None, prints: str | None
+) -> tuple[int, dict[str, Any] | None]:
     """The step that was done last, and the stream's state then."""
     there = checkpoint.latest(checkpoints)
     if resume is None:
@@ -172,6 +187,8 @@ def _begin(config: Run, method: Method, checkpoints: Path, resume: str | None) -
                 f"{found} has the {name} {told[name]}, and this run {now[name]}: begin a new folder for that"
             )
     same(config, told["config"])
+    if told["base"] != prints:
+        raise UsageError(f"{config.model.folder} holds another transformer than the one that {found} was trained with")
     checkpoint.load(found, tensors(method))
     for role, updates in method.updates.items():
         updates.count = told["updates"][role]

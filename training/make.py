@@ -44,7 +44,7 @@ def video(
     device = next(trained.network.transformer.parameters()).device
     latent = vcu.latent_shape(shape, 1, len(references))
     embed = text_embedder(trained.folder, device, tokens)
-    negative = trained.run.model.negative_prompt if trained.run else ""
+    negative = str(trained.told["config"]["model"]["negative_prompt"])
     text, free = embed(prompt), embed(negative)
     vae = autoencoder(trained.folder, device)
     frames = None if condition is None else torch.from_numpy(condition).permute(3, 0, 1, 2)[None]

@@ -20,9 +20,13 @@ import yaml
 
 from annotators.weights import MissingWeights
 
-VAE, TEXT_ENCODER = "vae", "text_encoder"
+VAE, TEXT_ENCODER, TRANSFORMER = "vae", "text_encoder", "transformer"
 # The names under which diffusers and transformers save weights; nothing but safetensors is read, which runs no code.
-_WEIGHTS = {VAE: "diffusion_pytorch_model.safetensors", TEXT_ENCODER: "model.safetensors"}
+_WEIGHTS = {
+    VAE: "diffusion_pytorch_model.safetensors",
+    TEXT_ENCODER: "model.safetensors",
+    TRANSFORMER: "diffusion_pytorch_model.safetensors",
+}
 # What latents are normalised by stands in a configuration, not in the weights.
 _DECISIVE = ("latents_mean", "latents_std")
 _ENDINGS = ("safetensors", "json", "model")
@@ -52,7 +56,7 @@ def folder(named: str, more: Iterable[str] = ()) -> Path:
     # A dependency of diffusers, which few machines have.
     from huggingface_hub import snapshot_download
 
-    wanted = [f"{part}/*.{ending}" for part in (*_WEIGHTS, "tokenizer", *more) for ending in _ENDINGS]
+    wanted = [f"{part}/*.{ending}" for part in (VAE, TEXT_ENCODER, "tokenizer", *more) for ending in _ENDINGS]
     try:
         found = snapshot_download(hub["id"], revision=hub["commit"], allow_patterns=[*wanted, "README.md"])
     except (OSError, ValueError) as error:
@@ -74,8 +78,8 @@ def check(model: Path, parts: Iterable[str] = (VAE, TEXT_ENCODER)) -> None:
 
 
 def fingerprint(model: Path, part: str) -> str:
-    """The sha256 (hex) of what decides the numbers of one part (`VAE` or `TEXT_ENCODER`) of a model: its weight files
-    by their own sha256, and what latents are normalised by.
+    """The sha256 (hex) of what decides the numbers of one part (`VAE`, `TEXT_ENCODER`, `TRANSFORMER`) of a model: its
+    weight files by their own sha256, and what latents are normalised by.
 
     Each file is read once per process, unless it changes. Raises `MissingWeights` where one is absent.
     """

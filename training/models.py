@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import UsageError
 from training.flow import clean_of
+from training.model_folder import TRANSFORMER
 from training.schedule import TIMESTEPS
 
-TRANSFORMER = "transformer"
 STUDENT, FAKE, TEACHER = "student", "fake", "teacher"
 # What LoRA adapts: the projections of attention and of the feed-forward, in Wan's blocks and in VACE's.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
@@ -104,6 +105,12 @@ class Denoiser:
         else:
             self.transformer.enable_adapters()
             self.transformer.set_adapter(self.adapter)
+
+    def changed(self) -> None:
+        """Say that its weights were changed by hand: what FSDP still has gathered of them, after a forward pass without
+        a backward one, is as they were."""
+        if isinstance(self.transformer, FSDPModule):
+            self.transformer.reshard()
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What of it is trained, by name: its adapter's weights, or all."""

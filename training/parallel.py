@@ -77,12 +77,13 @@ def sharded(module: Any, blocks: Iterable[nn.Module], dtype: torch.dtype, device
     """
     # In what it computes its input is cast by autocast: FSDP would cast timesteps too.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    module.to(device)
     # What the networks return is a view, and nothing here changes it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(module, mp_policy=policy)
+    # On a GPU this moved what it sharded; whole networks never are on one.
+    module.to(device)
     return module
 
 

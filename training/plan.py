@@ -74,6 +74,7 @@ def of(run: Run, folder: Path, devices: int) -> Plan:
         *_weights(run, parameters, shape, width, devices),
         *_activations(run, bucket.tokens * clips, shape, width),
         Part("CUDA, NCCL, allocator", _BESIDES, "taken as 2 GB"),
+        *_besides(run, folder),
     ]
     return Plan(tuple(parts), devices, bucket, clips, parameters)
 
@@ -93,7 +94,7 @@ def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devic
     networks = 2 if isinstance(run, Distill) else 1
     found = [
         Part("trained networks", parameters * _TRAINED * networks / devices, f"{networks} x 16 bytes {per}"),
-        Part("moving average", parameters * _AVERAGE / devices, f"float32, {per}"),
+        Part("moving average", 2 * parameters * _AVERAGE / devices, f"and the weights while it is worn, {per}"),
         Part("blocks gathered", 2 * shape["block"] * width, "the one that computes and the next one"),
     ]
     if isinstance(run, Distill):
@@ -108,12 +109,27 @@ def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> li
     graphs = 1
     if isinstance(run, Distill) and run.gan is not None:
         graphs = 4 if run.gan.smoothness else 2
+    judge = 0.0
+    if graphs > 1:
+        # Features and their norm, in float32.
+        judge = 2.0 * len(models.depths(shape["layers"])) * graphs * tokens * shape["dim"] * 4
     working = one * (_WORKING + 2 * shape["ffn"] / shape["dim"])
     if run.model.activation_checkpointing:
         kept, of = float(blocks * one * graphs), f"what {blocks} checkpointed blocks keep, {graphs} times"
     else:
         kept, of = blocks * working * graphs, f"all that {blocks} blocks compute, {graphs} times"
-    return [Part("activations kept", kept, of), Part("one block at work", working, f"{tokens} tokens")]
+    return [
+        Part("activations kept", kept, of),
+        Part("the discriminator's features", judge, f"{graphs} times"),
+        Part("one block at work", working, f"{tokens} tokens"),
+    ]
+
+
+def _besides(run: Run, folder: Path) -> list[Part]:
+    """What makes latents and embeddings, as far as it stays: as large as its files."""
+    parts = ["vae", "text_encoder"] if run.data.form == "pixels" else ["vae"]
+    sizes = [sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")) for part in parts]
+    return [Part(part, float(size), "its files") for part, size in zip(parts, sizes, strict=True)]
 
 
 def _counted(folder: Path) -> tuple[int, dict[str, int]]:

@@ -18,7 +18,6 @@ from training.config import Distill, Run, Teach
 from training.distill import Distillation
 from training.examples import Example, Examples
 from training.loop import Method, held_out, train
-from training.models import TRANSFORMER
 from training.parallel import World, world
 from training.signals import Log
 from training.teach import Teaching
@@ -136,4 +135,4 @@ def _write(file: Path, shown: list[make.Frames]) -> None:
 
 
 def _folder(told: Run) -> Path:
-    return model_folder.folder(told.model.folder, (TRANSFORMER,))
+    return model_folder.folder(told.model.folder, (model_folder.TRANSFORMER,))

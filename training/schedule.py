@@ -18,6 +18,8 @@ from training.flow import shifted
 
 # Wan's networks are told the time in thousandths.
 TIMESTEPS = 1000
+# A shift beyond this leaves nothing but noise.
+_MOST = 1e3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ class Schedule:
     sampler: str = "stochastic"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.shift > 0 or self.sampler != "stochastic":
+        if self.steps < 1 or not 0 < self.shift < _MOST or self.sampler != "stochastic":
             raise ValueError(f"{self} is no schedule: steps from 1 on, a shift above 0, the sampler 'stochastic'")
 
     @property
@@ -76,7 +78,7 @@ class Levels:
     high: float = 980.0
 
     def __post_init__(self) -> None:
-        if not (self.shift > 0 and 0 < self.low < self.high < TIMESTEPS):
+        if not (0 < self.shift < _MOST and 0 < self.low < self.high < TIMESTEPS):
             raise ValueError(f"{self}: a shift above 0, and 0 < low < high < {TIMESTEPS}")
 
     def of(self, uniform: Tensor) -> Tensor:

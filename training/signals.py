@@ -1,4 +1,4 @@
-"""What a run says of itself: numbers collected without waiting for the device, as means over micro-batches and ranks.
+"""What a run says of itself: the numbers of a step, as means over micro-batches and ranks.
 
 They go to `log.jsonl` and to TensorBoard, where it is installed.
 """

@@ -97,7 +97,7 @@ def load(where: Path, device: torch.device) -> Trained:
         raise UsageError(f"{where} is no run with a checkpoint, no checkpoint, and no export of `vdot-train export`")
     told = checkpoint.read(at)
     run = config.parsed(told["kind"], told["config"], str(at))
-    folder = model_folder.folder(run.model.folder, (models.TRANSFORMER,))
+    folder = model_folder.folder(run.model.folder, (model_folder.TRANSFORMER,))
     return Trained(_averaged(at, run, folder, device), sampling_of(run), folder, run, told)
 
 
@@ -105,11 +105,17 @@ def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device) -> 
     """The student of a checkpoint with its average for weights."""
     rank, adapter = run.model.lora_rank, None
     # As random as it was made: all weights come from the checkpoint, but those of a frozen base.
-    found = models.scratch(folder) if rank is None else models.load(folder, assemble.kind(run.model))
+    if rank is None:
+        found = models.scratch(assemble.student_folder(run.model, folder))
+    else:
+        found = models.load(folder, assemble.kind(run.model))
     if rank is not None:
         found, adapter = models.adapted(found, rank, (STUDENT,)), STUDENT
     denoiser = Denoiser(found, assemble.kind(run.model), adapter)
-    checkpoint.load(at, {f"average.{STUDENT}.{name}": one.detach() for name, one in denoiser.trained()})
+    wanted = {f"average.{STUDENT}.{name}": one.detach() for name, one in denoiser.trained()}
+    if more := {name for name in checkpoint.names(at) if name.startswith(f"average.{STUDENT}.")} - {*wanted}:
+        raise UsageError(f"{at} is of another model than {folder}: {sorted(more)[0]} and {len(more) - 1} others")
+    checkpoint.load(at, wanted)
     found.requires_grad_(False).to(device)
     return denoiser
 

@@ -15,7 +15,7 @@ from benchmarks.distillation.arms import DATA, MODEL
 from benchmarks.distillation.corpus import TEXT_DIM, Corpus
 from benchmarks.distillation.single import Alone, write
 from benchmarks.distillation.sizes import Size
-from training import draws, models
+from training import draws, model_folder, models
 from training.config import Average, Optimizer, Teach
 from training.models import Conditions, Denoiser
 from training.rollout import integrate, rollout
@@ -59,7 +59,7 @@ def _train(size: Size, corpus: Corpus, place: Path, device: torch.device, say: C
     beside = place.with_name("teacher.making")
     shutil.rmtree(beside, ignore_errors=True)
     with teaching.average.worn():
-        teaching.student.transformer.save_pretrained(beside / models.TRANSFORMER)
+        teaching.student.transformer.save_pretrained(beside / model_folder.TRANSFORMER)
     write(beside / "training.json", {"s": round(time.perf_counter() - begun, 1), "losses": losses})
     beside.replace(place)
 

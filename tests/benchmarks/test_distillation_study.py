@@ -20,6 +20,7 @@ def study(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_study_that_was_ended_goes_on_and_reports_every_arm(tmp_path: Path) -> None:
     out = tmp_path / "study"
     first = study("--size", "tiny", "--seeds", "1", "--arms", "AF", "--out", str(out))

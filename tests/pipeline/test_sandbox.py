@@ -263,7 +263,7 @@ def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -
 def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
     script = (
         "import sys, time; from pipeline.sandbox import Sandbox\n"
-        f"stream = Sandbox(512, 1).stream('{HERE}:{name}', *{[60] if name == 'sleep' else []})\n"
+        f"stream = Sandbox(512, 5).stream('{HERE}:{name}', *{[60] if name == 'sleep' else []})\n"
         "print(next(stream), flush=True); time.sleep(60)"
     )
     root = str(Path(sys.modules["pipeline.sandbox"].__file__ or "").parents[1])

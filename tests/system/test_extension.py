@@ -29,6 +29,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_package_of_somebody_else_makes_tracks_and_signals(
     vdot: Any, recipe: Any, small: Path, package: Path, tmp_path: Path
 ) -> None:

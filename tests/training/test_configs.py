@@ -48,6 +48,10 @@ def test_there_are_ready_ones() -> None:
             "4n . 1 frames",
         ),
         ({"objective": "ot"}, "objective: must be 'combined', 'per_frame' or 'published'"),
+        ({"model": {"folder": "m", "student": "s", "lora_rank": 4}}, "no other `student` with `lora_rank`"),
+        ({"objective": "published", "student_every": 2}, "take turns"),
+        ({"objective": "published"}, "has no R1 and R2"),
+        ({"schedule": {"shift": ".inf"}}, "schedule"),
         ({"steps": "many"}, "steps: expected a whole number; found 'many'"),
     ],
 )

@@ -11,18 +11,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import program
 import pytest
 import small_mixture
 import tiny_model
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from annotators.weights import MissingWeights
 from pipeline.decode import pictures
 from pipeline.errors import RunError, UsageError
-from pipeline.mixture import Step
-from training import distill, run
+from pipeline.mixture import Bucket, Step
+from training import assemble, distill, run, student
+from training import config as config_module
+from training.examples import Example, Examples
+from training.loop import held_out
+from training.models import Conditions
+from training.parallel import world
+from training.signals import Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -170,10 +178,79 @@ def test_everything_learns_and_the_frozen_does_not(config: Any, tmp_path: Path) 
     # The average is neither the weights nor what it was.
     name = "blocks.0.attn1.to_q.weight"
     assert not torch.equal(after[f"average.student.{name}"], after[f"student.{name}"])
-    of_lora = config(DISTILL, model={"lora_rank": 4})
-    train("distill", of_lora, tmp_path / "lora")
-    names = stored(tmp_path / "lora", 4)
-    assert all("lora_" in name or ".judge." in f".{name}" for name in names)
+
+
+def test_adapters_learn_and_nothing_else(config: Any, tmp_path: Path) -> None:
+    train("distill", config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"}), tmp_path / "run")
+    before, after = stored(tmp_path / "run", 2), stored(tmp_path / "run", 4)
+    assert all("lora_" in name or ".judge." in f".{name}" for name in after)
+    for role in ("student", "fake"):
+        own = {name for name in after if name.startswith(f"{role}.")}
+        assert own
+        assert all(not torch.equal(before[name], after[name]) for name in own), role
+
+
+@pytest.mark.parametrize("method", ["teach", pytest.param("distill", marks=pytest.mark.long)])
+def test_looking_changes_nothing_and_sees_the_average(
+    method: str, config: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = {"data": {"mixture": str(small_mixture.make(tmp_path, 6, step=Step(2), held=2))}}
+    command, told, _ = options(method)
+    seen: list[torch.Tensor] = []
+
+    def look(example: Any, method: Any, *_: Any) -> Any:
+        with torch.no_grad():
+            seen.append(method.student.velocity(example.clean, torch.ones(len(example.clean)), example.conditions))
+        return np.zeros((1, 16, 16, 3), np.uint8)
+
+    monkeypatch.setattr(run, "_shown", look)
+    train(command, config(told, **mixture, evaluation={"every": 1, "clips": 1}), tmp_path / "run")
+    train(command, config(told, **mixture), tmp_path / "blind")
+    equal(stored(tmp_path / "run", 4), stored(tmp_path / "blind", 4))
+    found = student.load(tmp_path / "run", torch.device("cpu"))
+    examples = Examples(model, found.run.model, found.run.data, torch.device("cpu"))
+    example = held_out(config_module.load(tmp_path / "config.yaml", type(found.run)), examples, model)[0]
+    with torch.no_grad():
+        wanted = found.network.velocity(example.clean, torch.ones(len(example.clean)), example.conditions)
+    assert torch.allclose(seen[-1], wanted, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "published", "student_every": 1, "gan": {"smoothness": 0}},
+        {"objective": "published", "gan": None},
+        {"objective": "per_frame", "gan": None, "transport": None},
+        {"gan": None},
+        {"transport": {"rho": 1.0, "position": 1.0}},
+    ],
+    ids=lambda changes: ",".join(map(str, changes)),
+)
+def test_every_objective_goes_through_the_loop(changes: dict[str, Any], config: Any, tmp_path: Path) -> None:
+    train("distill", config(DISTILL | {"steps": 2}, **changes), tmp_path / "run")
+    said = logged(tmp_path / "run")[0]
+    assert ("ot/diagonal" in said) == (changes.get("objective") is None and changes.get("transport", 1) is not None)
+    assert ("judge/loss" in said) == (changes.get("gan", 1) is not None and changes.get("objective") != "published")
+
+
+def test_the_adversarial_gradient_has_its_ratio(model: Path, config: Any) -> None:
+    told = config_module.load(config(DISTILL, gan={"ratio": 0.3}), config_module.Distill)
+    with world() as here:
+        method = distill.Distillation(told, assemble.distillation(told, model, here), torch.zeros(1, 8, 32))
+        drawn = torch.Generator().manual_seed(0)
+        clean, context, text, sample = (
+            torch.randn(shape, generator=drawn)
+            for shape in ((2, 16, 3, 4, 4), (2, 96, 3, 4, 4), (2, 8, 32), (2, 16, 3, 4, 4))
+        )
+        bucket = Bucket("films", "pose", 9, 32, 32, 0)
+        example = Example(7, bucket, clean, Conditions(text, context))
+        both = method.gradient(example, sample, Signals())
+        alone = method.gradient(example, sample, Signals(), judge=False)
+    added = both - alone
+    assert float(added.norm() / alone.norm()) == pytest.approx(0.3, rel=1e-3)
+    # Mean 1 of what a direction is over: the same at every size.
+    assert 0.1 < float(alone.norm() * alone.numel() ** 0.5) < 10
 
 
 def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> None:
@@ -194,6 +271,26 @@ def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> Non
     assert torch.equal(said[None], plain)
     assert not torch.allclose(said["student"], plain)
     assert not torch.allclose(said["student"], said["fake"])
+
+
+@pytest.mark.long
+def test_going_on_before_the_newest_is_refused(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH), tmp_path / "run")
+    with pytest.raises(UsageError, match="holds step-0000004, after step 2"):
+        train("teach", config(TEACH, steps=6), tmp_path / "run", str(tmp_path / "run/checkpoints/step-0000002"))
+    train("teach", config(TEACH, steps=3), tmp_path / "other", str(tmp_path / "run/checkpoints/step-0000002"))
+    # Nothing is left to do.
+    train("teach", config(TEACH, steps=3), tmp_path / "run", "latest")
+    assert {file.name for file in (tmp_path / "run/checkpoints").iterdir()} == {"step-0000002", "step-0000004"}
+
+
+@pytest.mark.long
+def test_another_base_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
+    changes = {"lora_rank": 4}
+    train("distill", config(DISTILL, model=changes, steps=2), tmp_path / "run")
+    other = tiny_model.write(tmp_path / "other", seed=1)
+    with pytest.raises(UsageError, match="holds another transformer than"):
+        train("distill", config(DISTILL, model=changes | {"folder": str(other)}), tmp_path / "run", "latest")
 
 
 def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> None:
@@ -251,7 +348,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(config: Any, tmp_path: Path) -> N
     ],
 )
 def test_a_model_that_is_not_whole_is_refused(damage: str, said: str, model: Path, config: Any, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
@@ -292,6 +389,7 @@ def test_latents_that_are_not_there_are_named(config: Any, tmp_path: Path) -> No
         train("teach", config(TEACH, data={"form": "latents"}), tmp_path / "run")
 
 
+@pytest.mark.long
 def test_the_same_held_out_clips_are_sampled_by_the_average(config: Any, tmp_path: Path) -> None:
     mixture = small_mixture.make(tmp_path, 6, step=Step(2), held=2)
     told = config(DISTILL, data={"mixture": str(mixture)}, evaluation={"every": 2, "clips": 2})
@@ -308,6 +406,7 @@ def test_the_same_held_out_clips_are_sampled_by_the_average(config: Any, tmp_pat
     equal(stored(tmp_path / "run", 4), stored(tmp_path / "blind", 4))
 
 
+@pytest.mark.long
 def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model: Path, tmp_path: Path) -> None:
     for name, changes in {"whole": {}, "lora": {"model": {"lora_rank": 4}}}.items():
         out = tmp_path / name
@@ -320,6 +419,14 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
         assert made[0] == made[1]
         if name == "whole":
             assert made[0] == made[2]
+        else:
+            weights = load_file(tmp_path / "lora-model/transformer/diffusion_pytorch_model.safetensors")
+            base = load_file(model / "transformer/diffusion_pytorch_model.safetensors")
+            learnt = stored(out, 4)
+            a, b = (learnt[f"average.student.blocks.1.attn1.to_q.lora_{one}.student.weight"] for one in "AB")
+            layer = "blocks.1.attn1.to_q.weight"
+            assert torch.allclose(weights[layer], base[layer] + b @ a, atol=1e-6)
+            assert not torch.equal(weights[layer], base[layer])
         card = (tmp_path / f"{name}-model/README.md").read_text()
         assert "4 steps at the timesteps 1000, 937.5, 833.333, 625 (shift 5)" in card
         assert "license: apache-2.0" in card
@@ -358,6 +465,7 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
         pipe.scheduler.set_timesteps(50)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -404,6 +512,7 @@ def test_sigterm_ends_with_a_checkpoint(config: Any, tmp_path: Path) -> None:
     assert int(kept.name[5:]) == len(log.read_text().splitlines())
 
 
+@pytest.mark.long
 def test_the_log_of_a_run_that_was_killed_goes_on(config: Any, tmp_path: Path) -> None:
     train("teach", config(TEACH), tmp_path / "run")
     (tmp_path / "run/checkpoints/step-0000004/checkpoint.json").unlink()

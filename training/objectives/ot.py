@@ -212,7 +212,9 @@ def _residual(a: Tensor, b: Tensor, places: Tensor | None, options: Transport) -
         cost.diagonal(dim1=1, dim2=2).zero_()
         if places is not None:
             cost += places
-        itself = self_plan(cost, options.epsilon, options.tolerance, options.iterations).mass
+        alike = self_plan(cost, options.epsilon, options.tolerance, options.iterations)
+        signals["error"] = torch.maximum(signals["error"], alike.error)
+        itself = alike.mass
         own = (itself @ a) / itself.sum(dim=2, keepdim=True)
     residual = own - mean
     return residual if options.rho is None else size * rows * residual, signals
