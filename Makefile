@@ -29,11 +29,10 @@ test-long: .venv/dev
 	$(BIN)/vdot-data weights
 	$(BIN)/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
-# A stamp per set of extras: an install is done again when the metadata or the tested versions change. Bytecode is made
-# when a module is first imported: half of the time of an install went to modules that nothing here imports.
+# A stamp per set of extras: an install is done again when the metadata or the tested versions change.
 .venv/%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
 	touch $@
 
 clean:

@@ -259,7 +259,7 @@ def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -
     assert len(list(sandbox.stream(f"{HERE}:count", 3))) == 3
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("sleep", 3.0), ("hold_the_lock", 12.0)])
+@pytest.mark.parametrize(("name", "seconds"), [("sleep", 3.0), ("hold_the_lock", 20.0)])
 def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
     script = (
         "import sys, time; from pipeline.sandbox import Sandbox\n"

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 import small_mixture
+import tiny_model
+import tiny_run
+import yaml
 from small_mixture import STEPS, seen
 
+from pipeline.mixture import Step
 from training.stream import Stream
 
 
@@ -39,3 +43,33 @@ def calm(mixed: Path) -> list[tuple[Any, ...]]:
 def own(tmp_path: Path) -> Path:
     """A mixture whose shards may be damaged."""
     return small_mixture.make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_mixture.make(tmp_path_factory.mktemp("data"), 6, step=Step(2))
+
+
+@pytest.fixture
+def config(model: Path, mixture: Path, tmp_path: Path) -> Any:
+    """Writes a configuration and says where."""
+
+    def write(method: dict[str, Any], name: str = "config", **changes: Any) -> Path:
+        told: dict[str, Any] = {
+            "model": {"folder": str(model), "dtype": "float32", "text_tokens": 8},
+            "data": {"mixture": str(mixture), "form": "pixels", "workers": 0},
+            **tiny_run.COMMON,
+            **method,
+        }
+        for key, value in changes.items():
+            told[key] = told[key] | value if isinstance(value, dict) and isinstance(told.get(key), dict) else value
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(told))
+        return file
+
+    return write

@@ -1,0 +1,79 @@
+"""Runs of `vdot-train` on a tiny model, and what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from training import run
+
+DISTILL = {
+    "student": {"lr": 1e-3},
+    "critic": {"lr": 1e-3},
+    "student_every": 2,
+    "gan": {"start": 0, "width": 16},
+    "average": {"start": 0, "decay": 0.5},
+}
+TEACH = {"optimizer": {"lr": 1e-3}, "average": {"start": 0, "decay": 0.5}}
+COMMON = {"seed": 3, "steps": 4, "saves": {"every": 2, "keep": 2}, "evaluation": {"every": 0}}
+
+
+def train(command: str, file: Path, out: Path, resume: str | None = None) -> None:
+    """What `vdot-train` does, in this process."""
+    {"teach": run.teach, "distill": run.distill}[command](file, out, resume)
+
+
+def processes(count: int, *arguments: Any) -> None:
+    """The same by torchrun, in so many processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "-m", "training.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def options(method: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Command, configuration, and changes to it."""
+    if method == "teach":
+        return "teach", TEACH, {}
+    return "distill", DISTILL, {"model": {"lora_rank": 4}} if method == "lora" else {}
+
+
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("teach", "lora")]
+
+
+def stored(out: Path, step: int) -> dict[str, Any]:
+    """All tensors of a checkpoint, whole."""
+
+    from training.checkpoint import HuggingFaceStorageReader, dcp
+
+    at = out / f"checkpoints/step-{step:07d}"
+    reader = HuggingFaceStorageReader(str(at))
+    shapes = {name: one.size for name, one in reader.read_metadata().state_dict_metadata.items()}
+    found = {name: torch.empty(size) for name, size in shapes.items()}
+    dcp.load(found, storage_reader=HuggingFaceStorageReader(str(at)))
+    return found
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        difference = float((one[name] - other[name]).abs().max())
+        assert difference <= tolerance * max(1.0, float(one[name].abs().max())), (name, difference)

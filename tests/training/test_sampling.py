@@ -1,0 +1,123 @@
+"""What a trained model makes, and what is written for others to load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import small_mixture
+import torch
+from safetensors.torch import load_file
+from tiny_run import DISTILL, TEACH, equal, stored, train
+
+from pipeline.decode import pictures
+from pipeline.errors import UsageError
+from pipeline.mixture import Step
+from training import run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.long
+def test_the_same_held_out_clips_are_sampled_by_the_average(config: Any, tmp_path: Path) -> None:
+    mixture = small_mixture.make(tmp_path, 6, step=Step(2), held=2)
+    told = config(DISTILL, data={"mixture": str(mixture)}, evaluation={"every": 2, "clips": 2})
+    train("distill", told, tmp_path / "run")
+    made = sorted((tmp_path / "run/samples").glob("*.mp4"))
+    assert [file.stem for file in made] == ["step-0000002", "step-0000004"]
+    (length, height, width), _ = next(pictures(made[0].read_bytes()))
+    # Clips above, samples below; two clips of one shape or another side by side.
+    assert (length, height) in ((9, 96), (5, 64), (9, 64))
+    assert width >= 96
+    assert made[0].read_bytes() != made[1].read_bytes()
+    # What is trained does not depend on what is looked at.
+    train("distill", config(DISTILL, data={"mixture": str(mixture)}), tmp_path / "blind")
+    equal(stored(tmp_path / "run", 4), stored(tmp_path / "blind", 4))
+
+
+@pytest.mark.long
+def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model: Path, tmp_path: Path) -> None:
+    for name, changes in {"whole": {}, "lora": {"model": {"lora_rank": 4}}}.items():
+        out = tmp_path / name
+        train("distill", config(DISTILL, **changes), out)
+        run.export(out, tmp_path / f"{name}-model")
+        made = []
+        for where in (out, out / "checkpoints/step-0000004", tmp_path / f"{name}-model"):
+            run.sample(where, tmp_path / "made.mp4", "a red dog", None, None, [], (9, 32, 48), 5)
+            made.append((tmp_path / "made.mp4").read_bytes())
+        assert made[0] == made[1]
+        if name == "whole":
+            assert made[0] == made[2]
+        else:
+            weights = load_file(tmp_path / "lora-model/transformer/diffusion_pytorch_model.safetensors")
+            base = load_file(model / "transformer/diffusion_pytorch_model.safetensors")
+            learnt = stored(out, 4)
+            a, b = (learnt[f"average.student.blocks.1.attn1.to_q.lora_{one}.student.weight"] for one in "AB")
+            layer = "blocks.1.attn1.to_q.weight"
+            assert torch.allclose(weights[layer], base[layer] + b @ a, atol=1e-6)
+            assert not torch.equal(weights[layer], base[layer])
+        card = (tmp_path / f"{name}-model/README.md").read_text()
+        assert "4 steps at the timesteps 1000, 937.5, 833.333, 625 (shift 5)" in card
+        assert "license: apache-2.0" in card
+    with pytest.raises(UsageError, match="exists already"):
+        run.export(tmp_path / "whole", tmp_path / "whole-model")
+    with pytest.raises(UsageError, match="has no adapters"):
+        run.export(tmp_path / "whole", tmp_path / "other", lora=True)
+    run.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
+    assert (tmp_path / "adapters/pytorch_lora_weights.safetensors").is_file()
+
+
+def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path: Path) -> None:
+    from diffusers import WanVACEPipeline
+
+    from training.scheduler import StoredSteps
+
+    train("distill", config(DISTILL), tmp_path / "run")
+    run.export(tmp_path / "run", tmp_path / "model")
+    pipe = WanVACEPipeline.from_pretrained(tmp_path / "model")
+    pipe.scheduler = StoredSteps.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[float] = []
+
+    def note(_pipe: Any, _step: int, time: Any, kept: Any) -> Any:
+        seen.append(float(time))
+        return kept
+
+    made = pipe(
+        prompt_embeds=torch.zeros(1, 8, 32), height=32, width=48, num_frames=9, num_inference_steps=4,
+        guidance_scale=1.0,
+        max_sequence_length=8, output_type="np", callback_on_step_end=note,
+    ).frames  # fmt: skip
+    assert made.shape == (1, 9, 32, 48, 3)
+    assert seen == pytest.approx([1000, 937.5, 833.33, 625], abs=0.01)
+    with pytest.raises(UsageError, match="this student makes 4 steps, not 50"):
+        pipe.scheduler.set_timesteps(50)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"shape": (10, 32, 48)}, "4n . 1 frames"),
+        ({"shape": (9, 30, 48)}, "multiples of 16"),
+        ({"mask": "clip.mp4"}, "a mask belongs to a video"),
+        ({"video": "clip.mp4", "shape": (81, 32, 48)}, "has 9 frames at 16 a second, and 81 are needed"),
+        ({"video": "absent.mp4"}, "absent.mp4 cannot be read as a video"),
+        ({"references": ["absent.png"]}, "absent.png cannot be read as a PNG"),
+        ({"trained": "."}, "is no run with a checkpoint"),
+    ],
+)
+def test_what_cannot_be_sampled_is_named(options: dict[str, Any], said: str, config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    (tmp_path / "clip.mp4").write_bytes(small_mixture.members(0)["mp4"])
+
+    def at(name: str) -> Path | None:
+        return tmp_path / options[name] if name in options else None
+
+    pictures_ = [tmp_path / one for one in options.get("references", [])]
+    with pytest.raises(UsageError, match=said):
+        run.sample(
+            at("trained") or tmp_path / "run", tmp_path / "made.mp4", "", at("video"), at("mask"), pictures_,
+            options.get("shape", (9, 32, 48)), 0,
+        )  # fmt: skip

@@ -1,0 +1,169 @@
+"""Trainers that are stopped, killed or given what does not fit: one sentence, and the last checkpoint is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import program
+import pytest
+import tiny_model
+import torch
+from safetensors.torch import load_file
+from tiny_run import DISTILL, TEACH, equal, logged, stored, train
+
+from annotators.weights import MissingWeights
+from pipeline.errors import RunError, UsageError
+from training import distill
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.long
+def test_going_on_before_the_newest_is_refused(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH), tmp_path / "run")
+    with pytest.raises(UsageError, match="holds step-0000004, after step 2"):
+        train("teach", config(TEACH, steps=6), tmp_path / "run", str(tmp_path / "run/checkpoints/step-0000002"))
+    train("teach", config(TEACH, steps=3), tmp_path / "other", str(tmp_path / "run/checkpoints/step-0000002"))
+    # Nothing is left to do.
+    train("teach", config(TEACH, steps=3), tmp_path / "run", "latest")
+    assert {file.name for file in (tmp_path / "run/checkpoints").iterdir()} == {"step-0000002", "step-0000004"}
+
+
+@pytest.mark.long
+def test_another_base_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
+    changes = {"lora_rank": 4}
+    train("distill", config(DISTILL, model=changes, steps=2), tmp_path / "run")
+    other = tiny_model.write(tmp_path / "other", seed=1)
+    with pytest.raises(UsageError, match="holds another transformer than"):
+        train("distill", config(DISTILL, model=changes | {"folder": str(other)}), tmp_path / "run", "latest")
+
+
+def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"holds a run already .step-0000002.: --resume latest"):
+        train("teach", config(TEACH), tmp_path / "run")
+    with pytest.raises(UsageError, match="has the kind teach, and this run distill"):
+        train("distill", config(DISTILL), tmp_path / "run", "latest")
+    with pytest.raises(UsageError, match="is no checkpoint"):
+        train("teach", config(TEACH), tmp_path / "run", str(tmp_path / "nowhere"))
+    changed = config(TEACH | {"optimizer": {"lr": 5e-3}})
+    with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001, now 0\.005"):
+        train("teach", changed, tmp_path / "run", "latest")
+
+
+def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, tmp_path: Path) -> None:
+    train("distill", config(DISTILL, steps=2), tmp_path / "run")
+    with pytest.raises(UsageError, match=r"937\.5.*this run .*960"):
+        train("distill", config(DISTILL, schedule={"shift": 8}), tmp_path / "run", "latest")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("distill", config(DISTILL, steps=2), tmp_path / "run")
+    kept = stored(tmp_path / "run", 2)
+    monkeypatch.setattr(distill, "velocity", lambda clean, noise: noise * torch.nan)
+    with pytest.raises(RunError, match=r"step 3 .*the fake score's loss is not finite.*step-0000002 is whole"):
+        train("distill", config(DISTILL), tmp_path / "run", "latest")
+    equal(stored(tmp_path / "run", 2), kept)
+    monkeypatch.undo()
+    train("distill", config(DISTILL), tmp_path / "run", "latest")
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(config: Any, tmp_path: Path) -> None:
+    with program.mounted(tmp_path / "small", "size=9m") as small:
+        with pytest.raises(
+            RunError, match=r"the checkpoint of step \d+ cannot be written .*No space.*last one is step"
+        ):
+            train("distill", config(DISTILL, steps=40, saves={"every": 1, "keep": 40}), small / "run")
+        last = max((small / "run/checkpoints").glob("step-*"))
+        assert not list((small / "run/checkpoints").glob(".*"))
+        assert stored(small / "run", int(last.name[5:]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("no folder", "is no folder here, and no hub id"),
+        ("no transformer", r"has no transformer/config\.json"),
+        ("no weights", "cannot be loaded|no file named"),
+        ("a weight less", "lacks 1 weights, blocks.0.attn1.to_q.weight first"),
+        ("another shape", "cannot be loaded|of another shape"),
+        ("no VAE", "has no vae/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_refused(damage: str, said: str, model: Path, config: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "transformer/diffusion_pytorch_model.safetensors"
+    if damage == "no folder":
+        shutil.rmtree(broken)
+    elif damage == "no transformer":
+        shutil.rmtree(broken / "transformer")
+    elif damage == "no weights":
+        weights.unlink()
+    elif damage == "no VAE":
+        shutil.rmtree(broken / "vae")
+    else:
+        found = load_file(weights)
+        name = "blocks.0.attn1.to_q.weight"
+        found.pop(name)
+        if damage == "another shape":
+            found[name] = torch.zeros(3, 3)
+        save_file(found, weights, metadata={"format": "pt"})
+    with pytest.raises((UsageError, MissingWeights), match=said):
+        train("distill", config(DISTILL, model={"folder": str(broken)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_of_other_latents_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
+    from diffusers import WanVACETransformer3DModel
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    told = WanVACETransformer3DModel.load_config(other / "transformer")
+    WanVACETransformer3DModel.from_config(told | {"text_dim": 16}).save_pretrained(other / "transformer")
+    with pytest.raises(UsageError, match="the student's text_dim is 16 and the teacher's 32: they cannot share"):
+        train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
+
+
+def test_latents_that_are_not_there_are_named(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no latents that fit this model: store them .*form: pixels"):
+        train("teach", config(TEACH, data={"form": "latents"}), tmp_path / "run")
+
+
+def test_sigterm_ends_with_a_checkpoint(config: Any, tmp_path: Path) -> None:
+    file = config(TEACH, steps=100_000, saves={"every": 100_000})
+    job = subprocess.Popen(
+        [sys.executable, "-m", "training.cli", "teach", str(file), "--out", str(tmp_path / "run")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
+    )
+    log = tmp_path / "run/log.jsonl"
+    program.poll(lambda: (log.is_file() and log.read_text()) or job.poll() is not None, 60, "a first step")
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate(timeout=60)[1]
+    assert job.returncode == 1
+    assert "stopped on request at step" in said
+    assert "Traceback" not in said
+    (kept,) = (tmp_path / "run/checkpoints").glob("step-*")
+    assert int(kept.name[5:]) == len(log.read_text().splitlines())
+
+
+@pytest.mark.long
+def test_the_log_of_a_run_that_was_killed_goes_on(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH), tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-0000004/checkpoint.json").unlink()
+    with (tmp_path / "run/log.jsonl").open("a") as file:
+        file.write('{"step": 5, "cut sho')
+    train("teach", config(TEACH), tmp_path / "run", "latest")
+    assert [one["step"] for one in logged(tmp_path / "run")] == [1, 2, 3, 4]
