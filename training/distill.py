@@ -39,7 +39,7 @@ class Distillation:
         self.updates["fake"] = Updates(fake.trained(), config.critic)
         if judge is not None:
             self.updates["judge"] = Updates(judge.named_parameters(), config.critic)
-        self.average = MovingAverage(student.trained(), config.average)
+        self.average = MovingAverage(student, config.average)
 
     def step(self, number: int, examples: Sequence[Example], signals: Signals) -> None:
         """One step, its number from 0 on, on this rank's micro-batches. Raises FloatingPointError where something is
@@ -154,7 +154,7 @@ class Distillation:
             direction = dmd.direction(difference, sample, real)
             if config.objective == "per_frame":
                 direction = dmd.per_frame(direction)
-            gradient = direction / direction.numel()
+            gradient = dmd.along(sample, direction)
             if adversary and options is not None:
                 scale = options.ratio * gradient.norm() / pulled.norm().clamp(min=1e-20)
                 gradient = gradient + scale * pulled

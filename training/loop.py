@@ -118,9 +118,7 @@ def train(
                     save(step)
                 if config.evaluation.every and step % config.evaluation.every == 0:
                     with method.average.worn():
-                        method.student.changed()
                         evaluate(step, log)
-                    method.student.changed()
                 if stop:
                     raise StoppedError(f"stopped on request at step {step}, which is kept: go on with --resume latest")
     finally:

@@ -23,7 +23,7 @@ class Teaching:
     def __init__(self, config: Teach, student: Denoiser) -> None:
         self._config, self.student = config, student
         self.updates = {"student": Updates(student.trained(), config.optimizer)}
-        self.average = MovingAverage(student.trained(), config.average)
+        self.average = MovingAverage(student, config.average)
 
     def step(self, number: int, examples: Sequence[Example], signals: Signals) -> None:
         """One step on this rank's micro-batches. Raises FloatingPointError where something is no number."""

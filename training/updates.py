@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from training.config import Average, Optimizer
+from training.models import Denoiser
 from training.parallel import whole
 
 
@@ -68,11 +69,11 @@ class Updates:
 
 
 class MovingAverage:
-    """The moving average of named weights, in float32."""
+    """The moving average of what is trained of a network, in float32."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], options: Average) -> None:
-        self._named = dict(named)
-        self._options = options
+    def __init__(self, network: Denoiser, options: Average) -> None:
+        self._network, self._options = network, options
+        self._named = dict(network.trained())
         self._shadow = {name: parameter.detach().float().clone() for name, parameter in self._named.items()}
 
     def follow(self, updates: int) -> None:
@@ -86,16 +87,18 @@ class MovingAverage:
     def worn(self) -> Iterator[None]:
         """The network with the average in place of its weights, for as long as this lasts."""
         kept = {name: parameter.detach().clone() for name, parameter in self._named.items()}
-        with torch.no_grad():
-            for name, parameter in self._named.items():
-                parameter.copy_(self._shadow[name])
+        self._put(self._shadow)
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in self._named.items():
-                    parameter.copy_(kept[name])
+            self._put(kept)
 
     def tensors(self, role: str) -> dict[str, Tensor]:
         """The average, by name under a role, for a checkpoint."""
         return {f"average.{role}.{name}": tensor for name, tensor in self._shadow.items()}
+
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                parameter.copy_(weights[name])
+        self._network.changed()

@@ -2,7 +2,7 @@
 
     g = (fake - real) / mean |student - real|                     [DMD2, arXiv:2405.14867]
 
-A gradient at the student's sample, not through the networks that made it: `matching` is the loss that has it.
+A gradient at the student's sample, not through the networks that made it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,12 @@ def direction(difference: Tensor, student: Tensor, real: Tensor) -> Tensor:
     return difference.float() / scale.clamp(min=_LEAST)
 
 
-def matching(student: Tensor, gradient: Tensor) -> Tensor:
-    """The loss whose gradient at `student` is `gradient` over the number of its elements: a scalar, float32.
-
-    Half the mean square distance to a target that stands still; its value is half the mean square of the gradient,
-    which says nothing about progress.
-    """
-    target = (student - gradient).detach()
-    return 0.5 * (student.float() - target.float()).square().mean()
-
-
 def along(student: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient of `matching`, for `torch.autograd.backward` at `student`: of its dtype."""
+    """A direction as `torch.autograd.backward` takes it at `student`: over the number of its elements, of its dtype.
+
+    It is the gradient of half the mean square distance to `student - gradient` held still, a loss whose value says
+    nothing about progress.
+    """
     return (gradient / gradient.numel()).to(student.dtype)
 
 
