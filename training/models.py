@@ -22,7 +22,7 @@ from training.flow import clean_of
 from training.model_folder import TRANSFORMER
 from training.schedule import TIMESTEPS
 
-STUDENT, FAKE, TEACHER = "student", "fake", "teacher"
+STUDENT, FAKE = "student", "fake"
 # What LoRA adapts: the projections of attention and of the feed-forward, in Wan's blocks and in VACE's.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 # How deep the features that a discriminator sees are taken, as shares of the blocks.
@@ -195,7 +195,12 @@ def scratch(folder: Path) -> Any:
         )
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{where} has no configuration of a VACE transformer: {_first_line(error)}") from error
-    for block in made.vace_blocks:
+    return silenced(made).eval().requires_grad_(False)
+
+
+def silenced(transformer: Any) -> Any:
+    """The same transformer with a VACE branch that at first adds nothing, as VACE begins its own."""
+    for block in transformer.vace_blocks:
         nn.init.zeros_(block.proj_out.weight)
         nn.init.zeros_(block.proj_out.bias)
-    return made.eval().requires_grad_(False)
+    return transformer

@@ -41,10 +41,6 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def wait(self) -> None:
-        """Go on when every process is here."""
-        dist.barrier()
-
 
 @contextmanager
 def world() -> Iterator[World]:

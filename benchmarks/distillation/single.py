@@ -1,4 +1,4 @@
-"""One process by itself, and files that are either whole or not there."""
+"""Files that are either whole or not there."""
 
 from __future__ import annotations
 
@@ -6,24 +6,6 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-
-import torch
-
-from training.parallel import World
-
-
-class Alone(World):
-    """A world of one process that needs no group of processes, so that signals can be asked for their means."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(0, 1, device)
-
-    def gathered(self, value: Any) -> list[Any]:
-        """What this process has."""
-        return [value]
-
-    def wait(self) -> None:
-        """There is nobody to wait for."""
 
 
 def write(file: Path, content: Any) -> None:

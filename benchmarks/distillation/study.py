@@ -28,7 +28,7 @@ from benchmarks.distillation.codec import Codec
 from benchmarks.distillation.corpus import Corpus, pixels
 from benchmarks.distillation.judge import Judge
 from benchmarks.distillation.scenes import Scene, scene
-from benchmarks.distillation.single import Alone, write
+from benchmarks.distillation.single import write
 from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.teacher import Sampler, few, many, taught
 from pipeline.errors import UsageError
@@ -37,6 +37,7 @@ from training.config import Distill
 from training.discriminator import Discriminator
 from training.distill import Distillation
 from training.models import Denoiser, depths
+from training.parallel import World
 from training.schedule import Schedule
 from training.signals import Signals
 
@@ -160,7 +161,7 @@ def _arm(
     with loop.average.worn():
         told = judge(sampler.main(make, seed), sampler.diverse(make, seed))
     marks.append({"update": size.updates, "metrics": {name: values[0] for name, values in told.items()}})
-    means = {name: float(f"{value:.5g}") for name, value in signals.means(Alone(device)).items()}
+    means = {name: float(f"{value:.5g}") for name, value in signals.means(World(0, 1, device)).items()}
     return {
         "arm": letter,
         "title": ARMS[letter].title,

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.distillation.arms import DATA, MODEL
 from benchmarks.distillation.corpus import TEXT_DIM, Corpus
-from benchmarks.distillation.single import Alone, write
+from benchmarks.distillation.single import write
 from benchmarks.distillation.sizes import Size
 from training import draws, model_folder, models
 from training.config import Average, Optimizer, Teach
 from training.models import Conditions, Denoiser
+from training.parallel import World
 from training.rollout import integrate, rollout
 from training.schedule import Schedule
 from training.signals import Signals
@@ -53,7 +54,7 @@ def _train(size: Size, corpus: Corpus, place: Path, device: torch.device, say: C
     for step in range(size.teacher_steps):
         teaching.step(step, [corpus.example(0, step, size.teacher_batch, _DROPPED)], signals)
         if (step + 1) % tenth == 0:
-            means, signals = signals.means(Alone(device)), Signals()
+            means, signals = signals.means(World(0, 1, device)), Signals()
             losses.append({"step": step + 1, **{name: round(value, 4) for name, value in means.items()}})
             say(f"teacher: step {step + 1}, loss {means['student/loss']:.3f}, {time.perf_counter() - begun:.0f} s")
     beside = place.with_name("teacher.making")
@@ -83,10 +84,7 @@ def _scratch(size: Size) -> Any:
         vace_in_channels=96,
         rope_max_seq_len=64,
     )
-    for block in made.vace_blocks:
-        nn.init.zeros_(block.proj_out.weight)
-        nn.init.zeros_(block.proj_out.bias)
-    return made.eval()
+    return models.silenced(made).eval()
 
 
 class Sampler:
