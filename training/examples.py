@@ -99,17 +99,15 @@ def resized(batch: Batch, size: Size) -> Batch:
     bucket = batch.bucket
     if size.frames > bucket.frames:
         raise UsageError(f"clips of {bucket.frames} frames cannot give the {size.frames} of `data.size`")
-    scale = max(size.height / bucket.height, size.width / bucket.width)
-    tall, wide = max(size.height, round(bucket.height * scale)), max(size.width, round(bucket.width * scale))
-    top, left = (tall - size.height) // 2, (wide - size.width) // 2
+    sides, middle = vcu.covering(bucket.height, bucket.width, (size.height, size.width))
 
     def fit(name: str, frames: Any) -> Any:
         shown = torch.from_numpy(frames[:, :, : size.frames]).transpose(1, 2)
         flat = shown.flatten(0, 1).float()
         # A mask stays a mask.
         how: dict[str, Any] = {"mode": "nearest-exact"} if name == "mask" else {"mode": "area"}
-        small = functional.interpolate(flat, (tall, wide), **how)
-        cut = small[:, :, top : top + size.height, left : left + size.width].round().to(shown.dtype)
+        small = functional.interpolate(flat, sides, **how)
+        cut = small[:, :, *middle].round().to(shown.dtype)
         return cut.unflatten(0, shown.shape[:2]).transpose(1, 2).contiguous().numpy()
 
     arrays = {name: fit(name, frames) for name, frames in batch.arrays.items()}

@@ -90,11 +90,9 @@ def read_picture(file: Path) -> Frames:
 
 
 def _covering(frame: Frames, height: int, width: int) -> Frames:
-    scale = max(height / frame.shape[0], width / frame.shape[1])
-    tall, wide = max(height, round(frame.shape[0] * scale)), max(width, round(frame.shape[1] * scale))
-    if (tall, wide) != frame.shape[:2]:
+    sides, middle = vcu.covering(frame.shape[0], frame.shape[1], (height, width))
+    if sides != frame.shape[:2]:
         shown: Tensor = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-        small = torch.nn.functional.interpolate(shown, (tall, wide), mode="bilinear", antialias=True)
+        small = torch.nn.functional.interpolate(shown, sides, mode="bilinear", antialias=True)
         frame = small[0].round().to(torch.uint8).permute(1, 2, 0).numpy()
-    top, left = (tall - height) // 2, (wide - width) // 2
-    return np.ascontiguousarray(frame[top : top + height, left : left + width])
+    return np.ascontiguousarray(frame[middle])

@@ -16,7 +16,7 @@ import torch
 from pipeline.errors import UsageError
 from pipeline.mixture import Bucket, read_all
 from pipeline.order import Order
-from training import models
+from training import assemble, models
 from training.config import Distill, Run
 
 _GB = 1e9
@@ -68,7 +68,7 @@ class Plan:
 def of(run: Run, folder: Path, devices: int) -> Plan:
     """The plan of a run on so many devices. Raises UsageError where model or mixture cannot be read."""
     parameters, shape = _counted(folder)
-    width = {"bfloat16": 2, "float32": 4}[run.model.dtype]
+    width = assemble.kind(run.model).itemsize
     bucket, clips = _largest(run)
     parts = [
         *_weights(run, parameters, shape, width, devices),

@@ -100,8 +100,9 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
         def evaluate(step: int, log: Log | None) -> None:
             shown = [_shown(example, made, examples, sampling, told.seed) for example in fixed]
             if log is not None and shown:
-                _write(out / "samples" / f"step-{step:07d}.mp4", shown)
-                log.picture(step, "samples", _grid(shown)[len(_grid(shown)) // 2])
+                film = _grid(shown)
+                _write(out / "samples" / f"step-{step:07d}.mp4", film)
+                log.picture(step, "samples", film[len(film) // 2])
 
         train(told, made, examples, folder, out, here, resume=resume, evaluate=evaluate)
 
@@ -126,10 +127,10 @@ def _grid(shown: list[make.Frames]) -> make.Frames:
     return np.concatenate(padded, axis=2)
 
 
-def _write(file: Path, shown: list[make.Frames]) -> None:
+def _write(file: Path, film: make.Frames) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode.encode(_grid(shown), make.FPS))
+        file.write_bytes(encode.encode(film, make.FPS))
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error}") from error
 

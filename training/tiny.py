@@ -7,9 +7,10 @@ For trying the trainer out, and nothing else: it knows only the clips that it wa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from training.stream import Stream
 _WORDS = re.compile(r"\w+|[^\w\s]")
 # What tells pictures apart after a minute or two on two cores: how many there are in a batch, and how many clips of how
 # many frames; the rate for pictures.
-_PICTURES, _CLIPS, _GROUPS, _RATE = 6, 2, 5, 3e-3
+_PICTURES, _CLIPS, _FRAMES, _RATE = 6, 2, 5, 3e-3
 _CARD = "---\nlicense: apache-2.0\n---\n# A tiny VACE model, fitted on a few clips for a demonstration\n"
 
 
@@ -69,7 +70,7 @@ def _fit(vae: torch.nn.Module, clips: Tensor, pictures: int, steps: int) -> floa
     """Fit an autoencoder, first on single pictures, then on short clips, and note mean and spread of its latents in its
     configuration; PSNR in dB at last."""
     drawn = torch.Generator().manual_seed(0)
-    for count, length, number, rate in ((pictures, 1, _PICTURES, _RATE), (steps, _GROUPS, _CLIPS, _RATE / 3)):
+    for count, length, number, rate in ((pictures, 1, _PICTURES, _RATE), (steps, _FRAMES, _CLIPS, _RATE / 3)):
         adam = torch.optim.AdamW(vae.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0)
         for step in range(count):
             for group in adam.param_groups:
@@ -94,18 +95,26 @@ def _fit(vae: torch.nn.Module, clips: Tensor, pictures: int, steps: int) -> floa
 
 def _text(folder: Path, captions: list[str]) -> None:
     """A random text encoder whose words are those of the captions: each gets a direction of its own."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+    from transformers import UMT5Config, UMT5EncoderModel
 
-    names = ["<pad>", "</s>", "<unk>", *sorted(set(_words(captions)))]
+    words = sorted(set(_words(captions)))
     sizes = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 4}
-    UMT5EncoderModel(UMT5Config(vocab_size=len(names), **sizes)).save_pretrained(folder / "text_encoder")
-    tokenizer = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))  # noqa: S106
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    UMT5EncoderModel(UMT5Config(vocab_size=len(words) + 3, **sizes)).save_pretrained(folder / "text_encoder")
+    tokenizer(words).save_pretrained(folder / "tokenizer")
+
+
+def tokenizer(words: Sequence[str]) -> Any:
+    """A tokenizer that knows these words, in lower case, after three of its own: padding, end, anything else."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    known = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    made = Tokenizer(models.WordLevel(known, unk_token="<unk>"))  # noqa: S106
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
 
 
 def _words(captions: list[str]) -> Iterator[str]:

@@ -161,6 +161,15 @@ def of_batch(encode: Encode, batch: Batch, gray: Tensor | None = None) -> Tensor
     return context(encode, video, mask, references, (bucket.frames, bucket.height, bucket.width), gray)
 
 
+def covering(height: int, width: int, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[slice, slice]]:
+    """The size that a picture of `height` x `width` is brought to so that it covers `shape`, and what is cut out of its
+    middle then."""
+    scale = max(shape[0] / height, shape[1] / width)
+    sides = max(shape[0], round(height * scale)), max(shape[1], round(width * scale))
+    top, left = ((side - wanted) // 2 for side, wanted in zip(sides, shape, strict=True))
+    return sides, (slice(top, top + shape[0]), slice(left, left + shape[1]))
+
+
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:
     """A picture uint8 [h, w, 3] as large as it fits, in the middle of a white canvas: float32 [3, H, W] in [-1, 1].
 

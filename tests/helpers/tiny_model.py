@@ -13,8 +13,9 @@ def write(folder: Path, seed: int = 0) -> Path:
     other weights."""
     import torch
     from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    from training.tiny import tokenizer
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -41,11 +42,6 @@ def write(folder: Path, seed: int = 0) -> Path:
             vace_layers=[0, 2],
             vace_in_channels=96,
         ).save_pretrained(folder / "transformer")
-    known = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(known, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "tokenizer")
+    tokenizer(WORDS).save_pretrained(folder / "tokenizer")
     (folder / "README.md").write_text(CARD)
     return folder
