@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from pipeline.columns import Numbers, codes, numbers, whole
 from pipeline.conditions import REFERENCE
 from pipeline.errors import UsageError
 from pipeline.interleave import Interleaving
 from pipeline.mixture import TRAIN, Begins, Bucket, Mixture
 from pipeline.shuffle import Shuffle
-
-Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +50,21 @@ class Order:
     def __init__(self, mixture: Mixture, samples: pa.Table, split: str = TRAIN) -> None:
         """`samples`: the table of the mixture. Raises `UsageError` when its part `split` has no clip of a stream."""
         self.begins = mixture.begins if split == TRAIN else Begins()
-        every, self._shards = _buckets(mixture, samples, split)
+        every, shards = _buckets(mixture, samples, split)
         # A task of which all clips of a dataset are held out has no share there.
         streams = {one.key for one in mixture.streams}
-        self._rows = {bucket: found for bucket, found in every.items() if bucket.stream in streams}
-        if not self._rows:
+        self._pools = {
+            bucket: _Pool(rows, shards, f"{mixture.seed} {bucket}")
+            for bucket, rows in every.items()
+            if bucket.stream in streams
+        }
+        if not self._pools:
             raise UsageError(f"the mixture has no clip in its part {split!r}")
-        self.buckets = tuple(sorted(self._rows))
+        self.buckets = tuple(sorted(self._pools))
         self._mixture = mixture
         clips: dict[tuple[str, str], int] = {}
-        for bucket, own in self._rows.items():
-            clips[bucket.stream] = clips.get(bucket.stream, 0) + len(own)
+        for bucket, pool in self._pools.items():
+            clips[bucket.stream] = clips.get(bucket.stream, 0) + len(pool.rows)
         # How often each clip of a stream comes, against those of the others.
         often = {one.key: one.share / clips[one.key] for one in mixture.streams if one.key in clips}
         # A bucket of which a step draws more clips has its turn less often.
@@ -69,18 +72,18 @@ class Order:
         self._turns = Interleaving(turns, mixture.seed)
         self.steps_per_epoch = math.ceil(sum(turns) / min(often.values()) / mixture.step.micro_batches)
         """Steps in which a clip comes once on average, if it is of the stream that is drawn least; others come more."""
-        self._shuffles: dict[Bucket, Shuffle] = {}
         self._step = -1
         self._taken: dict[int, int] = {}
 
     def clips(self, bucket: Bucket) -> int:
         """How many clips a bucket has."""
-        return len(self._rows[bucket])
+        return len(self._pools[bucket].rows)
 
     def rows(self, bucket: Bucket) -> Numbers:
         """The rows of a bucket's clips in samples.parquet, in the order in which they are stored; none of one
         unknown."""
-        return self._rows.get(bucket, np.empty(0, np.int64))
+        pool = self._pools.get(bucket)
+        return np.empty(0, np.int64) if pool is None else pool.rows
 
     def bucket(self, position: int) -> Bucket:
         """The bucket of the micro-batch at a position."""
@@ -100,15 +103,15 @@ class Order:
     def draws(self, batch: MicroBatch) -> list[Draw]:
         """The clips of a micro-batch."""
         size = self._mixture.step.clips(batch.bucket.tokens)
-        return [self._draw(batch.bucket, place) for place in range(batch.first, batch.first + size)]
+        return list(map(self._pools[batch.bucket].draw, range(batch.first, batch.first + size)))
 
     def instead(self, batch: MicroBatch, index: int, attempt: int) -> Draw:
         """What comes in place of the clip `index` of a micro-batch when it is damaged, and when the first such clip is,
         and so on: the next ones of the same pass, which come a second time in it."""
-        number, place = divmod(batch.first + index, self.clips(batch.bucket))
-        return self._draw(
-            batch.bucket, number * self.clips(batch.bucket) + (place + attempt) % self.clips(batch.bucket)
-        )
+        pool = self._pools[batch.bucket]
+        clips = len(pool.rows)
+        number, place = divmod(batch.first + index, clips)
+        return pool.draw(number * clips + (place + attempt) % clips)
 
     def drawn(self, position: int) -> dict[Bucket, int]:
         """How many clips of each bucket were drawn before a position at which a step begins."""
@@ -130,30 +133,42 @@ class Order:
             self._step = step
         return self._taken[which]
 
-    def _draw(self, bucket: Bucket, place: int) -> Draw:
-        if bucket not in self._shuffles:
-            key = f"{self._mixture.seed} {bucket}"
-            self._shuffles[bucket] = Shuffle(self._shards[self._rows[bucket]], key)
-        number, within = divmod(place, self.clips(bucket))
-        return Draw(int(self._rows[bucket][self._shuffles[bucket].at(number, within)]), number)
+
+class _Pool:
+    """The clips of one bucket, pass by pass."""
+
+    def __init__(self, rows: Numbers, shards: Numbers, key: str) -> None:
+        """`rows` in the order in which they are stored; `shards`: the shard of every row there is."""
+        self.rows = rows
+        self._shards, self._key = shards, key
+
+    def draw(self, place: int) -> Draw:
+        """What comes at a place, counted over all passes."""
+        number, within = divmod(place, len(self.rows))
+        return Draw(int(self.rows[self._shuffle.at(number, within)]), number)
+
+    @cached_property
+    def _shuffle(self) -> Shuffle:
+        """Made when it is needed: most of a mixture's buckets may never be asked for."""
+        return Shuffle(self._shards[self.rows], self._key)
 
 
 def _buckets(mixture: Mixture, samples: pa.Table, split: str) -> tuple[dict[Bucket, Numbers], Numbers]:
     """The rows of each bucket, in the order in which they are stored; and a number for the shard of every row."""
-    columns = {name: _whole(samples[name]) for name in samples.column_names}
+    columns = {name: whole(samples[name]) for name in samples.column_names}
     places, tasks = columns["places"], columns["tasks"]
     # The base layer's, which comes first.
     first = places.values.take(places.offsets[: len(places)])
-    datasets, dataset_names = _codes(columns["dataset"])
+    datasets, dataset_names = codes(columns["dataset"])
     # In the order of their names, so that what else is in the mixture makes no difference; two datasets may have shards
     # of one name.
-    codes, shard_names = _codes(first.field("shard"))
-    shards = _ranks(dataset_names)[datasets] * len(samples) + _ranks(shard_names)[codes]
-    splits, split_names = _codes(columns["split"])
-    stored = np.lexsort((_numbers(first.field("offset")), shards))
+    shard_codes, shard_names = codes(first.field("shard"))
+    shards = _ranks(dataset_names)[datasets] * len(samples) + _ranks(shard_names)[shard_codes]
+    splits, split_names = codes(columns["split"])
+    stored = np.lexsort((numbers(first.field("offset")), shards))
     stored = stored[np.isin(splits, [code for code, name in enumerate(split_names) if name == split])[stored]]
-    shapes = {name: _numbers(columns[name]) for name in ("frames", "height", "width", "references")}
-    task_rows, (task_codes, task_names) = _numbers(pc.list_parent_indices(tasks)), _codes(pc.list_flatten(tasks))
+    shapes = {name: numbers(columns[name]) for name in ("frames", "height", "width", "references")}
+    task_rows, (task_codes, task_names) = numbers(pc.list_parent_indices(tasks)), codes(pc.list_flatten(tasks))
     found: dict[Bucket, Numbers] = {}
     for task, parts in mixture.parts.items():
         fit = np.zeros(len(samples), bool)
@@ -171,23 +186,6 @@ def _buckets(mixture: Mixture, samples: pa.Table, split: str) -> tuple[dict[Buck
     return found, shards
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array; `combine_chunks` would copy even a single chunk."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _numbers(values: pa.Array) -> Numbers:
-    """An array of whole numbers without nulls as numpy's. Not by `to_numpy`, which imports pandas where it is installed
-    (as `pa.array`, `pa.scalar` and comparing with a value do), and a trainer would wait for that."""
-    return np.from_dlpack(values).astype(np.int64)
-
-
-def _codes(values: pa.Array) -> tuple[Numbers, list[Any]]:
-    """Equal values as equal numbers 0, 1, ..., in order of their first coming; and the values."""
-    encoded = values.dictionary_encode()
-    return _numbers(encoded.indices), encoded.dictionary.to_pylist()
-
-
 def _ranks(values: list[Any]) -> Numbers:
     """The place of each value among all of them, sorted."""
     ranks = np.empty(len(values), np.int64)
@@ -197,4 +195,4 @@ def _ranks(values: list[Any]) -> Numbers:
 
 def _same(values: Numbers) -> Numbers:
     """Equal numbers as equal numbers 0, 1, ..., so that they stay small."""
-    return _codes(pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))[0]
+    return codes(pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(values)]))[0]

@@ -10,12 +10,11 @@ import hashlib
 
 import numpy as np
 from numpy.random import Philox
-from numpy.typing import NDArray
+
+from pipeline.columns import Numbers
 
 WINDOW = 4096
 """Clips of a bucket that are mixed with each other, at least."""
-
-Numbers = NDArray[np.int64]
 
 
 class Shuffle:
@@ -26,7 +25,9 @@ class Shuffle:
         _, starts, self._sizes = np.unique(shards, return_index=True, return_counts=True)
         self._starts = starts.astype(np.int64)
         self._key, self._window = key, window
-        self._pass = self._of = -1
+        self._pass, self._clips = -1, np.empty(0, np.int64)
+        # Where the window that was found last begins and ends.
+        self._begin = self._end = 0
 
     def at(self, number: int, place: int) -> int:
         """Which clip stands at `place` (0 .. N - 1) in pass `number`."""
@@ -37,14 +38,15 @@ class Shuffle:
             firsts = np.flatnonzero(np.diff(before[:-1] // self._window, prepend=-1))
             self._firsts = np.append(firsts, len(self._sizes))
             self._begins = before[self._firsts]
-            self._pass, self._of = number, -1
-        window = int(np.searchsorted(self._begins, place, side="right")) - 1
-        if window != self._of:
+            self._pass, self._begin, self._end = number, 0, 0
+        if not self._begin <= place < self._end:
+            window = int(np.searchsorted(self._begins, place, side="right")) - 1
             shards = self._order[self._firsts[window] : self._firsts[window + 1]]
             clips = np.concatenate([self._starts[shard] + np.arange(self._sizes[shard]) for shard in shards])
             self._clips = clips[permutation(f"{self._key} pass {number} window {window}", len(clips))]
-            self._of = window
-        return int(self._clips[place - self._begins[window]])
+            self._begin = int(self._begins[window])
+            self._end = self._begin + len(clips)
+        return int(self._clips[place - self._begin])
 
 
 def permutation(key: str, size: int) -> Numbers:

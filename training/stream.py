@@ -25,7 +25,8 @@ from pipeline.remote import said
 from training.cache import Cache
 from training.crew import Crew
 from training.handover import Array
-from training.reader import Place, Reader
+from training.lookup import Lookup
+from training.reader import Reader
 from training.samples import Clip, Contents, Form, Settings, contents
 
 _LOG = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class Stream:
             raise UsageError(f"form {form!r} of split {split!r}: there are {get_args(Form)} of {(TRAIN, HELD_OUT)}")
         self.mixture, table = read_all(str(mixture))
         self.order, self._split = Order(self.mixture, table, split), split
-        self._ids, self._places = table["clip_id"], table["places"]
+        self._lookup = Lookup(table)
         if (rank is None) != (world is None):
             raise UsageError("give rank and world both, or neither: then they are torchrun's")
         self._rank = _told("RANK", 0) if rank is None else rank
@@ -285,13 +286,9 @@ class Stream:
 
     def _clip(self, draw: Draw, bucket: Bucket) -> Clip:
         url, _ = self.mixture.datasets[bucket.dataset]
-        places = tuple(
-            Place(one["layer"], one["shard"], one["offset"], one["bytes"], one["crc32"])
-            for one in self._places[draw.row].as_py()
-        )
+        clip_id, places = self._lookup.clip_id(draw.row), self._lookup.places(draw.row)
         shape = bucket.frames, bucket.height, bucket.width
         parts = self.mixture.parts[bucket.task]
-        clip_id = self._ids[draw.row].as_py()
         return Clip(url, clip_id, places, bucket.task, parts, draw.number, shape, bucket.references)
 
     def _after(self, position: int) -> int:

@@ -21,14 +21,15 @@ from small_mixture import STEPS, run, seen
 
 from pipeline import shards
 from pipeline.errors import RunError
+from pipeline.mixture import read_all
 from training.stream import Stream
 
 
 def shard_of(mixture: Path, number: int) -> tuple[Path, int, int]:
     """The shard of a clip, and where in it the clip lies."""
-    stream = Stream(str(mixture))
-    row = stream._ids.to_pylist().index(identity(f"s{number}"))
-    place = stream._places[row].as_py()[0]
+    _, samples = read_all(str(mixture))
+    row = samples["clip_id"].to_pylist().index(identity(f"s{number}"))
+    place = samples["places"][row].as_py()[0]
     return mixture.parent / "data" / place["shard"], place["offset"], place["bytes"]
 
 
