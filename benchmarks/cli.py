@@ -71,7 +71,8 @@ def distillation(
     size: Annotated[str, typer.Option(help="cpu (minutes), gpu (one H100), or tiny (seconds, no result).")] = "cpu",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
     arms: Annotated[str, typer.Option(help="Letters of the arms, of those in benchmarks/distillation.")] = "ABCDEFG",
-    clips: Annotated[Path | None, typer.Option(help="A folder of videos instead of synthetic clips.")] = None,
+    mixture: Annotated[str | None, typer.Option(help="Clips of a mixture instead of synthetic ones.")] = None,
+    updates: Annotated[int | None, typer.Option(min=8, help="Updates of each student; by default the size's.")] = None,
 ) -> None:
     """What DMD, transport and a discriminator each do: a small teacher, distilled and measured. Prints Markdown."""
     from benchmarks.distillation import report, study
@@ -80,7 +81,7 @@ def distillation(
 
     if size not in SIZES or not arms or set(arms) - set(ARMS):
         raise UsageError(f"sizes are {', '.join(SIZES)}, arms {', '.join(ARMS)}: not {size!r} and {arms!r}")
-    print(report.table(study.measure(size, seeds, out, arms, clips)))
+    print(report.table(study.measure(size, seeds, out, arms, mixture, updates)))
 
 
 @app.command()

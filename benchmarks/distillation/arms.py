@@ -33,7 +33,15 @@ ARMS = {
     "E": Arm("DMD + discriminator", gan=True),
     "F": Arm("DMD + transport + discriminator", transport=Transport(), gan=True),
     "G": Arm("F, unbalanced", transport=Transport(rho=1.0), gan=True),
+    # The later search: C, with one setting changed.
+    "H": Arm("C, weight 0.4", transport=Transport(weight=0.4)),
+    "I": Arm("C, weight 1", transport=Transport(weight=1.0)),
+    "J": Arm("C, epsilon 0.02", transport=Transport(epsilon=0.02)),
+    "K": Arm("C, epsilon 0.2", transport=Transport(epsilon=0.2)),
+    "L": Arm("C, position 1", transport=Transport(position=1.0)),
+    "M": Arm("C, not debiased", transport=Transport(debias=False)),
 }
+SEARCH = "HIJKLM"
 
 
 def settings(arm: Arm, size: Size, seed: int) -> Distill:

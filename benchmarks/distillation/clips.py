@@ -1,45 +1,40 @@
-"""Crops of real clips, in the same form as synthetic scenes: their control track is luma, as VACE's task "gray" has it.
-
-What is held out comes from other files than what is trained on; of files that are copies of each other that is not
-enough, so a folder of originals is wanted.
-"""
+"""Crops of the clips of a mixture, in the same form as synthetic scenes: their control track is luma, as VACE's task
+"gray" has it. What is held out is what the mixture holds out: by source and by group of near duplicates."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from benchmarks.distillation import scenes
 from benchmarks.distillation.scenes import FRAMES, SIDE, Scene
 from pipeline.errors import UsageError
+from pipeline.mixture import HELD_OUT, TRAIN
+from training.stream import Stream
 
-_SUFFIXES = {".mp4", ".mkv", ".avi", ".webm", ".mov"}
-# The shorter side that a video is scaled to before crops are cut.
+# The shorter side that a clip is brought to before crops are cut.
 _SCALE = 2 * SIDE
-# Of so many files one is held out.
-_HELD = 4
+# Windows of a clip, one after the other, and clips: what is enough for variety and fits into memory.
+_WINDOWS, _CLIPS = 4, 256
 
 
-def crops(folder: Path, train: int, test: int) -> tuple[list[Scene], list[Scene], dict[str, int]]:
-    """`train` and `test` crops of the videos in a folder, and how many files they are from.
+def crops(mixture: str, train: int, test: int) -> tuple[list[Scene], list[Scene], dict[str, int]]:
+    """`train` crops of a mixture's training part and `test` of what it holds out, and how many clips they are from.
 
-    Raises UsageError where a folder has too few videos that can be read.
+    Raises UsageError where a part has no clip that is long enough.
     """
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
-    held = [file for number, file in enumerate(files) if number % _HELD == 0]
-    others = [file for file in files if file not in held]
-    made = [_of(part, count) for part, count in ((others, train), (held, test))]
-    return made[0][0], made[1][0], {"train_files": made[0][1], "test_files": made[1][1]}
+    made = {split: _of(mixture, split, count) for split, count in ((TRAIN, train), (HELD_OUT, test))}
+    (ours, ours_from), (held, held_from) = made[TRAIN], made[HELD_OUT]
+    return ours, held, {"train_clips": ours_from, "test_clips": held_from}
 
 
-def _of(files: list[Path], count: int) -> tuple[list[Scene], int]:
-    """So many crops, as many of each file as of the others, and the number of files."""
-    windows = [found for file in files if (found := _windows(file))]
+def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
+    """So many crops, as many of each clip as of the others, and the number of clips."""
+    windows = list(_windows(mixture, split).values())
     if not windows:
-        raise UsageError("no video with 17 frames among those files: give --clips a folder with at least 8 of them")
+        raise UsageError(f"the part {split!r} of {mixture} has no clip of {FRAMES} frames")
     draw = np.random.default_rng(21)
     made = []
     for number in range(count):
@@ -55,19 +50,25 @@ def _of(files: list[Path], count: int) -> tuple[list[Scene], int]:
     return made, len(windows)
 
 
-def _windows(file: Path) -> list[NDArray[np.uint8]]:
-    """Up to 4 windows of frames, one after the other, of a small copy; none of what cannot be read."""
-    frames: list[NDArray[np.uint8]] = []
-    try:
-        with av.open(str(file)) as video:
-            for frame in video.decode(video=0):
-                scale = _SCALE / min(frame.width, frame.height)
-                small = frame.reformat(
-                    max(_SCALE, round(frame.width * scale)), max(_SCALE, round(frame.height * scale)), "rgb24"
-                )
-                frames.append(small.to_ndarray())
-                if len(frames) == 4 * FRAMES:
-                    break
-    except (av.FFmpegError, IndexError):
-        return []
-    return [np.stack(frames[at : at + FRAMES]) for at in range(0, len(frames) - FRAMES + 1, FRAMES)]
+def _windows(mixture: str, split: str) -> dict[str, list[NDArray[np.uint8]]]:
+    """Up to 4 windows [T, H, W, 3] of small copies of each clip, by its id: of as many clips as come in one epoch."""
+    stream = Stream(mixture, split=split)
+    found: dict[str, list[NDArray[np.uint8]]] = {}
+    for _, step in zip(range(stream.order.steps_per_epoch), stream, strict=False):
+        if step.bucket.frames < FRAMES or len(found) >= _CLIPS:
+            continue
+        for batch in step:
+            for key, clip in zip(batch.keys, batch.arrays["clip"], strict=True):
+                if key not in found:
+                    found[key] = _small(clip)
+    return found
+
+
+def _small(clip: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """Windows of a clip uint8 [3, T, H, W]."""
+    count = min(_WINDOWS, clip.shape[1] // FRAMES)
+    shown = torch.from_numpy(clip[:, : count * FRAMES]).transpose(0, 1).float()
+    scale = _SCALE / min(shown.shape[2:])
+    sides = [max(_SCALE, round(side * scale)) for side in shown.shape[2:]]
+    small = functional.interpolate(shown, sides, mode="area").round().to(torch.uint8).permute(0, 2, 3, 1)
+    return [window.numpy() for window in small.split(FRAMES)]

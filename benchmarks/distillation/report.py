@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.distillation.arms import SEARCH
 from benchmarks.distillation.judge import PRIMARY
 from benchmarks.distillation.single import write
 
 _DRAWS = 4000
 # Every pair whose difference is told: what is added, and what it is added to.
 PAIRS = (("B", "A"), ("C", "A"), ("C", "B"), ("D", "A"), ("D", "B"), ("D", "C"), ("E", "A"), ("F", "E"), ("F", "C"),
-         ("G", "F"))  # fmt: skip
+         ("G", "F"), *((one, other) for one in SEARCH for other in "AB"))  # fmt: skip
 # Columns of the table, and how they are called there.
 COLUMNS = {
     PRIMARY: "MMD² features ×1000 (primary)",
@@ -70,10 +71,10 @@ def verdicts(differences: dict[str, dict[str, Interval]]) -> dict[str, bool]:
         told = differences.get(f"{one} - {other}")
         return told is not None and told[PRIMARY]["high"] < 0
 
+    both = ("C", "D", *(one for one in SEARCH if f"{one} - A" in differences))
     return {
         "B beats A": beats("B", "A"),
-        "C beats A, and B": beats("C", "A") and beats("C", "B"),
-        "D beats A, and B": beats("D", "A") and beats("D", "B"),
+        **{f"{one} beats A, and B": beats(one, "A") and beats(one, "B") for one in both},
         "E beats A": beats("E", "A"),
         "F beats E, and C beats B": beats("F", "E") and beats("C", "B"),
         "G beats F": beats("G", "F"),

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from benchmarks.distillation.single import write
 from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.teacher import Sampler, few, many, taught
 from pipeline.errors import UsageError
+from pipeline.mixture import read
 from training.assemble import Networks
 from training.config import Distill
 from training.discriminator import Discriminator
@@ -48,17 +49,18 @@ _LATE = 0.75
 
 
 def measure(
-    size: str, seeds: int, out: Path, arms: Iterable[str], clips: Path | None, change: dict[str, float] | None = None
+    size: str, seeds: int, out: Path, arms: Iterable[str], mixture: str | None = None, updates: int | None = None
 ) -> dict[str, Any]:
-    """Run what is missing in `out`, and report. `change`: other values of a `Size`, as for a sweep.
+    """Run what is missing in `out`, and report. `mixture`: real clips instead of synthetic ones. `updates`: of each
+    student, instead of the size's own.
 
     Raises UsageError for a folder that is of another study.
     """
-    told = SIZES[size] if not change else SIZES[size].__class__(**{**asdict(SIZES[size]), **change})
+    told = SIZES[size] if updates is None else replace(SIZES[size], updates=updates)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     begun = time.perf_counter()
-    _claim(out, {"size": size, **asdict(told), "clips": clips.name if clips else "synthetic"})
-    train, test, own, sources = _data(told, clips, device)
+    _claim(out, {"size": size, **asdict(told), "clips": _named(mixture)})
+    train, test, own, sources = _data(told, mixture, device)
     write(out / "codec.json", sources)
     teacher = taught(told, train, out, device, _say)
     sampler = Sampler(told, test)
@@ -80,18 +82,23 @@ def measure(
     return report.write_report(out, machine)
 
 
-def _data(size: Size, clips: Path | None, device: torch.device) -> tuple[Corpus, Corpus, Codec, dict[str, Any]]:
+def _data(size: Size, mixture: str | None, device: torch.device) -> tuple[Corpus, Corpus, Codec, dict[str, Any]]:
     """What is trained on, what is held out, and the codec that was fitted on the first."""
-    said: dict[str, Any] = {"clips": "synthetic"}
-    if clips is None:
+    said: dict[str, Any] = {"clips": _named(mixture)}
+    if mixture is None:
         train: list[Scene] = [scene(seed) for seed in range(size.train)]
         test = [scene(seed) for seed in range(10**6, 10**6 + size.test)]
     else:
-        train, test, files = crops(clips, size.train, size.test)
-        said = {"clips": "crops of real clips", **files}
+        train, test, counts = crops(mixture, size.train, size.test)
+        said |= counts
     own = codec.fit(pixels(train))
     said |= {"psnr_train": round(own.psnr(pixels(train)), 2), "psnr_test": round(own.psnr(pixels(test)), 2)}
     return Corpus(train, own, device), Corpus(test, own, device), own, said
+
+
+def _named(mixture: str | None) -> str:
+    """What a report says that clips are; a mixture is known by what it says, not by where it lies."""
+    return "synthetic" if mixture is None else f"crops of the clips of mixture {read(mixture)[0].hash}"
 
 
 def _reference(size: Size, sampler: Sampler, teacher: Denoiser, empty: Tensor, out: Path) -> dict[str, Tensor]:
