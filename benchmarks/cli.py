@@ -66,6 +66,22 @@ def ot(
 
 
 @app.command()
+def step(
+    config: Annotated[Path, typer.Argument(help="A configuration of `vdot-train distill`.", dir_okay=False)],
+    shape: Annotated[str, typer.Option(help="The network: vace-1.3b, vace-14b or tiny.")] = "vace-1.3b",
+    frames: Annotated[int, typer.Option(min=1, help="4n + 1 frames of the clip.")] = 81,
+    height: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 480,
+    width: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 832,
+    updates: Annotated[int, typer.Option(min=1, help="Updates of the student.")] = 2,
+) -> None:
+    """What a step of distillation takes with random weights: time, memory, share of the matrix rate, transport's share.
+    Prints JSON."""
+    from benchmarks.step import measure
+
+    print(json.dumps(measure(config, shape, (frames, height, width), updates), indent=2))
+
+
+@app.command()
 def distillation(
     out: Annotated[Path, typer.Option(help="Where everything is kept; what is there is not done again.")],
     size: Annotated[str, typer.Option(help="cpu (minutes), gpu (one H100), or tiny (seconds, no result).")] = "cpu",

@@ -38,7 +38,7 @@ def measure(frames: int, side: tuple[int, int], channels: int, apart: float, rep
     room = torch.cuda.get_device_properties(0).total_memory if cuda else psutil.virtual_memory().available
     fitting = max(1, min(frames, int(0.7 * room / (_PUBLISHED_MATRICES * 4 * size**2))))
     found = {
-        "device": torch.cuda.get_device_name(0) if cuda else f"CPU, {os.cpu_count()} cores",
+        "device": named(torch.device("cuda" if cuda else "cpu")),
         "torch": torch.__version__,
         "tokens": size,
         "channels": channels,
@@ -68,7 +68,7 @@ def _apart(who: str, frames: int, side: tuple[int, int], channels: int, apart: f
 
 def _job(who: str, frames: int, side: tuple[int, int], channels: int, apart: float, repeat: int) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    fake, real = (one.to(device) for one in _predictions(frames, side, channels, apart))
+    fake, real = (one.to(device) for one in predictions(frames, side, channels, apart))
     signals: dict[str, float] = {}
 
     def work() -> Tensor:
@@ -82,7 +82,7 @@ def _job(who: str, frames: int, side: tuple[int, int], channels: int, apart: flo
     small = slice(0, 1), slice(None), slice(0, 1), slice(0, 4), slice(0, 4)
     published.transport_gradient(fake[small], real[small])
     ot.transported(fake[small], real[small], Transport())
-    before = _peak(device)
+    before = peak(device)
     times = []
     for _ in range(repeat):
         begun = time.perf_counter()
@@ -94,12 +94,12 @@ def _job(who: str, frames: int, side: tuple[int, int], channels: int, apart: flo
         "frames": frames,
         "s": round(statistics.median(times), 4),
         "all_s": [round(one, 4) for one in times],
-        "bytes": _peak(device) - before,
+        "bytes": peak(device) - before,
         "signals": signals,
     }
 
 
-def _predictions(frames: int, side: tuple[int, int], channels: int, apart: float) -> tuple[Tensor, Tensor]:
+def predictions(frames: int, side: tuple[int, int], channels: int, apart: float) -> tuple[Tensor, Tensor]:
     """Smooth random latents, as pictures are, of unit variance, and others `apart` times as far as they spread."""
     made = torch.Generator().manual_seed(0)
 
@@ -112,7 +112,12 @@ def _predictions(frames: int, side: tuple[int, int], channels: int, apart: float
     return fake, fake + apart * (other - fake)
 
 
-def _peak(device: torch.device) -> int:
+def named(device: torch.device) -> str:
+    """What a figure says that it was measured on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+
+
+def peak(device: torch.device) -> int:
     """The most memory that was taken so far, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())

@@ -111,6 +111,18 @@ def export(
     run.export(trained, out, lora)
 
 
+@app.command()
+def convert(
+    weights: Annotated[list[Path], typer.Argument(help="Safetensors of one VACE transformer.", dir_okay=False)],
+    out: Annotated[Path, typer.Option(help="A file that does not exist yet.", show_default=False)],
+) -> None:
+    """Rename a transformer's weights: those of the original VACE release as diffusers has them, and the other way
+    round."""
+    from training import keys
+
+    keys.convert(weights, out)
+
+
 def main() -> None:
     """Run the command line: exit status 0 for done, 1 for a run that could not go on, 2 for bad arguments."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])

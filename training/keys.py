@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
 
 # Original -> diffusers. Outside of blocks, and within one (VACE's have the last two besides).
 _OUTSIDE = {
@@ -55,6 +58,32 @@ def to_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def original(names: Iterable[str]) -> bool:
     """Whether names are those of the original release."""
     return any(name.removeprefix(_PREFIX).startswith(("text_embedding.", "head.")) for name in names)
+
+
+def convert(files: Sequence[Path], out: Path) -> None:
+    """Write the weights in some safetensors files into one, under the names of the other side.
+
+    Raises UsageError where a file cannot be read, is of another network, or `out` exists; RunError where that cannot be
+    written.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already: choose another file")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            weights |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
+    renamed = to_diffusers(weights) if original(weights) else to_original(weights)
+    half = out.with_name(f".{out.name}.half")
+    try:
+        # What libraries ask before they load a file.
+        save_file(renamed, half, {"format": "pt"})
+        half.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{out} cannot be written: {error}") from error
+    finally:
+        half.unlink(missing_ok=True)
 
 
 def _renamed(name: str, outside: Mapping[str, str], inside: Mapping[str, str]) -> str:

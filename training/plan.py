@@ -26,7 +26,7 @@ _TRAINED, _AVERAGE = 16, 4
 # output of attention, and float32 copies for the norms.
 _WORKING = 14
 # What CUDA, NCCL and the allocator take besides, in bytes, and the share of a device that can be filled.
-_BESIDES, _USABLE = 2e9, 0.95
+BESIDES, _USABLE = 2e9, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,17 @@ class Plan:
 
 def of(run: Run, folder: Path, devices: int) -> Plan:
     """The plan of a run on so many devices. Raises UsageError where model or mixture cannot be read."""
+    return sized(run, folder, *_largest(run), devices)
+
+
+def sized(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> Plan:
+    """The same for micro-batches of so many clips of a bucket, whatever the mixture holds."""
     parameters, shape = _counted(folder)
     width = assemble.kind(run.model).itemsize
-    bucket, clips = _largest(run)
     parts = [
         *_weights(run, parameters, shape, width, devices),
         *_activations(run, bucket.tokens * clips, shape, width),
-        Part("CUDA, NCCL, allocator", _BESIDES, "taken as 2 GB"),
+        Part("CUDA, NCCL, allocator", BESIDES, "taken as 2 GB"),
         *_besides(run, folder),
     ]
     return Plan(tuple(parts), devices, bucket, clips, parameters)

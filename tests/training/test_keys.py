@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import tiny_model
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UsageError
 from training import keys, models
@@ -46,6 +49,32 @@ def test_diffusers_reads_what_we_write(weights: dict[str, torch.Tensor]) -> None
     found = convert_wan_transformer_to_diffusers(keys.to_original(weights))
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_files_there_and_back(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    names = sorted(weights)
+    parts = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for part, some in zip(parts, (names[::2], names[1::2]), strict=True):
+        save_file({name: weights[name].contiguous() for name in some}, part)
+    theirs, again = tmp_path / "original.safetensors", tmp_path / "again.safetensors"
+    keys.convert(parts, theirs)
+    assert keys.original(load_file(theirs))
+    keys.convert([theirs], again)
+    found = load_file(again)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_files_that_cannot_be_converted_leave_nothing(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    bad, other, out = tmp_path / "bad.safetensors", tmp_path / "other.safetensors", tmp_path / "out.safetensors"
+    bad.write_bytes(b"no tensors")
+    save_file({"lm_head.weight": torch.zeros(1)}, other)
+    for files, said in (([bad], "cannot be read as safetensors"), ([other], "is no weight of a VACE")):
+        with pytest.raises(UsageError, match=said):
+            keys.convert(files, out)
+    with pytest.raises(UsageError, match="exists already"):
+        keys.convert([other], bad)
+    assert sorted(tmp_path.iterdir()) == [bad, other]
 
 
 def test_a_name_of_something_else_is_refused() -> None:
