@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,11 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises UsageError where one is missing, of another shape, or damaged.
     """
+    alone = not dist.is_initialized()
+    # To be alone is what is told, and yet it is warned of.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     try:
-        dcp.load(
-            dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=not dist.is_initialized()
-        )
+        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=alone)
     except (OSError, dcp.CheckpointException) as error:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_why(error)}") from error
 
