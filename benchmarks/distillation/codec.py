@@ -46,6 +46,8 @@ class Codec:
 
     def encode(self, clips: Tensor) -> Tensor:
         """An `Encode` of training.vcu."""
+        # What is missing in a clip is made on the CPU.
+        clips = clips.to(self.first.mean.device)
         found = [self.first.numbers(_patches(clips[:, :, :1], 1))]
         if clips.shape[2] > 1:
             found.append(self.rest.numbers(_patches(clips[:, :, 1:], _GROUP)))
