@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -82,6 +83,9 @@ def _sentence(error: ErrorDetails, model: type[Strict]) -> str:
             # A model's field, or a name of somebody's own in a mapping.
             fields = getattr(keys, "model_fields", {})
             keys = fields[part].annotation if part in fields else get_args(keys)[-1]
+            if isinstance(keys, UnionType):
+                # Something that may be left out: X | None.
+                keys = next(one for one in get_args(keys) if one is not NoneType)
         known = getattr(keys, "__pydantic_fields__", None) or keys.__dataclass_fields__
         return f"{where}: there is no such key{did_you_mean(str(error['loc'][-1]), known)}"
     if error["type"] in _EXPECTED:

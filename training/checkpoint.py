@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -50,9 +51,6 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
                 json.dump({"format": _FORMAT, "step": step, **told}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
-            if done.exists():
-                # Of a run that went on from an older one: it counts until there is another.
-                done.rename(folder / f".old-{done.name}")
             at.rename(done)
     except (OSError, dcp.CheckpointException) as error:
         trouble = _why(error)
@@ -105,6 +103,12 @@ def latest(folder: Path) -> Path | None:
     return max(found, key=_step) if (found := _all(folder)) else None
 
 
+def sound(folder: Path) -> None:
+    """Raises UsageError where a checkpoint is no longer whole: a run would begin again before it, unnoticed."""
+    for one in sorted({*_steps(folder)} - {*_all(folder)}):
+        raise UsageError(f"{one} has lost its {META}: bring it back, or remove the folder to go on from an older one")
+
+
 def chosen(folder: Path, named: str) -> Path | None:
     """The checkpoint that is meant by `latest` (None where there is none yet) or by a path. Raises UsageError for a
     path that is none, and for one that is older than what the folder holds: then `latest` would be another run's."""
@@ -128,7 +132,12 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def _all(folder: Path) -> list[Path]:
-    return [one for one in folder.glob("step-*") if (one / META).is_file()]
+    return [one for one in _steps(folder) if (one / META).is_file()]
+
+
+def _steps(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint; a copy that somebody made of one has another."""
+    return [one for one in folder.glob("step-*") if re.fullmatch(r"step-\d+", one.name)]
 
 
 def _step(checkpoint: Path) -> int:

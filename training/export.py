@@ -7,11 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from pipeline.errors import RunError, UsageError
-from training import model_folder
+from training import assemble, model_folder
 from training.models import STUDENT
 from training.student import SCHEDULE, Trained
 
+# How a card says that a model is loaded; `folder` is where it lies. The names in a LoRA file have no prefix.
+_LOADED = "pipe = WanVACEPipeline.from_pretrained(folder)\n"
+_LOADED_LORA = (
+    'pipe = WanVACEPipeline.from_pretrained("{base}")\n'
+    'pipe.transformer.load_lora_adapter(folder, prefix=None, weight_name="pytorch_lora_weights.safetensors")\n'
+)
 _PARTS = ("vae", "text_encoder", "tokenizer")
 
 
@@ -32,10 +40,15 @@ def export(trained: Trained, out: Path, *, lora: bool = False) -> None:
     try:
         half.mkdir(parents=True)
         (_lora if lora else _whole)(trained, half)
+        _scheduler(trained, half)
         (half / SCHEDULE).write_text(json.dumps(_told(trained), indent=1))
         (half / "README.md").write_text(_card(trained, lora))
+        # safetensors writes files that nobody else can read.
+        mode = (half / "README.md").stat().st_mode
+        for file in half.rglob("*.safetensors"):
+            file.chmod(mode)
         half.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(half, ignore_errors=True)
         raise RunError(f"{out} cannot be written: {error}") from error
 
@@ -45,8 +58,6 @@ def _lora(trained: Trained, out: Path) -> None:
 
 
 def _whole(trained: Trained, out: Path) -> None:
-    from training import scheduler
-
     transformer = trained.network.transformer
     if trained.network.adapter is not None:
         transformer.fuse_lora(adapter_names=[STUDENT])
@@ -63,10 +74,14 @@ def _whole(trained: Trained, out: Path) -> None:
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     }
     (out / "model_index.json").write_text(json.dumps(classes, indent=2))
-    if trained.sampling.schedule is not None:
-        scheduler.of(trained.sampling.schedule).save_pretrained(out / "scheduler")
-    else:
-        scheduler.taught(trained.sampling.shift).save_pretrained(out / "scheduler")
+
+
+def _scheduler(trained: Trained, out: Path) -> None:
+    from training import scheduler
+
+    schedule = trained.sampling.schedule
+    made = scheduler.taught(trained.sampling.shift) if schedule is None else scheduler.of(schedule)
+    made.save_pretrained(out / "scheduler")
 
 
 def _tokenizer(folder: Path) -> str:
@@ -91,17 +106,18 @@ def _told(trained: Trained) -> dict[str, Any]:
 def _card(trained: Trained, lora: bool) -> str:
     told, run = trained.told, trained.run
     assert run is not None
-    licence = model_folder.licence(trained.folder)
-    base = model_folder.title(run.model.folder)
+    # The weights began as the student's, where that is another model than the teacher.
+    licence = model_folder.licence(assemble.student_folder(run.model, trained.folder))
+    base = model_folder.title(run.model.student or run.model.folder)
     schedule = trained.sampling.schedule
     if schedule is not None:
         steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
         how = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
             "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers make others.\n\n"
-            "```python\nfrom diffusers import WanVACEPipeline\n"
+            "```python\nfrom diffusers import WanVACEPipeline  # which asks for `pip install ftfy`\n"
             "from training.scheduler import StoredSteps  # vdot-data\n\n"
-            "pipe = WanVACEPipeline.from_pretrained(folder)\n"
+            f"{_LOADED_LORA.format(base=base) if lora else _LOADED}"
             'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'
             f"pipe(..., num_inference_steps={schedule.steps}, guidance_scale=1.0, "
             f"max_sequence_length={run.model.text_tokens})\n```"

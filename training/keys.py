@@ -78,7 +78,11 @@ def convert(files: Sequence[Path], out: Path) -> None:
     half = out.with_name(f".{out.name}.half")
     try:
         # What libraries ask before they load a file.
+        half.touch()
+        mode = half.stat().st_mode
         save_file(renamed, half, {"format": "pt"})
+        # safetensors writes files that nobody else can read.
+        half.chmod(mode)
         half.rename(out)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{out} cannot be written: {error}") from error

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -105,7 +106,8 @@ def train(
                 at_hand = [examples(batch) for batch in drawn]
                 waited = time.perf_counter() - ended
                 signals = Signals()
-                _step(method, step, at_hand, signals, checkpoints)
+                with _explained(f"step {step} ({drawn.bucket.task})", checkpoints):
+                    method.step(step - 1, at_hand, signals)
                 means = signals.means(world)
                 took = time.perf_counter() - ended
                 ended = time.perf_counter()
@@ -116,11 +118,11 @@ def train(
                 stop = any(world.gathered(asked.is_set()))
                 if stop or step == config.steps or step % config.saves.every == 0:
                     save(step)
-                if config.evaluation.every and step % config.evaluation.every == 0:
-                    with method.average.worn():
-                        evaluate(step, log)
-                if stop:
+                if stop and step < config.steps:
                     raise StoppedError(f"stopped on request at step {step}, which is kept: go on with --resume latest")
+                if config.evaluation.every and step % config.evaluation.every == 0:
+                    with _explained(f"sampling after step {step}", checkpoints), method.average.worn():
+                        evaluate(step, log)
     finally:
         stream.close()
         if log is not None:
@@ -167,6 +169,7 @@ def _begin(
     config: Run, method: Method, checkpoints: Path, resume: str | None, prints: str | None
 ) -> tuple[int, dict[str, Any] | None]:
     """The step that was done last, and the stream's state then."""
+    checkpoint.sound(checkpoints)
     there = checkpoint.latest(checkpoints)
     if resume is None:
         if there is not None:
@@ -194,16 +197,18 @@ def _begin(
     return int(told["step"]), told["stream"]
 
 
-def _step(method: Method, step: int, at_hand: list[Example], signals: Signals, checkpoints: Path) -> None:
+@contextmanager
+def _explained(what: str, checkpoints: Path) -> Iterator[None]:
+    """Turns what ends a step into a `RunError` that says what is kept and what may help."""
     try:
-        method.step(step - 1, at_hand, signals)
-    except FloatingPointError as error:
+        yield
+    except (FloatingPointError, torch.OutOfMemoryError) as error:
         last = checkpoint.latest(checkpoints)
         kept = f"{last} is whole" if last else "there is no checkpoint yet"
-        raise RunError(
-            f"step {step} ({at_hand[0].bucket.task}): {error}; nothing of it is kept, and {kept}. A lower rate or a "
-            "smaller `clip` may help; see which signals grew in log.jsonl"
-        ) from error
+        helps = "A lower rate or a smaller `clip` may help; see which signals grew in log.jsonl"
+        if isinstance(error, torch.OutOfMemoryError):
+            helps = "More GPUs, smaller clips, `model.lora_rank` or `activation_checkpointing` help: `vdot-train plan`"
+        raise RunError(f"{what}: {error}; nothing of it is kept, and {kept}. {helps}") from error
 
 
 def _say(step: int, steps: int, means: dict[str, float], took: float) -> None:
@@ -213,11 +218,12 @@ def _say(step: int, steps: int, means: dict[str, float], took: float) -> None:
 
 @contextmanager
 def _stopping() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second one interrupts at once."""
+    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
     asked = threading.Event()
 
     def ask(number: int, _frame: object) -> None:
-        if asked.is_set():
+        # torchrun passes SIGTERM on, and a scheduler may have sent it to every process before.
+        if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
 

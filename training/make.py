@@ -66,14 +66,24 @@ def read_video(file: Path, shape: vcu.Shape) -> Frames:
     uint8 [T, H, W, 3] RGB. Raises UsageError where it cannot be read or is shorter."""
     length, height, width = shape
     found: list[Frames] = []
+
+    def show(frame: av.VideoFrame, until: float) -> None:
+        """A frame is shown until the next one begins."""
+        while len(found) < length and len(found) / FPS < until - 1e-6:
+            found.append(_covering(frame.to_ndarray(format="rgb24"), height, width))
+
     try:
         with av.open(str(file)) as container:
+            shown: av.VideoFrame | None = None
             for frame in container.decode(video=0):
-                # Each frame stands for all instants of the grid until the next one.
-                while len(found) < length and float(frame.time or 0) >= len(found) / FPS - 1e-6:
-                    found.append(_covering(frame.to_ndarray(format="rgb24"), height, width))
+                if shown is not None:
+                    show(shown, float(frame.time or 0))
+                shown = frame
                 if len(found) == length:
                     break
+            if shown is not None:
+                lasts = float((shown.duration or 0) * (shown.time_base or 0)) or 1 / FPS
+                show(shown, float(shown.time or 0) + lasts)
     except (FFmpegError, OSError, IndexError) as error:
         raise UsageError(f"{file} cannot be read as a video ({error})") from error
     if len(found) < length:

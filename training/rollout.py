@@ -29,11 +29,10 @@ def rollout(
     *,
     last: int | None = None,
     gradient: bool = False,
-    watch: Callable[[int], None] = lambda step: None,
 ) -> Tensor:
     """The clean latents [B, 16, R + T', h, w], float32, that the student says at step `last` (None: at its last).
 
-    With `gradient`, that one step can be differentiated, and nothing before it. `watch` is called after each step.
+    With `gradient`, that one step can be differentiated, and nothing before it.
     Raises FloatingPointError where the student says what is no number.
     """
     sigmas = schedule.sigmas.float()
@@ -45,7 +44,6 @@ def rollout(
         level = sigmas[step].expand(len(at))
         with torch.set_grad_enabled(gradient and step == end):
             clean = student.clean(at, level, conditions)
-        watch(step)
         if step < end:
             at = noised(clean, noise(step + 1), sigmas[step + 1].expand(len(at)))
     if not bool(torch.isfinite(clean).all()):
@@ -58,7 +56,8 @@ def integrate(
 ) -> Tensor:
     """What a teacher makes of noise in `steps` steps of Euler's method, guided by `cfg`: clean latents, float32.
 
-    `negative`: the text of the unconditional prediction, [1, tokens, dim]; not asked for where `cfg` is 1.
+    `negative`: the text of the unconditional prediction, [1, tokens, dim]; not asked for where `cfg` is 1. Raises
+    FloatingPointError where the teacher says what is no number.
     """
     sigmas = [*Schedule(steps, shift).sigmas.tolist(), 0.0]
     at = noise
@@ -69,4 +68,6 @@ def integrate(
             if cfg != 1:
                 said = guided(said, network.velocity(at, level, conditions.with_text(negative)), cfg)
         at = at + (following - sigma) * said
+    if not bool(torch.isfinite(at).all()):
+        raise FloatingPointError(f"what the teacher makes in {steps} steps is not finite")
     return at

@@ -67,17 +67,22 @@ def sample(
         vcu.latent_shape(shape, 1)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"{out} cannot be written: name a file in a folder that is there")
     found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    frames = make.video(
-        found,
-        prompt,
-        shape=shape,
-        condition=None if video is None else make.read_video(video, shape),
-        mask=None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127,
-        references=[make.read_picture(one) for one in references],
-        seed=seed,
-        tokens=found.tokens,
-    )
+    try:
+        frames = make.video(
+            found,
+            prompt,
+            shape=shape,
+            condition=None if video is None else make.read_video(video, shape),
+            mask=None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127,
+            references=[make.read_picture(one) for one in references],
+            seed=seed,
+            tokens=found.tokens,
+        )
+    except FloatingPointError as error:
+        raise RunError(f"{trained} makes no video: {error}") from error
     out.write_bytes(encode.encode(frames, make.FPS))
 
 

@@ -50,7 +50,10 @@ class Log:
         file = folder / "log.jsonl"
         lines = file.read_text().splitlines() if file.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
-        file.write_text("".join(f"{line}\n" for line in kept))
+        # Whole or not at all: it is all that is known of the steps before.
+        half = file.with_suffix(".half")
+        half.write_text("".join(f"{line}\n" for line in kept))
+        half.replace(file)
         self._file = file.open("a")
         self._board: Any = None
         if find_spec("tensorboard"):

@@ -41,6 +41,8 @@ def test_there_are_ready_ones() -> None:
         ({"schedule": {"steps": 0}}, "schedule: .*steps from 1 on"),
         ({"levels": {"low": 990.0}}, "levels: .*low < high"),
         ({"transport": {"epsilon": 0.0}}, "transport: .*epsilon from 0.001"),
+        ({"gan": {"ratoi": 1}}, "gan.ratoi: there is no such key; did you mean 'ratio'"),
+        ({"transport": {"epsilom": 1}}, "transport.epsilom: there is no such key; did you mean 'epsilon'"),
         ({"gan": {"ratio": -1}}, "gan.ratio: must be greater than 0"),
         ({"data": {"mixture": "x", "size": {"frames": 17, "height": 64, "width": 64}}}, "form: pixels"),
         (

@@ -15,6 +15,7 @@ from pipeline.mixture import Bucket, Step
 from training import assemble, distill, run, student
 from training import config as config_module
 from training.examples import Example, Examples
+from training.flow import noised
 from training.loop import held_out
 from training.models import Conditions
 from training.parallel import world
@@ -144,6 +145,36 @@ def test_the_adversarial_gradient_has_its_ratio(model: Path, config: Any) -> Non
     assert float(added.norm() / alone.norm()) == pytest.approx(0.3, rel=1e-3)
     # Mean 1 of what a direction is over: the same at every size.
     assert 0.1 < float(alone.norm() * alone.numel() ** 0.5) < 10
+
+
+def test_the_gradient_is_that_of_the_networks_predictions(model: Path, config: Any) -> None:
+    told = config_module.load(config(DISTILL, transport=None, gan=None), config_module.Distill)
+    with world() as here:
+        networks = assemble.distillation(told, model, here)
+        negative = torch.ones(1, 8, 32)
+        method = distill.Distillation(told, networks, negative)
+        drawn = torch.Generator().manual_seed(1)
+        clean, sample = (torch.randn((2, 16, 3, 4, 4), generator=drawn) for _ in range(2))
+        conditions = Conditions(
+            torch.randn((2, 8, 32), generator=drawn), torch.randn((2, 96, 3, 4, 4), generator=drawn)
+        )
+        with torch.no_grad():
+            # The fake score is another network than the teacher, as it soon is.
+            for _, parameter in networks.fake.trained():
+                parameter.mul_(1.1)
+        networks.fake.changed()
+        example = Example(7, Bucket("films", "pose", 9, 32, 32, 0), clean, conditions)
+        found = method.gradient(example, sample, Signals())
+        with torch.no_grad():
+            sigma, noise = method._level(example, "student")
+            at = noised(sample, noise, sigma)
+            fake = networks.fake.clean(at, sigma, conditions)
+            asked = networks.teacher.clean(at, sigma, conditions)
+            free = networks.teacher.clean(at, sigma, conditions.with_text(negative))
+    real = free + told.teacher_cfg * (asked - free)
+    wanted = (fake - real) / (sample - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True) / sample.numel()
+    assert float(wanted.norm()) > 1e-4
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-8)
 
 
 def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small_mixture
 import torch
@@ -12,9 +13,12 @@ from safetensors.torch import load_file
 from tiny_run import DISTILL, TEACH, equal, stored, train
 
 from pipeline.decode import pictures
+from pipeline.encode import encode
 from pipeline.errors import UsageError
 from pipeline.mixture import Step
-from training import run
+from training import make, models, run, student
+from training.models import Conditions, Denoiser
+from training.scheduler import StoredSteps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,13 +69,28 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
     with pytest.raises(UsageError, match="has no adapters"):
         run.export(tmp_path / "whole", tmp_path / "other", lora=True)
     run.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
-    assert (tmp_path / "adapters/pytorch_lora_weights.safetensors").is_file()
+    # As the card says.
+    base, trained = models.load(model, torch.float32), student.load(tmp_path / "lora", torch.device("cpu"))
+    weights = {"prefix": None, "weight_name": "pytorch_lora_weights.safetensors"}
+    base.load_lora_adapter(tmp_path / "adapters", **weights, adapter_name="student")
+    asked = Conditions(torch.randn(1, 8, 32), torch.randn(1, 96, 3, 4, 4))
+    given = torch.randn(1, 16, 3, 4, 4), torch.tensor([0.8]), asked
+    wanted = trained.network.velocity(*given)
+    assert torch.allclose(Denoiser(base, torch.float32, "student").velocity(*given), wanted, atol=1e-5)
+    assert not torch.allclose(Denoiser(base, torch.float32).velocity(*given), wanted, atol=1e-5)
+    StoredSteps.from_pretrained(tmp_path / "adapters", subfolder="scheduler")
+
+
+@pytest.mark.parametrize(("fps", "shown"), [(24, [0, 1, 3, 4, 6, 7, 9, 10, 12]), (8, [0, 0, 1, 1, 2, 2, 3, 3, 4])])
+def test_a_condition_shows_what_was_on_the_screen(fps: int, shown: list[int], tmp_path: Path) -> None:
+    frames = np.stack([np.full((64, 64, 3), 16 * number, np.uint8) for number in range(max(shown) + 1)])
+    (tmp_path / "video.mp4").write_bytes(encode(frames, fps))
+    found = make.read_video(tmp_path / "video.mp4", (9, 64, 64))
+    assert [round(float(frame.mean()) / 16) for frame in found] == shown
 
 
 def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path: Path) -> None:
     from diffusers import WanVACEPipeline
-
-    from training.scheduler import StoredSteps
 
     train("distill", config(DISTILL), tmp_path / "run")
     run.export(tmp_path / "run", tmp_path / "model")

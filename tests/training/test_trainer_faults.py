@@ -36,6 +36,16 @@ def test_going_on_before_the_newest_is_refused(config: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.long
+def test_a_checkpoint_that_is_no_longer_whole_is_not_passed_over(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-0000002/checkpoint.json").unlink()
+    # A copy that somebody made is none of the run's.
+    (tmp_path / "run/checkpoints/step-0000002.bak").mkdir()
+    for resume in ("latest", None):
+        with pytest.raises(UsageError, match=r"step-0000002 has lost its checkpoint\.json"):
+            train("teach", config(TEACH), tmp_path / "run", resume)
+
+
 def test_another_base_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
     changes = {"lora_rank": 4}
     train("distill", config(DISTILL, model=changes, steps=2), tmp_path / "run")
