@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from training import model_folder, models
-from training.config import Distill, Model, Run, Teach
+from training.config import Adversary, Distill, Model, Run, Teach
 from training.discriminator import Discriminator
 from training.models import FAKE, STUDENT, Denoiser
 from training.parallel import World, sharded
@@ -45,9 +45,7 @@ def distillation(config: Distill, folder: Path, world: World) -> Networks:
         )
     judge = None
     if config.gan is not None:
-        inner = fake.transformer.config
-        dim = inner.num_attention_heads * inner.attention_head_dim
-        judge = Discriminator(dim, len(models.depths(inner.num_layers)), config.gan.width)
+        judge = judging(fake, config.gan)
         sharded(judge, judge.looks, torch.float32, world.device)
     return Networks(student, fake, teacher, judge)
 
@@ -57,6 +55,13 @@ def teaching(config: Teach, folder: Path, world: World) -> Denoiser:
     torch.manual_seed(config.seed)
     found = models.scratch(folder) if config.scratch else models.load(folder, torch.float32)
     return Denoiser(_placed(found, config, world), kind(config.model))
+
+
+def judging(fake: Denoiser, options: Adversary) -> Discriminator:
+    """A discriminator of random weights for the features of a fake score."""
+    inner = fake.transformer.config
+    dim = inner.num_attention_heads * inner.attention_head_dim
+    return Discriminator(dim, len(models.depths(inner.num_layers)), options.width)
 
 
 def kind(model: Model) -> torch.dtype:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from benchmarks.distillation import scenes
 from benchmarks.distillation.scenes import FRAMES, SIDE, Scene
 from pipeline.errors import UsageError
 from pipeline.mixture import HELD_OUT, TRAIN
+from training import vcu
 from training.stream import Stream
 
 # The shorter side that a clip is brought to before crops are cut.
@@ -54,8 +57,10 @@ def _windows(mixture: str, split: str) -> dict[str, list[NDArray[np.uint8]]]:
     """Up to 4 windows [T, H, W, 3] of small copies of each clip, by its id: of as many clips as come in one epoch."""
     stream = Stream(mixture, split=split)
     found: dict[str, list[NDArray[np.uint8]]] = {}
-    for _, step in zip(range(stream.order.steps_per_epoch), stream, strict=False):
-        if step.bucket.frames < FRAMES or len(found) >= _CLIPS:
+    for step in islice(stream, stream.order.steps_per_epoch):
+        if len(found) >= _CLIPS:
+            break
+        if step.bucket.frames < FRAMES:
             continue
         for batch in step:
             for key, clip in zip(batch.keys, batch.arrays["clip"], strict=True):
@@ -68,7 +73,6 @@ def _small(clip: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Windows of a clip uint8 [3, T, H, W]."""
     count = min(_WINDOWS, clip.shape[1] // FRAMES)
     shown = torch.from_numpy(clip[:, : count * FRAMES]).transpose(0, 1).float()
-    scale = _SCALE / min(shown.shape[2:])
-    sides = [max(_SCALE, round(side * scale)) for side in shown.shape[2:]]
+    sides, _ = vcu.covering(shown.shape[2], shown.shape[3], (_SCALE, _SCALE))
     small = functional.interpolate(shown, sides, mode="area").round().to(torch.uint8).permute(0, 2, 3, 1)
     return [window.numpy() for window in small.split(FRAMES)]

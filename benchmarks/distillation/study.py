@@ -33,11 +33,10 @@ from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.teacher import Sampler, few, many, taught
 from pipeline.errors import UsageError
 from pipeline.mixture import read
-from training.assemble import Networks
+from training.assemble import Networks, judging
 from training.config import Distill
-from training.discriminator import Discriminator
 from training.distill import Distillation
-from training.models import Denoiser, depths
+from training.models import Denoiser
 from training.parallel import World
 from training.schedule import Schedule
 from training.signals import Signals
@@ -187,10 +186,8 @@ def _loop(config: Distill, teacher: Denoiser, train: Corpus) -> Distillation:
     student, fake = (Denoiser(copy.deepcopy(teacher.transformer), torch.float32) for _ in range(2))
     judge = None
     if config.gan is not None:
-        inner = teacher.transformer.config
         torch.manual_seed(config.seed)
-        dim = inner.num_attention_heads * inner.attention_head_dim
-        judge = Discriminator(dim, len(depths(inner.num_layers)), config.gan.width).to(train.clean.device)
+        judge = judging(fake, config.gan).to(train.clean.device)
     return Distillation(config, Networks(student, fake, teacher, judge), train.empty)
 
 
