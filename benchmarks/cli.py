@@ -87,7 +87,7 @@ def distillation(
     size: Annotated[str, typer.Option(help="cpu (minutes), gpu (one H100), or tiny (seconds, no result).")] = "cpu",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
     arms: Annotated[str, typer.Option(help="Letters of the arms, of those in benchmarks/distillation.")] = "ABCDEFG",
-    mixture: Annotated[str | None, typer.Option(help="Clips of a mixture instead of synthetic ones.")] = None,
+    mixture: Annotated[str | None, typer.Option(help="Make half of the clips crops of a mixture's.")] = None,
     updates: Annotated[int | None, typer.Option(min=8, help="Updates of each student; by default the size's.")] = None,
 ) -> None:
     """What DMD, transport and a discriminator each do: a small teacher, distilled and measured. Prints Markdown."""

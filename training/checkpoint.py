@@ -26,6 +26,8 @@ from training.parallel import World
 
 META = "checkpoint.json"
 _FORMAT = 1
+# What a run tells of itself; see `loop.train`.
+_TOLD = ("step", "kind", "schedule", "config", "base", "stream", "updates")
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[str, Any], world: World) -> Path:
@@ -66,14 +68,14 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
 
 
 def read(checkpoint: Path) -> dict[str, Any]:
-    """What was told to `save`, and its `step`. Raises UsageError where the folder is no checkpoint."""
+    """What was told to `save`, and its `step`. Raises UsageError where the folder is no checkpoint of a run."""
     try:
         told = json.loads((checkpoint / META).read_text())
         if told["format"] != _FORMAT:
             raise UsageError(f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}")
+        return {name: told[name] for name in _TOLD}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{checkpoint} is no checkpoint, or a damaged one ({error})") from error
-    return dict(told)
+        raise UsageError(f"{checkpoint} is no checkpoint, or a damaged one ({error!r})") from error
 
 
 def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -88,6 +90,14 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
         dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=alone)
     except (OSError, dcp.CheckpointException) as error:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_why(error)}") from error
+
+
+def fits(checkpoint: Path, told: Mapping[str, Any], prints: Mapping[str, str], folder: Path) -> None:
+    """Raises UsageError where a part of the model in a folder, of which `prints` are the fingerprints, is another than
+    the one that a checkpoint was trained with."""
+    for part, known in told["base"].items():
+        if prints.get(part, known) != known:
+            raise UsageError(f"{folder} holds another {part} than the one that {checkpoint} was trained with")
 
 
 def names(checkpoint: Path) -> set[str]:
@@ -115,6 +125,8 @@ def chosen(folder: Path, named: str) -> Path | None:
     newest = latest(folder)
     if named == "latest":
         return newest
+    if not Path(named).is_dir():
+        raise UsageError(f"{named} is no checkpoint: a run goes on from `latest`, or from the folder of one")
     step = read(Path(named))["step"]
     if newest is not None and _step(newest) > step:
         raise UsageError(f"{folder} holds {newest.name}, after step {step}: go on in another folder, or remove it")

@@ -95,6 +95,10 @@ class Evaluation(Strict):
     every: Annotated[int, Field(ge=0)] = 200
     clips: Count = 4
 
+    def due(self, step: int) -> bool:
+        """Whether there are samples after this step."""
+        return self.every > 0 and step % self.every == 0
+
 
 class Run(Strict):
     """What teaching and distilling share. `steps`: those of the stream, each one update or a set of them."""

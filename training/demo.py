@@ -104,9 +104,8 @@ def _show(folder: Path, mixture: Path) -> None:
     batch = next(resized(one, _SIZE) for one in drawn if "video" in one.arrays and "mask" not in one.arrays)
     clip, track = (np.moveaxis(batch.arrays[name][0], 0, -1) for name in ("clip", "video"))
     trained = student.load(folder / "student", torch.device("cpu"))
-    made = make.video(
-        trained, batch.captions[0], shape=(_SIZE.frames, _SIZE.height, _SIZE.width), condition=track, tokens=32
-    )
+    shape = _SIZE.frames, _SIZE.height, _SIZE.width
+    made = make.video(trained, batch.captions[0], shape=shape, condition=track)
     (folder / "sample.mp4").write_bytes(encode.encode(np.concatenate([track, made, clip], axis=2), make.FPS))
 
 

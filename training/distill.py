@@ -16,7 +16,7 @@ from training import draws
 from training.assemble import Networks
 from training.config import Distill
 from training.examples import Example
-from training.flow import clean_of, guided, noised, velocity
+from training.flow import clean_of, finite, guided, noised, velocity
 from training.objectives import dmd, gan, ot, published
 from training.rollout import Noise, rollout
 from training.signals import Signals
@@ -72,7 +72,7 @@ class Distillation:
         at = noised(fake, noise, sigma)
         said, features = self._fake.seen(at, sigma, example.conditions)
         errors = (said - velocity(fake, noise)).square().mean(dim=(1, 2, 3, 4))
-        dmd.finite("the fake score's loss", errors)
+        finite("the fake score's loss", errors)
         for level, error in zip(sigma.tolist(), errors, strict=True):
             signals.add(**{f"fake/loss_{int(level * _PARTS)}": error})
         signals.add(**{"fake/loss": errors.mean()})
@@ -91,7 +91,7 @@ class Distillation:
                 adversarial = adversarial + options.smoothness * gan.smoothness(
                     logits, self._judge(seen, sigma), options.noise
                 )
-        dmd.finite("the discriminator's loss", adversarial)
+        finite("the discriminator's loss", adversarial)
         signals.add(
             **{
                 "judge/loss": adversarial,
@@ -116,7 +116,7 @@ class Distillation:
         )
         gradient = self.gradient(example, sample.detach(), signals, match=match, judge=judge)
         self.student.play()
-        torch.autograd.backward(sample, gradient.mul(share).to(sample.dtype))
+        torch.autograd.backward(sample, gradient.mul(share))
 
     def gradient(
         self, example: Example, sample: Tensor, signals: Signals, *, match: bool = True, judge: bool = True
@@ -142,7 +142,7 @@ class Distillation:
             conditional = self._teacher.clean(at, sigma, example.conditions)
             free = self._teacher.clean(at, sigma, example.conditions.with_text(self._negative))
             real = guided(conditional, free, config.teacher_cfg)
-            dmd.finite("a score", fake, real)
+            finite("a score", fake, real)
             self._health(sample, example.clean, fake, real, signals)
             if config.objective == "published":
                 matched = published.even_step(fake, real, sigma) if match else torch.zeros_like(sample)
@@ -154,7 +154,7 @@ class Distillation:
             direction = dmd.direction(difference, sample, real)
             if config.objective == "per_frame":
                 direction = dmd.per_frame(direction)
-            gradient = dmd.along(sample, direction)
+            gradient = dmd.along(direction)
             if adversary and options is not None:
                 scale = options.ratio * gradient.norm() / pulled.norm().clamp(min=1e-20)
                 gradient = gradient + scale * pulled
@@ -171,7 +171,7 @@ class Distillation:
             real_features = self._fake.seen(noised(example.clean, noise, sigma), sigma, example.conditions)[1]
             real = self._judge(real_features, sigma)
         loss = gan.student_loss(self._judge(features, sigma), real)
-        dmd.finite("the adversarial loss", loss)
+        finite("the adversarial loss", loss)
         signals.add(**{"student/adversarial": loss})
         return torch.autograd.grad(loss, moved)[0]
 

@@ -92,13 +92,9 @@ class Examples:
 
 
 def resized(batch: Batch, size: Size) -> Batch:
-    """A batch of pixels at another size: its first frames, as large as they cover the new shape, cut in the middle.
-
-    Raises UsageError where clips have fewer frames.
-    """
+    """A batch of pixels at another size, of no more frames than it has: its first ones, as large as they cover the new
+    shape, cut in the middle."""
     bucket = batch.bucket
-    if size.frames > bucket.frames:
-        raise UsageError(f"clips of {bucket.frames} frames cannot give the {size.frames} of `data.size`")
     sides, middle = vcu.covering(bucket.height, bucket.width, (size.height, size.width))
 
     def fit(name: str, frames: Any) -> Any:

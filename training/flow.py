@@ -40,6 +40,12 @@ def shifted(u: Tensor, factor: float) -> Tensor:
     return factor * u / (1 + (factor - 1) * u)
 
 
+def finite(name: str, *values: Tensor) -> None:
+    """Raises FloatingPointError where one of them has a value that is no number."""
+    if not all(bool(torch.isfinite(value).all()) for value in values):
+        raise FloatingPointError(f"{name} is not finite")
+
+
 def _each(sigma: Tensor, latents: Tensor) -> Tensor:
     """A value for each clip, to go with latents."""
     return sigma.to(latents.device, torch.float32).view(-1, *[1] * (latents.dim() - 1))

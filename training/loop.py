@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import ExitStack, closing, contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,9 @@ import yaml
 from torch import Tensor
 
 from pipeline.errors import RunError, StoppedError, UsageError
+from pipeline.lock import alone
 from pipeline.mixture import HELD_OUT
+from pipeline.storage import Folder
 from training import checkpoint, model_folder
 from training.config import Distill, Run, Teach, same
 from training.examples import Example, Examples
@@ -61,45 +63,46 @@ def train(
     world: World,
     *,
     resume: str | None,
-    evaluate: Callable[[int, Log | None], None],
+    evaluate: Callable[[int, Path, Log | None], None],
 ) -> None:
-    """Train until `config.steps` and keep the last checkpoint. `folder`: the model's. `resume`: "latest" or a
-    checkpoint. `evaluate`: called with a step, the average in place, and the log of the first process.
+    """Train until `config.steps` and keep the last checkpoint. `folder`: the model's. `out`: a folder that is this
+    run's alone. `resume`: "latest" or a checkpoint. `evaluate`: called, the average in place, with a step, where its
+    samples go, and the log of the first process.
 
     Raises RunError where it cannot go on, and names the last checkpoint; UsageError for a resume that does not fit;
     StoppedError after SIGTERM or Ctrl-C, with a checkpoint of where it stood.
     """
-    checkpoints = out / "checkpoints"
-    # Read by one: it may be tens of gigabytes on a disk that all share.
-    prints = world.gathered(_base(config, folder) if world.first else None)[0]
-    begun, state = _begin(config, method, checkpoints, resume, prints)
-    if begun >= config.steps:
-        _LOG.info("nothing is left to do: step %d of %d is done", begun, config.steps)
-        return
-    stream = Stream(
-        config.data.mixture,
-        rank=world.rank,
-        world=world.size,
-        workers=config.data.workers,
-        cache=config.data.cache,
-        state=state,
-        **_form(config, folder),
-    )
-    if world.first:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    log = Log(out, begun) if world.first else None
-    told = {"config": config.model_dump(mode="json"), "base": prints, **_identity(config)}
-
-    def save(step: int) -> None:
-        counts = {role: updates.count for role, updates in method.updates.items()}
-        stored = {**told, "stream": stream.state_dict(), "updates": counts}
-        checkpoint.save(checkpoints, step, tensors(method), stored, world)
+    checkpoints, evaluation = out / "checkpoints", config.evaluation
+    with ExitStack() as held:
         if world.first:
-            checkpoint.prune(checkpoints, config.saves.keep)
+            held.enter_context(_alone(out))
+        # Read by one: it may be tens of gigabytes on a disk that all share.
+        prints = world.gathered(_base(config, folder) if world.first else None)[0]
+        begun, state = _begin(config, method, checkpoints, resume, prints, folder)
+        told = {"config": config.model_dump(mode="json"), "base": prints, **_identity(config)}
+        log = held.enter_context(closing(Log(out, begun))) if world.first else None
 
-    try:
-        with _stopping() as asked:
+        def look(step: int) -> None:
+            with _explained(f"sampling after step {step}", checkpoints), method.average.worn():
+                evaluate(step, samples(out, step), log)
+
+        # It may have ended between a checkpoint and its samples.
+        if begun and evaluation.due(begun) and not world.gathered(samples(out, begun).is_file())[0]:
+            look(begun)
+        if begun >= config.steps:
+            _LOG.info("nothing is left to do: step %d of %d is done", begun, config.steps)
+            return
+        if world.first:
+            (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        with closing(_stream(config, folder, world, state)) as stream, _stopping() as asked:
+
+            def save(step: int) -> None:
+                counts = {role: updates.count for role, updates in method.updates.items()}
+                stored = {**told, "stream": stream.state_dict(), "updates": counts}
+                checkpoint.save(checkpoints, step, tensors(method), stored, world)
+                if world.first:
+                    checkpoint.prune(checkpoints, config.saves.keep)
+
             ended = time.perf_counter()
             for step, drawn in enumerate(islice(stream, config.steps - begun), begun + 1):
                 # Made anew for each step; what a step draws it may need twice.
@@ -120,29 +123,52 @@ def train(
                     save(step)
                 if stop and step < config.steps:
                     raise StoppedError(f"stopped on request at step {step}, which is kept: go on with --resume latest")
-                if config.evaluation.every and step % config.evaluation.every == 0:
-                    with _explained(f"sampling after step {step}", checkpoints), method.average.worn():
-                        evaluate(step, log)
-    finally:
-        stream.close()
-        if log is not None:
-            log.close()
+                if evaluation.due(step):
+                    look(step)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The folder of a run, made if need be, for as long as it is this run's alone. Raises RunError where it is not."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be the folder of a run: {error.strerror}") from error
+    with alone(Folder(str(out))):
+        yield
+
+
+def samples(out: Path, step: int) -> Path:
+    """Where the samples after a step lie, a film."""
+    return out / "samples" / f"step-{step:07d}.mp4"
 
 
 def held_out(config: Run, examples: Examples, folder: Path) -> list[Example]:
     """The same held-out clips for every process, to be sampled again and again; none, if the mixture holds none."""
     try:
-        stream = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **_form(config, folder))
+        opened = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **_form(config, folder))
     except UsageError as error:
         _LOG.warning("nothing will be sampled: %s (`held_out` in its YAML)", error)
         return []
     found: list[Example] = []
-    for step in stream:
-        for batch in step:
+    with closing(opened) as stream:
+        for batch in chain.from_iterable(stream):
             found.append(examples(batch))
             if sum(len(one.clean) for one in found) >= config.evaluation.clips:
-                return found
+                break
     return found
+
+
+def _stream(config: Run, folder: Path, world: World, state: dict[str, Any] | None) -> Stream:
+    return Stream(
+        config.data.mixture,
+        rank=world.rank,
+        world=world.size,
+        workers=config.data.workers,
+        cache=config.data.cache,
+        state=state,
+        **_form(config, folder),
+    )
 
 
 def _form(config: Run, folder: Path) -> dict[str, Any]:
@@ -159,14 +185,15 @@ def _identity(config: Run) -> dict[str, Any]:
     }
 
 
-def _base(config: Run, folder: Path) -> str | None:
-    """What the network that is trained stands on, and is not in its checkpoints; None: nothing."""
+def _base(config: Run, folder: Path) -> dict[str, str]:
+    """What the network that is trained stands on, and is not in its checkpoints: fingerprints of parts of its model."""
     scratch = isinstance(config, Teach) and config.scratch
-    return None if scratch else model_folder.fingerprint(folder, model_folder.TRANSFORMER)
+    parts = (model_folder.TRANSFORMER, model_folder.VAE, model_folder.TEXT_ENCODER)
+    return model_folder.fingerprints(folder, parts[1:] if scratch else parts)
 
 
 def _begin(
-    config: Run, method: Method, checkpoints: Path, resume: str | None, prints: str | None
+    config: Run, method: Method, checkpoints: Path, resume: str | None, prints: dict[str, str], folder: Path
 ) -> tuple[int, dict[str, Any] | None]:
     """The step that was done last, and the stream's state then."""
     checkpoint.sound(checkpoints)
@@ -188,8 +215,7 @@ def _begin(
                 f"{found} has the {name} {told[name]}, and this run {now[name]}: begin a new folder for that"
             )
     same(config, told["config"])
-    if told["base"] != prints:
-        raise UsageError(f"{config.model.folder} holds another transformer than the one that {found} was trained with")
+    checkpoint.fits(found, told, prints, folder)
     checkpoint.load(found, tensors(method))
     for role, updates in method.updates.items():
         updates.count = told["updates"][role]

@@ -34,7 +34,6 @@ def video(
     mask: NDArray[np.bool_] | None = None,
     references: Sequence[Frames] = (),
     seed: int = 0,
-    tokens: int = 512,
 ) -> Frames:
     """uint8 [T, H, W, 3] RGB of a shape (T = 4n + 1, H and W multiples of 16).
 
@@ -43,7 +42,7 @@ def video(
     """
     device = next(trained.network.transformer.parameters()).device
     latent = vcu.latent_shape(shape, 1, len(references))
-    embed = text_embedder(trained.folder, device, tokens)
+    embed = text_embedder(trained.folder, device, trained.tokens)
     negative = str(trained.told["config"]["model"]["negative_prompt"])
     text, free = embed(prompt), embed(negative)
     vae = autoencoder(trained.folder, device)

@@ -28,7 +28,7 @@ _WEIGHTS = {
     TRANSFORMER: "diffusion_pytorch_model.safetensors",
 }
 # What latents are normalised by stands in a configuration, not in the weights.
-_DECISIVE = ("latents_mean", "latents_std")
+_NORMALISED_BY = ("latents_mean", "latents_std")
 _ENDINGS = ("safetensors", "json", "model")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<commit>[0-9a-f]{40}))?")
 
@@ -79,7 +79,7 @@ def check(model: Path, parts: Iterable[str] = (VAE, TEXT_ENCODER)) -> None:
 
 def fingerprint(model: Path, part: str) -> str:
     """The sha256 (hex) of what decides the numbers of one part (`VAE`, `TEXT_ENCODER`, `TRANSFORMER`) of a model: its
-    weight files by their own sha256, and what latents are normalised by.
+    weight files by their own sha256, and of its configuration what latents are normalised by, of a transformer all.
 
     Each file is read once per process, unless it changes. Raises `MissingWeights` where one is absent.
     """
@@ -88,7 +88,9 @@ def fingerprint(model: Path, part: str) -> str:
         stat = file.stat()
         state.update(f"{file.name} {_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
     config = _read(model / part / "config.json")
-    state.update(json.dumps({name: config.get(name) for name in _DECISIVE}).encode())
+    # Names that begin with _ say which program saved it.
+    names = sorted(name for name in config if name[0] != "_") if part == TRANSFORMER else _NORMALISED_BY
+    state.update(json.dumps({name: config.get(name) for name in names}).encode())
     return state.hexdigest()
 
 

@@ -132,9 +132,7 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
     """
     from diffusers import WanVACETransformer3DModel
 
-    where = folder / TRANSFORMER
-    if not (where / "config.json").is_file():
-        raise UsageError(f"{folder} has no {TRANSFORMER}/config.json: name a VACE model in diffusers' layout")
+    where = _configured(folder)
     try:
         found, said = WanVACETransformer3DModel.from_pretrained(
             where, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -177,6 +175,13 @@ def same_shape(student: Any, teacher: Any) -> None:
             raise UsageError(f"the student's {name} is {own} and the teacher's {others}: they cannot share latents")
 
 
+def _configured(folder: Path) -> Path:
+    where = folder / TRANSFORMER
+    if not (where / "config.json").is_file():
+        raise UsageError(f"{folder} has no {TRANSFORMER}/config.json: name a VACE model in diffusers' layout")
+    return where
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -188,7 +193,7 @@ def scratch(folder: Path) -> Any:
     """
     from diffusers import WanVACETransformer3DModel
 
-    where = folder / TRANSFORMER
+    where = _configured(folder)
     try:
         made = WanVACETransformer3DModel.from_config(
             WanVACETransformer3DModel.load_config(where, local_files_only=True)

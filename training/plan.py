@@ -46,7 +46,6 @@ class Plan:
     devices: int
     bucket: Bucket
     clips: int
-    parameters: int
 
     @property
     def total(self) -> float:
@@ -80,7 +79,7 @@ def sized(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> P
         Part("CUDA, NCCL, allocator", BESIDES, "taken as 2 GB"),
         *_besides(run, folder),
     ]
-    return Plan(tuple(parts), devices, bucket, clips, parameters)
+    return Plan(tuple(parts), devices, bucket, clips)
 
 
 def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devices: int) -> list[Part]:
@@ -164,6 +163,11 @@ def _largest(run: Run) -> tuple[Bucket, int]:
     size = run.data.size
     found = []
     for stored in Order(mixture, table).buckets:
+        if size is not None and size.frames > stored.frames:
+            raise UsageError(
+                f"{run.data.mixture} has clips of {stored.frames} frames ({stored.task}), of which `data.size` wants "
+                f"{size.frames}: `frames` of at most {stored.frames}, or a mixture of longer clips"
+            )
         shown = stored if size is None else replace(stored, **size.model_dump())
         found.append((shown, mixture.step.clips(stored.tokens)))
     return max(found, key=lambda one: one[0].tokens * one[1])

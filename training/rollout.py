@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from training.flow import guided, noised
+from training.flow import finite, guided, noised
 from training.models import Conditions, Denoiser
 from training.schedule import Schedule
 
@@ -46,8 +46,7 @@ def rollout(
             clean = student.clean(at, level, conditions)
         if step < end:
             at = noised(clean, noise(step + 1), sigmas[step + 1].expand(len(at)))
-    if not bool(torch.isfinite(clean).all()):
-        raise FloatingPointError(f"the student's sample is not finite at step {end + 1} of {schedule.steps}")
+    finite(f"the student's sample at step {end + 1} of {schedule.steps}", clean)
     return clean
 
 
@@ -68,6 +67,5 @@ def integrate(
             if cfg != 1:
                 said = guided(said, network.velocity(at, level, conditions.with_text(negative)), cfg)
         at = at + (following - sigma) * said
-    if not bool(torch.isfinite(at).all()):
-        raise FloatingPointError(f"what the teacher makes in {steps} steps is not finite")
+    finite(f"what the teacher makes in {steps} steps", at)
     return at

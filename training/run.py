@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from training.parallel import World, world
 from training.signals import Log
 from training.teach import Teaching
 
+_LOG = logging.getLogger("vdot_data")
 # A line for each file that is loaded says nothing that a log needs.
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
@@ -79,34 +81,35 @@ def sample(
             mask=None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127,
             references=[make.read_picture(one) for one in references],
             seed=seed,
-            tokens=found.tokens,
         )
     except FloatingPointError as error:
         raise RunError(f"{trained} makes no video: {error}") from error
-    out.write_bytes(encode.encode(frames, make.FPS))
+    _write(out, frames)
+    _LOG.info("%s: %d frames of %d x %d", out, len(frames), *frames.shape[2:0:-1])
 
 
 def export(trained: Path, out: Path, lora: bool = False) -> None:
     """Write a trained model for others. Raises as `export.export`."""
     exporting.export(student.load(trained, torch.device("cpu")), out, lora=lora)
+    _LOG.info("%s holds the model and its card, README.md", out)
 
 
 def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World, Examples], Method]) -> None:
     folder = _folder(told)
     with world() as here:
+        planned = plan.of(told, folder, here.size)
         if here.device.type == "cuda":
-            memory = torch.cuda.get_device_properties(here.device).total_memory
-            plan.of(told, folder, here.size).refuse(memory)
+            planned.refuse(torch.cuda.get_device_properties(here.device).total_memory)
         examples = Examples(folder, told.model, told.data, here.device)
         made = method(folder, here, examples)
         fixed = held_out(told, examples, folder) if told.evaluation.every else []
         sampling = student.sampling_of(told)
 
-        def evaluate(step: int, log: Log | None) -> None:
+        def evaluate(step: int, file: Path, log: Log | None) -> None:
             shown = [_shown(example, made, examples, sampling, told.seed) for example in fixed]
             if log is not None and shown:
                 film = _grid(shown)
-                _write(out / "samples" / f"step-{step:07d}.mp4", film)
+                _write(file, film)
                 log.picture(step, "samples", film[len(film) // 2])
 
         train(told, made, examples, folder, out, here, resume=resume, evaluate=evaluate)

@@ -36,7 +36,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not 0 < self.shift < _MOST or self.sampler != "stochastic":
-            raise ValueError(f"{self} is no schedule: steps from 1 on, a shift above 0, the sampler 'stochastic'")
+            raise ValueError(f"a schedule has steps from 1 on, a shift in (0, {_MOST:g}) and the sampler 'stochastic'")
 
     @property
     def sigmas(self) -> Tensor:
@@ -79,7 +79,7 @@ class Levels:
 
     def __post_init__(self) -> None:
         if not (0 < self.shift < _MOST and 0 < self.low < self.high < TIMESTEPS):
-            raise ValueError(f"{self}: a shift above 0, and 0 < low < high < {TIMESTEPS}")
+            raise ValueError(f"levels have a shift in (0, {_MOST:g}), and 0 < low < high < {TIMESTEPS}")
 
     def of(self, uniform: Tensor) -> Tensor:
         """Noise levels from uniform numbers in [0, 1), of the same shape: float32."""

@@ -6,6 +6,7 @@ The schedule comes with it, and no other is used.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,10 @@ def load(where: Path, device: torch.device) -> Trained:
     told = checkpoint.read(at)
     run = config.parsed(told["kind"], told["config"], str(at))
     folder = model_folder.folder(run.model.folder, (model_folder.TRANSFORMER,))
-    return Trained(_averaged(at, run, folder, device, told["base"]), sampling_of(run), folder, run, told)
+    return Trained(_averaged(at, run, folder, device, told), sampling_of(run), folder, run, told)
 
 
-def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device, base: str | None) -> Denoiser:
+def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device, told: Mapping[str, Any]) -> Denoiser:
     """The student of a checkpoint with its average for weights."""
     rank, adapter = run.model.lora_rank, None
     # As random as it was made: all weights come from the checkpoint, but those of a frozen base.
@@ -111,8 +112,7 @@ def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device, bas
         found = models.load(folder, assemble.kind(run.model))
     if rank is not None:
         found, adapter = models.adapted(found, rank, (STUDENT,)), STUDENT
-        if base not in (None, model_folder.fingerprint(folder, model_folder.TRANSFORMER)):
-            raise UsageError(f"{folder} holds another transformer than the one that {at} was trained with")
+        checkpoint.fits(at, told, model_folder.fingerprints(folder, (model_folder.TRANSFORMER,)), folder)
     denoiser = Denoiser(found, assemble.kind(run.model), adapter)
     wanted = {f"average.{STUDENT}.{name}": one.detach() for name, one in denoiser.trained()}
     if more := {name for name in checkpoint.names(at) if name.startswith(f"average.{STUDENT}.")} - {*wanted}:

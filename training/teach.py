@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from training import draws
 from training.config import Teach
 from training.examples import Example
-from training.flow import noised, shifted, velocity
+from training.flow import finite, noised, shifted, velocity
 from training.models import Denoiser
-from training.objectives import dmd
 from training.signals import Signals
 from training.updates import MovingAverage, Updates
 
@@ -36,7 +35,7 @@ class Teaching:
             sigma = shifted(uniform.clamp(min=1e-3), self._config.shift).float().to(clean.device)
             said = self.student.velocity(noised(clean, noise, sigma), sigma, example.conditions)
             loss = (said - velocity(clean, noise)).square().mean()
-            dmd.finite("the loss", loss)
+            finite("the loss", loss)
             signals.add(**{"student/loss": loss, f"student/loss_{example.bucket.task}": loss})
             (loss / len(examples)).backward()
         signals.add(**{"student/gradient": self.updates["student"].step()})

@@ -50,7 +50,7 @@ def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
         hidden[:, y : y + SIDE // 2, x : x + SIDE // 2] = True
         track = scenes.luma(clip).round().astype(np.uint8)
         made.append(Scene(clip, "", track, track > scenes.NEAR, hidden))
-    return made, len(windows)
+    return made, min(len(windows), count)
 
 
 def _windows(mixture: str, split: str) -> dict[str, list[NDArray[np.uint8]]]:

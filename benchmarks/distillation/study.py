@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ _LATE = 0.75
 def measure(
     size: str, seeds: int, out: Path, arms: Iterable[str], mixture: str | None = None, updates: int | None = None
 ) -> dict[str, Any]:
-    """Run what is missing in `out`, and report. `mixture`: real clips instead of synthetic ones. `updates`: of each
-    student, instead of the size's own.
+    """Run what is missing in `out`, and report. `mixture`: whose real clips are half of all, beside synthetic ones.
+    `updates`: of each student, instead of the size's own.
 
     Raises UsageError for a folder that is of another study.
     """
@@ -84,20 +85,27 @@ def measure(
 def _data(size: Size, mixture: str | None, device: torch.device) -> tuple[Corpus, Corpus, Codec, dict[str, Any]]:
     """What is trained on, what is held out, and the codec that was fitted on the first."""
     said: dict[str, Any] = {"clips": _named(mixture)}
-    if mixture is None:
-        train: list[Scene] = [scene(seed) for seed in range(size.train)]
-        test = [scene(seed) for seed in range(10**6, 10**6 + size.test)]
-    else:
-        train, test, counts = crops(mixture, size.train, size.test)
+    train = [scene(seed) for seed in range(size.train)]
+    test = [scene(seed) for seed in range(10**6, 10**6 + size.test)]
+    if mixture is not None:
+        real_train, real_test, counts = crops(mixture, size.train // 2, size.test // 2)
+        train = _by_turns(train[len(real_train) :], real_train)
+        test = _by_turns(test[len(real_test) :], real_test)
         said |= counts
     own = codec.fit(pixels(train))
     said |= {"psnr_train": round(own.psnr(pixels(train)), 2), "psnr_test": round(own.psnr(pixels(test)), 2)}
     return Corpus(train, own, device), Corpus(test, own, device), own, said
 
 
+def _by_turns(some: list[Scene], others: list[Scene]) -> list[Scene]:
+    """Two of some, two of the others, and on: as tasks take turns of one, each has as many of both."""
+    numbered = [(number // 2, clip) for clips in (some, others) for number, clip in enumerate(clips)]
+    return [clip for _, clip in sorted(numbered, key=itemgetter(0))]
+
+
 def _named(mixture: str | None) -> str:
     """What a report says that clips are; a mixture is known by what it says, not by where it lies."""
-    return "synthetic" if mixture is None else f"crops of the clips of mixture {read(mixture)[0].hash}"
+    return "synthetic" if mixture is None else f"synthetic, and crops of the clips of mixture {read(mixture)[0].hash}"
 
 
 def _reference(size: Size, sampler: Sampler, teacher: Denoiser, empty: Tensor, out: Path) -> dict[str, Tensor]:

@@ -6,11 +6,49 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import small_mixture
 
 pytest.importorskip("diffusers")
+
+
+@pytest.fixture
+def filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A mixture of clips that are long enough, two of six held out."""
+    monkeypatch.setattr(small_mixture, "SHAPES", [(37, 96, 160, 1)])
+    small_mixture.members.cache_clear()
+    yield small_mixture.make(tmp_path, 6, held=2)
+    small_mixture.members.cache_clear()
+
+
+def test_crops_are_of_the_clips_of_their_part_and_follow_their_own_luma(filmed: Path) -> None:
+    from benchmarks.distillation import clips, scenes
+
+    train, test, counts = clips.crops(str(filmed), 9, 4)
+    assert counts == {"train_clips": 4, "test_clips": 2}
+    assert (len(train), len(test)) == (9, 4)
+    for crop in (*train, *test):
+        assert crop.clip.shape == (scenes.FRAMES, scenes.SIDE, scenes.SIDE, 3)
+        assert crop.clip.std() > 1
+        assert abs(scenes.luma(crop.clip) - crop.depth).max() <= 0.5
+        assert np.array_equal(crop.shapes, crop.depth > scenes.NEAR)
+        assert crop.hidden.mean() == pytest.approx(0.25)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_half_of_the_clips_of_a_study_are_a_mixtures(filmed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    done = study("--size", "tiny", "--seeds", "1", "--arms", "A", "--mixture", str(filmed), "--out", str(out))
+    assert done.returncode == 0, done.stderr[-2000:]
+    codec = json.loads((out / "codec.json").read_text())
+    # Of six clips that are trained on three, of four that are measured with two.
+    assert (codec["train_clips"], codec["test_clips"]) == (3, 2)
+    assert codec["clips"].startswith("synthetic, and crops of the clips of mixture ")
 
 
 def study(*arguments: str) -> subprocess.CompletedProcess[str]:

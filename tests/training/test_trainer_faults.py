@@ -15,10 +15,13 @@ import pytest
 import tiny_model
 import torch
 from safetensors.torch import load_file
+from small_mixture import make
 from tiny_run import DISTILL, TEACH, equal, logged, stored, train
 
 from annotators.weights import MissingWeights
 from pipeline.errors import RunError, UsageError
+from pipeline.lock import alone
+from pipeline.storage import Folder
 from training import distill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,6 +55,10 @@ def test_another_base_is_refused(model: Path, config: Any, tmp_path: Path) -> No
     other = tiny_model.write(tmp_path / "other", seed=1)
     with pytest.raises(UsageError, match="holds another transformer than"):
         train("distill", config(DISTILL, model=changes | {"folder": str(other)}), tmp_path / "run", "latest")
+    shutil.rmtree(other / "transformer")
+    shutil.copytree(model / "transformer", other / "transformer")
+    with pytest.raises(UsageError, match="holds another vae than"):
+        train("distill", config(DISTILL, model=changes | {"folder": str(other)}), tmp_path / "run", "latest")
 
 
 def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> None:
@@ -60,8 +67,10 @@ def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> 
         train("teach", config(TEACH), tmp_path / "run")
     with pytest.raises(UsageError, match="has the kind teach, and this run distill"):
         train("distill", config(DISTILL), tmp_path / "run", "latest")
-    with pytest.raises(UsageError, match="is no checkpoint"):
-        train("teach", config(TEACH), tmp_path / "run", str(tmp_path / "nowhere"))
+    with pytest.raises(UsageError, match="lastest is no checkpoint: a run goes on from `latest`"):
+        train("teach", config(TEACH), tmp_path / "run", "lastest")
+    with pytest.raises(UsageError, match="is no checkpoint, or a damaged one"):
+        train("teach", config(TEACH), tmp_path / "run", str(tmp_path))
     changed = config(TEACH | {"optimizer": {"lr": 5e-3}})
     with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001, now 0\.005"):
         train("teach", changed, tmp_path / "run", "latest")
@@ -71,6 +80,34 @@ def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, t
     train("distill", config(DISTILL, steps=2), tmp_path / "run")
     with pytest.raises(UsageError, match=r"937\.5.*this run .*960"):
         train("distill", config(DISTILL, schedule={"shift": 8}), tmp_path / "run", "latest")
+
+
+def test_a_folder_is_one_runs_alone(config: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with alone(Folder(str(tmp_path / "run"))), pytest.raises(RunError, match="another run is writing to"):
+        train("teach", config(TEACH), tmp_path / "run")
+    with pytest.raises(RunError, match=r"config\.yaml cannot be the folder of a run"):
+        train("teach", config(TEACH), config(TEACH))
+
+
+def test_clips_too_short_for_the_size_are_named_at_once(config: Any, tmp_path: Path) -> None:
+    size = {"frames": 13, "height": 32, "width": 32}
+    with pytest.raises(UsageError, match=r"clips of \d frames .*`data\.size` wants 13"):
+        train("teach", config(TEACH, data={"size": size}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_samples_that_a_kill_prevented_are_made_when_it_goes_on(config: Any, tmp_path: Path) -> None:
+    file = config(TEACH, evaluation={"every": 2, "clips": 1}, data={"mixture": str(make(tmp_path, 6, held=2))})
+    train("teach", file, tmp_path / "run")
+    first, last = (tmp_path / f"run/samples/step-000000{step}.mp4" for step in (2, 4))
+    made = last.read_bytes()
+    last.unlink()
+    written = first.stat().st_mtime_ns
+    train("teach", file, tmp_path / "run", "latest")
+    assert last.read_bytes() == made
+    assert first.stat().st_mtime_ns == written
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
@@ -172,7 +209,7 @@ def test_sigterm_ends_with_a_checkpoint(config: Any, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_log_of_a_run_that_was_killed_goes_on(config: Any, tmp_path: Path) -> None:
     train("teach", config(TEACH), tmp_path / "run")
-    (tmp_path / "run/checkpoints/step-0000004/checkpoint.json").unlink()
+    shutil.rmtree(tmp_path / "run/checkpoints/step-0000004")
     with (tmp_path / "run/log.jsonl").open("a") as file:
         file.write('{"step": 5, "cut sho')
     train("teach", config(TEACH), tmp_path / "run", "latest")

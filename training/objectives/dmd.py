@@ -7,7 +7,6 @@ A gradient at the student's sample, not through the networks that made it.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 # Below it two predictions are the same, whatever was divided by.
@@ -25,19 +24,13 @@ def direction(difference: Tensor, student: Tensor, real: Tensor) -> Tensor:
     return difference.float() / scale.clamp(min=_LEAST)
 
 
-def along(student: Tensor, gradient: Tensor) -> Tensor:
-    """A direction as `torch.autograd.backward` takes it at `student`: over the number of its elements, of its dtype.
+def along(direction: Tensor) -> Tensor:
+    """A direction as `torch.autograd.backward` takes it at the student's sample: over the number of its elements.
 
-    It is the gradient of half the mean square distance to `student - gradient` held still, a loss whose value says
+    It is the gradient of half the mean square distance to `student - direction` held still, a loss whose value says
     nothing about progress.
     """
-    return (gradient / gradient.numel()).to(student.dtype)
-
-
-def finite(name: str, *values: Tensor) -> None:
-    """Raises FloatingPointError where one of them has a value that is no number."""
-    if not all(bool(torch.isfinite(value).all()) for value in values):
-        raise FloatingPointError(f"{name} is not finite")
+    return direction / direction.numel()
 
 
 def per_frame(gradient: Tensor) -> Tensor:

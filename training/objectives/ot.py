@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from training.flow import finite
+
 # The side of a token, in latents.
 _SIDE = 2
 # What a chunk of frames may take for its matrices, in bytes: what a plan costs is time, not memory.
@@ -62,8 +64,8 @@ class Transport:
         )
         if not sound:
             raise ValueError(
-                f"{self}: weight from 0 to 1, epsilon from 0.001 on, tolerance between 0 and 1, iterations, rho (or "
-                "none) above 0, position from 0 on"
+                "transport has a weight from 0 to 1, an epsilon from 0.001 on, a tolerance between 0 and 1, iterations "
+                "and rho (or none) above 0, and a position from 0 on"
             )
 
 
@@ -100,8 +102,7 @@ def transported(fake: Tensor, real: Tensor, options: Transport) -> Transported:
     fake, real = fake.detach(), real.detach()
     with torch.autocast(fake.device.type, enabled=False):
         a, b = tokens(fake), tokens(real)
-        if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
-            raise FloatingPointError("a prediction that was to be transported is not finite")
+        finite("a prediction that was to be transported", a, b)
         size = tuple(side // _SIDE for side in fake.shape[3:])
         places = _places(size, options.position, a.device)
         count = max(1, _WORKSPACE // (_MATRICES * 4 * a.shape[1] ** 2))
