@@ -36,12 +36,12 @@ def distillation(config: Distill, folder: Path, world: World) -> Networks:
         _placed(base, config, world)
         student, fake, teacher = (Denoiser(base, dtype, name) for name in (STUDENT, FAKE, None))
     else:
-        of_student = models.load(student_folder(config.model, folder), torch.float32)
-        of_teacher = models.load(folder, dtype)
-        models.same_shape(of_student, of_teacher)
+        begins_as = student_folder(config.model, folder)
+        models.same_shape(begins_as, folder)
+        # One after the other: no more than one is whole on the host.
         student, fake, teacher = (
-            Denoiser(_placed(one, config, world), dtype)
-            for one in (of_student, models.load(folder, torch.float32), of_teacher)
+            Denoiser(_placed(models.load(where, kept), config, world), dtype)
+            for where, kept in ((begins_as, torch.float32), (folder, torch.float32), (folder, dtype))
         )
     judge = None
     if config.gan is not None:
@@ -79,4 +79,4 @@ def _placed(transformer: Any, config: Run, world: World) -> Any:
     if config.model.activation_checkpointing:
         transformer.enable_gradient_checkpointing()
     blocks = [*transformer.blocks, *transformer.vace_blocks]
-    return sharded(transformer, blocks, kind(config.model), world.device)
+    return sharded(transformer, blocks, kind(config.model), world.device, exact=[models.time_embedder(transformer)])

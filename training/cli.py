@@ -68,12 +68,14 @@ def plan(
     bucket = made.bucket
     console.print(
         f"{made.total / 1e9:8.2f} GB on each of {devices}, for {made.clips} x {bucket.task} "
-        f"{bucket.frames}x{bucket.height}x{bucket.width}, an estimate",
+        f"{bucket.frames}x{bucket.height}x{bucket.width}, an estimate\n"
+        f"{made.host / 1e9:8.2f} GB of the host for each process, while networks are loaded",
         highlight=False,
     )
     if as_json:
         told = {part.name: round(part.size) for part in made.parts}
-        typer.echo(json.dumps({"bytes": round(made.total), "parts": told, "devices": devices}))
+        sizes = {"bytes": round(made.total), "parts": told, "host_bytes": round(made.host)}
+        typer.echo(json.dumps({**sizes, "devices": devices}))
     if memory_gb is not None:
         made.refuse(memory_gb * 1e9)
 

@@ -64,7 +64,7 @@ class Denoiser:
         with torch.autocast(noisy.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found = self.transformer(
                 hidden_states=noisy.float(),
-                # In float32, in which the embedding of time is made: in bfloat16 937.5 would be 936.
+                # In bfloat16 937.5 would be 936.
                 timestep=sigma.to(noisy.device, torch.float32) * TIMESTEPS,
                 encoder_hidden_states=conditions.text.to(noisy.device, self.dtype),
                 control_hidden_states=conditions.context.to(noisy.device, self.dtype),
@@ -146,7 +146,7 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
         raise UsageError(
             f"the transformer in {where} {what} {len(lacking or wrong)} weights, {(lacking or wrong)[0]} first"
         )
-    return found.eval().requires_grad_(False)
+    return _exact(found).eval().requires_grad_(False)
 
 
 def adapted(transformer: Any, rank: int, names: Sequence[str] = (STUDENT, FAKE)) -> Any:
@@ -167,12 +167,36 @@ def adapted(transformer: Any, rank: int, names: Sequence[str] = (STUDENT, FAKE))
     return transformer
 
 
-def same_shape(student: Any, teacher: Any) -> None:
-    """Raises UsageError where latents, text or context of two transformers are not of one kind."""
+def same_shape(student: Path, teacher: Path) -> None:
+    """Raises UsageError where latents, text or context of the transformers in two folders are not of one kind."""
+    with torch.device("meta"):
+        shapes = [scratch(folder).config for folder in (student, teacher)]
     for name in ("in_channels", "out_channels", "patch_size", "text_dim", "vace_in_channels"):
-        own, others = (tuple(v) if isinstance(v := one.config[name], list) else v for one in (student, teacher))
+        own, others = (tuple(v) if isinstance(v := shape[name], list) else v for shape in shapes)
         if own != others:
             raise UsageError(f"the student's {name} is {own} and the teacher's {others}: they cannot share latents")
+
+
+def time_embedder(transformer: Any) -> nn.Module:
+    """The part of a transformer that computes in float32, whatever the rest does."""
+    found: nn.Module = transformer.condition_embedder.time_embedder
+    return found
+
+
+def _exact(transformer: Any) -> Any:
+    """The same transformer whose time embedder is left alone by autocast, as Wan's own and diffusers' pipeline, which
+    knows no autocast, compute it."""
+    embedder = time_embedder(transformer)
+    kind: Any = type(embedder)
+
+    class Exact(kind):  # type: ignore[misc]
+        def forward(self, sample: Tensor, *more: Any) -> Tensor:
+            with torch.autocast(sample.device.type, enabled=False):
+                return torch.as_tensor(super().forward(sample, *more))
+
+    # A class, as wrapping the method would tie a copy of the network to the weights that it was copied from.
+    embedder.__class__ = Exact
+    return transformer
 
 
 def _configured(folder: Path) -> Path:
@@ -200,7 +224,7 @@ def scratch(folder: Path) -> Any:
         )
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{where} has no configuration of a VACE transformer: {_first_line(error)}") from error
-    return silenced(made).eval().requires_grad_(False)
+    return _exact(silenced(made)).eval().requires_grad_(False)
 
 
 def silenced(transformer: Any) -> Any:

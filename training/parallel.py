@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,15 +66,24 @@ def world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def sharded(module: Any, blocks: Iterable[nn.Module], dtype: torch.dtype, device: torch.device) -> Any:
+def sharded(
+    module: Any,
+    blocks: Iterable[nn.Module],
+    dtype: torch.dtype,
+    device: torch.device,
+    exact: Iterable[nn.Module] = (),
+) -> Any:
     """The same module on a device, each of its blocks, and what is left, a shard in every process.
 
-    What is trained is gathered in `dtype`; gradients are added up in float32, and are means over the processes.
+    Weights are gathered in `dtype`, those of its `exact` parts in float32; gradients are added up in float32, and are
+    means over the processes.
     """
     # In what it computes its input is cast by autocast: FSDP would cast timesteps too.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # What the networks return is a view, and nothing here changes it in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    for part in exact:
+        fully_shard(part, mp_policy=replace(policy, param_dtype=torch.float32))
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(module, mp_policy=policy)

@@ -18,6 +18,7 @@ from pipeline.mixture import Bucket, read_all
 from pipeline.order import Order
 from training import assemble, models
 from training.config import Distill, Run
+from training.model_folder import TEXT_ENCODER, VAE
 
 _GB = 1e9
 # Bytes per trained parameter: float32 weight, gradient and AdamW's two moments; and what the moving average takes.
@@ -40,12 +41,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run needs of each of `devices` devices for its largest bucket."""
+    """What a run needs of each of `devices` devices for its largest bucket, and of the memory of their host, in bytes
+    for each process, while networks are loaded, one after the other."""
 
     parts: tuple[Part, ...]
     devices: int
     bucket: Bucket
     clips: int
+    host: float
 
     @property
     def total(self) -> float:
@@ -79,7 +82,8 @@ def sized(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> P
         Part("CUDA, NCCL, allocator", BESIDES, "taken as 2 GB"),
         *_besides(run, folder),
     ]
-    return Plan(tuple(parts), devices, bucket, clips)
+    kept = 4 if run.model.lora_rank is None else width
+    return Plan(tuple(parts), devices, bucket, clips, max(parameters * kept, _size(folder, TEXT_ENCODER)))
 
 
 def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devices: int) -> list[Part]:
@@ -130,9 +134,12 @@ def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> li
 
 def _besides(run: Run, folder: Path) -> list[Part]:
     """What makes latents and embeddings, as far as it stays: as large as its files."""
-    parts = ["vae", "text_encoder"] if run.data.form == "pixels" else ["vae"]
-    sizes = [sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")) for part in parts]
-    return [Part(part, float(size), "its files") for part, size in zip(parts, sizes, strict=True)]
+    parts = (VAE, TEXT_ENCODER) if run.data.form == "pixels" else (VAE,)
+    return [Part(part, _size(folder, part), "its files") for part in parts]
+
+
+def _size(folder: Path, part: str) -> float:
+    return float(sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")))
 
 
 def _counted(folder: Path) -> tuple[int, dict[str, int]]:

@@ -12,12 +12,12 @@ import torch
 from tiny_run import DISTILL, LONG, equal, logged, options, processes, stored, train
 
 from pipeline.mixture import Bucket, Step
-from training import assemble, distill, run, student
+from training import assemble, distill, models, run, student
 from training import config as config_module
 from training.examples import Example, Examples
 from training.flow import noised
 from training.loop import held_out
-from training.models import Conditions
+from training.models import Conditions, Denoiser
 from training.parallel import world
 from training.signals import Signals
 
@@ -195,3 +195,21 @@ def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> Non
     assert torch.equal(said[None], plain)
     assert not torch.allclose(said["student"], plain)
     assert not torch.allclose(said["student"], said["fake"])
+
+
+def test_time_is_embedded_in_float32_whatever_the_rest_computes_in(model: Path, config: Any) -> None:
+    told = config_module.load(config(DISTILL, model={"dtype": "bfloat16"}), config_module.Distill)
+    made: dict[torch.dtype, torch.Tensor] = {}
+    drawn = torch.Generator().manual_seed(2)
+    noisy = torch.randn((1, 16, 3, 4, 4), generator=drawn)
+    conditions = Conditions(torch.randn((1, 8, 32), generator=drawn), torch.randn((1, 96, 3, 4, 4), generator=drawn))
+    with world() as here, torch.no_grad():
+        sharded = assemble.distillation(told, model, here).student
+        for network in (sharded, Denoiser(models.load(model, torch.float32), torch.float32)):
+
+            def keep(_module: Any, _given: Any, found: torch.Tensor, of: torch.dtype = network.dtype) -> None:
+                made[of] = found
+
+            models.time_embedder(network.transformer).register_forward_hook(keep)
+            network.velocity(noisy, torch.tensor([0.9375]), conditions)
+    assert torch.equal(made[torch.bfloat16], made[torch.float32])

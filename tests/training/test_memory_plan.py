@@ -1,0 +1,63 @@
+"""`vdot-train plan`: what a run takes is counted without loading it, and what cannot fit is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_run import DISTILL, TEACH
+
+from pipeline.errors import UsageError
+from training import models, run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def parts(file: Path, *, teaching: bool = False, devices: int = 1) -> dict[str, float]:
+    return {part.name: part.size for part in run.planned(file, teaching, devices).parts}
+
+
+def test_weights_are_counted_exactly_and_shared_by_devices(model: Path, config: Any) -> None:
+    parameters = sum(one.numel() for one in models.load(model, torch.float32).parameters())
+    whole, half = parts(config(DISTILL)), parts(config(DISTILL), devices=2)
+    # Student and fake score: weight, gradient and two moments, float32; the average, and what it takes the place of.
+    assert whole["trained networks"] == 2 * 16 * parameters
+    assert whole["moving average"] == 2 * 4 * parameters
+    assert whole["teacher"] == 4 * parameters
+    assert half["trained networks"] == whole["trained networks"] / 2
+    assert parts(config(TEACH), teaching=True)["trained networks"] == 16 * parameters
+
+
+def test_adapters_are_counted_as_they_are_made(model: Path, config: Any) -> None:
+    adapted = models.adapted(models.load(model, torch.float32), 4)
+    adapters = sum(one.numel() for name, one in adapted.named_parameters() if f".{models.STUDENT}." in name)
+    told = parts(config(DISTILL, model={"lora_rank": 4}))
+    assert told["adapters"] == adapters * (2 * 16 + 4)
+    assert "trained networks" not in told
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, config: Any, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    shutil.copytree(model, empty)
+    # There is nothing to load.
+    (empty / "transformer/diffusion_pytorch_model.safetensors").unlink()
+    file = config(DISTILL, model={"folder": str(empty)})
+    planned = run.planned(file, False, 1)
+    planned.refuse(planned.total / 0.9)
+    with pytest.raises(UsageError, match=r"which have .* GB.*the most goes to .*`model\.lora_rank`"):
+        planned.refuse(planned.total)
+    told = subprocess.run(
+        [sys.executable, "-m", "training.cli", "plan", str(file), "--json", "--memory-gb", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert "this needs" in told.stderr
+    assert json.loads(told.stdout)["bytes"] == round(planned.total)
