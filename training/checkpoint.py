@@ -25,7 +25,7 @@ from pipeline.errors import RunError, UsageError
 from training.parallel import World
 
 META = "checkpoint.json"
-_FORMAT = 1
+_FORMAT = 2
 # What a run tells of itself; see `loop.train`.
 _TOLD = ("step", "kind", "schedule", "config", "base", "stream", "updates")
 
@@ -83,6 +83,8 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises UsageError where one is missing, of another shape, or damaged.
     """
+    if lacking := sorted({*tensors} - names(checkpoint)):
+        raise UsageError(f"{checkpoint} is of another model: it lacks {lacking[0]} and {len(lacking) - 1} others")
     alone = not dist.is_initialized()
     # To be alone is what is told, and yet it is warned of.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -105,7 +107,9 @@ def names(checkpoint: Path) -> set[str]:
     try:
         return {*HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata}
     except (OSError, SafetensorError) as error:
-        raise UsageError(f"{checkpoint} cannot be read: {error}") from error
+        raise UsageError(
+            f"{checkpoint} cannot be read: {error}; remove its folder to go on from an older one"
+        ) from error
 
 
 def latest(folder: Path) -> Path | None:

@@ -87,7 +87,7 @@ def sized(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> P
 
 
 def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devices: int) -> list[Part]:
-    per = f"of {parameters / 1e9:.2f} billion parameters, on {devices}"
+    per = f"of {parameters / 1e6:,.1f} million parameters, on {devices}"
     rank = run.model.lora_rank
     if rank is not None:
         adapter = rank * shape["adapted"]

@@ -131,7 +131,8 @@ def test_every_objective_goes_through_the_loop(changes: dict[str, Any], config: 
 def test_the_adversarial_gradient_has_its_ratio(model: Path, config: Any) -> None:
     told = config_module.load(config(DISTILL, gan={"ratio": 0.3}), config_module.Distill)
     with world() as here:
-        method = distill.Distillation(told, assemble.distillation(told, model, here), torch.zeros(1, 8, 32))
+        networks = assemble.distillation(told, model, here)
+        method = distill.Distillation(told, networks, torch.zeros(1, 8, 32))
         drawn = torch.Generator().manual_seed(0)
         clean, context, text, sample = (
             torch.randn(shape, generator=drawn)
@@ -141,7 +142,18 @@ def test_the_adversarial_gradient_has_its_ratio(model: Path, config: Any) -> Non
         example = Example(7, bucket, clean, Conditions(text, context))
         both = method.gradient(example, sample, Signals())
         alone = method.gradient(example, sample, Signals(), judge=False)
-    added = both - alone
+        added = both - alone
+        sigma, noise = method._level(example, "student")
+
+        def judged(latents: torch.Tensor) -> float:
+            assert networks.judge is not None
+            with torch.no_grad():
+                seen = networks.fake.seen(noised(latents, noise, sigma), sigma, example.conditions)[1]
+                return float(networks.judge(seen, sigma).sum())
+
+        # Against the gradient, as an optimiser goes, the sample seems more real.
+        step = sample.norm() / added.norm() * 1e-2
+        assert judged(sample - step * added) > judged(sample) > judged(sample + step * added)
     assert float(added.norm() / alone.norm()) == pytest.approx(0.3, rel=1e-3)
     # Mean 1 of what a direction is over: the same at every size.
     assert 0.1 < float(alone.norm() * alone.numel() ** 0.5) < 10

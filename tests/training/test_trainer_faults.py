@@ -39,6 +39,21 @@ def test_going_on_before_the_newest_is_refused(config: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.long
+def test_a_checkpoint_that_was_cut_short_is_named(
+    config: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train("teach", config(TEACH), tmp_path / "run")
+    (shard,) = (tmp_path / "run/checkpoints/step-0000004").glob("*.safetensors")
+    os.truncate(shard, shard.stat().st_size // 2)
+    caplog.clear()
+    with pytest.raises(UsageError, match=r"step-0000004 cannot be read.*remove it to"):
+        train("teach", config(TEACH, steps=6), tmp_path / "run", "latest")
+    assert not [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
+    shutil.rmtree(shard.parent)
+    train("teach", config(TEACH, steps=6), tmp_path / "run", "latest")
+
+
+@pytest.mark.long
 def test_a_checkpoint_that_is_no_longer_whole_is_not_passed_over(config: Any, tmp_path: Path) -> None:
     train("teach", config(TEACH, steps=2), tmp_path / "run")
     (tmp_path / "run/checkpoints/step-0000002/checkpoint.json").unlink()
