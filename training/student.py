@@ -99,7 +99,10 @@ def load(where: Path, device: torch.device) -> Trained:
     told = checkpoint.read(at)
     run = config.parsed(told["kind"], told["config"], str(at))
     folder = model_folder.folder(run.model.folder, (model_folder.TRANSFORMER,))
-    return Trained(_averaged(at, run, folder, device, told), sampling_of(run), folder, run, told)
+    found_sampling = sampling_of(run)
+    if found_sampling.schedule is not None and schedule.parse(told["schedule"]) != found_sampling.schedule:
+        raise UsageError(f"{at} contradicts itself: its schedule is {told['schedule']}, its configuration's another")
+    return Trained(_averaged(at, run, folder, device, told), found_sampling, folder, run, told)
 
 
 def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device, told: Mapping[str, Any]) -> Denoiser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from annotators.weights import MissingWeights
 from pipeline.errors import RunError, UsageError
 from pipeline.lock import alone
 from pipeline.storage import Folder
-from training import distill
+from training import distill, student
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,6 +96,13 @@ def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, t
     train("distill", config(DISTILL, steps=2), tmp_path / "run")
     with pytest.raises(UsageError, match=r"937\.5.*this run .*960"):
         train("distill", config(DISTILL, schedule={"shift": 8}), tmp_path / "run", "latest")
+    file = tmp_path / "run/checkpoints/step-0000002/checkpoint.json"
+    told = json.loads(file.read_text())
+    for change in ({"shift": 8.0}, {"steps": 2}):
+        told["config"]["schedule"] |= change
+        file.write_text(json.dumps(told))
+        with pytest.raises(UsageError, match=r"step-0000002 contradicts itself: .*937\.5"):
+            student.load(tmp_path / "run", torch.device("cpu"))
 
 
 def test_a_folder_is_one_runs_alone(config: Any, tmp_path: Path) -> None:
