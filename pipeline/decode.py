@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 import av
 import numpy as np
@@ -31,13 +32,15 @@ Shape = tuple[int, int, int]
 """Frames, height and width."""
 
 
-def planar(mp4: bytes, shape: Shape) -> NDArray[np.uint8]:
-    """A clip made by `encode` as uint8 [3, T, H, W] RGB.
+def planar(mp4: bytes, shape: Shape, frames: int | None = None) -> NDArray[np.uint8]:
+    """A clip made by `encode` as uint8 [3, T, H, W] RGB; with `frames` the first so many of it, no others decoded.
 
     Raises ClipError DECODE_ERROR where the bytes are not whole, or not of this shape, before anything larger is made.
     """
-    clip = np.empty((3, *shape), np.uint8)
-    for index, (_, frame) in enumerate(pictures(mp4, shape)):
+    count = shape[0] if frames is None else min(frames, shape[0])
+    clip = np.empty((3, count, *shape[1:]), np.uint8)
+    # To its end, which shows whether all was there, where all is asked for.
+    for index, (_, frame) in enumerate(islice(pictures(mp4, shape), None if count == shape[0] else count)):
         for channel, plane in zip(clip, planes(frame), strict=True):
             channel[index] = plane
     return clip

@@ -100,7 +100,8 @@ def _distill(folder: Path) -> dict[str, Any]:
 
 def _show(folder: Path, mixture: Path) -> None:
     """The first clip with a control track, beside what the student makes of that track."""
-    drawn = (batch for step in islice(Stream(str(mixture), rank=0, world=1), 64) for batch in step)
+    stream = Stream(str(mixture), frames=_SIZE.frames, rank=0, world=1)
+    drawn = (batch for step in islice(stream, 64) for batch in step)
     batch = next(resized(one, _SIZE) for one in drawn if "video" in one.arrays and "mask" not in one.arrays)
     clip, track = (np.moveaxis(batch.arrays[name][0], 0, -1) for name in ("clip", "video"))
     trained = student.load(folder / "student", torch.device("cpu"))

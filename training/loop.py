@@ -173,8 +173,9 @@ def _stream(config: Run, folder: Path, world: World, state: dict[str, Any] | Non
 
 def _form(config: Run, folder: Path) -> dict[str, Any]:
     """What is read of each clip, as arguments of a stream."""
-    form = config.data.form
-    return {"form": form, "model": model_folder.fingerprints(folder) if form == "latents" else None}
+    form, size = config.data.form, config.data.size
+    model = model_folder.fingerprints(folder) if form == "latents" else None
+    return {"form": form, "model": model, "frames": size and size.frames}
 
 
 def _identity(config: Run) -> dict[str, Any]:

@@ -45,12 +45,14 @@ class Clip:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What is the same for all clips of a run: the form asked for, the seed of draws, the share of captions left out,
-    and the fingerprints of the model that latents must be of (`model_folder.fingerprints`)."""
+    the fingerprints of the model that latents must be of (`model_folder.fingerprints`), and how many frames are taken
+    of a clip's pixels (None: all)."""
 
     form: Form
     seed: int
     caption_dropout: float
     model: Mapping[str, str] = field(default_factory=dict)
+    frames: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def _pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
 
     def decoded(name: str) -> NDArray[np.uint8]:
         # Channels last, as conditions see them; in memory they come first, as models do.
-        return np.moveaxis(planar(bytes(members[name]), clip.shape), 0, -1)
+        return np.moveaxis(planar(bytes(members[name]), clip.shape, settings.frames), 0, -1)
 
     named = reference_names(members) if clip.references else []
     if len(named) != clip.references:

@@ -110,6 +110,7 @@ class Stream:
         *,
         form: Form = "pixels",
         model: Mapping[str, str] | None = None,
+        frames: int | None = None,
         rank: int | None = None,
         world: int | None = None,
         workers: int = 0,
@@ -121,7 +122,8 @@ class Stream:
     ) -> None:
         """`form`: see `Batch`; where latents are asked for and none are stored that fit the task and the `model` (its
         `model_folder.fingerprints`), a batch is of pixels, and the log says why. `mixture`: a folder that `vdot-data
-        mix` made, local or a URL. `rank` of `world`: torchrun's by default. `workers`: processes that prepare
+        mix` made, local or a URL. `frames`: of pixels, the first so many of each clip, for which conditions are made;
+        shorter clips are whole. `rank` of `world`: torchrun's by default. `workers`: processes that prepare
         micro-batches ahead; without, they are made when asked for. `state`: to go on from. `cache`: a folder for what
         is read from object stores, `cache_gb` GB (10^9 bytes) at most. More than `max_damaged` clips that cannot be
         read end the run.
@@ -156,7 +158,9 @@ class Stream:
         self._max_damaged, self._owner = max_damaged, os.getpid()
         if form == "latents" and model is None:
             raise UsageError("latents must be of your model: give its `model_folder.fingerprints(folder)` as `model`")
-        self._settings = Settings(form, self.mixture.seed, self.mixture.caption_dropout, dict(model or {}))
+        if frames is not None and (form != "pixels" or frames < 1):
+            raise UsageError(f"the first {frames} frames in the form {form!r}: from 1 on, and of pixels alone")
+        self._settings = Settings(form, self.mixture.seed, self.mixture.caption_dropout, dict(model or {}), frames)
         kept = _kept(cache, cache_gb)
         self._reader = Reader(Cache(*kept) if kept else None)
         self._ahead: dict[int, _Planned] = {}
@@ -195,7 +199,7 @@ class Stream:
             begin = self.position
             self.position += self._per_step
             first = begin + self._rank * share
-            yield Step(begin, self.order.bucket(begin), self, range(first, first + share))
+            yield Step(begin, self._shown(self.order.bucket(begin)), self, range(first, first + share))
 
     def batch(self, position: int) -> Batch:
         """The micro-batch at a position, whichever rank's it is.
@@ -215,7 +219,7 @@ class Stream:
         keys, passes = (clip.clip_id for clip in planned.clips), (draw.number for draw in planned.draws)
         form = "pixels" if found.unfit else self._settings.form
         told = form, tuple(keys), tuple(passes), found.captions
-        return Batch(position, planned.micro.bucket, *told, found.arrays, found.items)
+        return Batch(position, self._shown(planned.micro.bucket), *told, found.arrays, found.items)
 
     def close(self) -> None:
         """End the workers."""
@@ -246,7 +250,13 @@ class Stream:
 
     def _size(self, bucket: Bucket) -> int:
         """About how many bytes a micro-batch of a bucket has: clip, what is given of it, and mask, as pixels."""
-        return 7 * bucket.frames * bucket.height * bucket.width * self.mixture.step.clips(bucket.tokens)
+        frames = self._shown(bucket).frames
+        return 7 * frames * bucket.height * bucket.width * self.mixture.step.clips(bucket.tokens)
+
+    def _shown(self, bucket: Bucket) -> Bucket:
+        """A bucket as it is handed out: of as many frames as are asked for."""
+        frames = self._settings.frames
+        return bucket if frames is None else replace(bucket, frames=min(frames, bucket.frames))
 
     def _forget(self, positions: list[int]) -> None:
         for position in positions:

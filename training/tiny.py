@@ -55,7 +55,7 @@ def make(mixture: str, size: Size, folder: Path, *, pictures: int = 500, steps: 
 
 def _seen(mixture: str, size: Size) -> tuple[Tensor, list[str]]:
     """Each clip of a mixture once, float [N, 3, T, H, W], and the captions."""
-    stream = Stream(mixture, rank=0, world=1)
+    stream = Stream(mixture, frames=size.frames, rank=0, world=1)
     found: dict[str, Tensor] = {}
     captions: list[str] = []
     for step in islice(stream, 64):

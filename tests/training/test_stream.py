@@ -79,20 +79,24 @@ def run_of(mixture: Path, workers: int) -> list[tuple[Any, ...]]:
     return found
 
 
-def test_pixels_are_those_of_the_task(mixed: Path) -> None:
+@pytest.mark.parametrize(("frames", "workers"), [(None, 0), (5, 0), (7, 1)])
+def test_pixels_are_those_of_the_task(frames: int | None, workers: int, mixed: Path) -> None:
     tasks = set()
+    stream = Stream(str(mixed), frames=frames, workers=workers)
     numbers = {identity(f"s{number}"): number for number in range(12)}
-    for step in islice(Stream(str(mixed)), STEPS):
+    for step in islice(stream, STEPS):
         for batch in step:
             (key,), bucket = batch.keys, batch.bucket
             stored = small_mixture.members(numbers[key])
             tasks.add(bucket.task)
-            clip = encode.decode(stored["mp4"])
+            # Conditions are made for the frames that are asked for: what is to follow the last one is not cut off.
+            clip = encode.decode(stored["mp4"])[:frames]
+            assert bucket.frames == step.bucket.frames == len(clip)
             assert (np.moveaxis(batch.arrays["clip"][0], 0, -1) == clip).all()
             made = condition(
                 small_mixture.PARTS[bucket.task],
                 clip,
-                {name: partial(encode.decode, stored[f"{name}.mp4"]) for name in ("pose", "mask")},
+                {name: partial(first, stored[f"{name}.mp4"], frames) for name in ("pose", "mask")},
                 [np.zeros((1, 1, 3), np.uint8)],
                 generator(0, batch.passes[0], key, bucket.task),
             )
@@ -108,7 +112,12 @@ def test_pixels_are_those_of_the_task(mixed: Path) -> None:
                 k = int(name.removeprefix("reference."))
                 assert encode.png(picture) == stored[f"ref.{k}.png"]
             assert batch.captions in ((f"clip {numbers[key]}",), ("",))
+    stream.close()
     assert tasks == {*small_mixture.PARTS}
+
+
+def first(mp4: bytes, frames: int | None) -> Any:
+    return encode.decode(mp4)[:frames]
 
 
 def test_captions_are_left_out_as_often_as_the_mixture_says(mixed: Path) -> None:
@@ -256,6 +265,8 @@ def test_a_dataset_that_is_not_mounted_is_no_damage(own: Path) -> None:
         ({"cache": "/proc/nope"}, "the cache /proc/nope cannot be made"),
         ({"cache": "c", "cache_gb": float("inf")}, "cache_gb is inf"),
         ({"cache": "c", "cache_gb": 0}, "cache_gb is 0"),
+        ({"frames": 0}, "the first 0 frames"),
+        ({"frames": 5, "form": "members"}, "of pixels alone"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(given: dict[str, Any], said: str, mixed: Path) -> None:
