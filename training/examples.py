@@ -93,20 +93,14 @@ class Examples:
 
 def resized(batch: Batch, size: Size) -> Batch:
     """A batch of pixels whose frames are scaled, as large as they cover the new shape, and cut in the middle."""
-    bucket = batch.bucket
-    sides, middle = vcu.covering(bucket.height, bucket.width, (size.height, size.width))
 
     def fit(name: str, frames: Any) -> Any:
         shown = torch.from_numpy(frames).transpose(1, 2)
-        flat = shown.flatten(0, 1).float()
-        # A mask stays a mask.
-        how: dict[str, Any] = {"mode": "nearest-exact"} if name == "mask" else {"mode": "area"}
-        small = functional.interpolate(flat, sides, **how)
-        cut = small[:, :, *middle].round().to(shown.dtype)
-        return cut.unflatten(0, shown.shape[:2]).transpose(1, 2).contiguous().numpy()
+        small = vcu.covered(shown.flatten(0, 1), (size.height, size.width), mask=name == "mask")
+        return small.unflatten(0, shown.shape[:2]).transpose(1, 2).contiguous().numpy()
 
     arrays = {name: fit(name, frames) for name, frames in batch.arrays.items()}
-    told = replace(bucket, height=size.height, width=size.width)
+    told = replace(batch.bucket, height=size.height, width=size.width)
     return replace(batch, bucket=told, arrays=arrays)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from av.error import FFmpegError
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.decode import picture
 from pipeline.errors import ClipError, UsageError
@@ -99,9 +98,5 @@ def read_picture(file: Path) -> Frames:
 
 
 def _covering(frame: Frames, height: int, width: int) -> Frames:
-    sides, middle = vcu.covering(frame.shape[0], frame.shape[1], (height, width))
-    if sides != frame.shape[:2]:
-        shown: Tensor = torch.from_numpy(frame).permute(2, 0, 1)[None].float()
-        small = torch.nn.functional.interpolate(shown, sides, mode="bilinear", antialias=True)
-        frame = small[0].round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(frame[middle])
+    shown = vcu.covered(torch.from_numpy(frame).permute(2, 0, 1)[None], (height, width))
+    return np.ascontiguousarray(shown[0].permute(1, 2, 0).numpy())

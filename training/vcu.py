@@ -170,6 +170,17 @@ def covering(height: int, width: int, shape: tuple[int, int]) -> tuple[tuple[int
     return sides, (slice(top, top + shape[0]), slice(left, left + shape[1]))
 
 
+def covered(pictures: Tensor, shape: tuple[int, int], *, mask: bool = False) -> Tensor:
+    """Pictures [N, C, H, W], uint8 or bool, as large as they cover `shape`, cut in the middle: of their dtype, linear
+    with antialiasing; a mask stays one."""
+    sides, middle = covering(pictures.shape[2], pictures.shape[3], shape)
+    if sides != tuple(pictures.shape[2:]):
+        how: dict[str, Any] = {"mode": "nearest-exact"} if mask else {"mode": "bilinear", "antialias": True}
+        # In whole numbers, several times as fast as in float32, of which it differs by 1 at most.
+        pictures = functional.interpolate(pictures.to(torch.uint8), sides, **how).to(pictures.dtype)
+    return pictures[:, :, *middle]
+
+
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:
     """A picture uint8 [h, w, 3] as large as it fits, in the middle of a white canvas: float32 [3, H, W] in [-1, 1].
 
