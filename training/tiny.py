@@ -21,8 +21,8 @@ from training.examples import resized
 from training.stream import Stream
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
-# What tells pictures apart after two minutes on two cores: how many come at once, before clips come one by one, and their
-# rate.
+# What tells pictures apart after two minutes on two cores: how many come at once, before clips come one by one, and the
+# rate for them.
 _PICTURES, _RATE = 6, 3e-3
 _CARD = "---\nlicense: apache-2.0\n---\n# A tiny VACE model, fitted on a few clips for a demonstration\n"
 
