@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.flow import clean_of, guided, noised, shifted, velocity
+from training.flow import clean_of, finite, guided, noised, shifted, velocity
 from training.objectives import dmd, gan
 from training.schedule import Levels, Schedule, parse
 
@@ -82,7 +82,7 @@ def test_the_gradient_is_that_of_float64_and_of_its_loss() -> None:
     moved = student.clone().requires_grad_()
     (0.5 * (moved - (moved - found).detach()).square().mean()).backward()
     assert moved.grad is not None
-    assert torch.allclose(moved.grad, dmd.along(moved, found), rtol=1e-5)
+    assert torch.allclose(moved.grad, dmd.along(found), rtol=1e-5)
     assert torch.allclose(moved.grad.double(), wanted / wanted.numel(), rtol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_with_exact_scores_the_student_goes_to_its_teacher() -> None:
         fake, real = seen(mean.item(), at, sigma), seen(2.0, at, sigma)
         gradient = dmd.direction(fake - real, sample.detach(), real)
         adam.zero_grad()
-        torch.autograd.backward(sample, dmd.along(sample, gradient))
+        torch.autograd.backward(sample, dmd.along(gradient))
         adam.step()
     assert mean.item() == pytest.approx(2, abs=0.05)
 
@@ -152,4 +152,4 @@ def test_smoothness_is_the_squared_gradient() -> None:
 
 def test_what_is_no_number_is_named() -> None:
     with pytest.raises(FloatingPointError, match="a score is not finite"):
-        dmd.finite("a score", torch.tensor([1.0, math.inf]))
+        finite("a score", torch.tensor([1.0, math.inf]))
