@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,15 @@ from pipeline.errors import RunError
 from pipeline.storage import Folder
 from pipeline.sweep import check_complete
 
+_LOG = logging.getLogger("vdot_data")
+
 
 @contextmanager
 def alone(out: Folder) -> Iterator[Folder]:
     """Hold the lock of a local OUT, so that a second run is refused at once (elsewhere the next commit tells).
 
-    The kernel gives the lock back when its holder dies. Raises `RunError` when another run holds it.
+    The kernel gives the lock back when its holder dies. Raises `RunError` when another run holds it. A file system that
+    knows no locks (some NFS and Lustre mounts) gets a warning.
     """
     if out.local is None:
         yield out
@@ -31,6 +35,8 @@ def alone(out: Folder) -> Iterator[Folder]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunError(f"another run is writing to {out.url}; wait for it, or stop it first.") from error
+        except OSError as error:
+            _LOG.warning("%s has no locks (%s): see to it that no other run writes to it", out.url, error.strerror)
         yield out
 
 

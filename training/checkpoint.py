@@ -7,6 +7,7 @@ checkpoint from somebody else can run no code. Random numbers have no state (`dr
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -72,7 +73,10 @@ def read(checkpoint: Path) -> dict[str, Any]:
     try:
         told = json.loads((checkpoint / META).read_text())
         if told["format"] != _FORMAT:
-            raise UsageError(f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}")
+            raise UsageError(
+                f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}: begin a new folder, or "
+                "go on with the version that wrote it"
+            )
         return {name: told[name] for name in _TOLD}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{checkpoint} is no checkpoint, or a damaged one ({error!r})") from error
@@ -103,9 +107,16 @@ def fits(checkpoint: Path, told: Mapping[str, Any], prints: Mapping[str, str], f
 
 
 def names(checkpoint: Path) -> set[str]:
-    """The names of all tensors in a checkpoint. Raises UsageError where it is damaged."""
+    """The names of all tensors in a checkpoint. Raises UsageError where it is damaged, or has lost a file."""
     try:
-        return {*HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata}
+        stored = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+        for name, one in stored.items():
+            # Where a shard is gone, the reader would leave what it held as it was.
+            if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
+                raise UsageError(
+                    f"{checkpoint} has lost a part of {name}; remove its folder to go on from an older one"
+                )
+        return {*stored}
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"{checkpoint} cannot be read: {error}; remove its folder to go on from an older one"

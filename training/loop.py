@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,25 +65,23 @@ def train(
     resume: str | None,
     evaluate: Callable[[int, Path, Log | None], None],
 ) -> None:
-    """Train until `config.steps` and keep the last checkpoint. `folder`: the model's. `out`: a folder that is this
-    run's alone. `resume`: "latest" or a checkpoint. `evaluate`: called, the average in place, with a step, where its
+    """Train until `config.steps` and keep the last checkpoint. `folder`: the model's. `out`: a folder that is `owned`.
+    `resume`: "latest" or a checkpoint. `evaluate`: called, the average in place, with a step, where its
     samples go, and the log of the first process.
 
     Raises RunError where it cannot go on, and names the last checkpoint; UsageError for a resume that does not fit;
     StoppedError after SIGTERM or Ctrl-C, with a checkpoint of where it stood.
     """
     checkpoints, evaluation = out / "checkpoints", config.evaluation
-    with ExitStack() as held:
-        if world.first:
-            held.enter_context(_alone(out))
-        # Read by one: it may be tens of gigabytes on a disk that all share.
-        prints = world.gathered(_base(config, folder) if world.first else None)[0]
-        begun, state = _begin(config, method, checkpoints, resume, prints, folder)
-        told = {"config": config.model_dump(mode="json"), "base": prints, **_identity(config)}
-        log = held.enter_context(closing(Log(out, begun))) if world.first else None
+    # Read by one: it may be tens of gigabytes on a disk that all share.
+    prints = world.gathered(_base(config, folder) if world.first else None)[0]
+    begun, state = _begin(config, method, checkpoints, resume, prints, folder)
+    told = {"config": config.model_dump(mode="json"), "base": prints, **_identity(config)}
+    with closing(Log(out, begun)) if world.first else nullcontext() as log:
 
         def look(step: int) -> None:
-            with _explained(f"sampling after step {step}", checkpoints), method.average.worn():
+            helps = "`evaluation: {every: 0}` goes on without samples"
+            with _explained(f"sampling after step {step}", checkpoints, helps), method.average.worn():
                 evaluate(step, samples(out, step), log)
 
         # It may have ended between a checkpoint and its samples.
@@ -128,13 +126,20 @@ def train(
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """The folder of a run, made if need be, for as long as it is this run's alone. Raises RunError where it is not."""
+def owned(out: Path, resume: str | None) -> Iterator[None]:
+    """The folder of a run, made if need be, for as long as it is this run's alone.
+
+    Raises RunError where it is another's or cannot be; UsageError where it holds a run that is not to be gone on with.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out} cannot be the folder of a run: {error.strerror}") from error
     with alone(Folder(str(out))):
+        checkpoint.sound(out / "checkpoints")
+        there = checkpoint.latest(out / "checkpoints")
+        if resume is None and there is not None:
+            raise UsageError(f"{out} holds a run already ({there.name}): --resume latest, or another folder")
         yield
 
 
@@ -197,15 +202,7 @@ def _begin(
     config: Run, method: Method, checkpoints: Path, resume: str | None, prints: dict[str, str], folder: Path
 ) -> tuple[int, dict[str, Any] | None]:
     """The step that was done last, and the stream's state then."""
-    checkpoint.sound(checkpoints)
-    there = checkpoint.latest(checkpoints)
-    if resume is None:
-        if there is not None:
-            raise UsageError(
-                f"{checkpoints.parent} holds a run already ({there.name}): --resume latest, or another folder"
-            )
-        return 0, None
-    found = checkpoint.chosen(checkpoints, resume)
+    found = None if resume is None else checkpoint.chosen(checkpoints, resume)
     if found is None:
         return 0, None
     told = checkpoint.read(found)
@@ -225,17 +222,18 @@ def _begin(
 
 
 @contextmanager
-def _explained(what: str, checkpoints: Path) -> Iterator[None]:
+def _explained(what: str, checkpoints: Path, helps: str = "") -> Iterator[None]:
     """Turns what ends a step into a `RunError` that says what is kept and what may help."""
     try:
         yield
     except (FloatingPointError, torch.OutOfMemoryError) as error:
         last = checkpoint.latest(checkpoints)
         kept = f"{last} is whole" if last else "there is no checkpoint yet"
-        helps = "A lower rate or a smaller `clip` may help; see which signals grew in log.jsonl"
-        if isinstance(error, torch.OutOfMemoryError):
+        if not helps and isinstance(error, torch.OutOfMemoryError):
             helps = "More GPUs, smaller clips, `model.lora_rank` or `activation_checkpointing` help: `vdot-train plan`"
-        raise RunError(f"{what}: {error}; nothing of it is kept, and {kept}. {helps}") from error
+        elif not helps:
+            helps = "A lower rate or a smaller `clip` may help; see which signals grew in log.jsonl"
+        raise RunError(f"{what}: {error}; {kept}. {helps}") from error
 
 
 def _say(step: int, steps: int, means: dict[str, float], took: float) -> None:

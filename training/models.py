@@ -184,8 +184,8 @@ def time_embedder(transformer: Any) -> nn.Module:
 
 
 def _exact(transformer: Any) -> Any:
-    """The same transformer whose time embedder is left alone by autocast, as Wan's own and diffusers' pipeline, which
-    knows no autocast, compute it."""
+    """The same transformer whose time embedder is left alone by autocast: diffusers keeps it in float32, and computes
+    without autocast."""
     embedder = time_embedder(transformer)
     kind: Any = type(embedder)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import diffusers.utils.logging
@@ -12,13 +13,14 @@ import torch
 import transformers.utils.logging
 
 from pipeline import encode
+from pipeline.disk import complete_file
 from pipeline.errors import RunError, UsageError
 from training import assemble, config, draws, make, model_folder, plan, student, vcu
 from training import export as exporting
 from training.config import Distill, Run, Teach
 from training.distill import Distillation
 from training.examples import Example, Examples
-from training.loop import Method, held_out, train
+from training.loop import Method, held_out, owned, train
 from training.parallel import World, world
 from training.signals import Log
 from training.teach import Teaching
@@ -96,10 +98,13 @@ def export(trained: Path, out: Path, lora: bool = False) -> None:
 
 def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World, Examples], Method]) -> None:
     folder = _folder(told)
-    with world() as here:
+    with ExitStack() as held:
+        here = held.enter_context(world())
         planned = plan.of(told, folder, here.size)
         if here.device.type == "cuda":
             planned.refuse(torch.cuda.get_device_properties(here.device).total_memory)
+        if here.first:
+            held.enter_context(owned(out, resume))
         examples = Examples(folder, told.model, told.data, here.device)
         made = method(folder, here, examples)
         fixed = held_out(told, examples, folder) if told.evaluation.every else []
@@ -137,8 +142,9 @@ def _grid(shown: list[make.Frames]) -> make.Frames:
 
 def _write(file: Path, film: make.Frames) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encode.encode(film, make.FPS))
+        # Whole or not at all: a run that goes on makes what is not there.
+        with complete_file(file, encode.encode(film, make.FPS)) as whole:
+            whole.replace(file)
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error}") from error
 

@@ -6,7 +6,6 @@ The schedule comes with it, and no other is used.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import UsageError
 from training import assemble, checkpoint, config, model_folder, models, schedule
+from training.model_folder import TEXT_ENCODER, VAE
 from training.models import STUDENT, Conditions, Denoiser
 from training.rollout import Noise, integrate, rollout
 from training.schedule import Schedule
@@ -102,10 +102,12 @@ def load(where: Path, device: torch.device) -> Trained:
     found_sampling = sampling_of(run)
     if found_sampling.schedule is not None and schedule.parse(told["schedule"]) != found_sampling.schedule:
         raise UsageError(f"{at} contradicts itself: its schedule is {told['schedule']}, its configuration's another")
-    return Trained(_averaged(at, run, folder, device, told), found_sampling, folder, run, told)
+    parts = [VAE, TEXT_ENCODER, *([] if run.model.lora_rank is None else [model_folder.TRANSFORMER])]
+    checkpoint.fits(at, told, model_folder.fingerprints(folder, parts), folder)
+    return Trained(_averaged(at, run, folder, device), found_sampling, folder, run, told)
 
 
-def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device, told: Mapping[str, Any]) -> Denoiser:
+def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device) -> Denoiser:
     """The student of a checkpoint with its average for weights."""
     rank, adapter = run.model.lora_rank, None
     # As random as it was made: all weights come from the checkpoint, but those of a frozen base.
@@ -115,7 +117,6 @@ def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device, tol
         found = models.load(folder, assemble.kind(run.model))
     if rank is not None:
         found, adapter = models.adapted(found, rank, (STUDENT,)), STUDENT
-        checkpoint.fits(at, told, model_folder.fingerprints(folder, (model_folder.TRANSFORMER,)), folder)
     denoiser = Denoiser(found, assemble.kind(run.model), adapter)
     wanted = {f"average.{STUDENT}.{name}": one.detach() for name, one in denoiser.trained()}
     if more := {name for name in checkpoint.names(at) if name.startswith(f"average.{STUDENT}.")} - {*wanted}:

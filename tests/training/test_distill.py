@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import small_mixture
 import torch
 from tiny_run import DISTILL, LONG, equal, logged, options, processes, stored, train
 
+from pipeline.errors import UsageError
 from pipeline.mixture import Bucket, Step
 from training import assemble, distill, models, run, student
 from training import config as config_module
@@ -59,6 +61,20 @@ def test_what_two_processes_began_one_goes_on_with(config: Any, tmp_path: Path) 
     train("distill", config(DISTILL), tmp_path / "run", "latest")
     train("distill", config(DISTILL), tmp_path / "whole")
     equal(stored(tmp_path / "whole", 4), stored(tmp_path / "run", 4), 1e-3)
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_lost_one_of_its_files_is_not_read(config: Any, tmp_path: Path) -> None:
+    file = config(DISTILL, steps=2)
+    processes(2, "distill", file, "--out", tmp_path / "run")
+    shards = sorted((tmp_path / "run/checkpoints/step-0000002").glob("*.safetensors"))
+    assert len(shards) == 2
+    for number, said in ((0, "has lost a part of"), (1, "has lost a part of|is of another model")):
+        copy = tmp_path / f"lost-{number}"
+        shutil.copytree(tmp_path / "run", copy)
+        (copy / "checkpoints/step-0000002" / shards[number].name).unlink()
+        with pytest.raises(UsageError, match=said):
+            train("distill", config(DISTILL), copy, "latest")
 
 
 def test_everything_learns_and_the_frozen_does_not(config: Any, tmp_path: Path) -> None:

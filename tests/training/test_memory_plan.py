@@ -31,6 +31,8 @@ def test_weights_are_counted_exactly_and_shared_by_devices(model: Path, config: 
     assert whole["moving average"] == 2 * 4 * parameters
     assert whole["teacher"] == 4 * parameters
     assert half["trained networks"] == whole["trained networks"] / 2
+    # On the host one network at a time, however many devices there are.
+    assert run.planned(config(DISTILL), False, 2).host == 4 * parameters
     assert parts(config(TEACH), teaching=True)["trained networks"] == 16 * parameters
 
 
@@ -40,6 +42,8 @@ def test_adapters_are_counted_as_they_are_made(model: Path, config: Any) -> None
     told = parts(config(DISTILL, model={"lora_rank": 4}))
     assert told["adapters"] == adapters * (2 * 16 + 4)
     assert "trained networks" not in told
+    half = config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"})
+    assert run.planned(half, False, 1).host == 2 * sum(one.numel() for one in models.scratch(model).parameters())
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, config: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -47,7 +48,7 @@ def test_a_checkpoint_that_was_cut_short_is_named(
     (shard,) = (tmp_path / "run/checkpoints/step-0000004").glob("*.safetensors")
     os.truncate(shard, shard.stat().st_size // 2)
     caplog.clear()
-    with pytest.raises(UsageError, match=r"step-0000004 cannot be read.*remove it to"):
+    with pytest.raises(UsageError, match=r"step-0000004 cannot be read.*remove its folder to"):
         train("teach", config(TEACH, steps=6), tmp_path / "run", "latest")
     assert not [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
     shutil.rmtree(shard.parent)
@@ -111,6 +112,18 @@ def test_a_folder_is_one_runs_alone(config: Any, tmp_path: Path) -> None:
         train("teach", config(TEACH), tmp_path / "run")
     with pytest.raises(RunError, match=r"config\.yaml cannot be the folder of a run"):
         train("teach", config(TEACH), config(TEACH))
+
+
+def test_a_file_system_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("pipeline.lock.fcntl.flock", none)
+    with alone(Folder(str(tmp_path))):
+        pass
+    assert "has no locks (No locks available)" in caplog.text
 
 
 def test_clips_too_short_for_the_size_are_named_at_once(config: Any, tmp_path: Path) -> None:
@@ -191,7 +204,7 @@ def test_a_model_that_is_not_whole_is_refused(damage: str, said: str, model: Pat
         save_file(found, weights, metadata={"format": "pt"})
     with pytest.raises((UsageError, MissingWeights), match=said):
         train("distill", config(DISTILL, model={"folder": str(broken)}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run/log.jsonl").exists()
 
 
 def test_a_teacher_of_other_latents_is_refused(model: Path, config: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from pipeline.conditions import Condition, condition, generator
 from pipeline.mixture import Step
 from training.stream import Stream
-from training.vcu import Encode, context, encoder, fitted, latent_shape, of_batch, of_latents, pixels, trim
+from training.vcu import Encode, context, covered, encoder, fitted, latent_shape, of_batch, of_latents, pixels, trim
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -376,3 +376,22 @@ def test_a_batch_of_another_form_is_refused(tmp_path: Path) -> None:
         of_latents(batch, torch.zeros(1, 16, 3, 6, 8))
     with pytest.raises(ValueError, match="of members, not of pixels"):
         of_batch(averages, replace(batch, form="members"))
+
+
+@pytest.mark.parametrize("sides", [(48, 80), (96, 64), (32, 48), (20, 30)])
+def test_a_clip_at_another_size_covers_it_and_is_cut_in_the_middle(sides: tuple[int, int]) -> None:
+    drawn = torch.Generator().manual_seed(4)
+    shown = torch.randint(0, 256, (2, 3, *sides), generator=drawn, dtype=torch.uint8)
+    mask = torch.rand((2, 1, *sides), generator=drawn) > 0.5
+    scale = max(32 / sides[0], 48 / sides[1])
+    whole = max(32, round(sides[0] * scale)), max(48, round(sides[1] * scale))
+    top, left = (whole[0] - 32) // 2, (whole[1] - 48) // 2
+    wanted = functional.interpolate(shown.float(), whole, mode="bilinear", antialias=True)
+    found = covered(shown, (32, 48))
+    assert found.dtype == torch.uint8
+    assert found.shape == (2, 3, 32, 48)
+    assert (found - wanted[:, :, top : top + 32, left : left + 48]).abs().max() <= 1.5
+    of_mask = covered(mask, (32, 48), mask=True)
+    nearest = functional.interpolate(mask.float(), whole, mode="nearest-exact")
+    assert of_mask.dtype == torch.bool
+    assert torch.equal(of_mask.float(), nearest[:, :, top : top + 32, left : left + 48])
