@@ -16,7 +16,8 @@ from pipeline.decode import pictures
 from pipeline.encode import encode
 from pipeline.errors import UsageError
 from pipeline.mixture import Step
-from training import make, models, run, student
+from training import make, model_folder, models, run, student, tiny
+from training.config import Size
 from training.models import Conditions, Denoiser
 from training.scheduler import StoredSteps
 
@@ -140,3 +141,15 @@ def test_what_cannot_be_sampled_is_named(options: dict[str, Any], said: str, con
             at("trained") or tmp_path / "run", tmp_path / "made.mp4", "", at("video"), at("mask"), pictures_,
             options.get("shape", (9, 32, 48)), 0,
         )  # fmt: skip
+
+
+def test_the_demonstrations_model_is_one_that_the_pipeline_can_count_on(mixture: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKLWan
+
+    psnr = tiny.make(str(mixture), Size(frames=5, height=32, width=48), tmp_path, pictures=1, steps=1)
+    assert 0 < psnr < 30
+    model_folder.check(tmp_path, ("vae", "text_encoder", "transformer"))
+    vae = AutoencoderKLWan.from_pretrained(tmp_path / "vae").config
+    # As `WanVACEPipeline` counts.
+    assert 2 ** len(vae.temperal_downsample) == vae.scale_factor_spatial == 8
+    assert 2 ** sum(vae.temperal_downsample) == vae.scale_factor_temporal == 4
