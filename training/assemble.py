@@ -37,7 +37,8 @@ def distillation(config: Distill, folder: Path, world: World) -> Networks:
         student, fake, teacher = (Denoiser(base, dtype, name) for name in (STUDENT, FAKE, None))
     else:
         begins_as = student_folder(config.model, folder)
-        models.same_shape(begins_as, folder)
+        if config.model.student is not None:
+            models.same_shape(begins_as, folder)
         # One after the other: no more than one is whole on the host.
         student, fake, teacher = (
             Denoiser(_placed(models.load(where, kept), config, world), dtype)

@@ -66,8 +66,8 @@ def train(
     evaluate: Callable[[int, Path, Log | None], None],
 ) -> None:
     """Train until `config.steps` and keep the last checkpoint. `folder`: the model's. `out`: a folder that is `owned`.
-    `resume`: "latest" or a checkpoint. `evaluate`: called, the average in place, with a step, where its
-    samples go, and the log of the first process.
+    `resume`: "latest" or a checkpoint. `evaluate`: called, the average in place, with a step, where its samples go, and
+    the log of the first process.
 
     Raises RunError where it cannot go on, and names the last checkpoint; UsageError for a resume that does not fit;
     StoppedError after SIGTERM or Ctrl-C, with a checkpoint of where it stood.

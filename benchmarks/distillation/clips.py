@@ -55,7 +55,7 @@ def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
 
 def _windows(mixture: str, split: str) -> dict[str, list[NDArray[np.uint8]]]:
     """Up to 4 windows [T, H, W, 3] of small copies of each clip, by its id: of as many clips as come in one epoch."""
-    stream = Stream(mixture, split=split)
+    stream = Stream(mixture, split=split, frames=_WINDOWS * FRAMES)
     found: dict[str, list[NDArray[np.uint8]]] = {}
     for step in islice(stream, stream.order.steps_per_epoch):
         if len(found) >= _CLIPS:
@@ -71,7 +71,7 @@ def _windows(mixture: str, split: str) -> dict[str, list[NDArray[np.uint8]]]:
 
 def _small(clip: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     """Windows of a clip uint8 [3, T, H, W]."""
-    count = min(_WINDOWS, clip.shape[1] // FRAMES)
+    count = clip.shape[1] // FRAMES
     shown = torch.from_numpy(clip[:, : count * FRAMES]).transpose(0, 1).float()
     sides, _ = vcu.covering(shown.shape[2], shown.shape[3], (_SCALE, _SCALE))
     small = functional.interpolate(shown, sides, mode="area").round().to(torch.uint8).permute(0, 2, 3, 1)
