@@ -70,6 +70,8 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
 
 def read(checkpoint: Path) -> dict[str, Any]:
     """What was told to `save`, and its `step`. Raises UsageError where the folder is no checkpoint of a run."""
+    if not (checkpoint / META).is_file():
+        raise UsageError(f"{checkpoint} is no checkpoint: it holds no {META}")
     try:
         told = json.loads((checkpoint / META).read_text())
         if told["format"] != _FORMAT:
@@ -79,7 +81,7 @@ def read(checkpoint: Path) -> dict[str, Any]:
             )
         return {name: told[name] for name in _TOLD}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{checkpoint} is no checkpoint, or a damaged one ({error!r})") from error
+        raise UsageError(f"{checkpoint} is a damaged checkpoint: its {META} cannot be read ({error!r})") from error
 
 
 def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:

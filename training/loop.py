@@ -23,7 +23,7 @@ from pipeline.errors import RunError, StoppedError, UsageError
 from pipeline.lock import alone
 from pipeline.mixture import HELD_OUT
 from pipeline.storage import Folder
-from training import checkpoint, model_folder
+from training import checkpoint, model_folder, schedule
 from training.config import Distill, Run, Teach, same
 from training.examples import Example, Examples
 from training.models import Denoiser
@@ -129,10 +129,13 @@ def train(
 def owned(out: Path, resume: str | None) -> Iterator[None]:
     """The folder of a run, made if need be, for as long as it is this run's alone.
 
-    Raises RunError where it is another's or cannot be; UsageError where it holds a run that is not to be gone on with.
+    Raises UsageError where it is no folder, or holds a run that is not to be gone on with; RunError where it is
+    another's, or cannot be made.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{out} cannot be the folder of a run: a file of that name is in the way") from error
     except OSError as error:
         raise RunError(f"{out} cannot be the folder of a run: {error.strerror}") from error
     with alone(Folder(str(out))):
@@ -206,12 +209,10 @@ def _begin(
     if found is None:
         return 0, None
     told = checkpoint.read(found)
-    now = _identity(config)
-    for name in ("kind", "schedule"):
-        if told[name] != now[name]:
-            raise UsageError(
-                f"{found} has the {name} {told[name]}, and this run {now[name]}: begin a new folder for that"
-            )
+    if told["kind"] != (kind := _identity(config)["kind"]):
+        raise UsageError(f"{found} is of `{told['kind']}`, and this is `{kind}`: begin a new folder for that")
+    if isinstance(config, Distill) and (was := schedule.parse(told["schedule"], str(found))) != config.schedule:
+        raise UsageError(f"{found} has {was}, and this run {config.schedule}: begin a new folder for that")
     same(config, told["config"])
     checkpoint.fits(found, told, prints, folder)
     checkpoint.load(found, tensors(method))

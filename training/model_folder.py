@@ -73,8 +73,15 @@ def title(where: str) -> str:
 def check(model: Path, parts: Iterable[str] = (VAE, TEXT_ENCODER)) -> None:
     """Raises `MissingWeights` where weights or configuration of a part are absent, without reading the weights."""
     for part in parts:
+        configuration(model, part)
         _weight_files(model / part, _WEIGHTS[part])
-        _read(model / part / "config.json")
+
+
+def configuration(model: Path, part: str) -> dict[str, Any]:
+    """The configuration of one part of a model. Raises `MissingWeights` where it is absent, or no JSON object."""
+    if not (model / part / "config.json").is_file():
+        raise MissingWeights(f"The model in {model} has no {part}/config.json: name one in diffusers' layout.")
+    return _read(model / part / "config.json")
 
 
 def fingerprint(model: Path, part: str) -> str:
@@ -87,7 +94,7 @@ def fingerprint(model: Path, part: str) -> str:
     for file in _weight_files(model / part, _WEIGHTS[part]):
         stat = file.stat()
         state.update(f"{file.name} {_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    config = _read(model / part / "config.json")
+    config = configuration(model, part)
     # Names that begin with _ say which program saved it.
     names = sorted(name for name in config if name[0] != "_") if part == TRANSFORMER else _NORMALISED_BY
     state.update(json.dumps({name: config.get(name) for name in names}).encode())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import UsageError
+from training import model_folder
 from training.flow import clean_of
 from training.model_folder import TRANSFORMER
 from training.schedule import TIMESTEPS
@@ -128,11 +129,14 @@ def load(folder: Path, dtype: torch.dtype) -> Any:
     """The VACE transformer of a model in diffusers' layout, on the CPU, in evaluation mode, nothing of it to be
     trained.
 
-    Raises UsageError where there is none, it is no VACE transformer, or weights are missing or of another shape.
+    Raises MissingWeights where there is none; UsageError where it is no VACE transformer, or weights are damaged,
+    missing or of another shape.
     """
     from diffusers import WanVACETransformer3DModel
 
-    where = _configured(folder)
+    # Before diffusers, which would look for a pickle and say so.
+    model_folder.check(folder, (TRANSFORMER,))
+    where = folder / TRANSFORMER
     try:
         found, said = WanVACETransformer3DModel.from_pretrained(
             where, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -199,13 +203,6 @@ def _exact(transformer: Any) -> Any:
     return transformer
 
 
-def _configured(folder: Path) -> Path:
-    where = folder / TRANSFORMER
-    if not (where / "config.json").is_file():
-        raise UsageError(f"{folder} has no {TRANSFORMER}/config.json: name a VACE model in diffusers' layout")
-    return where
-
-
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
@@ -213,16 +210,15 @@ def _first_line(error: Exception) -> str:
 def scratch(folder: Path) -> Any:
     """A transformer of a folder's shape with random weights, float32, whose VACE branch at first adds nothing.
 
-    Raises UsageError where the folder's configuration is none of a VACE transformer.
+    Raises MissingWeights where the folder has no configuration of one; UsageError where it is another network's.
     """
     from diffusers import WanVACETransformer3DModel
 
-    where = _configured(folder)
+    config = model_folder.configuration(folder, TRANSFORMER)
     try:
-        made = WanVACETransformer3DModel.from_config(
-            WanVACETransformer3DModel.load_config(where, local_files_only=True)
-        )
+        made = WanVACETransformer3DModel.from_config(config)
     except (OSError, ValueError, TypeError) as error:
+        where = folder / TRANSFORMER
         raise UsageError(f"{where} has no configuration of a VACE transformer: {_first_line(error)}") from error
     return _exact(silenced(made)).eval().requires_grad_(False)
 

@@ -59,11 +59,16 @@ class Plan:
         """Raises UsageError where it does not fit into devices of so many bytes, and says what would help."""
         if self.total > _USABLE * memory:
             largest = max(self.parts, key=lambda part: part.size)
+            helps = (
+                "More devices, `model.lora_rank`, `activation_checkpointing: true`, smaller clips or fewer of them in "
+                "a micro-batch would help"
+            )
+            if _USABLE * memory < BESIDES:
+                helps = "No run fits into so little"
             raise UsageError(
                 f"this needs {self.total / _GB:.1f} GB on each of {self.devices} devices, which have "
                 f"{memory / _GB:.1f} GB, of which {100 * _USABLE:.0f} % can be used; the most goes to {largest.name} "
-                f"({largest.size / _GB:.1f} GB). More devices, `model.lora_rank`, `activation_checkpointing: true`, "
-                "smaller clips or fewer of them in a micro-batch would help"
+                f"({largest.size / _GB:.1f} GB). {helps}"
             )
 
 

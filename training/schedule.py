@@ -48,21 +48,25 @@ class Schedule:
         """The same as the network is told them: float64 [steps] in (0, 1000]."""
         return self.sigmas * TIMESTEPS
 
+    def __str__(self) -> str:
+        """As people say it."""
+        return f"{self.steps} steps at shift {self.shift:g} ({', '.join(f'{time:.4g}' for time in self.timesteps)})"
+
     def as_json(self) -> dict[str, Any]:
         """What `parse` reads; the steps themselves stand there for others to read."""
         return {**asdict(self), "timesteps": [round(time, 4) for time in self.timesteps.tolist()]}
 
 
-def parse(stored: Mapping[str, Any]) -> Schedule:
-    """The schedule that a checkpoint was stored with. Raises UsageError for none, and for one that contradicts
+def parse(stored: Mapping[str, Any], where: str) -> Schedule:
+    """The schedule that a model in `where` was stored with. Raises UsageError for none, and for one that contradicts
     itself."""
     try:
         made = Schedule(int(stored["steps"]), float(stored["shift"]), str(stored["sampler"]))
-        agree = made.as_json()["timesteps"] == [round(float(time), 4) for time in stored["timesteps"]]
+        timesteps = [round(float(time), 4) for time in stored["timesteps"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{stored!r} is no schedule as a checkpoint stores it ({error!r})") from error
-    if not agree:
-        raise UsageError(f"the schedule contradicts itself: {made.as_json()['timesteps']} are its steps, not those")
+        raise UsageError(f"{where} stores no schedule that can be read ({error!r})") from error
+    if made.as_json()["timesteps"] != timesteps:
+        raise UsageError(f"the schedule in {where} contradicts itself: {made} are not {timesteps}")
     return made
 
 

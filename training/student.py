@@ -50,7 +50,7 @@ class Sampling:
 def sampling(told: Any, where: Path) -> Sampling:
     """How a model is sampled, as it was stored. Raises UsageError where that says nothing."""
     if isinstance(told, dict) and "distilled" in told:
-        found = schedule.parse(told["distilled"])
+        found = schedule.parse(told["distilled"], str(where))
         return Sampling(found, found.steps, found.shift, 1.0)
     try:
         taught = told["taught"]
@@ -100,8 +100,9 @@ def load(where: Path, device: torch.device) -> Trained:
     run = config.parsed(told["kind"], told["config"], str(at))
     folder = model_folder.folder(run.model.folder, (model_folder.TRANSFORMER,))
     found_sampling = sampling_of(run)
-    if found_sampling.schedule is not None and schedule.parse(told["schedule"]) != found_sampling.schedule:
-        raise UsageError(f"{at} contradicts itself: its schedule is {told['schedule']}, its configuration's another")
+    wanted = found_sampling.schedule
+    if wanted is not None and (stored := schedule.parse(told["schedule"], str(at))) != wanted:
+        raise UsageError(f"{at} contradicts itself: its schedule is {stored}, its configuration's {wanted}")
     parts = [VAE, TEXT_ENCODER, *([] if run.model.lora_rank is None else [model_folder.TRANSFORMER])]
     checkpoint.fits(at, told, model_folder.fingerprints(folder, parts), folder)
     return Trained(_averaged(at, run, folder, device), found_sampling, folder, run, told)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.errors import UsageError
 from training.flow import clean_of, finite, guided, noised, shifted, velocity
 from training.objectives import dmd, gan
 from training.schedule import Levels, Schedule, parse
@@ -51,7 +52,7 @@ def test_the_steps_are_those_of_the_field(shift: float, steps: list[float]) -> N
 
 def test_a_schedule_comes_back_as_it_was_stored() -> None:
     for schedule in (Schedule(), Schedule(1, 3.0), Schedule(8, 12.5)):
-        assert parse(schedule.as_json()) == schedule
+        assert parse(schedule.as_json(), "a checkpoint") == schedule
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,8 @@ def test_a_schedule_comes_back_as_it_was_stored() -> None:
     [{"steps": 5}, {"shift": 8.0}, {"timesteps": [1000, 750, 500, 250]}, {"sampler": "unipc"}, {"steps": None}],
 )
 def test_a_schedule_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
-    with pytest.raises(Exception, match="schedule"):
-        parse(Schedule().as_json() | change)
+    with pytest.raises(UsageError, match=r"a checkpoint stores no schedule|schedule in a checkpoint contradicts"):
+        parse(Schedule().as_json() | change, "a checkpoint")
 
 
 def test_levels_stay_between_the_ends_and_lean_to_noise() -> None:

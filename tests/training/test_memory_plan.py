@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_run import DISTILL, TEACH
 
 from pipeline.errors import UsageError
 from training import models, run
+from training.plan import Part
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,8 +56,11 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, confi
     file = config(DISTILL, model={"folder": str(empty)})
     planned = run.planned(file, False, 1)
     planned.refuse(planned.total / 0.9)
-    with pytest.raises(UsageError, match=r"which have .* GB.*the most goes to .*`model\.lora_rank`"):
+    with pytest.raises(UsageError, match=r"which have .* GB.*No run fits into so little"):
         planned.refuse(planned.total)
+    larger = replace(planned, parts=(*planned.parts, Part("activations kept", 9e9, "of longer clips")))
+    with pytest.raises(UsageError, match=r"the most goes to activations kept \(9\.0 GB\).*`model\.lora_rank`"):
+        larger.refuse(larger.total)
     told = subprocess.run(
         [sys.executable, "-m", "training.cli", "plan", str(file), "--json", "--memory-gb", "1"],
         capture_output=True,
