@@ -26,8 +26,7 @@ class Networks:
 
 
 def distillation(config: Distill, folder: Path, world: World) -> Networks:
-    """The three networks and the discriminator, on this process's device. Raises UsageError as `models.load`, and where
-    student and teacher do not share latents."""
+    """The three networks and the discriminator, on this process's device. Raises as `models.load`."""
     # Whatever is made at random is the same in every process.
     torch.manual_seed(config.seed)
     dtype = kind(config.model)
@@ -37,8 +36,6 @@ def distillation(config: Distill, folder: Path, world: World) -> Networks:
         student, fake, teacher = (Denoiser(base, dtype, name) for name in (STUDENT, FAKE, None))
     else:
         begins_as = student_folder(config.model, folder)
-        if config.model.student is not None:
-            models.same_shape(begins_as, folder)
         # One after the other: no more than one is whole on the host.
         student, fake, teacher = (
             Denoiser(_placed(models.load(where, kept), config, world), dtype)

@@ -14,28 +14,50 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
+from pydantic import Field
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import ErrorCode, Failure, RunError, UsageError, attempt
+from pipeline.strict import Strict, validated
 from training.parallel import World
 
 META = "checkpoint.json"
-_FORMAT = 2
-# What a run tells of itself; see `loop.train`.
-_TOLD = ("step", "kind", "schedule", "config", "base", "stream", "updates")
+_FORMAT: Literal[2] = 2
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[str, Any], world: World) -> Path:
-    """Write the checkpoint of a step beside those that are there; where it is. `told` is JSON-able.
+class Place(Strict):
+    """How far the stream was, as `stream.Stream.state_dict` says it."""
+
+    mixture: str
+    split: str
+    position: Annotated[int, Field(ge=0)]
+
+
+class Told(Strict):
+    """What a run tells of itself after a step: its configuration, the schedule that its student is sampled by, the
+    fingerprints of what it stands on of its model, where the stream was, and how often each part was updated."""
+
+    format: Literal[2] = _FORMAT
+    step: Annotated[int, Field(ge=1)]
+    kind: Literal["teach", "distill"]
+    schedule: dict[str, Any] | None
+    config: dict[str, Any]
+    base: dict[str, str]
+    stream: Place
+    updates: dict[str, Annotated[int, Field(ge=0)]]
+
+
+def save(folder: Path, told: Told, tensors: Mapping[str, Tensor], world: World) -> Path:
+    """Write the checkpoint of a step beside those that are there; where it is.
 
     Raises RunError where it cannot be written; what was written of it is removed, and the others are as they were.
     """
+    step = told.step
     done, at = folder / f"step-{step:07d}", folder / f".step-{step:07d}"
     trouble: str | None = None
     try:
@@ -51,7 +73,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
             dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(at), save_distributed=True))
         if world.first and trouble is None:
             with (at / META).open("w") as file:
-                json.dump({"format": _FORMAT, "step": step, **told}, file, indent=1)
+                file.write(told.model_dump_json(indent=1))
                 file.flush()
                 os.fsync(file.fileno())
             at.rename(done)
@@ -68,20 +90,23 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], told: Mapping[s
     return done
 
 
-def read(checkpoint: Path) -> dict[str, Any]:
-    """What was told to `save`, and its `step`. Raises UsageError where the folder is no checkpoint of a run."""
+def read(checkpoint: Path) -> Told:
+    """What was told to `save`. Raises UsageError where the folder is no checkpoint of a run."""
     if not (checkpoint / META).is_file():
         raise UsageError(f"{checkpoint} is no checkpoint: it holds no {META}")
+    damaged = f"{checkpoint} is a damaged checkpoint: its {META}"
     try:
         told = json.loads((checkpoint / META).read_text())
-        if told["format"] != _FORMAT:
-            raise UsageError(
-                f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}: begin a new folder, or "
-                "go on with the version that wrote it"
-            )
-        return {name: told[name] for name in _TOLD}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{checkpoint} is a damaged checkpoint: its {META} cannot be read ({error!r})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{damaged} cannot be read ({error!r})") from error
+    if not isinstance(told, dict) or "format" not in told:
+        raise UsageError(f"{damaged} says no format")
+    if told["format"] != _FORMAT:
+        raise UsageError(
+            f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}: begin a new folder, or go on "
+            "with the version that wrote it"
+        )
+    return validated(Told, told, damaged)
 
 
 def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -100,29 +125,26 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_why(error)}") from error
 
 
-def fits(checkpoint: Path, told: Mapping[str, Any], prints: Mapping[str, str], folder: Path) -> None:
+def fits(checkpoint: Path, told: Told, prints: Mapping[str, str], folder: Path) -> None:
     """Raises UsageError where a part of the model in a folder, of which `prints` are the fingerprints, is another than
     the one that a checkpoint was trained with."""
-    for part, known in told["base"].items():
-        if prints.get(part, known) != known:
+    for part, found in prints.items():
+        if told.base.get(part) != found:
             raise UsageError(f"{folder} holds another {part} than the one that {checkpoint} was trained with")
 
 
 def names(checkpoint: Path) -> set[str]:
     """The names of all tensors in a checkpoint. Raises UsageError where it is damaged, or has lost a file."""
-    try:
-        stored = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
-        for name, one in stored.items():
-            # Where a shard is gone, the reader would leave what it held as it was.
-            if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
-                raise UsageError(
-                    f"{checkpoint} has lost a part of {name}; remove its folder to go on from an older one"
-                )
-        return {*stored}
-    except (OSError, SafetensorError) as error:
-        raise UsageError(
-            f"{checkpoint} cannot be read: {error}; remove its folder to go on from an older one"
-        ) from error
+    helps = "remove its folder to go on from an older one"
+    # A header that is cut short or edited fails in whatever line of the reader it gets to.
+    read = attempt(ErrorCode.INTERNAL_ERROR, HuggingFaceStorageReader(str(checkpoint)).read_metadata)
+    if isinstance(read, Failure):
+        raise UsageError(f"{checkpoint} cannot be read: {read.detail}; {helps}")
+    for name, one in read.state_dict_metadata.items():
+        # Where a shard is gone, the reader would leave what it held as it was.
+        if sum(math.prod(chunk.sizes) for chunk in one.chunks) != math.prod(one.size):
+            raise UsageError(f"{checkpoint} has lost a part of {name}; {helps}")
+    return {*read.state_dict_metadata}
 
 
 def latest(folder: Path) -> Path | None:
@@ -144,7 +166,7 @@ def chosen(folder: Path, named: str) -> Path | None:
         return newest
     if not Path(named).is_dir():
         raise UsageError(f"{named} is no checkpoint: a run goes on from `latest`, or from the folder of one")
-    step = read(Path(named))["step"]
+    step = read(Path(named)).step
     if newest is not None and _step(newest) > step:
         raise UsageError(f"{folder} holds {newest.name}, after step {step}: go on in another folder, or remove it")
     return Path(named)

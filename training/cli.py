@@ -64,13 +64,14 @@ def plan(
 
     made = run.planned(config, teaching, devices)
     for part in made.parts:
-        console.print(f"{part.size / 1e9:8.2f} GB  {part.name} ({part.of})", highlight=False)
+        console.print(f"{part.size / 1e9:8.2f} GB  {part.name} ({part.of})", highlight=False, soft_wrap=True)
     bucket = made.bucket
     console.print(
         f"{made.total / 1e9:8.2f} GB on each of {devices}, for {made.clips} x {bucket.task} "
         f"{bucket.frames}x{bucket.height}x{bucket.width}, an estimate\n"
         f"{made.host / 1e9:8.2f} GB of the host for each process, while networks are loaded",
         highlight=False,
+        soft_wrap=True,
     )
     if as_json:
         told = {part.name: round(part.size) for part in made.parts}

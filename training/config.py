@@ -41,7 +41,7 @@ class Model(Strict):
 
     folder: str
     student: str | None = None
-    lora_rank: Count | None = None
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     activation_checkpointing: bool = True
     text_tokens: Annotated[int, Field(ge=1, le=512)] = 512
@@ -67,7 +67,7 @@ class Data(Strict):
 class Optimizer(Strict):
     """AdamW; `clip`: the largest norm of all gradients together; `warmup`: updates until the rate is whole."""
 
-    lr: Positive
+    lr: Annotated[float, Field(gt=0, le=1)]
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Positive = 10.0
@@ -106,7 +106,7 @@ class Run(Strict):
     model: Model
     data: Data
     steps: Count
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     average: Average = Average()
     saves: Saves = Saves()
     evaluation: Evaluation = Evaluation()
@@ -139,7 +139,7 @@ class Adversary(Strict):
     critic_weight: Positive = 0.01
     smoothness: Annotated[float, Field(ge=0)] = 0.1
     noise: Positive = 0.05
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    width: Annotated[int, Field(ge=8, le=16384, multiple_of=8)] = 512
 
 
 class Distill(Run):

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.errors import UsageError
 from pipeline.mixture import Bucket
-from training import model_folder, vcu
+from training import vcu
 from training.config import Data, Model, Size
 from training.latents import autoencoder, embedder
 from training.models import Conditions
@@ -39,7 +39,6 @@ class Examples:
     """
 
     def __init__(self, folder: Path, model: Model, data: Data, device: torch.device) -> None:
-        model_folder.check(folder)
         self._data, self._device, self._tokens = data, device, model.text_tokens
         vae = autoencoder(folder, device)
         self._encode, self._decode = vcu.encoder(vae), vcu.decoder(vae)

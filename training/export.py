@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from pipeline.errors import RunError, UsageError
 from training import assemble, model_folder
+from training.checkpoint import Told
 from training.models import STUDENT
 from training.student import SCHEDULE, Trained
 
@@ -31,7 +32,7 @@ def export(trained: Trained, out: Path, *, lora: bool = False) -> None:
     """
     if out.exists():
         raise UsageError(f"{out} exists already: choose another folder")
-    if trained.run is None:
+    if trained.told is None:
         raise UsageError(f"{trained.folder} is an export already")
     if lora and trained.network.adapter is None:
         raise UsageError("this student has no adapters, as it was trained whole: export it without --lora")
@@ -41,8 +42,8 @@ def export(trained: Trained, out: Path, *, lora: bool = False) -> None:
         half.mkdir(parents=True)
         (_lora if lora else _whole)(trained, half)
         _scheduler(trained, half)
-        (half / SCHEDULE).write_text(json.dumps(_told(trained), indent=1))
-        (half / "README.md").write_text(_card(trained, lora))
+        (half / SCHEDULE).write_text(json.dumps(_said(trained, trained.told), indent=1))
+        (half / "README.md").write_text(_card(trained, trained.told, lora))
         # safetensors writes files that nobody else can read.
         mode = (half / "README.md").stat().st_mode
         for file in half.rglob("*.safetensors"):
@@ -89,26 +90,23 @@ def _tokenizer(folder: Path) -> str:
     try:
         told = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
         return str(told["tokenizer_class"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "AutoTokenizer"
 
 
-def _told(trained: Trained) -> dict[str, Any]:
-    told = trained.told
+def _said(trained: Trained, told: Told) -> dict[str, Any]:
+    """What `student.Exported` reads."""
     # Where things lay on the machine that trained it is nobody's business.
-    trained_from = told["config"]["model"]
-    model = trained_from | {"folder": model_folder.title(trained_from["folder"]), "student": None}
-    config = told["config"] | {"data": None, "model": model}
-    said = {"step": told["step"], "mixture": told["stream"]["mixture"], "config": config}
-    return trained.sampling.as_json() | said
+    model = trained.model.model_dump() | {"folder": model_folder.title(trained.model.folder), "student": None}
+    config = told.config | {"data": None, "model": model}
+    return trained.sampling.as_json() | {"step": told.step, "mixture": told.stream.mixture, "config": config}
 
 
-def _card(trained: Trained, lora: bool) -> str:
-    told, run = trained.told, trained.run
-    assert run is not None
+def _card(trained: Trained, told: Told, lora: bool) -> str:
+    model = trained.model
     # The weights began as the student's, where that is another model than the teacher.
-    licence = model_folder.licence(assemble.student_folder(run.model, trained.folder))
-    base = model_folder.title(run.model.student or run.model.folder)
+    licence = model_folder.licence(assemble.student_folder(model, trained.folder))
+    base = model_folder.title(model.student or model.folder)
     schedule = trained.sampling.schedule
     if schedule is not None:
         steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
@@ -120,7 +118,7 @@ def _card(trained: Trained, lora: bool) -> str:
             f"{_LOADED_LORA.format(base=base) if lora else _LOADED}"
             'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'
             f"pipe(..., num_inference_steps={schedule.steps}, guidance_scale=1.0, "
-            f"max_sequence_length={run.model.text_tokens})\n```"
+            f"max_sequence_length={model.text_tokens})\n```"
         )
     else:
         taught = trained.sampling
@@ -135,7 +133,7 @@ pipeline_tag: text-to-video
 
 - **Base**: {base} (licence as its card states it: {licence})
 - **Sampling**: {how}
-- **Data**: mixture {told["stream"]["mixture"]}, up to position {told["stream"]["position"]}
-- **Training**: {told["step"]} steps, {told["updates"][STUDENT]} updates of the student; the weights are their moving
+- **Data**: mixture {told.stream.mixture}, up to position {told.stream.position}
+- **Training**: {told.step} steps, {told.updates[STUDENT]} updates of the student; the weights are their moving
   average. All settings: `{SCHEDULE}`.
 """

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from annotators.base import Annotation, Frames, Picture, Sample, Signal, Weight
 from annotators.weights import MissingWeights
 from pipeline.conditions import gray
-from training import model_folder
+from training import loading, model_folder
 from training.model_folder import TEXT_ENCODER, VAE
 from training.stored_latents import CLIP, REFERENCE, TEXT, Stored, written
 
@@ -51,6 +51,8 @@ def chosen(parts: tuple[str, ...]) -> tuple[Weight, ...]:
         )
     where = model_folder.located(named)
     folder = model_folder.folder(where)
+    if VAE in parts:
+        loading.fitting(folder, VAE)
     licence = model_folder.licence(folder)
     return tuple(
         Weight(f"{model_folder.title(where)}/{part}", where, model_folder.fingerprint(folder, part), licence)
@@ -151,27 +153,28 @@ class Latents:
 
 
 def autoencoder(folder: Path, device: Any) -> Any:
-    """The autoencoder of a model, in float32, not to be trained."""
+    """The autoencoder of a model, in float32, not to be trained. Raises as `loading.network`, and as
+    `loading.fitting`."""
     import torch
     from diffusers import AutoencoderKLWan
 
-    made = AutoencoderKLWan.from_pretrained(
-        folder / VAE, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
+    loading.fitting(folder, VAE)
+    made = loading.network(folder, VAE, AutoencoderKLWan, torch_dtype=torch.float32, low_cpu_mem_usage=False)
     return made.eval().requires_grad_(False).to(device)
 
 
 def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
-    """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding."""
+    """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding. Raises as
+    `loading.network`."""
     import torch
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tokenizer = loading.tried(
+        folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    )
     # On a GPU in bfloat16, as Wan's pipelines run it: 11 GB instead of 23.
     kind = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model = UMT5EncoderModel.from_pretrained(
-        folder / TEXT_ENCODER, dtype=kind, use_safetensors=True, local_files_only=True
-    )
+    model = loading.network(folder, TEXT_ENCODER, UMT5EncoderModel, dtype=kind)
     model = model.eval().requires_grad_(False).to(device)
 
     def embed(caption: str) -> NDArray[np.float16]:

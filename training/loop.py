@@ -76,7 +76,7 @@ def train(
     # Read by one: it may be tens of gigabytes on a disk that all share.
     prints = world.gathered(_base(config, folder) if world.first else None)[0]
     begun, state = _begin(config, method, checkpoints, resume, prints, folder)
-    told = {"config": config.model_dump(mode="json"), "base": prints, **_identity(config)}
+    identity = _identity(config)
     with closing(Log(out, begun)) if world.first else nullcontext() as log:
 
         def look(step: int) -> None:
@@ -91,13 +91,14 @@ def train(
             _LOG.info("nothing is left to do: step %d of %d is done", begun, config.steps)
             return
         if world.first:
-            (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+            (out / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
         with closing(_stream(config, folder, world, state)) as stream, _stopping() as asked:
 
             def save(step: int) -> None:
                 counts = {role: updates.count for role, updates in method.updates.items()}
-                stored = {**told, "stream": stream.state_dict(), "updates": counts}
-                checkpoint.save(checkpoints, step, tensors(method), stored, world)
+                place = checkpoint.Place(**stream.state_dict())
+                told = checkpoint.Told(step=step, base=prints, stream=place, updates=counts, **identity)
+                checkpoint.save(checkpoints, told, tensors(method), world)
                 if world.first:
                     checkpoint.prune(checkpoints, config.saves.keep)
 
@@ -187,8 +188,9 @@ def _form(config: Run, folder: Path) -> dict[str, Any]:
 
 
 def _identity(config: Run) -> dict[str, Any]:
-    """What a checkpoint is of, beside its configuration: the schedule is said in timesteps, for others to read."""
+    """What a checkpoint is of; the schedule is said in timesteps, for others to read."""
     return {
+        "config": config.model_dump(mode="json"),
         "kind": "distill" if isinstance(config, Distill) else "teach",
         "schedule": config.schedule.as_json() if isinstance(config, Distill) else None,
     }
@@ -209,17 +211,19 @@ def _begin(
     if found is None:
         return 0, None
     told = checkpoint.read(found)
-    if told["kind"] != (kind := _identity(config)["kind"]):
-        raise UsageError(f"{found} is of `{told['kind']}`, and this is `{kind}`: begin a new folder for that")
-    if isinstance(config, Distill) and (was := schedule.parse(told["schedule"], str(found))) != config.schedule:
+    if told.kind != (kind := _identity(config)["kind"]):
+        raise UsageError(f"{found} is of `{told.kind}`, and this is `{kind}`: begin a new folder for that")
+    if isinstance(config, Distill) and (was := schedule.parse(told.schedule, str(found))) != config.schedule:
         raise UsageError(f"{found} has {was}, and this run {config.schedule}: begin a new folder for that")
-    same(config, told["config"])
+    same(config, told.config)
     checkpoint.fits(found, told, prints, folder)
+    if {*told.updates} != {*method.updates}:
+        raise UsageError(f"{found} contradicts itself: it has updates of {', '.join(told.updates) or 'nothing'}")
     checkpoint.load(found, tensors(method))
     for role, updates in method.updates.items():
-        updates.count = told["updates"][role]
+        updates.count = told.updates[role]
     _LOG.info("going on from %s", found)
-    return int(told["step"]), told["stream"]
+    return told.step, told.stream.model_dump()
 
 
 @contextmanager

@@ -41,9 +41,8 @@ def video(
     """
     device = next(trained.network.transformer.parameters()).device
     latent = vcu.latent_shape(shape, 1, len(references))
-    embed = text_embedder(trained.folder, device, trained.tokens)
-    negative = str(trained.told["config"]["model"]["negative_prompt"])
-    text, free = embed(prompt), embed(negative)
+    embed = text_embedder(trained.folder, device, trained.model.text_tokens)
+    text, free = embed(prompt), embed(trained.model.negative_prompt)
     vae = autoencoder(trained.folder, device)
     frames = None if condition is None else torch.from_numpy(condition).permute(3, 0, 1, 2)[None]
     shown = [torch.from_numpy(one.copy()) for one in references]
@@ -72,17 +71,24 @@ def read_video(file: Path, shape: vcu.Shape) -> Frames:
 
     try:
         with av.open(str(file)) as container:
+            if not container.streams.video:
+                raise UsageError(f"{file} holds no video, whatever else it holds")
             shown: av.VideoFrame | None = None
+            # Some begin at another time than 0: cut from a longer one, or with frames that wait for later ones.
+            begins = 0.0
             for frame in container.decode(video=0):
-                if shown is not None:
-                    show(shown, float(frame.time or 0))
+                at = float(frame.time or 0)
+                if shown is None:
+                    begins = at
+                else:
+                    show(shown, at - begins)
                 shown = frame
                 if len(found) == length:
                     break
             if shown is not None:
                 lasts = float((shown.duration or 0) * (shown.time_base or 0)) or 1 / FPS
-                show(shown, float(shown.time or 0) + lasts)
-    except (FFmpegError, OSError, IndexError) as error:
+                show(shown, float(shown.time or 0) - begins + lasts)
+    except (FFmpegError, OSError) as error:
         raise UsageError(f"{file} cannot be read as a video ({error})") from error
     if len(found) < length:
         raise UsageError(f"{file} has {len(found)} frames at 16 a second, and {length} are needed: --frames")

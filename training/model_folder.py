@@ -126,7 +126,8 @@ def _weight_files(part: Path, name: str) -> list[Path]:
     index = part / f"{name}.index.json"
     if not index.is_file():
         raise MissingWeights(f"The model in {part.parent} has no {part.name}/{name}: save it as safetensors.")
-    names = sorted({Path(str(one)).name for one in _read(index).get("weight_map", {}).values()})
+    listed = _read(index).get("weight_map")
+    names = sorted({Path(str(one)).name for one in listed.values()}) if isinstance(listed, dict) else []
     missing = [one for one in names if not (part / one).is_file()]
     if missing or not names:
         raise MissingWeights(f"The model in {part.parent} has no {part.name}/{(missing or [name])[0]}.")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from pipeline.errors import UsageError
-from training import model_folder
+from training import loading, model_folder
 from training.flow import clean_of
 from training.model_folder import TRANSFORMER
 from training.schedule import TIMESTEPS
@@ -60,7 +60,8 @@ class Denoiser:
     adapter: str | None = None
 
     def velocity(self, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """The velocity at (noisy, sigma): float32."""
+        """The velocity at (noisy, sigma): float32. Raises UsageError for more than it has positions for."""
+        self._placed(noisy.shape[2:])
         self.play()
         with torch.autocast(noisy.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found = self.transformer(
@@ -107,6 +108,17 @@ class Denoiser:
             self.transformer.enable_adapters()
             self.transformer.set_adapter(self.adapter)
 
+    def _placed(self, sides: Sequence[int]) -> None:
+        """Raises UsageError where a latent's sides [R + T', h, w] reach beyond the network's positions."""
+        inner = self.transformer.config
+        most = inner.rope_max_seq_len
+        patches = [side // patch for side, patch in zip(sides, inner.patch_size, strict=True)]
+        if max(patches) > most:
+            raise UsageError(
+                f"the network has {most} positions a side (rope_max_seq_len), and a clip with its references takes "
+                f"{patches[0]} x {patches[1]} x {patches[2]}: shorter or smaller clips, or fewer references"
+            )
+
     def changed(self) -> None:
         """Say that its weights were changed by hand: what FSDP still has gathered of them, after a forward pass without
         a backward one, is as they were."""
@@ -127,29 +139,10 @@ def depths(blocks: int) -> list[int]:
 
 def load(folder: Path, dtype: torch.dtype) -> Any:
     """The VACE transformer of a model in diffusers' layout, on the CPU, in evaluation mode, nothing of it to be
-    trained.
-
-    Raises MissingWeights where there is none; UsageError where it is no VACE transformer, or weights are damaged,
-    missing or of another shape.
-    """
+    trained. Raises as `loading.network`."""
     from diffusers import WanVACETransformer3DModel
 
-    # Before diffusers, which would look for a pickle and say so.
-    model_folder.check(folder, (TRANSFORMER,))
-    where = folder / TRANSFORMER
-    try:
-        found, said = WanVACETransformer3DModel.from_pretrained(
-            where, torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise UsageError(f"the transformer in {where} cannot be loaded: {_first_line(error)}") from error
-    lacking = sorted(said["missing_keys"])
-    wrong = [str(one[0]) for one in said["mismatched_keys"]]
-    if lacking or wrong:
-        what = "lacks" if lacking else "has of another shape"
-        raise UsageError(
-            f"the transformer in {where} {what} {len(lacking or wrong)} weights, {(lacking or wrong)[0]} first"
-        )
+    found = loading.network(folder, TRANSFORMER, WanVACETransformer3DModel, torch_dtype=dtype)
     return _exact(found).eval().requires_grad_(False)
 
 
@@ -169,16 +162,6 @@ def adapted(transformer: Any, rank: int, names: Sequence[str] = (STUDENT, FAKE))
         if "lora_" in name:
             parameter.data = parameter.data.float()
     return transformer
-
-
-def same_shape(student: Path, teacher: Path) -> None:
-    """Raises UsageError where latents, text or context of the transformers in two folders are not of one kind."""
-    with torch.device("meta"):
-        shapes = [scratch(folder).config for folder in (student, teacher)]
-    for name in ("in_channels", "out_channels", "patch_size", "text_dim", "vace_in_channels"):
-        own, others = (tuple(v) if isinstance(v := shape[name], list) else v for shape in shapes)
-        if own != others:
-            raise UsageError(f"the student's {name} is {own} and the teacher's {others}: they cannot share latents")
 
 
 def time_embedder(transformer: Any) -> nn.Module:
@@ -203,23 +186,15 @@ def _exact(transformer: Any) -> Any:
     return transformer
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 def scratch(folder: Path) -> Any:
     """A transformer of a folder's shape with random weights, float32, whose VACE branch at first adds nothing.
 
-    Raises MissingWeights where the folder has no configuration of one; UsageError where it is another network's.
+    Raises MissingWeights where the folder has no configuration of one, or another network's.
     """
     from diffusers import WanVACETransformer3DModel
 
-    config = model_folder.configuration(folder, TRANSFORMER)
-    try:
-        made = WanVACETransformer3DModel.from_config(config)
-    except (OSError, ValueError, TypeError) as error:
-        where = folder / TRANSFORMER
-        raise UsageError(f"{where} has no configuration of a VACE transformer: {_first_line(error)}") from error
+    told = model_folder.configuration(folder, TRANSFORMER)
+    made = loading.tried(folder, TRANSFORMER, lambda: WanVACETransformer3DModel.from_config(told))
     return _exact(silenced(made)).eval().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ import transformers.utils.logging
 from pipeline import encode
 from pipeline.disk import complete_file
 from pipeline.errors import RunError, UsageError
-from training import assemble, config, draws, make, model_folder, plan, student, vcu
+from training import assemble, config, draws, loading, make, model_folder, plan, student, vcu
 from training import export as exporting
 from training.config import Distill, Run, Teach
 from training.distill import Distillation
@@ -29,6 +29,8 @@ _LOG = logging.getLogger("vdot_data")
 # A line for each file that is loaded says nothing that a log needs.
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
+# Nor does a table of weights that are missing: `loading` says it in one sentence.
+transformers.utils.logging.set_verbosity_error()
 
 
 def teach(file: Path, out: Path, resume: str | None = None) -> None:
@@ -67,6 +69,9 @@ def sample(
     """Write a video that a trained model makes. Raises UsageError for what cannot be read or does not fit."""
     if mask is not None and video is None:
         raise UsageError("a mask belongs to a video: --video")
+    # What a terminal gives that is no UTF-8, Python keeps as halves of a character.
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise UsageError("the prompt is no valid UTF-8")
     try:
         vcu.latent_shape(shape, 1)
     except ValueError as error:
@@ -150,4 +155,8 @@ def _write(file: Path, film: make.Frames) -> None:
 
 
 def _folder(told: Run) -> Path:
-    return model_folder.folder(told.model.folder, (model_folder.TRANSFORMER,))
+    """The folder of a run's model, whose parts fit together."""
+    folder = model_folder.folder(told.model.folder, (model_folder.TRANSFORMER,))
+    for transformer in (folder, assemble.student_folder(told.model, folder)):
+        loading.together(transformer, folder)
+    return folder

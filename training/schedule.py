@@ -18,8 +18,8 @@ from training.flow import shifted
 
 # Wan's networks are told the time in thousandths.
 TIMESTEPS = 1000
-# A shift beyond this leaves nothing but noise.
-_MOST = 1e3
+# A shift beyond this leaves nothing but noise; steps beyond these are told apart by no network.
+_MOST, _MOST_STEPS = 1e3, TIMESTEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,10 @@ class Schedule:
     sampler: str = "stochastic"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not 0 < self.shift < _MOST or self.sampler != "stochastic":
-            raise ValueError(f"a schedule has steps from 1 on, a shift in (0, {_MOST:g}) and the sampler 'stochastic'")
+        if not 1 <= self.steps <= _MOST_STEPS or not 0 < self.shift < _MOST or self.sampler != "stochastic":
+            raise ValueError(
+                f"a schedule has 1 to {_MOST_STEPS} steps, a shift in (0, {_MOST:g}) and the sampler 'stochastic'"
+            )
 
     @property
     def sigmas(self) -> Tensor:
@@ -57,9 +59,11 @@ class Schedule:
         return {**asdict(self), "timesteps": [round(time, 4) for time in self.timesteps.tolist()]}
 
 
-def parse(stored: Mapping[str, Any], where: str) -> Schedule:
+def parse(stored: Mapping[str, Any] | None, where: str) -> Schedule:
     """The schedule that a model in `where` was stored with. Raises UsageError for none, and for one that contradicts
     itself."""
+    if stored is None:
+        raise UsageError(f"{where} stores no schedule")
     try:
         made = Schedule(int(stored["steps"]), float(stored["shift"]), str(stored["sampler"]))
         timesteps = [round(float(time), 4) for time in stored["timesteps"]]

@@ -48,7 +48,8 @@ class Log:
     def __init__(self, folder: Path, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "log.jsonl"
-        lines = file.read_text().splitlines() if file.is_file() else []
+        # What is damaged is no line of a step.
+        lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
         kept = [line for line in lines if _step_of(line) <= step]
         # Whole or not at all: it is all that is known of the steps before.
         half = file.with_suffix(".half")

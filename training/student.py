@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from training import assemble, checkpoint, config, model_folder, models, schedule
+from pipeline.strict import Strict, validated
+from training import assemble, checkpoint, config, loading, model_folder, models, schedule
 from training.model_folder import TEXT_ENCODER, VAE
 from training.models import STUDENT, Conditions, Denoiser
 from training.rollout import Noise, integrate, rollout
@@ -47,16 +49,29 @@ class Sampling:
         return {"taught": {"steps": self.steps, "shift": self.shift, "cfg": self.cfg}}
 
 
-def sampling(told: Any, where: Path) -> Sampling:
-    """How a model is sampled, as it was stored. Raises UsageError where that says nothing."""
-    if isinstance(told, dict) and "distilled" in told:
-        found = schedule.parse(told["distilled"], str(where))
+class Taught(Strict):
+    """How a teacher is sampled."""
+
+    steps: config.Count
+    shift: config.Positive
+    cfg: Annotated[float, Field(ge=1)]
+
+
+class Exported(Strict):
+    """What an export says of itself: how it is sampled, and all settings that it was trained with."""
+
+    distilled: dict[str, Any] | None = None
+    taught: Taught | None = None
+    step: int
+    mixture: str
+    config: dict[str, Any]
+
+    def sampling(self, where: Path) -> Sampling:
+        """Raises UsageError where that is not said, or contradicts itself."""
+        if self.taught is not None:
+            return Sampling(None, self.taught.steps, self.taught.shift, self.taught.cfg)
+        found = schedule.parse(self.distilled, str(where))
         return Sampling(found, found.steps, found.shift, 1.0)
-    try:
-        taught = told["taught"]
-        return Sampling(None, int(taught["steps"]), float(taught["shift"]), float(taught["cfg"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{where} does not say how it is sampled ({error!r})") from error
 
 
 def sampling_of(run: config.Run) -> Sampling:
@@ -69,19 +84,14 @@ def sampling_of(run: config.Run) -> Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A network, how it is sampled, the folder with its autoencoder and text encoder, what it was trained as (None: an
-    export does not say), and the checkpoint it comes from."""
+    """A network, how it is sampled, the folder with its autoencoder and text encoder, what it was trained as, and the
+    checkpoint that it comes from (None: an export)."""
 
     network: Denoiser
     sampling: Sampling
     folder: Path
-    run: config.Run | None
-    told: dict[str, Any]
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens of text it was trained with."""
-        return int(self.told["config"]["model"]["text_tokens"])
+    model: config.Model
+    told: checkpoint.Told | None
 
 
 def load(where: Path, device: torch.device) -> Trained:
@@ -90,22 +100,26 @@ def load(where: Path, device: torch.device) -> Trained:
     Raises UsageError where it is none of them, or its parts do not fit together.
     """
     if (where / SCHEDULE).is_file():
-        told = _json(where / SCHEDULE)
+        damaged = f"{where / SCHEDULE} is damaged"
+        exported = validated(Exported, _json(where / SCHEDULE), damaged)
+        model = validated(config.Model, exported.config.get("model", {}), f"{damaged}: config.model")
+        loading.together(where, where)
         found = models.load(where, torch.float32 if device.type == "cpu" else torch.bfloat16).to(device)
-        return Trained(Denoiser(found, found.dtype), sampling(told, where), where, None, told)
+        return Trained(Denoiser(found, found.dtype), exported.sampling(where), where, model, None)
     at = checkpoint.latest(where / "checkpoints") or where
     if not (at / checkpoint.META).is_file():
         raise UsageError(f"{where} is no run with a checkpoint, no checkpoint, and no export of `vdot-train export`")
     told = checkpoint.read(at)
-    run = config.parsed(told["kind"], told["config"], str(at))
+    run = config.parsed(told.kind, told.config, str(at))
     folder = model_folder.folder(run.model.folder, (model_folder.TRANSFORMER,))
+    loading.together(assemble.student_folder(run.model, folder), folder)
     found_sampling = sampling_of(run)
     wanted = found_sampling.schedule
-    if wanted is not None and (stored := schedule.parse(told["schedule"], str(at))) != wanted:
+    if wanted is not None and (stored := schedule.parse(told.schedule, str(at))) != wanted:
         raise UsageError(f"{at} contradicts itself: its schedule is {stored}, its configuration's {wanted}")
     parts = [VAE, TEXT_ENCODER, *([] if run.model.lora_rank is None else [model_folder.TRANSFORMER])]
     checkpoint.fits(at, told, model_folder.fingerprints(folder, parts), folder)
-    return Trained(_averaged(at, run, folder, device), found_sampling, folder, run, told)
+    return Trained(_averaged(at, run, folder, device), found_sampling, folder, run.model, told)
 
 
 def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device) -> Denoiser:
@@ -130,5 +144,5 @@ def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device) -> 
 def _json(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{file} cannot be read ({error})") from error

@@ -118,8 +118,10 @@ def test_looking_changes_nothing_and_sees_the_average(
     train(command, config(told, **mixture), tmp_path / "blind")
     equal(stored(tmp_path / "run", 4), stored(tmp_path / "blind", 4))
     found = student.load(tmp_path / "run", torch.device("cpu"))
-    examples = Examples(model, found.run.model, found.run.data, torch.device("cpu"))
-    example = held_out(config_module.load(tmp_path / "config.yaml", type(found.run)), examples, model)[0]
+    assert found.told is not None
+    trained = config_module.parsed(found.told.kind, found.told.config, "config")
+    examples = Examples(model, trained.model, trained.data, torch.device("cpu"))
+    example = held_out(trained, examples, model)[0]
     with torch.no_grad():
         wanted = found.network.velocity(example.clean, torch.ones(len(example.clean)), example.conditions)
     assert torch.allclose(seen[-1], wanted, atol=1e-5)

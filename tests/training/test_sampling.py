@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import wave
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import small_mixture
@@ -88,6 +91,24 @@ def test_a_condition_shows_what_was_on_the_screen(fps: int, shown: list[int], tm
     (tmp_path / "video.mp4").write_bytes(encode(frames, fps))
     found = make.read_video(tmp_path / "video.mp4", (9, 64, 64))
     assert [round(float(frame.mean()) / 16) for frame in found] == shown
+    # A clip that was cut from a longer one begins later, and shows the same.
+    with av.open(tmp_path / "video.mp4") as read, av.open(tmp_path / "later.mkv", "w") as later:
+        stream = later.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts + 1000, packet.dts + 1000, stream
+                later.mux(packet)
+    with av.open(tmp_path / "later.mkv") as later:
+        assert next(later.decode(video=0)).pts > 0
+    assert np.array_equal(make.read_video(tmp_path / "later.mkv", (9, 64, 64)), found)
+
+
+def test_sound_without_pictures_is_no_video(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(8000))
+    with pytest.raises(UsageError, match=r"sound\.wav holds no video"):
+        make.read_video(tmp_path / "sound.wav", (9, 64, 64))
 
 
 def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path: Path) -> None:
@@ -113,6 +134,17 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
     assert seen == pytest.approx([1000, 937.5, 833.33, 625], abs=0.01)
     with pytest.raises(UsageError, match="this student makes 4 steps, not 50"):
         pipe.scheduler.set_timesteps(50)
+    file = tmp_path / "model/schedule.json"
+    said = json.loads(file.read_text())
+    for changes, told in (
+        ({"distilled": None}, "stores no schedule"),
+        ({"distilled": said["distilled"] | {"shift": 8}}, "contradicts itself"),
+        ({"config": {}}, r"schedule\.json is damaged: config\.model: folder: Field required"),
+        ({"taught": {"steps": 0, "shift": 5, "cfg": 4}}, r"schedule\.json is damaged: taught\.steps: "),
+    ):
+        file.write_text(json.dumps(said | changes))
+        with pytest.raises(UsageError, match=told):
+            student.load(tmp_path / "model", torch.device("cpu"))
 
 
 @pytest.mark.long

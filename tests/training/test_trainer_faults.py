@@ -170,58 +170,125 @@ def test_a_full_disk_keeps_the_last_checkpoint(config: Any, tmp_path: Path) -> N
         assert stored(small / "run", int(last.name[5:]))
 
 
+WEIGHTS = {
+    "transformer": ("diffusion_pytorch_model.safetensors", "blocks.0.attn1.to_q.weight"),
+    "vae": ("diffusion_pytorch_model.safetensors", "encoder.conv_in.weight"),
+    "text_encoder": ("model.safetensors", "encoder.block.0.layer.0.SelfAttention.q.weight"),
+}
+
+
+def damage(part: Path, how: str) -> None:
+    """Take something from a part of a model, or put something else in its place."""
+    from safetensors.torch import save_file
+
+    name, weight = WEIGHTS[part.name]
+    if how == "gone":
+        shutil.rmtree(part)
+    elif how == "no weights":
+        (part / name).unlink()
+    elif how == "cut short":
+        os.truncate(part / name, (part / name).stat().st_size // 2)
+    else:
+        found = load_file(part / name)
+        found.pop(weight)
+        if how == "another shape":
+            found[weight] = torch.zeros(3, 3)
+        save_file(found, part / name, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("how", "said"),
     [
-        ("no folder", "is no folder here, and no hub id"),
-        ("no transformer", r"has no transformer/config\.json"),
-        ("no weights", r"has no transformer/diffusion_pytorch_model\.safetensors: save it as safetensors"),
-        ("a weight less", "lacks 1 weights, blocks.0.attn1.to_q.weight first"),
-        ("another shape", "cannot be loaded|of another shape"),
-        ("cut short", "transformer cannot be loaded"),
-        ("no VAE", "has no vae/diffusion_pytorch_model.safetensors"),
+        ("gone", r"has no {part}/config\.json"),
+        ("no weights", r"has no {part}/{file}: save it as safetensors"),
+        ("a weight less", r"The {part} in .* lacks 1 weights, {weight} first"),
+        ("another shape", r"The {part} in .* (cannot be loaded|has of another shape 1 weights, {weight})"),
+        ("cut short", r"The {part} in .* cannot be loaded"),
     ],
 )
 def test_a_model_that_is_not_whole_is_refused_in_one_sentence(
-    damage: str, said: str, model: Path, config: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    part: str, how: str, said: str, model: Path, config: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.torch import save_file
-
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
-    weights = broken / "transformer/diffusion_pytorch_model.safetensors"
-    if damage == "no folder":
-        shutil.rmtree(broken)
-    elif damage == "no transformer":
-        shutil.rmtree(broken / "transformer")
-    elif damage == "no weights":
-        weights.unlink()
-    elif damage == "no VAE":
-        (broken / "vae/diffusion_pytorch_model.safetensors").unlink()
-    elif damage == "cut short":
-        os.truncate(weights, weights.stat().st_size // 2)
-    else:
-        found = load_file(weights)
-        name = "blocks.0.attn1.to_q.weight"
-        found.pop(name)
-        if damage == "another shape":
-            found[name] = torch.zeros(3, 3)
-        save_file(found, weights, metadata={"format": "pt"})
-    with pytest.raises((UsageError, MissingWeights), match=said):
+    damage(broken / part, how)
+    file, weight = WEIGHTS[part]
+    with pytest.raises(MissingWeights, match=said.format(part=part, file=file, weight=weight)):
         train("distill", config(DISTILL, model={"folder": str(broken)}), tmp_path / "run")
     assert not (tmp_path / "run/log.jsonl").exists()
     assert capfd.readouterr().err == ""
 
 
-def test_a_teacher_of_other_latents_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
-    from diffusers import WanVACETransformer3DModel
+def test_a_model_that_is_nowhere_is_named(config: Any, tmp_path: Path) -> None:
+    with pytest.raises(MissingWeights, match="is no folder here, and no hub id"):
+        train("distill", config(DISTILL, model={"folder": str(tmp_path / "nowhere")}), tmp_path / "run")
 
+
+@pytest.mark.parametrize(
+    ("part", "changes", "said"),
+    [
+        ("transformer", {"text_dim": 16}, r"takes text of 16 numbers .* gives 32 \(d_model\)"),
+        ("transformer", {"in_channels": 36}, "transformer in .* has in_channels 36, and 16 is needed"),
+        ("transformer", {"vace_in_channels": 100}, "has vace_in_channels 100, and 96 is needed"),
+        ("transformer", {"patch_size": [1, 1, 1]}, r"has patch_size \[1, 1, 1\], and \[1, 2, 2\] is needed"),
+        ("transformer", {"attention_head_dim": 13}, "transformer in .* cannot be loaded"),
+        ("vae", {"z_dim": 48}, "vae in .* has z_dim 48, and 16 is needed"),
+        ("vae", {"dim_mult": [1, 2]}, r"has dim_mult \[1, 2\], and 4 levels are needed"),
+        ("vae", {"temperal_downsample": [True, True, True]}, "has temperal_downsample"),
+        ("vae", {"latents_mean": [0.0]}, "has latents_mean .*: a number for each channel is needed"),
+        ("vae", {"latents_std": [0.0] * 16}, "has latents_std .*: a number for each channel is needed"),
+        ("text_encoder", {"d_model": 64}, r"takes text of 32 numbers .* gives 64 \(d_model\)"),
+    ],
+)
+def test_a_teacher_of_the_wrong_shape_is_refused_before_anything_is_loaded(
+    part: str, changes: dict[str, Any], said: str, model: Path, config: Any, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(model, other)
-    told = WanVACETransformer3DModel.load_config(other / "transformer")
-    WanVACETransformer3DModel.from_config(told | {"text_dim": 16}).save_pretrained(other / "transformer")
-    with pytest.raises(UsageError, match="the student's text_dim is 16 and the teacher's 32: they cannot share"):
-        train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
+    file = other / part / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(MissingWeights, match=said):
+        train("distill", config(DISTILL, model={"folder": str(other)}), tmp_path / "run")
+    if part == "transformer":
+        with pytest.raises(MissingWeights, match=said):
+            train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
+
+
+def test_clips_beyond_the_networks_positions_are_named(model: Path, config: Any, tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    shutil.copytree(model, short)
+    file = short / "transformer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_max_seq_len": 1}))
+    with pytest.raises(
+        UsageError, match=r"has 1 positions a side .rope_max_seq_len., and a clip .* takes \d x \d x \d"
+    ):
+        train("teach", config(TEACH, model={"folder": str(short)}), tmp_path / "run")
+
+
+def test_an_edited_checkpoint_is_refused_in_one_sentence(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    at = tmp_path / "run/checkpoints/step-0000002"
+    told = json.loads((at / "checkpoint.json").read_text())
+    for changes, said in (
+        ({"step": None}, "step: expected a whole number"),
+        ({"config": []}, "config: expected keys and values"),
+        ({"base": {}}, "holds another transformer than"),
+        ({"base": {"vae": None}}, "base.vae: expected a text"),
+        ({"stream": {}}, "stream.mixture: Field required"),
+        ({"updates": {}}, "contradicts itself: it has updates of nothing"),
+        ({"updates": {"student": -1}}, "updates.student: "),
+        ({"format": None}, "has format None, and this version reads 2"),
+    ):
+        (at / "checkpoint.json").write_text(json.dumps(told | changes))
+        with pytest.raises(UsageError, match=said):
+            train("teach", config(TEACH), tmp_path / "run", "latest")
+    (at / "checkpoint.json").write_text(json.dumps(told))
+    (shard,) = at.glob("*.safetensors")
+    for header in (b"{}garbage", b'{"a": {"dtype": "F32"}}', b"[1, 2, 3]", b"\xff" * 20, b"{}"):
+        shard.write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(UsageError, match=r"step-0000002 (cannot be read|is of another model)"):
+            train("teach", config(TEACH), tmp_path / "run", "latest")
 
 
 def test_latents_that_are_not_there_are_named(config: Any, tmp_path: Path) -> None:
