@@ -36,7 +36,8 @@ def mapping(text: str, name: str) -> dict[Any, Any]:
     """The keys and values in a YAML text. Raises `UsageError`, which begins with `name`, when it is something else."""
     try:
         given = yaml.load(text, _Loader) or {}  # noqa: S506 (it is a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date that is none
+    # ValueError: something like a date that is none. RecursionError: a thousand brackets.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise UsageError(f"{name}: expected keys and values, found {type(given).__name__}")

@@ -165,7 +165,7 @@ def autoencoder(folder: Path, device: Any) -> Any:
 
 def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
     """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding. Raises as
-    `loading.network`."""
+    `loading.network`, and MissingWeights for a tokenizer of another vocabulary."""
     import torch
     from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -175,6 +175,10 @@ def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
     # On a GPU in bfloat16, as Wan's pipelines run it: 11 GB instead of 23.
     kind = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = loading.network(folder, TEXT_ENCODER, UMT5EncoderModel, dtype=kind)
+    if len(tokenizer) > model.config.vocab_size:
+        raise MissingWeights(
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, and the text encoder {model.config.vocab_size}."
+        )
     model = model.eval().requires_grad_(False).to(device)
 
     def embed(caption: str) -> NDArray[np.float16]:

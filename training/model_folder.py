@@ -113,7 +113,7 @@ def licence(model: Path) -> str:
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
         stated = yaml.safe_load(head[1]) if head else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return "unknown"
     found = stated.get("license") if isinstance(stated, dict) else None
     return found if isinstance(found, str) else "unknown"

@@ -76,7 +76,8 @@ def sample(
         vcu.latent_shape(shape, 1)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if out.is_dir() or not out.parent.is_dir():
+    # A device would be replaced, not written to.
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in a folder that is there")
     found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:

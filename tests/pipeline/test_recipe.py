@@ -29,6 +29,7 @@ from pipeline.recipe import default_text, parse
         ("- a", "expected keys and values, found list"),
         ("a: b: c", "is not YAML"),
         ("rules: {a: 2024-13-45}", "is not YAML"),
+        ("rules: " + "[" * 3000 + "]" * 3000, "is not YAML"),
     ],
 )
 def test_a_mistake_is_a_sentence(text: str, sentence: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import wave
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,13 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
         ({"video": "absent.mp4"}, "absent.mp4 cannot be read as a video"),
         ({"references": ["absent.png"]}, "absent.png cannot be read as a PNG"),
         ({"trained": "."}, "is no run with a checkpoint"),
+        ({"out": "pipe"}, "pipe cannot be written: name a file"),
     ],
 )
 def test_what_cannot_be_sampled_is_named(options: dict[str, Any], said: str, config: Any, tmp_path: Path) -> None:
     train("teach", config(TEACH, steps=2), tmp_path / "run")
     (tmp_path / "clip.mp4").write_bytes(small_mixture.members(0)["mp4"])
+    os.mkfifo(tmp_path / "pipe")
 
     def at(name: str) -> Path | None:
         return tmp_path / options[name] if name in options else None
@@ -170,8 +173,8 @@ def test_what_cannot_be_sampled_is_named(options: dict[str, Any], said: str, con
     pictures_ = [tmp_path / one for one in options.get("references", [])]
     with pytest.raises(UsageError, match=said):
         run.sample(
-            at("trained") or tmp_path / "run", tmp_path / "made.mp4", "", at("video"), at("mask"), pictures_,
-            options.get("shape", (9, 32, 48)), 0,
+            at("trained") or tmp_path / "run", at("out") or tmp_path / "made.mp4", "", at("video"), at("mask"),
+            pictures_, options.get("shape", (9, 32, 48)), 0,
         )  # fmt: skip
 
 

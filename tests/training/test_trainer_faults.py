@@ -255,6 +255,18 @@ def test_a_teacher_of_the_wrong_shape_is_refused_before_anything_is_loaded(
             train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
 
 
+def test_a_tokenizer_of_another_vocabulary_is_named(model: Path, config: Any, tmp_path: Path) -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    UMT5EncoderModel(UMT5Config.from_pretrained(model / "text_encoder", vocab_size=2)).save_pretrained(
+        other / "text_encoder"
+    )
+    with pytest.raises(MissingWeights, match=r"tokenizer in .* has \d+ tokens, and the text encoder 2"):
+        train("teach", config(TEACH, model={"folder": str(other)}), tmp_path / "run")
+
+
 def test_clips_beyond_the_networks_positions_are_named(model: Path, config: Any, tmp_path: Path) -> None:
     short = tmp_path / "short"
     shutil.copytree(model, short)
