@@ -62,6 +62,7 @@ def test_passes_and_operations_are_those_of_the_loop(tmp_path: Path) -> None:
     assert told["transport_s"] > 0
 
 
+@pytest.mark.long
 def test_what_checkpointing_computes_again_is_not_useful(tmp_path: Path) -> None:
     kept, again = (measured(tmp_path, ", lora_rank: 4", on) for on in ("false", "true"))
     assert kept["steps"]["useful_flop"] == again["steps"]["useful_flop"]

@@ -113,8 +113,9 @@ def test_a_filter_that_fails_gives_no_score(name: str) -> None:
             assert "injected" in caught.value.detail
 
 
-# Latents take half a minute. Masked latents are made by what makes latents, 26 times over: for the same lines.
-NAMES = [pytest.param(name, marks=[pytest.mark.long] if name == "latents" else []) for name in ANNOTATORS]
+# A quarter to half a minute each. Masked latents are made by what makes latents, 26 times over: for the same lines.
+LONG = ("latents", "subjects")
+NAMES = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in ANNOTATORS]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.values != ("masked_latents",)])

@@ -25,6 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_works_in_a_folder_that_has_rooms_of_the_same_names(
     installed: Path, vdot: Any, recipe: Any, small: Path, tmp_path: Path
 ) -> None:
