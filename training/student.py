@@ -24,6 +24,8 @@ from training.schedule import Schedule
 
 SCHEDULE = "schedule.json"
 """The file of an export that says how it is to be sampled."""
+# [diffusers.loaders.lora_base.LORA_WEIGHT_NAME_SAFE]
+_ADAPTERS = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ def load(where: Path, device: torch.device) -> Trained:
         damaged = f"{where / SCHEDULE} is damaged"
         exported = validated(Exported, _json(where / SCHEDULE), damaged)
         model = validated(config.Model, exported.config.get("model", {}), f"{damaged}: config.model")
+        if (where / _ADAPTERS).is_file():
+            raise UsageError(f"{where} has adapters alone, for other programs: name the run, or export without --lora")
         loading.together(where, where)
         found = models.load(where, torch.float32 if device.type == "cpu" else torch.bfloat16).to(device)
         return Trained(Denoiser(found, found.dtype), exported.sampling(where), where, model, None)

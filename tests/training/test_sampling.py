@@ -74,6 +74,8 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
     with pytest.raises(UsageError, match="has no adapters"):
         run.export(tmp_path / "whole", tmp_path / "other", lora=True)
     run.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
+    with pytest.raises(UsageError, match="adapters has adapters alone, for other programs"):
+        student.load(tmp_path / "adapters", torch.device("cpu"))
     # As the card says.
     base, trained = models.load(model, torch.float32), student.load(tmp_path / "lora", torch.device("cpu"))
     weights = {"prefix": None, "weight_name": "pytorch_lora_weights.safetensors"}
