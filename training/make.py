@@ -37,10 +37,12 @@ def video(
     """uint8 [T, H, W, 3] RGB of a shape (T = 4n + 1, H and W multiples of 16).
 
     `condition` uint8 [T, H, W, 3]: a control track, or what is kept under a mask; `mask` bool [T, H, W]: true where
-    something is to be made; `references`: pictures uint8 [h, w, 3]. Raises ValueError where shapes do not fit.
+    something is to be made; `references`: pictures uint8 [h, w, 3]. Raises ValueError where shapes do not fit,
+    UsageError for more than the network has positions for.
     """
     device = next(trained.network.transformer.parameters()).device
     latent = vcu.latent_shape(shape, 1, len(references))
+    trained.network.check_sides(latent[2:])
     embed = text_embedder(trained.folder, device, trained.model.text_tokens)
     text, free = embed(prompt), embed(trained.model.negative_prompt)
     vae = autoencoder(trained.folder, device)

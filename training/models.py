@@ -61,7 +61,7 @@ class Denoiser:
 
     def velocity(self, noisy: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """The velocity at (noisy, sigma): float32. Raises UsageError for more than it has positions for."""
-        self._placed(noisy.shape[2:])
+        self.check_sides(noisy.shape[2:])
         self.play()
         with torch.autocast(noisy.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found = self.transformer(
@@ -108,7 +108,7 @@ class Denoiser:
             self.transformer.enable_adapters()
             self.transformer.set_adapter(self.adapter)
 
-    def _placed(self, sides: Sequence[int]) -> None:
+    def check_sides(self, sides: Sequence[int]) -> None:
         """Raises UsageError where a latent's sides [R + T', h, w] reach beyond the network's positions."""
         inner = self.transformer.config
         most = inner.rope_max_seq_len

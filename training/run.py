@@ -66,7 +66,8 @@ def sample(
     shape: vcu.Shape,
     seed: int,
 ) -> None:
-    """Write a video that a trained model makes. Raises UsageError for what cannot be read or does not fit."""
+    """Write a video that a trained model makes. Raises UsageError for what cannot be read or does not fit, RunError
+    where memory ends or nothing can be written."""
     if mask is not None and video is None:
         raise UsageError("a mask belongs to a video: --video")
     # What a terminal gives that is no UTF-8, Python keeps as halves of a character.
@@ -92,6 +93,12 @@ def sample(
         )
     except FloatingPointError as error:
         raise RunError(f"{trained} makes no video: {error}") from error
+    except (RuntimeError, MemoryError) as error:
+        # torch has a class of its own for a GPU's memory alone.
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        told = str(error).splitlines()[0]
+        raise RunError(f"{shape[0]} frames of {shape[2]} x {shape[1]} do not fit into memory: {told}") from error
     _write(out, frames)
     _LOG.info("%s: %d frames of %d x %d", out, len(frames), *frames.shape[2:0:-1])
 

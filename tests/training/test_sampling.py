@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import wave
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
 import small_mixture
 import torch
@@ -18,7 +20,7 @@ from tiny_run import DISTILL, TEACH, equal, stored, train
 
 from pipeline.decode import pictures
 from pipeline.encode import encode
-from pipeline.errors import UsageError
+from pipeline.errors import RunError, UsageError
 from pipeline.mixture import Step
 from training import make, model_folder, models, run, student, tiny
 from training.config import Size
@@ -156,6 +158,7 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
     [
         ({"shape": (10, 32, 48)}, "4n . 1 frames"),
         ({"shape": (9, 30, 48)}, "multiples of 16"),
+        ({"shape": (40_001, 32, 48)}, r"has \d+ positions a side .* takes 10001 x 2 x 3"),
         ({"mask": "clip.mp4"}, "a mask belongs to a video"),
         ({"video": "clip.mp4", "shape": (81, 32, 48)}, "has 9 frames at 16 a second, and 81 are needed"),
         ({"video": "absent.mp4"}, "absent.mp4 cannot be read as a video"),
@@ -178,6 +181,19 @@ def test_what_cannot_be_sampled_is_named(options: dict[str, Any], said: str, con
             at("trained") or tmp_path / "run", at("out") or tmp_path / "made.mp4", "", at("video"), at("mask"),
             pictures_, options.get("shape", (9, 32, 48)), 0,
         )  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_video_that_memory_does_not_hold_is_named(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 300 * 2**20, limits[1]))
+    try:
+        # The pixels alone take 380 MB.
+        with pytest.raises(RunError, match=r"121 frames of 512 x 512 do not fit into memory: .*allocate"):
+            run.sample(tmp_path / "run", tmp_path / "made.mp4", "", None, None, [], (121, 512, 512), 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_the_demonstrations_model_is_one_that_the_pipeline_can_count_on(mixture: Path, tmp_path: Path) -> None:
