@@ -121,7 +121,8 @@ class Crew:
             try:
                 handover.tell(worker.sock, [ticket, told, worker.receiver.released()])
             except OSError:
-                # It is gone: `_collect` finds that out, and gives this to another.
+                # It is gone, which `_collect` finds out; not at these clips, of which it never heard.
+                self._waiting.appendleft(worker.tickets.pop())
                 return
 
     def _collect(self, timeout_ms: int | None) -> None:

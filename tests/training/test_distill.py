@@ -13,15 +13,13 @@ import torch
 from tiny_run import DISTILL, LONG, equal, logged, options, processes, stored, train
 
 from pipeline.errors import UsageError
-from pipeline.mixture import Bucket, Step
-from training import assemble, distill, models, run, student
+from pipeline.mixture import Step
+from training import assemble, models, run, student
 from training import config as config_module
-from training.examples import Example, Examples
-from training.flow import noised
+from training.examples import Examples
 from training.loop import held_out
 from training.models import Conditions, Denoiser
 from training.parallel import world
-from training.signals import Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,67 +142,6 @@ def test_every_objective_goes_through_the_loop(changes: dict[str, Any], config: 
     said = logged(tmp_path / "run")[0]
     assert ("ot/diagonal" in said) == (changes.get("objective") is None and changes.get("transport", 1) is not None)
     assert ("judge/loss" in said) == (changes.get("gan", 1) is not None and changes.get("objective") != "published")
-
-
-def test_the_adversarial_gradient_has_its_ratio(model: Path, config: Any) -> None:
-    told = config_module.load(config(DISTILL, gan={"ratio": 0.3}), config_module.Distill)
-    with world() as here:
-        networks = assemble.distillation(told, model, here)
-        method = distill.Distillation(told, networks, torch.zeros(1, 8, 32))
-        drawn = torch.Generator().manual_seed(0)
-        clean, context, text, sample = (
-            torch.randn(shape, generator=drawn)
-            for shape in ((2, 16, 3, 4, 4), (2, 96, 3, 4, 4), (2, 8, 32), (2, 16, 3, 4, 4))
-        )
-        bucket = Bucket("films", "pose", 9, 32, 32, 0)
-        example = Example(7, bucket, clean, Conditions(text, context))
-        both = method.gradient(example, sample, Signals())
-        alone = method.gradient(example, sample, Signals(), judge=False)
-        added = both - alone
-        sigma, noise = method._level(example, "student")
-
-        def judged(latents: torch.Tensor) -> float:
-            assert networks.judge is not None
-            with torch.no_grad():
-                seen = networks.fake.seen(noised(latents, noise, sigma), sigma, example.conditions)[1]
-                return float(networks.judge(seen, sigma).sum())
-
-        # Against the gradient, as an optimiser goes, the sample seems more real.
-        step = sample.norm() / added.norm() * 1e-2
-        assert judged(sample - step * added) > judged(sample) > judged(sample + step * added)
-    assert float(added.norm() / alone.norm()) == pytest.approx(0.3, rel=1e-3)
-    # Mean 1 of what a direction is over: the same at every size.
-    assert 0.1 < float(alone.norm() * alone.numel() ** 0.5) < 10
-
-
-def test_the_gradient_is_that_of_the_networks_predictions(model: Path, config: Any) -> None:
-    told = config_module.load(config(DISTILL, transport=None, gan=None), config_module.Distill)
-    with world() as here:
-        networks = assemble.distillation(told, model, here)
-        negative = torch.ones(1, 8, 32)
-        method = distill.Distillation(told, networks, negative)
-        drawn = torch.Generator().manual_seed(1)
-        clean, sample = (torch.randn((2, 16, 3, 4, 4), generator=drawn) for _ in range(2))
-        conditions = Conditions(
-            torch.randn((2, 8, 32), generator=drawn), torch.randn((2, 96, 3, 4, 4), generator=drawn)
-        )
-        with torch.no_grad():
-            # The fake score is another network than the teacher, as it soon is.
-            for _, parameter in networks.fake.trained():
-                parameter.mul_(1.1)
-        networks.fake.changed()
-        example = Example(7, Bucket("films", "pose", 9, 32, 32, 0), clean, conditions)
-        found = method.gradient(example, sample, Signals())
-        with torch.no_grad():
-            sigma, noise = method._level(example, "student")
-            at = noised(sample, noise, sigma)
-            fake = networks.fake.clean(at, sigma, conditions)
-            asked = networks.teacher.clean(at, sigma, conditions)
-            free = networks.teacher.clean(at, sigma, conditions.with_text(negative))
-    real = free + told.teacher_cfg * (asked - free)
-    wanted = (fake - real) / (sample - real).abs().mean(dim=(1, 2, 3, 4), keepdim=True) / sample.numel()
-    assert float(wanted.norm()) > 1e-4
-    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-8)
 
 
 def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> None:
