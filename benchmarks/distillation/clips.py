@@ -35,13 +35,13 @@ def crops(mixture: str, train: int, test: int) -> tuple[list[Scene], list[Scene]
 
 def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
     """So many crops, as many of each clip as of the others, and the number of clips."""
-    windows = list(_windows(mixture, split).values())
+    windows = list(_windows(mixture, split).items())
     if not windows:
         raise UsageError(f"the part {split!r} of {mixture} has no clip of {FRAMES} frames")
     draw = np.random.default_rng(21)
     made = []
     for number in range(count):
-        own = windows[number % len(windows)]
+        key, own = windows[number % len(windows)]
         shown = own[draw.integers(len(own))]
         top, left = (draw.integers(side - SIDE + 1) for side in shown.shape[1:3])
         clip = np.ascontiguousarray(shown[:, top : top + SIDE, left : left + SIDE])
@@ -49,7 +49,7 @@ def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
         y, x = draw.integers(SIDE // 2 + 1, size=2)
         hidden[:, y : y + SIDE // 2, x : x + SIDE // 2] = True
         track = scenes.luma(clip).round().astype(np.uint8)
-        made.append(Scene(clip, "", track, track > scenes.NEAR, hidden))
+        made.append(Scene(clip, "", track, track > scenes.NEAR, hidden, f"clip {key}"))
     return made, min(len(windows), count)
 
 

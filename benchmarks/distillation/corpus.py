@@ -43,6 +43,9 @@ class Corpus:
         self.shapes = torch.from_numpy(np.stack([scene.shapes for scene in scenes]))
         self.hidden = torch.from_numpy(np.stack([scene.hidden for scene in scenes]))
         self.clips = clips
+        names = sorted({scene.source for scene in scenes})
+        self.sources = torch.tensor([names.index(scene.source) for scene in scenes])
+        """The number of what each clip was cut from, int64 [N]."""
         self._device = device
         encode: vcu.Encode = own.encode
         clean, contexts = [], []

@@ -1,4 +1,4 @@
-"""All metrics of one set of samples, each with what bootstrap over conditions makes of it."""
+"""All metrics of one set of samples, each with what bootstrap over what their conditions were cut from makes of it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class Judge:
         self._features = metrics.Features()
         known = self._seen(train.clean.cpu()[: 4 * len(corpus)])
         self._mean, self._spread = known.mean(dim=0), known.std(dim=0).clamp(min=1e-6)
-        self.drawn = metrics.draws(len(corpus), size.replicates)
-        self._drawn_diverse = metrics.draws(size.diversity[0], size.replicates, 1)
+        self._drawn = metrics.draws(corpus.sources, size.replicates)
+        few = corpus.sources[: size.diversity[0]].unique(return_inverse=True)[1]
+        self._drawn_diverse = metrics.draws(few, size.replicates, 1)
         held_out = corpus.clean.cpu()
         self._spaces = {
             f"{whose}/{name}": _space(rows)
@@ -54,9 +55,7 @@ class Judge:
 
     def __call__(self, latents: Tensor, diverse: Tensor | None, bootstrap: bool = True) -> dict[str, list[float]]:
         """Each metric: its value, and after it those of the replicates if there is to be a bootstrap."""
-        whole = torch.arange(len(latents))[None]
-        drawn = torch.cat([whole, self.drawn]) if bootstrap else whole
-        weights = metrics.counts(drawn)
+        weights = _counted(self._drawn, bootstrap)
         found: dict[str, Tensor] = {}
         rows = dict(self._rows(latents))
         for name, space in self._spaces.items():
@@ -67,17 +66,17 @@ class Judge:
             found[f"{name}/mmd_cubic"] = metrics.mmd(
                 metrics.cubic(own, own), space.cubic, metrics.cubic(own, space.rows), weights
             )
-            found[f"{name}/sliced"] = metrics.sliced(own.double() @ space.directions, space.projected, drawn)
+            found[f"{name}/sliced"] = metrics.sliced(own.double() @ space.directions, space.projected, weights)
         for name, values in self._each(latents):
             shares = weights * values.isfinite()
             found[name] = (shares * values.nan_to_num()).sum(dim=1) / shares.sum(dim=1).clamp(min=1)
         flat = latents.flatten(1).double()
-        spread = (weights @ flat.square().mean(dim=1) - (weights @ flat.mean(dim=1)) ** 2 / len(flat)) / len(flat)
+        shares = weights.double() / weights.sum(dim=1, keepdim=True)
+        spread = shares @ flat.square().mean(dim=1) - (shares @ flat.mean(dim=1)) ** 2
         found["saturation"] = spread.sqrt() / self._std
         if diverse is not None:
-            whole = torch.arange(len(diverse))[None]
-            chosen = torch.cat([whole, self._drawn_diverse]) if bootstrap else whole
-            found["diversity"] = metrics.diversity(diverse)[chosen].mean(dim=1) / self._diverse[chosen].mean(dim=1)
+            weights = _counted(self._drawn_diverse, bootstrap).double()
+            found["diversity"] = (weights @ metrics.diversity(diverse)) / (weights @ self._diverse)
         return {name: [float(f"{value:.6g}") for value in values.tolist()] for name, values in found.items()}
 
     def _each(self, latents: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -101,6 +100,12 @@ class Judge:
 
     def _seen(self, latents: Tensor) -> Tensor:
         return torch.cat([self._features(self._decoded(some)) for some in latents.split(_CHUNK)])
+
+
+def _counted(drawn: Tensor, bootstrap: bool) -> Tensor:
+    """Each condition once, and then as replicates draw them."""
+    once = torch.ones_like(drawn[:1])
+    return torch.cat([once, drawn]) if bootstrap else once
 
 
 def _space(rows: Tensor) -> _Space:

@@ -16,15 +16,13 @@ _DIRECTIONS = 256
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def draws(conditions: int, replicates: int, seed: int = 0) -> Tensor:
-    """Bootstrap: which conditions each replicate draws, int64 [replicates, conditions]. The same for every arm, so that
-    differences of arms are paired."""
-    return torch.randint(conditions, (replicates, conditions), generator=torch.Generator().manual_seed(seed))
-
-
-def counts(drawn: Tensor) -> Tensor:
-    """How often each condition was drawn: float64 [replicates, conditions]."""
-    return functional.one_hot(drawn, drawn.shape[1]).sum(dim=1).double()
+def draws(sources: Tensor, replicates: int, seed: int = 0) -> Tensor:
+    """Bootstrap: how often each replicate draws each condition, int64 [replicates, n]. Drawn are `sources` [n], from 0
+    on, each with all of its conditions, as these are not independent. The same for every arm, so that differences of
+    arms are paired."""
+    count = int(sources.max()) + 1
+    drawn = torch.randint(count, (replicates, count), generator=torch.Generator().manual_seed(seed))
+    return functional.one_hot(drawn, count).sum(dim=1)[:, sources]
 
 
 def bandwidth(reference: Tensor) -> float:
@@ -45,6 +43,7 @@ def cubic(a: Tensor, b: Tensor) -> Tensor:
 def mmd(own: Tensor, others: Tensor, between: Tensor, weights: Tensor) -> Tensor:
     """The squared maximum mean discrepancy, without bias, from kernels [n, n] of samples of the same n conditions, each
     counted so often (`weights` [replicates, n]): [replicates]. About 0, and at times below, for equal distributions."""
+    weights = weights.double()
     kernel = own + others - between - between.T
     kernel = kernel - torch.diag(kernel.diagonal())
     pairs = weights.sum(dim=1).square() - weights.square().sum(dim=1)
@@ -58,11 +57,14 @@ def directions(width: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(shown)[0]
 
 
-def sliced(a: Tensor, b: Tensor, drawn: Tensor) -> Tensor:
-    """Sliced Wasserstein-2 of projections [n, k], for the rows that each replicate draws: [replicates]. Of a shift it
-    is the shift's root mean square."""
-    found = [(a[rows].sort(dim=0).values - b[rows].sort(dim=0).values).square().mean().sqrt() for rows in drawn]
-    return torch.stack(found)
+def sliced(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Sliced Wasserstein-2 of projections [n, k], whose rows each replicate counts so often (`weights` int64
+    [replicates, n]): [replicates]. Of a shift it is the shift's root mean square."""
+
+    def sorted_rows(shown: Tensor, counts: Tensor) -> Tensor:
+        return shown.repeat_interleave(counts, dim=0).sort(dim=0).values
+
+    return torch.stack([(sorted_rows(a, one) - sorted_rows(b, one)).square().mean().sqrt() for one in weights])
 
 
 class Features(nn.Module):  # type: ignore[misc]

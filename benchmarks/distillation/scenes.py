@@ -24,13 +24,15 @@ _WEIGHTS = np.array([0.299, 0.587, 0.114])
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A clip uint8 [T, H, W, 3], what is said of it, and its tracks: `depth` uint8 [T, H, W], `shapes` bool [T, H, W]
-    (where a shape is), `hidden` bool [T, H, W] (a square around the nearest shape: what inpainting is to make)."""
+    (where a shape is), `hidden` bool [T, H, W] (a square around the nearest shape: what inpainting is to make).
+    `source` names what it was cut from: two clips of one are not independent."""
 
     clip: NDArray[np.uint8]
     caption: str
     depth: NDArray[np.uint8]
     shapes: NDArray[np.bool_]
     hidden: NDArray[np.bool_]
+    source: str
 
 
 def scene(seed: int, frames: int = FRAMES, side: int = SIDE) -> Scene:
@@ -57,7 +59,7 @@ def scene(seed: int, frames: int = FRAMES, side: int = SIDE) -> Scene:
         hidden = np.stack([(abs(ys - y) <= reach) & (abs(xs - x) <= reach) for y, x in path])
         said = f"a {colour} {kind} moves"
     track = depth.round()
-    return Scene(_rgb(track, chroma), said, track.astype(np.uint8), shapes, hidden)
+    return Scene(_rgb(track, chroma), said, track.astype(np.uint8), shapes, hidden, f"scene {seed}")
 
 
 def luma(clip: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -66,11 +66,12 @@ def test_what_two_sets_share_condition_by_condition_is_no_nearness() -> None:
 
 def test_weights_count_conditions_as_repeating_them_would_but_for_pairs_of_one() -> None:
     own, others, between = kernels(draw(0, 5, 3), draw(1, 5, 3) + 0.5, "rbf")
-    rows = torch.tensor([0, 0, 2, 3, 4])
+    weights = torch.tensor([[2, 0, 1, 1, 1]])
+    rows = torch.arange(5).repeat_interleave(weights[0])
     kernel = own + others - between - between.T
     pairs = [(i, j) for i in rows.tolist() for j in rows.tolist() if i != j]
     wanted = sum(float(kernel[i, j]) for i, j in pairs) / len(pairs)
-    found = metrics.mmd(own, others, between, metrics.counts(rows[None]))
+    found = metrics.mmd(own, others, between, weights)
     assert float(found) == pytest.approx(wanted)
 
 
@@ -79,10 +80,32 @@ def test_sliced_distance_of_a_shift_is_the_shift(width: int) -> None:
     a, by = draw(0, 50, width).double(), draw(1, width).double()
     along = metrics.directions(width)
     assert torch.allclose(along.T @ along, torch.eye(width, dtype=torch.float64), atol=1e-9)
-    rows = metrics.draws(50, 3)
-    found = metrics.sliced((a + by) @ along, a[torch.randperm(50)] @ along, torch.arange(50)[None])
+    drawn = metrics.draws(torch.arange(50), 3)
+    found = metrics.sliced((a + by) @ along, a[torch.randperm(50)] @ along, torch.ones(1, 50, dtype=torch.int64))
     assert float(found) == pytest.approx(float(by.square().mean().sqrt()))
-    assert metrics.sliced((a + by) @ along, a @ along, rows).tolist() == pytest.approx([float(found)] * 3)
+    assert metrics.sliced((a + by) @ along, a @ along, drawn).tolist() == pytest.approx([float(found)] * 3)
+
+
+def test_what_was_cut_from_one_clip_is_drawn_together() -> None:
+    sources = torch.tensor([0, 1, 0, 2, 2, 2])
+    drawn = metrics.draws(sources, 400)
+    assert drawn.shape == (400, 6)
+    for one, other in ((0, 2), (3, 4), (4, 5)):
+        assert torch.equal(drawn[:, one], drawn[:, other])
+    assert (drawn[:, [0, 1, 3]].sum(dim=1) == 3).all()
+    assert drawn.float().mean(dim=0).tolist() == pytest.approx([1] * 6, abs=0.15)
+    assert torch.equal(drawn, metrics.draws(sources, 400))
+
+
+def test_intervals_of_clips_that_were_cut_in_many_are_as_wide_as_of_clips() -> None:
+    of_clip = draw(0, 30).double().repeat_interleave(8)
+    alone, together = (
+        (weights @ of_clip) / weights.sum(dim=1)
+        for weights in (
+            metrics.draws(sources, 2000).double() for sources in (torch.arange(240), torch.arange(240) // 8)
+        )
+    )
+    assert float(together.std() / alone.std()) == pytest.approx(8**0.5, rel=0.1)
 
 
 def test_diversity_is_the_mean_distance_within_a_condition() -> None:
