@@ -112,8 +112,9 @@ def _card(trained: Trained, told: Told, lora: bool) -> str:
         steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
         how = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
-            "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers make others.\n\n"
-            "```python\nfrom diffusers import WanVACEPipeline  # which asks for `pip install ftfy`\n"
+            "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers make others. The "
+            "pipeline's `generator` decides the first noise alone; `torch.manual_seed` decides all.\n\n"
+            "```python\nfrom diffusers import WanVACEPipeline\n"
             "from training.scheduler import StoredSteps  # vdot-data\n\n"
             f"{_LOADED_LORA.format(base=base) if lora else _LOADED}"
             'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'

@@ -11,6 +11,7 @@ that have none of them.
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -35,7 +36,7 @@ MODEL = "VDOT_MODEL"
 TOKENS = 512
 # The subject's mask is no control: it decides what masked tasks hide.
 _NO_CONTROL = ("mask",)
-_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors")
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "ftfy")
 
 
 def chosen(parts: tuple[str, ...]) -> tuple[Weight, ...]:
@@ -115,7 +116,7 @@ class Latents:
     """
 
     name: ClassVar[str] = "latents"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
     tracks: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[Mapping[str, Signal]] = {}
     weights: ClassVar[tuple[Weight, ...]] = ()
@@ -163,6 +164,14 @@ def autoencoder(folder: Path, device: Any) -> Any:
     return made.eval().requires_grad_(False).to(device)
 
 
+def cleaned(caption: str) -> str:
+    """A caption as Wan's own code gives it to umT5: what was mangled mended, curly quotes made straight, entities
+    resolved, spaces made single. [Wan 2.1: wan/modules/tokenizers.py]"""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split())
+
+
 def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
     """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding. Raises as
     `loading.network`, and MissingWeights for a tokenizer of another vocabulary."""
@@ -183,7 +192,7 @@ def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
 
     def embed(caption: str) -> NDArray[np.float16]:
         # No padding, so none to leave out: a mask would only hide what is not there.
-        words = tokenizer(" ".join(caption.split()), truncation=True, max_length=TOKENS, return_tensors="pt")
+        words = tokenizer(cleaned(caption), truncation=True, max_length=TOKENS, return_tensors="pt")
         with torch.inference_mode():
             shown = model(input_ids=words.input_ids.to(device), attention_mask=words.attention_mask.to(device))
         made: NDArray[np.float16] = shown.last_hidden_state[0].to(torch.float16).cpu().numpy()

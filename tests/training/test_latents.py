@@ -12,9 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import tiny_model
+from hypothesis import strategies as st
 
 from annotators.base import Sample
 from annotators.weights import MissingWeights
@@ -100,6 +102,13 @@ def gap(one: Any, other: Any) -> float:
     """How far apart two latents are, as a share of what they are."""
     first, second = (np.asarray(latent, np.float64) for latent in (one, other))
     return float(np.linalg.norm(first - second) / np.linalg.norm(second))
+
+
+@hypothesis.given(st.text() | st.sampled_from(["Tom &amp;amp; Jerry’s", "cafÃ©\u200b  “x”", "\ufb01n\x1f&lt;b&gt;"]))
+def test_words_reach_the_text_encoder_as_in_wans_pipeline(caption: str) -> None:
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    assert module.cleaned(caption) == prompt_clean(caption)
 
 
 def test_what_is_stored_is_what_the_model_makes_of_the_pixels(made: Any, model: Path) -> None:

@@ -22,7 +22,7 @@ from pipeline.decode import pictures
 from pipeline.encode import encode
 from pipeline.errors import RunError, UsageError
 from pipeline.mixture import Step
-from training import make, model_folder, models, run, student, tiny
+from training import draws, make, model_folder, models, run, student, tiny
 from training.config import Size
 from training.models import Conditions, Denoiser
 from training.scheduler import StoredSteps
@@ -150,6 +150,48 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
         file.write_text(json.dumps(said | changes))
         with pytest.raises(UsageError, match=told):
             student.load(tmp_path / "model", torch.device("cpu"))
+
+
+def test_the_pipeline_of_diffusers_makes_what_sample_makes(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import WanVACEPipeline
+    from diffusers.schedulers import scheduling_flow_match_euler_discrete
+    from PIL import Image
+
+    train("distill", config(DISTILL), tmp_path / "run")
+    run.export(tmp_path / "run", tmp_path / "model")
+    drawn = np.random.default_rng(0)
+    shape, latent = (9, 32, 48), (1, 16, 4, 4, 6)
+    video, shown = drawn.integers(256, size=(9, 32, 48, 3), dtype=np.uint8), drawn.integers(256, size=(32, 48, 3))
+    mask = np.zeros(shape, bool)
+    mask[:, 8:24, 16:40] = True
+    reference = shown.astype(np.uint8)
+    trained = student.load(tmp_path / "model", torch.device("cpu"))
+
+    def ours(prompt: str, seed: int) -> Any:
+        return make.video(
+            trained, prompt, shape=shape, condition=video, mask=mask, references=[reference], seed=seed
+        ).astype(float)
+
+    wanted = ours("a red  dog &amp; fast", 5)
+    # It draws after the last step too, and counts that as nothing.
+    noises = iter([draws.normal(latent, torch.device("cpu"), 5, "sample", step) for step in range(1, 5)])
+    monkeypatch.setattr(scheduling_flow_match_euler_discrete, "randn_tensor", lambda *_, **__: next(noises))
+    pipe = WanVACEPipeline.from_pretrained(tmp_path / "model")
+    pipe.scheduler = StoredSteps.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe(
+        prompt="a red  dog &amp; fast",
+        video=[Image.fromarray(frame) for frame in video],
+        mask=[Image.fromarray(np.uint8(255 * frame)) for frame in mask],
+        reference_images=[Image.fromarray(reference)],
+        latents=draws.normal(latent, torch.device("cpu"), 5, "sample", 0),
+        height=32, width=48, num_frames=9, num_inference_steps=4, guidance_scale=1.0, max_sequence_length=8,
+    ).frames[0] * 255  # fmt: skip
+    assert np.abs(made - wanted).max() <= 1
+    for other in (ours("the square moves over", 5), ours("a red dog & fast", 6)):
+        assert np.abs(other - wanted).max() > 4
 
 
 @pytest.mark.long
