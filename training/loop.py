@@ -28,7 +28,7 @@ from training.config import Distill, Run, Teach, same
 from training.examples import Example, Examples
 from training.models import Denoiser
 from training.parallel import World
-from training.signals import Log, Signals
+from training.signals import Log, Saturation, Signals
 from training.stream import Stream
 from training.updates import MovingAverage, Updates
 
@@ -102,7 +102,7 @@ def train(
                 if world.first:
                     checkpoint.prune(checkpoints, config.saves.keep)
 
-            ended = time.perf_counter()
+            ended, saturation = time.perf_counter(), Saturation()
             for step, drawn in enumerate(islice(stream, config.steps - begun), begun + 1):
                 # Made anew for each step; what a step draws it may need twice.
                 at_hand = [examples(batch) for batch in drawn]
@@ -114,9 +114,11 @@ def train(
                 took = time.perf_counter() - ended
                 ended = time.perf_counter()
                 if log is not None:
-                    told_of = {"time/step_s": took, "time/data_s": waited, "task": drawn.bucket.task}
-                    log.write(step, means | told_of)
+                    tokens = world.size * sum(len(one.clean) * one.bucket.tokens for one in at_hand)
+                    times = {"time/step_s": took, "time/data_s": waited, "time/tokens_per_s": tokens / took}
+                    log.write(step, means | times | {"task": drawn.bucket.task})
                     _say(step, config.steps, means, took)
+                    saturation.look(step, means)
                 stop = any(world.gathered(asked.is_set()))
                 if stop or step == config.steps or step % config.saves.every == 0:
                     save(step)

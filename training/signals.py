@@ -6,6 +6,8 @@ They go to `log.jsonl` and to TensorBoard, where it is installed.
 from __future__ import annotations
 
 import json
+import logging
+from collections import deque
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,11 @@ import torch
 from torch import Tensor
 
 from training.parallel import World
+
+_LOG = logging.getLogger("vdot_data")
+# How much wider than real clips samples may spread, and the updates of the student over which that is looked at, as
+# rollouts end at random steps. [docs/distillation.md, "What to look at"]
+_SATURATED, _UPDATES = 1.15, 20
 
 
 class Signals:
@@ -40,6 +47,29 @@ class Signals:
                 known[0] += total
                 known[1] += count
         return {name: total / count for name, (total, count) in sorted(found.items())}
+
+
+class Saturation:
+    """Warns of a student whose samples stay wider spread than real clips: contrast and colour that grow without end."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=_UPDATES)
+        self._warned = False
+
+    def look(self, step: int, means: Mapping[str, float]) -> None:
+        """See the numbers of a step; warns once each time it begins."""
+        if "student/std_ratio" not in means:
+            return
+        self._last.append(means["student/std_ratio"])
+        mean = sum(self._last) / len(self._last)
+        high = len(self._last) == _UPDATES and mean > _SATURATED
+        if high and not self._warned:
+            _LOG.warning(
+                "step %d: over-saturation: samples spread %.2f times as far as real clips, on average of %d updates; "
+                "an earlier checkpoint may be better, and a lower `teacher_cfg` or rate would help",
+                step, mean, _UPDATES,
+            )  # fmt: skip
+        self._warned = high
 
 
 class Log:

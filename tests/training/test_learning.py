@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from training.models import Conditions, Denoiser
 from training.parallel import whole, world
 from training.rollout import integrate, rollout
 from training.schedule import Schedule
-from training.signals import Signals
+from training.signals import Saturation, Signals
 from training.teach import Teaching
 from training.updates import MovingAverage, Updates
 
@@ -242,6 +243,17 @@ def test_a_teacher_goes_where_its_velocity_points(cfg: float, steps: int) -> Non
     mean = each(one.conditions.text.mean(dim=(1, 2)))
     assert torch.allclose(found, (2 + cfg * (mean - 2)).expand(SHAPE), atol=1e-4)
     assert len(known.levels) == steps * (1 if cfg == 1 else 2)
+
+
+def test_a_student_that_stays_too_wide_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    saturation = Saturation()
+    # One rollout that ends early says nothing; steps without an update of the student neither.
+    for step, ratio in enumerate([*[1.0] * 20, 3.0, *[1.0] * 20, *[1.3] * 40, *[1.0] * 30, *[1.3] * 20]):
+        saturation.look(2 * step, {"student/std_ratio": ratio})
+        saturation.look(2 * step + 1, {"fake/loss": 0.1})
+    found = [one.getMessage() for one in caplog.records]
+    assert len(found) == 2
+    assert re.match(r"step \d+: over-saturation: samples spread 1\.\d\d times as far", found[0])
 
 
 def test_updates_are_clipped_and_rise() -> None:

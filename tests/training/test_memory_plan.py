@@ -6,7 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import pytest
 import torch
 from tiny_run import DISTILL, TEACH
 
+import training
+from benchmarks.step import SHAPES
 from pipeline.errors import UsageError
-from training import models, run
+from pipeline.mixture import Bucket
+from training import models, plan, run
+from training.config import Distill, load
 from training.plan import Part
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,6 +51,27 @@ def test_adapters_are_counted_as_they_are_made(model: Path, config: Any) -> None
     assert "trained networks" not in told
     half = config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"})
     assert run.planned(half, False, 1).host == 2 * sum(one.numel() for one in models.scratch(model).parameters())
+
+
+@pytest.mark.parametrize(
+    ("ready", "shape", "devices", "fits"),
+    [
+        ("vace-1.3b-lora", "vace-1.3b", 1, True),
+        ("vace-1.3b", "vace-1.3b", 4, True),
+        ("vace-1.3b", "vace-1.3b", 2, False),
+        ("vace-14b-lora", "vace-14b", 8, True),
+        ("vace-14b-lora", "vace-14b", 1, False),
+    ],
+)
+def test_the_ready_configurations_need_as_many_gpus_as_they_say(
+    ready: str, shape: str, devices: int, fits: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer/config.json").write_text(json.dumps(asdict(SHAPES[shape])))
+    told = load(Path(training.__path__[0]) / f"configs/{ready}.yaml", Distill)
+    made = plan.sized(told, tmp_path, Bucket("films", "depth", 81, 480, 832, 0), 1, devices)
+    with nullcontext() if fits else pytest.raises(UsageError, match=rf"on each of {devices} devices"):
+        made.refuse(80e9)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, config: Any, tmp_path: Path) -> None:
