@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from benchmarks.distillation import scenes
 from benchmarks.distillation.scenes import FRAMES, SIDE, Scene
+from pipeline.decode import planar
 from pipeline.errors import UsageError
 from pipeline.mixture import HELD_OUT, TRAIN
 from training import vcu
@@ -21,55 +23,62 @@ from training.stream import Stream
 _SCALE = 2 * SIDE
 # Windows of a clip, one after the other, and clips: what is enough for variety and fits into memory.
 _WINDOWS, _CLIPS = 4, 256
+Window = NDArray[np.uint8]
 
 
 def crops(mixture: str, train: int, test: int) -> tuple[list[Scene], list[Scene], dict[str, int]]:
-    """`train` crops of a mixture's training part and `test` of what it holds out, and how many clips they are from.
+    """`train` crops of a mixture's training part and `test` of what it holds out, and how many sources they are from.
 
     Raises UsageError where a part has no clip that is long enough.
     """
     made = {split: _of(mixture, split, count) for split, count in ((TRAIN, train), (HELD_OUT, test))}
     (ours, ours_from), (held, held_from) = made[TRAIN], made[HELD_OUT]
-    return ours, held, {"train_clips": ours_from, "test_clips": held_from}
+    return ours, held, {"train_sources": ours_from, "test_sources": held_from}
 
 
 def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
-    """So many crops, as many of each clip as of the others, and the number of clips."""
-    windows = list(_windows(mixture, split).items())
-    if not windows:
+    """So many crops, as many of each source as of the others, and the number of sources."""
+    sources = list(_windows(mixture, split).items())
+    if not sources:
         raise UsageError(f"the part {split!r} of {mixture} has no clip of {FRAMES} frames")
     draw = np.random.default_rng(21)
     made = []
     for number in range(count):
-        key, own = windows[number % len(windows)]
-        shown = own[draw.integers(len(own))]
+        source, windows = sources[number % len(sources)]
+        shown = windows[draw.integers(len(windows))]
         top, left = (draw.integers(side - SIDE + 1) for side in shown.shape[1:3])
         clip = np.ascontiguousarray(shown[:, top : top + SIDE, left : left + SIDE])
         hidden = np.zeros(clip.shape[:3], dtype=bool)
         y, x = draw.integers(SIDE // 2 + 1, size=2)
         hidden[:, y : y + SIDE // 2, x : x + SIDE // 2] = True
         track = scenes.luma(clip).round().astype(np.uint8)
-        made.append(Scene(clip, "", track, track > scenes.NEAR, hidden, f"clip {key}"))
-    return made, min(len(windows), count)
+        made.append(Scene(clip, "", track, track > scenes.NEAR, hidden, source))
+    return made, min(len(sources), count)
 
 
-def _windows(mixture: str, split: str) -> dict[str, list[NDArray[np.uint8]]]:
-    """Up to 4 windows [T, H, W, 3] of small copies of each clip, by its id: of as many clips as come in one epoch."""
-    stream = Stream(mixture, split=split, frames=_WINDOWS * FRAMES)
-    found: dict[str, list[NDArray[np.uint8]]] = {}
+def _windows(mixture: str, split: str) -> dict[str, list[Window]]:
+    """The windows [T, H, W, 3] of small copies of each source's clips, by its hash: of as many clips as come in one
+    epoch."""
+    stream = Stream(mixture, split=split, form="members")
+    found: dict[str, list[Window]] = {}
+    seen: set[str] = set()
     for step in islice(stream, stream.order.steps_per_epoch):
-        if len(found) >= _CLIPS:
+        bucket = step.bucket
+        if len(seen) >= _CLIPS:
             break
-        if step.bucket.frames < FRAMES:
+        if bucket.frames < FRAMES:
             continue
         for batch in step:
-            for key, clip in zip(batch.keys, batch.arrays["clip"], strict=True):
-                if key not in found:
-                    found[key] = _small(clip)
+            for key, item in zip(batch.keys, batch.items, strict=True):
+                if key not in seen:
+                    seen.add(key)
+                    shape = bucket.frames, bucket.height, bucket.width
+                    source = json.loads(item["json"].tobytes())["source_hash"]
+                    found.setdefault(source, []).extend(_small(planar(item["mp4"].tobytes(), shape, _WINDOWS * FRAMES)))
     return found
 
 
-def _small(clip: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+def _small(clip: NDArray[np.uint8]) -> list[Window]:
     """Windows of a clip uint8 [3, T, H, W]."""
     count = clip.shape[1] // FRAMES
     shown = torch.from_numpy(clip[:, : count * FRAMES]).transpose(0, 1).float()

@@ -1,6 +1,6 @@
 """What a folder of results says: means and intervals of every arm, differences of arms, and the rules' verdicts.
 
-Bootstrap: each replicate draws clips, each with all conditions that were cut from it, the same ones for all arms, and
+Bootstrap: each replicate draws sources, each with all conditions that were cut from it, the same ones for all arms, and
 seeds. Replicates are moved so that their mean is the measured value, as drawing with replacement makes some distances
 larger than they are.
 """

@@ -29,7 +29,10 @@ def test_crops_are_of_the_clips_of_their_part_and_follow_their_own_luma(filmed: 
     from benchmarks.distillation import clips, scenes
 
     train, test, counts = clips.crops(str(filmed), 9, 4)
-    assert counts == {"train_clips": 4, "test_clips": 2}
+    # Two clips of each source.
+    assert counts == {"train_sources": 2, "test_sources": 1}
+    assert [crop.source for crop in train[:4]] == [crop.source for crop in train[2:6]]
+    assert not {crop.source for crop in train} & {crop.source for crop in test}
     assert (len(train), len(test)) == (9, 4)
     for crop in (*train, *test):
         assert crop.clip.shape == (scenes.FRAMES, scenes.SIDE, scenes.SIDE, 3)
@@ -47,7 +50,7 @@ def test_half_of_the_clips_of_a_study_are_a_mixtures(filmed: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     codec = json.loads((out / "codec.json").read_text())
     # Of six clips that are trained on three, of four that are measured with two.
-    assert (codec["train_clips"], codec["test_clips"]) == (3, 2)
+    assert (codec["train_sources"], codec["test_sources"]) == (2, 1)
     assert codec["clips"].startswith("synthetic, and crops of the clips of mixture ")
 
 

@@ -43,7 +43,10 @@ def members(number: int) -> dict[str, bytes]:
         return encode.encode(frames(f"s{number} {name}", size), 16.0, 30, "ultrafast")
 
     pictures = {f"ref.{k}.png": encode.png(frames(f"s{number} r{k}", (1, 20 + k, 30))[0]) for k in range(references)}
-    said = {"txt": f"clip {number}".encode(), "json": json.dumps({"fps": 16.0}).encode()}
+    said = {
+        "txt": f"clip {number}".encode(),
+        "json": json.dumps({"fps": 16.0, "source_hash": identity(f"source {number // 2}")}).encode(),
+    }
     return {"mp4": mp4("clip"), "pose.mp4": mp4("pose"), "mask.mp4": mp4("mask"), **pictures, **said}
 
 
