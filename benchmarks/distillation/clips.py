@@ -23,6 +23,8 @@ from training.stream import Stream
 _SCALE = 2 * SIDE
 # Windows of a clip, one after the other, and clips: what is enough for variety and fits into memory.
 _WINDOWS, _CLIPS = 4, 256
+# Until all have come; more only where clips are damaged, which never do.
+_EPOCHS = 50
 Window = NDArray[np.uint8]
 
 
@@ -57,14 +59,16 @@ def _of(mixture: str, split: str, count: int) -> tuple[list[Scene], int]:
 
 
 def _windows(mixture: str, split: str) -> dict[str, list[Window]]:
-    """The windows [T, H, W, 3] of small copies of each source's clips, by its hash: of as many clips as come in one
-    epoch."""
+    """The windows [T, H, W, 3] of small copies of each source's clips, by its hash."""
     stream = Stream(mixture, split=split, form="members")
+    order = stream.order
+    long_enough = [bucket for bucket in order.buckets if bucket.frames >= FRAMES]
+    wanted = min(_CLIPS, len({int(row) for bucket in long_enough for row in order.rows(bucket)}))
     found: dict[str, list[Window]] = {}
     seen: set[str] = set()
-    for step in islice(stream, stream.order.steps_per_epoch):
+    for step in islice(stream, _EPOCHS * order.steps_per_epoch):
         bucket = step.bucket
-        if len(seen) >= _CLIPS:
+        if len(seen) >= wanted:
             break
         if bucket.frames < FRAMES:
             continue
