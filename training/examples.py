@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ from training.config import Data, Model, Size
 from training.latents import autoencoder, embedder
 from training.models import Conditions
 from training.stream import Batch
+
+# What is kept of latents in the host's memory, in bytes: of a set that takes more nothing is kept.
+_KEPT = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Examples:
     def __init__(self, folder: Path, model: Model, data: Data, device: torch.device) -> None:
         self._data, self._device, self._tokens = data, device, model.text_tokens
         vae = autoencoder(folder, device)
-        self._encode, self._decode = vcu.encoder(vae), vcu.decoder(vae)
+        self._encode, self._decode = Remembered(vcu.encoder(vae)), vcu.decoder(vae)
         embed = text_embedder(folder, device, model.text_tokens)
         self.empty, self.negative = embed(""), embed(model.negative_prompt)
         # Stored latents come with their text; pixels with captions, and a text encoder that must stay.
@@ -58,7 +62,7 @@ class Examples:
                 "them (`vdot-data annotate OUT --with latents`, or `masked_latents`), or train with `form: pixels`"
             )
         batch = batch if self._data.size is None else resized(batch, self._data.size)
-        clip = self._encode(vcu.pixels(torch.from_numpy(batch.arrays["clip"])).to(self._device))
+        clip = self._encode(vcu.pixels(torch.from_numpy(batch.arrays["clip"]))).to(self._device)
         context = vcu.of_batch(self._encode, batch, self._gray(batch.bucket)).to(self._device)
         text = torch.cat([self._embed(caption) for caption in batch.captions])
         return self._example(batch, clip, context, text)
@@ -69,7 +73,7 @@ class Examples:
 
     def _of_latents(self, batch: Batch) -> Example:
         clip = torch.from_numpy(batch.arrays["clip"]).to(self._device)
-        context = vcu.of_latents(batch, self._gray(batch.bucket))
+        context = vcu.of_latents(batch, self._gray(batch.bucket).to(self._device))
         texts = [torch.from_numpy(item["text"]) if "text" in item else None for item in batch.items]
         text = torch.cat([self.empty if one is None else self._padded(one) for one in texts])
         return self._example(batch, clip, context, text)
@@ -81,6 +85,7 @@ class Examples:
         return Example(batch.position, batch.bucket, clean, Conditions(text, context))
 
     def _gray(self, bucket: Bucket) -> Tensor:
+        """What nothing is encoded as, on the CPU."""
         shape = bucket.frames, bucket.height, bucket.width
         if shape not in self._known:
             self._known[shape] = vcu.nothing(self._encode, shape).float()
@@ -88,6 +93,32 @@ class Examples:
 
     def _padded(self, text: Tensor) -> Tensor:
         return padded(text.to(self._device, torch.float32), self._tokens)
+
+
+class Remembered:
+    """An `Encode` on the CPU that takes one clip after the other and keeps what it made of them, known by their pixels:
+    of a small set the same come again and again. What a clip is encoded as depends on no other."""
+
+    def __init__(self, encode: vcu.Encode, size: int = _KEPT) -> None:
+        """`size`: bytes of latents; once they are exceeded nothing is kept any more."""
+        self._encode, self._room = encode, size
+        self._known: dict[tuple[Any, ...], Tensor] = {}
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Latents [N, 16, T', h, w] of pixels float [N, 3, T, H, W]."""
+        return torch.cat([self._latents(clip) for clip in clips.split(1)])
+
+    def _latents(self, clip: Tensor) -> Tensor:
+        if self._room < 0:
+            return self._encode(clip).cpu()
+        key = tuple(clip.shape), hashlib.blake2b(clip.contiguous().numpy().data, digest_size=16).digest()
+        if key not in self._known:
+            self._known[key] = made = self._encode(clip).cpu()
+            self._room -= made.nbytes
+            if self._room < 0:
+                self._known.clear()
+                return made
+        return self._known[key]
 
 
 def resized(batch: Batch, size: Size) -> Batch:

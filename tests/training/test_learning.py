@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +20,13 @@ from pipeline.mixture import Bucket
 from training import assemble, draws
 from training.config import Average, Distill, Optimizer, Teach, load
 from training.distill import Distillation
-from training.examples import Example
+from training.examples import Example, Examples, Remembered
 from training.models import Conditions, Denoiser
 from training.parallel import whole, world
 from training.rollout import integrate, rollout
 from training.schedule import Schedule
 from training.signals import Saturation, Signals
+from training.stream import Stream
 from training.teach import Teaching
 from training.updates import MovingAverage, Updates
 
@@ -281,3 +284,41 @@ def test_the_average_begins_as_the_weights_and_follows_slowly(model: Path, confi
             wanted = value if updates <= 2 else 0.9 * wanted + 0.1 * value
             found = whole(average.tensors("s")[f"average.s.{name}"])
             assert torch.allclose(found, torch.tensor(wanted)), updates
+
+
+def test_what_was_encoded_is_remembered_by_its_pixels() -> None:
+    asked: list[Tensor] = []
+
+    def encode(clips: Tensor) -> Tensor:
+        asked.append(clips)
+        return clips.mean(dim=1, keepdim=True).repeat(1, 16, 1, 1, 1)
+
+    clips, each_takes = draw(0, (3, 3, 5, 4, 4)), 16 * 5 * 4 * 4 * 4
+    remembered = Remembered(encode, 3 * each_takes)
+    for _ in range(2):
+        assert torch.equal(remembered(clips[:2].clone()), encode(clips[:2]))
+    # The same numbers in another shape are another clip.
+    other = clips[1:2].reshape(1, 3, 4, 5, 4)
+    assert torch.equal(remembered(other), encode(other))
+    # One after the other, whatever comes beside them; and what was asked for by the test itself.
+    assert [len(one) for one in asked] == [1, 1, 2, 2, 1, 1]
+    # A set that takes more than there is room for is not kept.
+    for _ in range(2):
+        asked.clear()
+        assert torch.equal(remembered(clips), encode(clips))
+    assert [len(one) for one in asked] == [1, 1, 1, 3]
+
+
+def test_all_of_an_example_is_on_the_runs_device(model: Path, mixture: Path, config: Any) -> None:
+    told = load(config(TEACH), Teach)
+    examples = Examples(model, told.model, told.data, torch.device("cpu"))
+    # In place of a GPU: what lies here goes together with nothing that lies there.
+    examples._device = torch.device("meta")
+    seen = set()
+    for batch in chain.from_iterable(islice(Stream(mixture), 24)):
+        # As it is, and as where text or references are all that is given.
+        for one in (batch, replace(batch, arrays={"clip": batch.arrays["clip"]})):
+            example = examples(one)
+            assert (example.clean.device.type, example.conditions.context.device.type) == ("meta", "meta")
+        seen.add(batch.bucket.task)
+    assert len(seen) >= 5
