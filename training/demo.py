@@ -96,7 +96,7 @@ def _distill(folder: Path) -> dict[str, Any]:
         "critic": {"lr": 3.0e-4},
         "student_every": 2,
         "teacher_cfg": 1.0,
-        "gan": {"start": 10, "width": 64},
+        "gan": {"start": 10, "lr": 3.0e-4, "width": 64},
         "average": {"decay": 0.9, "start": 10},
     }
 

@@ -38,7 +38,9 @@ class Distillation:
         self.updates = {"student": Updates(student.trained(), config.student)}
         self.updates["fake"] = Updates(fake.trained(), config.critic)
         if judge is not None:
-            self.updates["judge"] = Updates(judge.named_parameters(), config.critic)
+            assert config.gan is not None
+            options = config.critic.model_copy(update={"lr": config.gan.lr})
+            self.updates["judge"] = Updates(judge.named_parameters(), options)
         self.average = MovingAverage(student, config.average)
 
     def step(self, number: int, examples: Sequence[Example], signals: Signals) -> None:
@@ -88,8 +90,9 @@ class Distillation:
             for name, latents, logits in (("r1", example.clean, real_logits), ("r2", fake, fake_logits)):
                 moved = latents + options.noise * self._noise(example, name)(0)
                 seen = self._fake.seen(noised(moved, noise, sigma), sigma, example.conditions)[1]
+                disturbed = self._judge(seen, sigma)
                 adversarial = adversarial + options.smoothness * gan.smoothness(
-                    logits, self._judge(seen, sigma), options.noise
+                    logits, disturbed, options.noise, seen[0].shape[1]
                 )
         finite("the discriminator's loss", adversarial)
         signals.add(

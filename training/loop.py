@@ -6,12 +6,13 @@ OUT/config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/step-N/
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,18 +156,26 @@ def samples(out: Path, step: int) -> Path:
 
 
 def held_out(config: Run, examples: Examples, folder: Path) -> list[Example]:
-    """The same held-out clips for every process, to be sampled again and again; none, if the mixture holds none."""
+    """The same held-out clips for every process, to be sampled again and again: as many of each task as there are of
+    the others, none twice; none at all, if the mixture holds none out."""
     try:
         opened = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **_form(config, folder))
     except UsageError as error:
         _LOG.warning("nothing will be sampled: %s (`held_out` in its YAML)", error)
         return []
     found: list[Example] = []
+    seen: dict[str, set[str]] = {bucket.task: set() for bucket in opened.order.buckets}
+    each = math.ceil(config.evaluation.clips / len(seen))
     with closing(opened) as stream:
-        for batch in chain.from_iterable(stream):
-            found.append(examples(batch))
-            if sum(len(one.clean) for one in found) >= config.evaluation.clips:
+        # Rare tasks are waited for, but not without end: there may be fewer clips than are wanted.
+        for step in islice(stream, 2 * stream.order.steps_per_epoch):
+            known = seen[step.bucket.task]
+            if sum(map(len, seen.values())) >= config.evaluation.clips:
                 break
+            for batch in step if len(known) < each else ():
+                if len(known) < each and known.isdisjoint(batch.keys):
+                    found.append(examples(batch))
+                    known.update(batch.keys)
     return found
 
 

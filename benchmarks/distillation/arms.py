@@ -47,7 +47,8 @@ SEARCH = "HIJKLM"
 def settings(arm: Arm, size: Size, seed: int) -> Distill:
     """The configuration of an arm. Steps are to be numbered 0, 2, 4, ...: see the README."""
     # R1 and R2 at weight 0, as published: on a CPU they would be half of the time of an arm.
-    gan = Adversary(start=int(_SHARE_BEFORE_GAN * size.updates), smoothness=0.0, width=64) if arm.gan else None
+    begins = int(_SHARE_BEFORE_GAN * size.updates)
+    gan = Adversary(start=begins, lr=size.critic_lr, smoothness=0.0, width=64) if arm.gan else None
     return Distill(
         model=MODEL,
         data=DATA,

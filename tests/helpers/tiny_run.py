@@ -18,7 +18,7 @@ DISTILL = {
     "student": {"lr": 1e-3},
     "critic": {"lr": 1e-3},
     "student_every": 2,
-    "gan": {"start": 0, "width": 16},
+    "gan": {"start": 0, "width": 16, "lr": 1e-3},
     "average": {"start": 0, "decay": 0.5},
 }
 TEACH = {"optimizer": {"lr": 1e-3}, "average": {"start": 0, "decay": 0.5}}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
+from training.discriminator import Discriminator
 from training.flow import clean_of, finite, guided, noised, shifted, velocity
 from training.objectives import dmd, gan
 from training.schedule import Levels, Schedule, parse
@@ -147,8 +148,20 @@ def test_smoothness_is_the_squared_gradient() -> None:
     x = draw(1, (4000, 50)).double()
     noise = 1e-3
     moved = x + noise * draw(2, (4000, 50)).double()
-    found = gan.smoothness(x @ slope, moved @ slope, noise)
+    found = gan.smoothness(x @ slope, moved @ slope, noise, 1)
     assert float(found) == pytest.approx(float(slope.square().sum()), rel=0.1)
+
+
+def test_smoothness_means_the_same_at_every_resolution() -> None:
+    torch.manual_seed(0)
+    judge, found = Discriminator(24, 1, width=16), []
+    for tokens in (48, 768):
+        features = draw(1, (64, tokens, 24))
+        moved = features + 1e-2 * draw(2, (64, tokens, 24))
+        with torch.no_grad():
+            logits, disturbed = (judge([one], torch.full((64,), 0.5)) for one in (features, moved))
+        found.append(float(gan.smoothness(logits, disturbed, 1e-2, tokens)))
+    assert found[1] == pytest.approx(found[0], rel=0.4)
 
 
 def test_what_is_no_number_is_named() -> None:

@@ -69,6 +69,30 @@ def test_the_plan_is_that_of_float64(epsilon: float, rho: float | None) -> None:
     assert torch.allclose(found.mass[0].double(), reference(cost[0], epsilon, rho=rho), atol=2e-6)
 
 
+@pytest.mark.parametrize("rho", [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("apart", [0.3, 1.0])
+def test_a_relaxed_plan_is_found_as_soon_as_a_balanced_one_and_its_error_is_honest(rho: float, apart: float) -> None:
+    a = latents(1, (1, 200, 8))
+    b = a + apart * (latents(2, (1, 200, 8)) - a)
+    cost = torch.cdist(a, b).square()
+    cost /= cost.mean()
+    found = ot.plan(cost.clone(), 0.05, 1e-2, 5000, rho)
+    assert found.iterations <= 2 * ot.plan(cost.clone(), 0.05, 1e-2, 5000).iterations
+    away = float((found.mass[0].double() - reference(cost[0], 0.05, 2000, rho)).abs().sum())
+    assert away < 3e-2
+    assert away < 4 * float(found.error) + 1e-3
+
+
+def test_relaxed_without_end_it_is_the_balanced_transport() -> None:
+    fake, real = latents(1, (1, 4, 2, 8, 8)), latents(2, (1, 4, 2, 8, 8))
+    balanced, relaxed, strict = (
+        ot.transported(fake, real, Transport(rho=rho, tolerance=1e-5, iterations=5000)).residual
+        for rho in (None, 1e5, 0.5)
+    )
+    assert torch.allclose(relaxed, balanced, atol=2e-3)
+    assert not torch.allclose(strict, balanced, atol=1e-1)
+
+
 def test_the_plan_of_tokens_to_themselves_is_that_of_float64() -> None:
     a = latents(3, (1, 30, 4))
     cost = torch.cdist(a, a).square()

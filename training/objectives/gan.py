@@ -22,13 +22,15 @@ def discriminator_loss(fake: Tensor, real: Tensor) -> Tensor:
     return functional.softplus(fake - real).mean()
 
 
-def smoothness(logits: Tensor, disturbed: Tensor, noise: float) -> Tensor:
+def smoothness(logits: Tensor, disturbed: Tensor, noise: float, tokens: int) -> Tensor:
     """What stands in for the squared norm of the discriminator's gradient (R1 on real clips, R2 on fakes): a scalar.
 
-    E |D(x + noise e) - D(x)|^2 / noise^2, which needs no second derivative. [approximate R1: APT, arXiv:2501.08316,
-    without its division, so that a weight does not depend on the noise here]
+    tokens E |D(x + noise e) - D(x)|^2 / noise^2, which needs no second derivative. [approximate R1: APT,
+    arXiv:2501.08316] Divided, so that a weight does not depend on the noise; multiplied by the clip's tokens, so that
+    it means the same at every resolution: what is judged by the mean of N tokens has a gradient of 1/N at each, and the
+    sum of its squares is 1/N.
     """
-    return (disturbed - logits).square().mean() / noise**2
+    return tokens * (disturbed - logits).square().mean() / noise**2
 
 
 def share_right(fake: Tensor, real: Tensor) -> Tensor:
