@@ -27,7 +27,7 @@ from pipeline.strict import Strict, validated
 from training.parallel import World
 
 META = "checkpoint.json"
-_FORMAT: Literal[2] = 2
+_FORMAT: Literal[3] = 3
 
 
 class Place(Strict):
@@ -38,16 +38,35 @@ class Place(Strict):
     position: Annotated[int, Field(ge=0)]
 
 
-class Told(Strict):
-    """What a run tells of itself after a step: its configuration, the schedule that its student is sampled by, the
-    fingerprints of what it stands on of its model, where the stream was, and how often each part was updated."""
+class Drawn(Strict):
+    """What a mixture draws of one dataset for one task: how many clips, and their share of all that is drawn."""
 
-    format: Literal[2] = _FORMAT
+    dataset: str
+    task: str
+    clips: Annotated[int, Field(ge=1)]
+    share: str
+
+
+class Earlier(Strict):
+    """Settings that a run had until a step, before it went on with others in another folder."""
+
+    step: Annotated[int, Field(ge=1)]
+    config: dict[str, Any]
+
+
+class Told(Strict):
+    """What a run tells of itself after a step: its configuration and those before, the schedule that its student is
+    sampled by, the fingerprints of what it stands on of its model, what it draws and where the stream was, and how
+    often each part was updated."""
+
+    format: Literal[3] = _FORMAT
     step: Annotated[int, Field(ge=1)]
     kind: Literal["teach", "distill"]
     schedule: dict[str, Any] | None
     config: dict[str, Any]
+    earlier: list[Earlier]
     base: dict[str, str]
+    data: list[Drawn]
     stream: Place
     updates: dict[str, Annotated[int, Field(ge=0)]]
 

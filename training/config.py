@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import UsageError
 from pipeline.strict import Strict, content, mapping, validated
 from training.objectives.ot import Transport
 from training.schedule import Levels, Schedule
@@ -176,8 +175,12 @@ class Distill(Run):
 
 
 Kind = TypeVar("Kind", bound=Run)
-# What may change when a run goes on: where things lie and how often something is done beside training.
-_FREE = ("steps", "saves", "evaluation", "data.workers", "data.cache", "model.folder", "model.student")
+# What may change when a run goes on: where things lie, and what trains no other way. Mixtures and models are known by
+# what they hold.
+_FREE = (
+    "steps", "saves", "evaluation", "data.mixture", "data.workers", "data.cache", "model.folder", "model.student",
+    "model.activation_checkpointing",
+)  # fmt: skip
 
 
 def load(path: Path, kind: type[Kind]) -> Kind:
@@ -192,16 +195,14 @@ def parsed(kind: str, stored: dict[str, Any], name: str) -> Run:
     return validated(Teach, stored, name)
 
 
-def same(now: Run, stored: Mapping[str, Any]) -> None:
-    """Raises UsageError where a run that goes on would become another one, and says in what."""
+def changes(now: Run, stored: Mapping[str, Any]) -> str:
+    """In what a run that goes on from a stored configuration would become another one; empty: in nothing."""
     was, wanted = _flat(stored), _flat(now.model_dump(mode="json"))
-    changed = [
+    return "; ".join(
         f"{name}: {was.get(name)!r}, now {wanted.get(name)!r}"
         for name in sorted({*was, *wanted})
         if was.get(name) != wanted.get(name) and not name.startswith(_FREE)
-    ]
-    if changed:
-        raise UsageError(f"the checkpoint was trained otherwise ({'; '.join(changed)}): begin a new folder for that")
+    )
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

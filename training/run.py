@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import diffusers.utils.logging
@@ -17,10 +17,11 @@ from pipeline.disk import complete_file
 from pipeline.errors import RunError, UsageError
 from training import assemble, config, draws, loading, make, model_folder, plan, student, vcu
 from training import export as exporting
+from training.begin import begin, owned
 from training.config import Distill, Run, Teach
 from training.distill import Distillation
 from training.examples import Example, Examples
-from training.loop import Method, held_out, owned, train
+from training.loop import Method, held_out, train
 from training.parallel import World, world
 from training.signals import Log
 from training.teach import Teaching
@@ -80,25 +81,17 @@ def sample(
     # A device would be replaced, not written to.
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in a folder that is there")
-    found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    try:
-        frames = make.video(
-            found,
-            prompt,
-            shape=shape,
-            condition=None if video is None else make.read_video(video, shape),
-            mask=None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127,
-            references=[make.read_picture(one) for one in references],
-            seed=seed,
-        )
-    except FloatingPointError as error:
-        raise RunError(f"{trained} makes no video: {error}") from error
-    except (RuntimeError, MemoryError) as error:
-        # torch has a class of its own for a GPU's memory alone.
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        told = str(error).splitlines()[0]
-        raise RunError(f"{shape[0]} frames of {shape[2]} x {shape[1]} do not fit into memory: {told}") from error
+    condition = None if video is None else make.read_video(video, shape)
+    hidden = None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127
+    shown = [make.read_picture(one) for one in references]
+    with _in_memory(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
+        found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            frames = make.video(
+                found, prompt, shape=shape, condition=condition, mask=hidden, references=shown, seed=seed
+            )
+        except FloatingPointError as error:
+            raise RunError(f"{trained} makes no video: {error}") from error
     _write(out, frames)
     _LOG.info("%s: %d frames of %d x %d", out, len(frames), *frames.shape[2:0:-1])
 
@@ -118,9 +111,12 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
             planned.refuse(torch.cuda.get_device_properties(here.device).total_memory)
         if here.first:
             held.enter_context(owned(out, resume))
-        examples = Examples(folder, told.model, told.data, here.device)
-        made = method(folder, here, examples)
-        fixed = held_out(told, examples, folder) if told.evaluation.every else []
+        begun = begin(told, folder, out, resume, here)
+        held.enter_context(closing(begun.stream))
+        with _in_memory("this run"):
+            examples = Examples(folder, told.model, told.data, here.device)
+            made = method(folder, here, examples)
+        fixed = held_out(told, examples, begun.prints) if told.evaluation.every else []
         sampling = student.sampling_of(told)
 
         def evaluate(step: int, file: Path, log: Log | None) -> None:
@@ -130,7 +126,18 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
                 _write(file, film)
                 log.picture(step, "samples", film[len(film) // 2])
 
-        train(told, made, examples, folder, out, here, resume=resume, evaluate=evaluate)
+        train(told, made, examples, begun, out, here, evaluate=evaluate)
+
+
+@contextmanager
+def _in_memory(what: str) -> Iterator[None]:
+    """Turns what is raised where memory ends into a `RunError`: torch has a class of its own for a GPU's alone."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        raise RunError(f"{what} does not fit into memory: {str(error).partition(chr(10))[0]}") from error
 
 
 def _shown(example: Example, method: Method, examples: Examples, sampling: student.Sampling, seed: int) -> make.Frames:

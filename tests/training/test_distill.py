@@ -119,7 +119,7 @@ def test_looking_changes_nothing_and_sees_the_average(
     assert found.told is not None
     trained = config_module.parsed(found.told.kind, found.told.config, "config")
     examples = Examples(model, trained.model, trained.data, torch.device("cpu"))
-    example = held_out(trained, examples, model)[0]
+    example = held_out(trained, examples, {})[0]
     with torch.no_grad():
         wanted = found.network.velocity(example.clean, torch.ones(len(example.clean)), example.conditions)
     assert torch.allclose(seen[-1], wanted, atol=1e-5)

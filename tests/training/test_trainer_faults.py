@@ -288,9 +288,9 @@ def test_an_edited_checkpoint_is_refused_in_one_sentence(config: Any, tmp_path: 
         ({"base": {}}, "holds another transformer than"),
         ({"base": {"vae": None}}, "base.vae: expected a text"),
         ({"stream": {}}, "stream.mixture: Field required"),
-        ({"updates": {}}, "contradicts itself: it has updates of nothing"),
+        ({"updates": {}}, "does not fit: it holds updates of nothing, and this run makes student"),
         ({"updates": {"student": -1}}, "updates.student: "),
-        ({"format": None}, "has format None, and this version reads 2"),
+        ({"format": None}, "has format None, and this version reads 3"),
     ):
         (at / "checkpoint.json").write_text(json.dumps(told | changes))
         with pytest.raises(UsageError, match=said):
