@@ -96,10 +96,15 @@ def _tokenizer(folder: Path) -> str:
 
 def _said(trained: Trained, told: Told) -> dict[str, Any]:
     """What `student.Exported` reads."""
-    # Where things lay on the machine that trained it is nobody's business.
-    model = trained.model.model_dump() | {"folder": model_folder.title(trained.model.folder), "student": None}
-    config = told.config | {"data": None, "model": model}
-    return trained.sampling.as_json() | {"step": told.step, "mixture": told.stream.mixture, "config": config}
+    earlier = [{"step": one.step, "config": _plain(one.config)} for one in told.earlier]
+    history = {"step": told.step, "mixture": told.stream.mixture, "config": _plain(told.config), "earlier": earlier}
+    return trained.sampling.as_json() | history
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what is nobody's business: where things lay on the machine that trained it."""
+    model = config["model"] | {"folder": model_folder.title(config["model"]["folder"]), "student": None}
+    return config | {"data": None, "model": model}
 
 
 def _card(trained: Trained, told: Told, lora: bool) -> str:
@@ -134,7 +139,11 @@ pipeline_tag: text-to-video
 
 - **Base**: {base} (licence as its card states it: {licence})
 - **Sampling**: {how}
-- **Data**: mixture {told.stream.mixture}, up to position {told.stream.position}
 - **Training**: {told.step} steps, {told.updates[STUDENT]} updates of the student; the weights are their moving
-  average. All settings: `{SCHEDULE}`.
-"""
+  average. All settings: `{SCHEDULE}`{"".join(f"; others until step {one.step}" for one in told.earlier)}.
+- **Data**: mixture {told.stream.mixture}, up to position {told.stream.position}. Licences of clips stand in the
+  catalogs of the data sets.
+
+| data set | task | clips | share |
+|---|---|---|---|
+{"".join(f"| {one.dataset} | {one.task} | {one.clips} | {one.share} |{chr(10)}" for one in told.data)}"""

@@ -33,6 +33,8 @@ from training.stream import Stream
 from training.updates import MovingAverage, Updates
 
 _LOG = logging.getLogger("vdot_data")
+# How many times over held-out clips are gone through to find some of each task.
+_LOOKS = 20
 
 
 class Method(Protocol):
@@ -139,17 +141,21 @@ def held_out(config: Run, examples: Examples, prints: Mapping[str, str]) -> list
     except UsageError as error:
         _LOG.warning("nothing will be sampled: %s (`held_out` in its YAML)", error)
         return []
+    order, clips = opened.order, config.evaluation.clips
+    rows: dict[str, set[int]] = {}
+    for bucket in order.buckets:
+        rows.setdefault(bucket.task, set()).update(order.rows(bucket).tolist())
+    wanted = {task: min(len(own), math.ceil(clips / len(rows))) for task, own in rows.items()}
+    seen: dict[str, set[str]] = {task: set() for task in rows}
     found: list[Example] = []
-    seen: dict[str, set[str]] = {bucket.task: set() for bucket in opened.order.buckets}
-    each = math.ceil(config.evaluation.clips / len(seen))
     with closing(opened) as stream:
-        # Rare tasks are waited for, but not without end: there may be fewer clips than are wanted.
-        for step in islice(stream, 2 * stream.order.steps_per_epoch):
-            known = seen[step.bucket.task]
-            if sum(map(len, seen.values())) >= config.evaluation.clips:
+        # Rare tasks are waited for, but not without end: clips that are damaged never come.
+        for step in islice(stream, _LOOKS * (order.steps_per_epoch + len(order.buckets))):
+            known, enough = seen[step.bucket.task], wanted[step.bucket.task]
+            if sum(map(len, seen.values())) >= min(clips, sum(wanted.values())):
                 break
-            for batch in step if len(known) < each else ():
-                if len(known) < each and known.isdisjoint(batch.keys):
+            for batch in step if len(known) < enough else ():
+                if len(known) < enough and known.isdisjoint(batch.keys):
                     found.append(examples(batch))
                     known.update(batch.keys)
     return found

@@ -67,6 +67,7 @@ class Exported(Strict):
     step: int
     mixture: str
     config: dict[str, Any]
+    earlier: list[checkpoint.Earlier]
 
     def sampling(self, where: Path) -> Sampling:
         """Raises UsageError where that is not said, or contradicts itself."""

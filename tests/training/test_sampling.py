@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import wave
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from pipeline.encode import encode
 from pipeline.errors import RunError, UsageError
 from pipeline.mixture import Step
 from training import draws, make, model_folder, models, run, student, tiny
-from training.config import Size
+from training.config import Size, Teach, load
+from training.examples import Examples
+from training.loop import held_out
 from training.models import Conditions, Denoiser
 from training.scheduler import StoredSteps
 
@@ -45,6 +48,19 @@ def test_the_same_held_out_clips_are_sampled_by_the_average(config: Any, tmp_pat
     # What is trained does not depend on what is looked at.
     train("distill", config(DISTILL, data={"mixture": str(mixture)}), tmp_path / "blind")
     equal(stored(tmp_path / "run", 4), stored(tmp_path / "blind", 4))
+
+
+def test_samples_are_of_every_task_and_of_no_clip_twice(config: Any, model: Path, tmp_path: Path) -> None:
+    mixture = small_mixture.make(tmp_path, 12, step=Step(8), held=6)
+    for clips, wanted in ((5, 5), (3, 3), (10, 10), (1000, 30)):
+        told = load(config(TEACH, data={"mixture": str(mixture)}, evaluation={"every": 2, "clips": clips}), Teach)
+        examples = Examples(model, told.model, told.data, torch.device("cpu"))
+        found = held_out(told, examples, {})
+        assert len(found) == wanted
+        each = Counter(one.bucket.task for one in found)
+        assert len(each) == min(clips, 5)
+        assert max(each.values()) - min(each.values()) <= 1
+        assert len({(one.bucket.task, one.clean.mean()) for one in found}) == wanted
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from tiny_run import DISTILL, TEACH, equal, logged, stored, train
 from annotators.weights import MissingWeights
 from pipeline.errors import RunError, UsageError
 from pipeline.lock import alone
+from pipeline.mixture import read_all, write
 from pipeline.storage import Folder
-from training import distill, student
+from training import distill, run, signals, student
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,6 +93,57 @@ def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> 
     changed = config(TEACH | {"optimizer": {"lr": 5e-3}})
     with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001, now 0\.005"):
         train("teach", changed, tmp_path / "run", "latest")
+
+
+def test_a_checkpoint_is_gone_on_from_with_other_settings_in_another_folder(
+    config: Any, mixture: Path, tmp_path: Path
+) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    at = tmp_path / "run/checkpoints/step-0000002"
+    changed, out = config(TEACH | {"optimizer": {"lr": 5e-4}}), tmp_path / "other"
+    with pytest.raises(UsageError, match=r"now 0\.0005\): --resume .*step-0000002 with another folder for --out"):
+        train("teach", changed, tmp_path / "run", str(at))
+    train("teach", changed, out, str(at))
+    assert [one["step"] for one in logged(out)] == [3, 4]
+    # From then on it is that run, however often it is ended.
+    train("teach", config(TEACH | {"optimizer": {"lr": 5e-4}}, steps=5), out, "latest")
+    found = student.load(out, torch.device("cpu")).told
+    assert found is not None
+    assert [(one.step, one.config["optimizer"]["lr"]) for one in found.earlier] == [(2, 1e-3)]
+    run.export(out, tmp_path / "model")
+    assert "; others until step 2." in (tmp_path / "model/README.md").read_text()
+    with pytest.raises(UsageError, match=r"it holds updates of student, and this run|is of `teach`"):
+        train("distill", config(DISTILL), tmp_path / "third", str(at))
+
+
+def test_a_mixture_may_move_and_be_taken_over_from(config: Any, mixture: Path, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    shutil.copytree(mixture, tmp_path / "moved")
+    train("teach", config(TEACH, steps=3, data={"mixture": str(tmp_path / "moved")}), tmp_path / "run", "latest")
+    found, table = read_all(str(mixture))
+    for position, fits in ((4, False), (6, True)):
+        after = replace(found, seed=found.seed + 1, begins=replace(found.begins, position=position))
+        write(after, table, str(tmp_path / f"after-{position}"))
+        changed = config(TEACH, data={"mixture": str(tmp_path / f"after-{position}")})
+        if fits:
+            train("teach", changed, tmp_path / "run", "latest")
+        else:
+            with pytest.raises(UsageError, match=r"the state is one of mixture .*--after"):
+                train("teach", changed, tmp_path / "run", "latest")
+
+
+def test_a_full_disk_is_named_where_the_log_meets_it(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    monkeypatch.setattr(signals.Log, "write", full)
+    with pytest.raises(
+        RunError, match=r"the log of step 3: .*No space left.*step-0000002 is whole\. .*--resume latest"
+    ):
+        train("teach", config(TEACH), tmp_path / "run", "latest")
 
 
 def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, tmp_path: Path) -> None:
