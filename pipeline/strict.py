@@ -15,9 +15,10 @@ from pipeline.errors import UsageError
 
 
 class Strict(BaseModel):
-    """A part of such a file: unknown keys are an error, because a misspelt threshold must not be ignored."""
+    """A part of such a file: unknown keys are an error, because a misspelt threshold must not be ignored; and numbers
+    are numbers, neither infinite nor none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 Model = TypeVar("Model", bound=Strict)

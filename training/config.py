@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.strict import Strict, content, mapping, validated
 from training.objectives.ot import Transport
@@ -45,6 +45,13 @@ class Model(Strict):
     activation_checkpointing: bool = True
     text_tokens: Annotated[int, Field(ge=1, le=512)] = 512
     negative_prompt: str = ""
+
+    @field_validator("negative_prompt")
+    @classmethod
+    def _letters(cls, prompt: str) -> str:
+        # YAML can spell halves of a letter, which no tokenizer takes.
+        prompt.encode()
+        return prompt
 
 
 class Data(Strict):

@@ -198,6 +198,15 @@ def scratch(folder: Path) -> Any:
     return _exact(silenced(made)).eval().requires_grad_(False)
 
 
+def narrowed(transformer: Any, dtype: torch.dtype) -> Any:
+    """The same transformer with weights of a dtype, but for those that diffusers keeps in float32 when it loads one."""
+    exact = {*(transformer._keep_in_fp32_modules or ())}
+    for name, parameter in transformer.named_parameters():
+        if exact.isdisjoint(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return transformer
+
+
 def silenced(transformer: Any) -> Any:
     """The same transformer with a VACE branch that at first adds nothing, as VACE begins its own."""
     for block in transformer.vace_blocks:

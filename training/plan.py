@@ -7,25 +7,30 @@ docs/distillation.md for what was measured beside it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from pipeline.errors import UsageError
 from pipeline.mixture import Bucket, read_all
 from pipeline.order import Order
-from training import assemble, models
+from training import assemble, loading, models
 from training.config import Distill, Run
 from training.model_folder import TEXT_ENCODER, VAE
 
 _GB = 1e9
 # Bytes per trained parameter: float32 weight, gradient and AdamW's two moments; and what the moving average takes.
 _TRAINED, _AVERAGE = 16, 4
-# What a block works with at once while it is computed again, in multiples of its tokens: queries, keys, values and
-# output of attention, and float32 copies for the norms.
-_WORKING = 14
+# What autograd keeps of a block beside the two halves of its feed-forward, in multiples of its tokens in bfloat16, as
+# counted on networks of several widths: with all weights trained, with adapters, and by what an adapter's rank adds
+# over the tokens' width.
+_WHOLE, _ADAPTED, _RANK = 35.0, 25.0, 12.0
+# What diffusers and transformers compute in here, in bytes: the autoencoder always, the text encoder on a GPU.
+_WIDTHS = {VAE: 4, TEXT_ENCODER: 2}
 # What CUDA, NCCL and the allocator take besides, in bytes, and the share of a device that can be filled.
 BESIDES, _USABLE = 2e9, 0.95
 
@@ -116,7 +121,6 @@ def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devic
 
 def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> list[Part]:
     one = tokens * shape["dim"] * width
-    blocks = shape["layers"] + 2 * shape["vace"]
     # Two graphs live at once where the discriminator compares real and fake; four with R1 and R2.
     graphs = 1
     if isinstance(run, Distill) and run.gan is not None:
@@ -125,9 +129,16 @@ def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> li
     if graphs > 1:
         # Features and their norm, in float32.
         judge = 2.0 * len(models.depths(shape["layers"])) * graphs * tokens * shape["dim"] * 4
-    working = one * (_WORKING + 2 * shape["ffn"] / shape["dim"])
+    rank = run.model.lora_rank
+    inside = _WHOLE if rank is None else _ADAPTED + _RANK * rank / shape["dim"]
+    working = one * (inside + 2 * shape["ffn"] / shape["dim"])
+    blocks = shape["layers"] + shape["vace"]
     if run.model.activation_checkpointing:
-        kept, of = float(blocks * one * graphs), f"what {blocks} checkpointed blocks keep, {graphs} times"
+        # What goes into each block: into VACE's, two.
+        kept, of = (
+            float((blocks + shape["vace"]) * one * graphs),
+            f"what {blocks} checkpointed blocks keep, {graphs} times",
+        )
     else:
         kept, of = blocks * working * graphs, f"all that {blocks} blocks compute, {graphs} times"
     return [
@@ -138,13 +149,22 @@ def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> li
 
 
 def _besides(run: Run, folder: Path) -> list[Part]:
-    """What makes latents and embeddings, as far as it stays: as large as its files."""
+    """What makes latents and embeddings, as far as it stays."""
     parts = (VAE, TEXT_ENCODER) if run.data.form == "pixels" else (VAE,)
-    return [Part(part, _size(folder, part), "its files") for part in parts]
+    return [Part(part, _size(folder, part), f"in {8 * _WIDTHS[part]} bits") for part in parts]
 
 
 def _size(folder: Path, part: str) -> float:
-    return float(sum(file.stat().st_size for file in (folder / part).glob("*.safetensors")))
+    """Bytes of a part's weights on a device. Raises MissingWeights where a file is damaged."""
+    files = (folder / part).glob("*.safetensors")
+    return float(_WIDTHS[part] * loading.tried(folder, part, lambda: sum(map(_numbers, files))))
+
+
+def _numbers(file: Path) -> int:
+    """How many numbers a file of safetensors holds."""
+    with safe_open(file, "pt") as opened:
+        names = opened.keys()
+        return sum(math.prod(opened.get_slice(name).get_shape()) for name in names)
 
 
 def _counted(folder: Path) -> tuple[int, dict[str, int]]:

@@ -142,6 +142,9 @@ def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device) -> 
     if more := {name for name in checkpoint.names(at) if name.startswith(f"average.{STUDENT}.")} - {*wanted}:
         raise UsageError(f"{at} is of another model than {folder}: {sorted(more)[0]} and {len(more) - 1} others")
     checkpoint.load(at, wanted)
+    if rank is None and device.type != "cpu":
+        # As an export is loaded there: in float32 a large one would not fit.
+        models.narrowed(found, denoiser.dtype)
     found.requires_grad_(False).to(device)
     return denoiser
 

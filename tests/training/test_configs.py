@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def test_there_are_ready_ones() -> None:
         ({"objective": "published", "student_every": 2}, "take turns"),
         ({"objective": "published"}, "has no R1 and R2"),
         ({"schedule": {"shift": ".inf"}}, "schedule"),
+        ({"schedule": {"shift": math.inf}}, "schedule.shift: .*finite number"),
+        ({"teacher_cfg": math.inf}, "teacher_cfg: .*finite number"),
+        ({"student": {"lr": math.nan}}, "student.lr: .*finite number"),
+        ({"gan": {"ratio": math.inf}}, "gan.ratio: .*finite number"),
+        ({"transport": {"rho": math.inf}}, "transport.rho: .*finite number"),
+        ({"transport": {"rho": 1e9}}, "transport: .*up to 1e.06"),
+        ({"levels": {"shift": math.nan}}, "levels.shift: .*finite number"),
+        ({"model": {"folder": "m", "negative_prompt": "\ud800"}}, "model.negative_prompt: .*surrogates"),
         ({"steps": "many"}, "steps: expected a whole number; found 'many'"),
     ],
 )

@@ -164,6 +164,14 @@ def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> Non
     assert not torch.allclose(said["student"], said["fake"])
 
 
+def test_a_network_is_narrowed_as_diffusers_loads_it(model: Path) -> None:
+    narrowed = models.narrowed(models.load(model, torch.float32), torch.bfloat16)
+    for name, one in models.load(model, torch.bfloat16).named_parameters():
+        found = narrowed.get_parameter(name)
+        assert found.dtype == one.dtype, name
+        assert torch.equal(found, one), name
+
+
 def test_time_is_embedded_in_float32_whatever_the_rest_computes_in(model: Path, config: Any) -> None:
     told = config_module.load(config(DISTILL, model={"dtype": "bfloat16"}), config_module.Distill)
     made: dict[torch.dtype, torch.Tensor] = {}

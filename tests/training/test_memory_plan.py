@@ -53,6 +53,56 @@ def test_adapters_are_counted_as_they_are_made(model: Path, config: Any) -> None
     assert run.planned(half, False, 1).host == 2 * sum(one.numel() for one in models.scratch(model).parameters())
 
 
+@pytest.mark.parametrize("rank", [None, 16])
+def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
+    rank: int | None, model: Path, config: Any, tmp_path: Path
+) -> None:
+    from diffusers import WanVACETransformer3DModel
+
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 1024, "text_dim": 32, "freq_dim": 64}
+    network = WanVACETransformer3DModel(**sizes, num_layers=1, vace_layers=[0], vace_in_channels=96)
+    wide = tmp_path / "wide"
+    shutil.copytree(model, wide)
+    network.save_config(wide / "transformer")
+    told = config(DISTILL, model={"folder": str(wide), "dtype": "bfloat16", "lora_rank": rank}, gan=None)
+    if rank is not None:
+        network = models.adapted(network.bfloat16().requires_grad_(False), rank, ["student"])
+    weights = {one.untyped_storage().data_ptr() for one in network.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+    inside = False
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if inside and storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    def entered(*_: Any) -> None:
+        nonlocal inside
+        inside = True
+
+    def left(*_: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    network.blocks[0].register_forward_pre_hook(entered)
+    network.blocks[0].register_forward_hook(left)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        network(
+            hidden_states=torch.randn(1, 16, 4, 32, 32),
+            timestep=torch.ones(1),
+            encoder_hidden_states=torch.randn(1, 8, 32).bfloat16(),
+            control_hidden_states=torch.randn(1, 96, 4, 32, 32).bfloat16(),
+            return_dict=False,
+        )
+    bucket = Bucket("films", "depth", 13, 256, 256, 0)
+    assert bucket.tokens == 1024
+    found = {part.name: part.size for part in plan.sized(load(told, Distill), wide, bucket, 1, 1).parts}
+    assert found["one block at work"] == pytest.approx(sum(kept.values()), rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("ready", "shape", "devices", "fits"),
     [

@@ -31,6 +31,8 @@ _SIDE = 2
 _WORKSPACE = 256 << 20
 # Matrices [N, N] of a frame that are alive at once: two costs or kernels, and what a product or an exponential takes.
 _MATRICES = 3
+# In mean costs; what is more is the same as no end of it, to float32.
+_MOST = 1e6
 # Scalings beyond this (as natural logarithms) go into the potentials: float32 ends at 88.
 _LARGE = 25.0
 
@@ -56,16 +58,16 @@ class Transport:
     def __post_init__(self) -> None:
         sound = (
             0 <= self.weight <= 1
-            and self.epsilon >= 1e-3
+            and 1e-3 <= self.epsilon <= _MOST
             and 0 < self.tolerance < 1
             and self.iterations > 0
-            and (self.rho is None or self.rho > 0)
-            and self.position >= 0
+            and (self.rho is None or 0 < self.rho <= _MOST)
+            and 0 <= self.position <= _MOST
         )
         if not sound:
             raise ValueError(
-                "transport has a weight from 0 to 1, an epsilon from 0.001 on, a tolerance between 0 and 1, iterations "
-                "and rho (or none) above 0, and a position from 0 on"
+                f"transport has a weight from 0 to 1, an epsilon from 0.001 to {_MOST:g}, a tolerance between 0 and 1, "
+                f"iterations above 0, rho (or none) above 0 and up to {_MOST:g}, and a position from 0 to {_MOST:g}"
             )
 
 
