@@ -99,7 +99,7 @@ def measure(config: Path, name: str, size: tuple[int, int, int], updates: int) -
         for step in steps:
             step["flop"] = step.pop("passed") * flops["passed"] + step.pop("learnt") * flops["learnt"]
         every, steps = told.student_every, steps[told.student_every :]
-        whole = _means(steps, rate)
+        whole, alone = _typical(steps, rate), [step for at, step in enumerate(steps) if at % every]
         transport = _transport(told, bucket, here.device)
         return {
             "device": named(here.device),
@@ -112,8 +112,8 @@ def measure(config: Path, name: str, size: tuple[int, int, int], updates: int) -
             "flop_a_forward_pass": flops["passed"],
             "flop_a_learnt_pass": flops["learnt"],
             "steps": whole,
-            "with_student": _means(steps[::every], rate),
-            "critic_alone": _means([step for at, step in enumerate(steps) if at % every], rate) if every > 1 else None,
+            "with_student": _typical(steps[::every], rate),
+            "critic_alone": _typical(alone, rate) if alone else None,
             "peak_bytes": max(step["peak_bytes"] for step in steps),
             "transport_s": transport,
             "transport_share": None if transport is None else round(transport / every / whole["s"], 5),
@@ -180,14 +180,16 @@ def _step(loop: Distillation, number: int, example: Example, networks: Networks)
     return {"s": _now(device) - begun, "peak_bytes": peak(device), **counts}
 
 
-def _means(steps: list[dict[str, Any]], rate: float) -> dict[str, Any]:
-    """Of a step; rollouts end at random steps, and so no two steps do the same."""
-    seconds, flop = (statistics.mean(step[name] for step in steps) for name in ("s", "flop"))
+def _typical(steps: list[dict[str, Any]], rate: float) -> dict[str, Any]:
+    """Of a step: rollouts end at random steps, so that no two steps do the same, and others may use the machine. So it
+    is told how fast steps go, as the median, and how long what they do on average takes at that speed."""
+    speed = statistics.median(step["flop"] / step["s"] for step in steps)
+    flop = statistics.mean(step["flop"] for step in steps)
     return {
-        "s": round(seconds, 4),
+        "s": round(flop / speed, 4),
         "all_s": [round(step["s"], 4) for step in steps],
         "useful_flop": round(flop),
-        "share_of_matrix_rate": round(flop / seconds / rate, 4),
+        "share_of_matrix_rate": round(speed / rate, 4),
     }
 
 

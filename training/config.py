@@ -36,7 +36,8 @@ class Size(Strict):
 class Model(Strict):
     """Whose weights. `folder`: the VACE model in diffusers' layout, or a hub id: the teacher, and what the student
     begins as, unless `student` names another. `lora_rank`: adapters on one frozen network instead of full
-    fine-tuning."""
+    fine-tuning. `text_tokens`: longer captions are cut; of stored latents, which have up to 512, their embeddings
+    are."""
 
     folder: str
     student: str | None = None

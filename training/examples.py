@@ -142,5 +142,5 @@ def padded(text: Tensor, tokens: int) -> Tensor:
 
 def text_embedder(folder: Path, device: torch.device, tokens: int) -> Callable[[str], Tensor]:
     """Captions to embeddings [1, tokens, dim], float32, by the model's own text encoder."""
-    embed = embedder(folder, device)
+    embed = embedder(folder, device, tokens)
     return lambda caption: padded(torch.from_numpy(embed(caption)).to(device, torch.float32), tokens)

@@ -13,6 +13,7 @@ from pipeline.errors import RunError, UsageError
 from training import assemble, model_folder
 from training.checkpoint import Told
 from training.models import STUDENT
+from training.sampling import Few
 from training.student import SCHEDULE, Trained
 
 # How a card says that a model is loaded; `folder` is where it lies. The names in a LoRA file have no prefix.
@@ -80,8 +81,8 @@ def _whole(trained: Trained, out: Path) -> None:
 def _scheduler(trained: Trained, out: Path) -> None:
     from training import scheduler
 
-    schedule = trained.sampling.schedule
-    made = scheduler.taught(trained.sampling.shift) if schedule is None else scheduler.of(schedule)
+    found = trained.sampling
+    made = scheduler.of(found.schedule) if isinstance(found, Few) else scheduler.taught(found.shift)
     made.save_pretrained(out / "scheduler")
 
 
@@ -112,8 +113,9 @@ def _card(trained: Trained, told: Told, lora: bool) -> str:
     # The weights began as the student's, where that is another model than the teacher.
     licence = model_folder.licence(assemble.student_folder(model, trained.folder))
     base = model_folder.title(model.student or model.folder)
-    schedule = trained.sampling.schedule
-    if schedule is not None:
+    found = trained.sampling
+    if isinstance(found, Few):
+        schedule = found.schedule
         steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
         how = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
@@ -127,15 +129,14 @@ def _card(trained: Trained, told: Told, lora: bool) -> str:
             f"max_sequence_length={model.text_tokens})\n```"
         )
     else:
-        taught = trained.sampling
-        how = f"{taught.steps} steps of Euler's method, shift {taught.shift:g}, guidance {taught.cfg:g}."
+        how = f"{found.steps} steps of Euler's method, shift {found.shift:g}, guidance {found.cfg:g}."
     return f"""---
 license: {licence}
 base_model: {base}
 library_name: diffusers
 pipeline_tag: text-to-video
 ---
-# {"LoRA of a" if lora else "A"} VACE model {"distilled" if schedule else "trained"} with vdot-data
+# {"LoRA of a" if lora else "A"} VACE model {"distilled" if isinstance(found, Few) else "trained"} with vdot-data
 
 - **Base**: {base} (licence as its card states it: {licence})
 - **Sampling**: {how}

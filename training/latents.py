@@ -172,9 +172,9 @@ def cleaned(caption: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split())
 
 
-def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
-    """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding. Raises as
-    `loading.network`, and MissingWeights for a tokenizer of another vocabulary."""
+def embedder(folder: Path, device: Any, tokens: int = TOKENS) -> Callable[[str], NDArray[np.float16]]:
+    """Captions to the umT5 embeddings of a model: words to float16 [tokens, dim], without padding; longer captions are
+    cut to `tokens`. Raises as `loading.network`, and MissingWeights for a tokenizer of another vocabulary."""
     import torch
     from transformers import AutoTokenizer, UMT5EncoderModel
 
@@ -192,7 +192,7 @@ def embedder(folder: Path, device: Any) -> Callable[[str], NDArray[np.float16]]:
 
     def embed(caption: str) -> NDArray[np.float16]:
         # No padding, so none to leave out: a mask would only hide what is not there.
-        words = tokenizer(cleaned(caption), truncation=True, max_length=TOKENS, return_tensors="pt")
+        words = tokenizer(cleaned(caption), truncation=True, max_length=tokens, return_tensors="pt")
         with torch.inference_mode():
             shown = model(input_ids=words.input_ids.to(device), attention_mask=words.attention_mask.to(device))
         made: NDArray[np.float16] = shown.last_hidden_state[0].to(torch.float16).cpu().numpy()

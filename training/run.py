@@ -15,7 +15,7 @@ import transformers.utils.logging
 from pipeline import encode
 from pipeline.disk import complete_file
 from pipeline.errors import RunError, UsageError
-from training import assemble, config, draws, loading, make, model_folder, plan, student, vcu
+from training import assemble, config, draws, loading, make, model_folder, plan, sampling, student, vcu
 from training import export as exporting
 from training.begin import begin, owned
 from training.config import Distill, Run, Teach
@@ -23,6 +23,7 @@ from training.distill import Distillation
 from training.examples import Example, Examples
 from training.loop import Method, held_out, train
 from training.parallel import World, world
+from training.sampling import Sampling
 from training.signals import Log
 from training.teach import Teaching
 
@@ -117,10 +118,10 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
             examples = Examples(folder, told.model, told.data, here.device)
             made = method(folder, here, examples)
         fixed = held_out(told, examples, begun.prints) if told.evaluation.every else []
-        sampling = student.sampling_of(told)
+        way = sampling.of(told)
 
         def evaluate(step: int, file: Path, log: Log | None) -> None:
-            shown = [_shown(example, made, examples, sampling, told.seed) for example in fixed]
+            shown = [_shown(example, made, examples, way, told.seed) for example in fixed]
             if log is not None and shown:
                 film = _grid(shown)
                 _write(file, film)
@@ -140,7 +141,7 @@ def _in_memory(what: str) -> Iterator[None]:
         raise RunError(f"{what} does not fit into memory: {str(error).partition(chr(10))[0]}") from error
 
 
-def _shown(example: Example, method: Method, examples: Examples, sampling: student.Sampling, seed: int) -> make.Frames:
+def _shown(example: Example, method: Method, examples: Examples, way: Sampling, seed: int) -> make.Frames:
     """The clips of an example above what is made from their conditions: uint8 [T, H, W, 3]."""
     references = example.bucket.references
 
@@ -148,7 +149,7 @@ def _shown(example: Example, method: Method, examples: Examples, sampling: stude
         # The same at every evaluation, so that what changes is the model.
         return draws.normal(example.clean.shape, example.clean.device, seed, "evaluation", example.position, step)
 
-    made = sampling.make(method.student, example.conditions, examples.negative, noise)
+    made = way.make(method.student, example.conditions, examples.negative, noise)
     rows = [examples.decode(vcu.trim(one, references)) for one in (example.clean, made)]
     return np.concatenate([np.concatenate([*frames], axis=2) for frames in rows], axis=1)
 

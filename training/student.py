@@ -8,19 +8,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor
 
 from pipeline.errors import UsageError
 from pipeline.strict import Strict, validated
-from training import assemble, checkpoint, config, loading, model_folder, models, schedule
+from training import assemble, checkpoint, config, loading, model_folder, models, sampling, schedule
 from training.model_folder import TEXT_ENCODER, VAE
-from training.models import STUDENT, Conditions, Denoiser
-from training.rollout import Noise, integrate, rollout
-from training.schedule import Schedule
+from training.models import STUDENT, Denoiser
+from training.sampling import Few, Many, Sampling
 
 SCHEDULE = "schedule.json"
 """The file of an export that says how it is to be sampled."""
@@ -28,42 +25,11 @@ SCHEDULE = "schedule.json"
 _ADAPTERS = "pytorch_lora_weights.safetensors"
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How clean latents are made: few steps by the schedule that a student was distilled at, or a teacher's many."""
-
-    schedule: Schedule | None
-    steps: int
-    shift: float
-    cfg: float
-
-    def make(self, network: Denoiser, conditions: Conditions, negative: Tensor, noise: Noise) -> Tensor:
-        """Clean latents [B, 16, R + T', h, w], float32."""
-        if self.schedule is not None:
-            with torch.no_grad():
-                return rollout(network, conditions, self.schedule, noise)
-        return integrate(network, conditions, negative, noise(0), steps=self.steps, shift=self.shift, cfg=self.cfg)
-
-    def as_json(self) -> dict[str, Any]:
-        """What `sampling` reads."""
-        if self.schedule is not None:
-            return {"distilled": self.schedule.as_json()}
-        return {"taught": {"steps": self.steps, "shift": self.shift, "cfg": self.cfg}}
-
-
-class Taught(Strict):
-    """How a teacher is sampled."""
-
-    steps: config.Count
-    shift: config.Positive
-    cfg: Annotated[float, Field(ge=1)]
-
-
 class Exported(Strict):
     """What an export says of itself: how it is sampled, and all settings that it was trained with."""
 
     distilled: dict[str, Any] | None = None
-    taught: Taught | None = None
+    taught: Many | None = None
     step: int
     mixture: str
     config: dict[str, Any]
@@ -71,18 +37,7 @@ class Exported(Strict):
 
     def sampling(self, where: Path) -> Sampling:
         """Raises UsageError where that is not said, or contradicts itself."""
-        if self.taught is not None:
-            return Sampling(None, self.taught.steps, self.taught.shift, self.taught.cfg)
-        found = schedule.parse(self.distilled, str(where))
-        return Sampling(found, found.steps, found.shift, 1.0)
-
-
-def sampling_of(run: config.Run) -> Sampling:
-    """How what a run trains is sampled."""
-    if isinstance(run, config.Distill):
-        return Sampling(run.schedule, run.schedule.steps, run.schedule.shift, 1.0)
-    assert isinstance(run, config.Teach)
-    return Sampling(None, run.sample_steps, run.shift, run.teacher_cfg)
+        return self.taught or Few(schedule.parse(self.distilled, str(where)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +73,11 @@ def load(where: Path, device: torch.device) -> Trained:
     run = config.parsed(told.kind, told.config, str(at))
     folder = model_folder.folder(run.model.folder, (model_folder.TRANSFORMER,))
     loading.together(assemble.student_folder(run.model, folder), folder)
-    found_sampling = sampling_of(run)
-    wanted = found_sampling.schedule
-    if wanted is not None and (stored := schedule.parse(told.schedule, str(at))) != wanted:
-        raise UsageError(f"{at} contradicts itself: its schedule is {stored}, its configuration's {wanted}")
+    if isinstance(run, config.Distill) and (stored := schedule.parse(told.schedule, str(at))) != run.schedule:
+        raise UsageError(f"{at} contradicts itself: its schedule is {stored}, its configuration's {run.schedule}")
     parts = [VAE, TEXT_ENCODER, *([] if run.model.lora_rank is None else [model_folder.TRANSFORMER])]
     checkpoint.fits(at, told, model_folder.fingerprints(folder, parts), folder)
-    return Trained(_averaged(at, run, folder, device), found_sampling, folder, run.model, told)
+    return Trained(_averaged(at, run, folder, device), sampling.of(run), folder, run.model, told)
 
 
 def _averaged(at: Path, run: config.Run, folder: Path, device: torch.device) -> Denoiser:

@@ -161,6 +161,24 @@ def test_a_long_caption_is_cut_and_a_missing_one_left_out() -> None:
     assert none.caption is None
 
 
+def test_a_caption_is_cut_before_it_is_embedded_as_the_pipeline_does(model: Path) -> None:
+    import torch
+    from diffusers import WanVACEPipeline
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    from training.examples import text_embedder
+
+    parts: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler"))
+    text_encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder").eval()
+    pipe = WanVACEPipeline(AutoTokenizer.from_pretrained(model / "tokenizer"), text_encoder, **parts)
+    caption = "a red square moves over the dog and runs fast"
+    with torch.inference_mode():
+        wanted = pipe._get_t5_prompt_embeds(caption, max_sequence_length=6, device="cpu", dtype=torch.float32)
+    found = text_embedder(model, torch.device("cpu"), 6)(caption)
+    assert found.shape == wanted.shape == (1, 6, 32)
+    np.testing.assert_allclose(found, wanted, **EXACT)
+
+
 def test_what_the_autoencoder_would_drop_or_the_names_confuse_is_refused() -> None:
     latents = Latents(Latents.choose())
     with pytest.raises(ValueError, match="a clip of 8 frames has no latents: the autoencoder takes 4n\\+1"):

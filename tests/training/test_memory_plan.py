@@ -20,7 +20,7 @@ from benchmarks.step import SHAPES
 from pipeline.errors import UsageError
 from pipeline.mixture import Bucket
 from training import models, plan, run
-from training.config import Distill, load
+from training.config import Distill, Teach, load
 from training.plan import Part
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,6 +109,7 @@ def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
         ("vace-1.3b-lora", "vace-1.3b", 1, True),
         ("vace-1.3b", "vace-1.3b", 4, True),
         ("vace-1.3b", "vace-1.3b", 2, False),
+        ("vace-1.3b-teach", "vace-1.3b", 1, True),
         ("vace-14b-lora", "vace-14b", 8, True),
         ("vace-14b-lora", "vace-14b", 1, False),
     ],
@@ -118,7 +119,8 @@ def test_the_ready_configurations_need_as_many_gpus_as_they_say(
 ) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer/config.json").write_text(json.dumps(asdict(SHAPES[shape])))
-    told = load(Path(training.__path__[0]) / f"configs/{ready}.yaml", Distill)
+    file = Path(training.__path__[0]) / f"configs/{ready}.yaml"
+    told = load(file, Teach) if "teach" in ready else load(file, Distill)
     made = plan.sized(told, tmp_path, Bucket("films", "depth", 81, 480, 832, 0), 1, devices)
     with nullcontext() if fits else pytest.raises(UsageError, match=rf"on each of {devices} devices"):
         made.refuse(80e9)
