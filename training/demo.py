@@ -36,7 +36,7 @@ tasks: {scribble: 3, firstframe: 1}
 step: {micro_batches: 2}
 """
 _SIZE = Size(frames=9, height=64, width=64)
-_TEACH, _DISTILL, _WORKERS = 450, 60, 2
+_TEACH, _DISTILL, _WORKERS = 1200, 60, 2
 console = Console(stderr=True)
 
 

@@ -248,7 +248,7 @@ def test_a_video_that_memory_does_not_hold_is_named(config: Any, tmp_path: Path)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 300 * 2**20, limits[1]))
     try:
         # The pixels alone take 380 MB.
-        with pytest.raises(RunError, match=r"the model for 121 frames of 512 x 512 does not fit into memory: .*allocate"):
+        with pytest.raises(RunError, match=r"121 frames of 512 x 512 does not fit into memory: .*allocate"):
             run.sample(tmp_path / "run", tmp_path / "made.mp4", "", None, None, [], (121, 512, 512), 0)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
