@@ -103,11 +103,11 @@ def train(
 
             ended, saturation = time.perf_counter(), Saturation()
             for step, drawn in enumerate(islice(stream, config.steps - begun.step), begun.step + 1):
-                # Made anew for each step; what a step draws it may need twice.
-                at_hand = [examples(batch) for batch in drawn]
-                waited = time.perf_counter() - ended
                 signals = Signals()
                 with _explained(f"step {step} ({drawn.bucket.task})", checkpoints):
+                    # Made anew for each step; what a step draws it may need twice.
+                    at_hand = [examples(batch) for batch in drawn]
+                    waited = time.perf_counter() - ended
                     method.step(step - 1, at_hand, signals)
                 means = signals.means(world)
                 took = time.perf_counter() - ended

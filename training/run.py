@@ -117,7 +117,7 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
         with _in_memory("this run"):
             examples = Examples(folder, told.model, told.data, here.device)
             made = method(folder, here, examples)
-        fixed = held_out(told, examples, begun.prints) if told.evaluation.every else []
+            fixed = held_out(told, examples, begun.prints) if told.evaluation.every else []
         way = sampling.of(told)
 
         def evaluate(step: int, file: Path, log: Log | None) -> None:
