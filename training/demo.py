@@ -44,6 +44,8 @@ def main(folder: Path) -> None:
     """Make the model, teach, distill and sample. Raises as these do."""
     mixture, model = folder / "tiny", folder / "tiny-model"
     begun = time.monotonic()
+    # Threads that wait for a core which a worker, or another program, has take longer than one that does not.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - _WORKERS))
     (folder / "tiny.yaml").write_text(MIXTURE)
     mix(folder / "tiny.yaml", str(mixture))
     if not (model / "README.md").is_file():
@@ -53,8 +55,6 @@ def main(folder: Path) -> None:
     for name, told in (("teach", _teach()), ("distill", _distill(folder))):
         told = _common(mixture, model) | told
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
-    # Threads that wait for a core which a worker has take longer than one that does not.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - _WORKERS))
     console.print("teaching it: flow matching from scratch ...")
     run.teach(folder / "teach.yaml", folder / "teacher", "latest")
     if not (folder / "teacher-model").exists():
