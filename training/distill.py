@@ -150,18 +150,22 @@ class Distillation:
             if config.objective == "published":
                 matched = published.even_step(fake, real, sigma) if match else torch.zeros_like(sample)
                 return matched + published.ADVERSARIAL * pulled
-            found = ot.transported(fake, real, config.transport) if config.transport else None
-            if found is not None:
-                signals.add(**{f"ot/{name}": value for name, value in found.signals.items()})
-            difference = ot.mixed(fake, real, found, config.transport.weight if config.transport else 0.0)
-            direction = dmd.direction(difference, sample, real)
-            if config.objective == "per_frame":
-                direction = dmd.per_frame(direction)
-            gradient = dmd.along(direction)
+            gradient = self.matching(sample, fake, real, signals)
             if adversary and options is not None:
                 scale = options.ratio * gradient.norm() / pulled.norm().clamp(min=1e-20)
                 gradient = gradient + scale * pulled
         return gradient
+
+    def matching(self, sample: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> Tensor:
+        """The gradient of distribution matching and transport alone, from what the fake score and the guided teacher
+        make of the noised sample: all [B, 16, R + T', h, w]."""
+        config = self._config
+        found = ot.transported(fake, real, config.transport) if config.transport else None
+        if found is not None:
+            signals.add(**{f"ot/{name}": value for name, value in found.signals.items()})
+        difference = ot.mixed(fake, real, found, config.transport.weight if config.transport else 0.0)
+        direction = dmd.direction(difference, sample, real)
+        return dmd.along(dmd.per_frame(direction) if config.objective == "per_frame" else direction)
 
     def _adversarial(
         self, example: Example, moved: Tensor, features: list[Tensor], sigma: Tensor, signals: Signals

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.distillation.control import Pooled
 from benchmarks.distillation.sizes import Size
 from training.config import Adversary, Average, Data, Distill, Model, Optimizer
+from training.distill import Distillation
 from training.objectives.ot import Transport
 
 # What belongs to a run from files; here the study makes it.
@@ -23,6 +25,7 @@ class Arm:
     objective: Literal["combined", "per_frame", "published"] = "combined"
     transport: Transport | None = None
     gan: bool = False
+    loop: type[Distillation] = Distillation
 
 
 ARMS = {
@@ -42,6 +45,8 @@ ARMS = {
     "M": Arm("C, not debiased", transport=Transport(debias=False)),
 }
 SEARCH = "HIJKLM"
+# Asked for by what D did in the long study: D with the plan that moves nothing.
+ARMS["N"] = Arm("D, its plan the identity (control)", loop=Pooled)
 
 
 def settings(arm: Arm, size: Size, seed: int) -> Distill:

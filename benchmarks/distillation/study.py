@@ -151,7 +151,7 @@ def _arm(
 ) -> dict[str, Any]:
     """One objective with one seed, from the teacher's weights on."""
     config = settings(ARMS[letter], size, seed)
-    loop = _loop(config, teacher, train)
+    loop = _loop(ARMS[letter].loop, config, teacher, train)
     device = train.clean.device
     make = few(loop.student, config.schedule)
     times, marks, signals = [], [], Signals()
@@ -190,13 +190,13 @@ def _arm(
     }
 
 
-def _loop(config: Distill, teacher: Denoiser, train: Corpus) -> Distillation:
+def _loop(kind: type[Distillation], config: Distill, teacher: Denoiser, train: Corpus) -> Distillation:
     student, fake = (Denoiser(copy.deepcopy(teacher.transformer), torch.float32) for _ in range(2))
     judge = None
     if config.gan is not None:
         torch.manual_seed(config.seed)
         judge = judging(fake, config.gan).to(train.clean.device)
-    return Distillation(config, Networks(student, fake, teacher, judge), train.empty)
+    return kind(config, Networks(student, fake, teacher, judge), train.empty)
 
 
 def _told(found: dict[str, list[float]]) -> dict[str, Any]:

@@ -11,7 +11,10 @@ torch = pytest.importorskip("torch")
 
 from benchmarks.distillation import codec, metrics, report, scenes, toy  # noqa: E402
 from benchmarks.distillation.arms import ARMS, settings  # noqa: E402
+from benchmarks.distillation.control import Pooled  # noqa: E402
 from benchmarks.distillation.sizes import SIZES  # noqa: E402
+from training.objectives import published  # noqa: E402
+from training.signals import Signals  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,6 +115,17 @@ def test_diversity_is_the_mean_distance_within_a_condition() -> None:
     samples = torch.zeros(2, 3, 4)
     samples[0, 0, 0] = 3.0
     assert metrics.diversity(samples).tolist() == pytest.approx([2.0, 0.0])
+
+
+def test_the_control_is_the_published_gradient_where_its_plan_moves_nothing() -> None:
+    fake = draw(0, 2, 16, 3, 8, 8)
+    real = fake + 1e-3 * draw(1, 2, 16, 3, 8, 8)
+    found = Pooled.matching(Pooled.__new__(Pooled), fake, fake, real, Signals())
+    wanted = published.TRANSPORT * published.FACTOR * published.transport_gradient(fake, real)
+    assert torch.allclose(found, wanted, atol=1e-3 * float(wanted.abs().max()))
+    far = published.TRANSPORT * published.FACTOR * published.transport_gradient(fake, draw(2, 2, 16, 3, 8, 8))
+    moved = Pooled.matching(Pooled.__new__(Pooled), fake, fake, draw(2, 2, 16, 3, 8, 8), Signals())
+    assert float(torch.cosine_similarity(far.flatten(), moved.flatten(), dim=0)) < 0.99
 
 
 def test_tracks_are_exact_and_scenes_follow_from_their_seed() -> None:

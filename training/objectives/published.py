@@ -16,7 +16,7 @@ from torch.nn import functional
 
 EPSILON, ITERATIONS = 0.1, 60
 # The weights of the even steps, and the factor that transport's gradient has besides.
-_DMD, _TRANSPORT, _FACTOR = 0.2, 0.8, 0.1
+_DMD, TRANSPORT, FACTOR = 0.2, 0.8, 0.1
 # Of the adversarial losses of the odd steps.
 ADVERSARIAL = 0.1
 
@@ -50,7 +50,7 @@ def even_step(fake: Tensor, real: Tensor, sigma: Tensor) -> Tensor:
     """The gradient at the student's sample [B, C, T', h, w] of an even step, as `torch.autograd.backward` takes it:
     DMD's is weighted by the noise level [B] and averaged over all elements, transport's is summed."""
     dmd = (fake.float() - real.float()) * sigma.to(fake.device, torch.float32).view(-1, 1, 1, 1, 1)
-    return _DMD * dmd / dmd.numel() + _TRANSPORT * _FACTOR * transport_gradient(fake, real)
+    return _DMD * dmd / dmd.numel() + TRANSPORT * FACTOR * transport_gradient(fake, real)
 
 
 def _pooled(frames: Tensor) -> Tensor:
