@@ -28,6 +28,7 @@ from training.parallel import World
 
 META = "checkpoint.json"
 _FORMAT: Literal[3] = 3
+_NAME = re.compile(r"step-(\d+)")
 
 
 class Place(Strict):
@@ -105,7 +106,8 @@ def save(folder: Path, told: Told, tensors: Mapping[str, Tensor], world: World) 
             shutil.rmtree(at, ignore_errors=True)
         last = latest(folder)
         kept = f"the last one is {last.name}" if last else "there is none yet"
-        raise RunError(f"the checkpoint of step {step} cannot be written to {folder}: {troubles[0]}; {kept}")
+        helps = "Once that is mended, --resume latest goes on"
+        raise RunError(f"the checkpoint of step {step} cannot be written to {folder}: {troubles[0]}; {kept}. {helps}")
     return done
 
 
@@ -125,7 +127,10 @@ def read(checkpoint: Path) -> Told:
             f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}: begin a new folder, or go on "
             "with the version that wrote it"
         )
-    return validated(Told, told, damaged)
+    made = validated(Told, told, damaged)
+    if (named := _NAME.fullmatch(checkpoint.name)) and int(named[1]) != made.step:
+        raise UsageError(f"{damaged} is of step {made.step}: give the folder the name that it had, or remove it")
+    return made
 
 
 def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -155,6 +160,8 @@ def fits(checkpoint: Path, told: Told, prints: Mapping[str, str], folder: Path) 
 def names(checkpoint: Path) -> set[str]:
     """The names of all tensors in a checkpoint. Raises UsageError where it is damaged, or has lost a file."""
     helps = "remove its folder to go on from an older one"
+    if not [*checkpoint.glob("*.safetensors")]:
+        raise UsageError(f"{checkpoint} has lost its weights; {helps}")
     # A header that is cut short or edited fails in whatever line of the reader it gets to.
     read = attempt(ErrorCode.INTERNAL_ERROR, HuggingFaceStorageReader(str(checkpoint)).read_metadata)
     if isinstance(read, Failure):
@@ -207,7 +214,7 @@ def _all(folder: Path) -> list[Path]:
 
 def _steps(folder: Path) -> list[Path]:
     """What has the name of a checkpoint; a copy that somebody made of one has another."""
-    return [one for one in folder.glob("step-*") if re.fullmatch(r"step-\d+", one.name)]
+    return [one for one in folder.glob("step-*") if _NAME.fullmatch(one.name)]
 
 
 def _step(checkpoint: Path) -> int:

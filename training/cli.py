@@ -126,11 +126,17 @@ def convert(
     keys.convert(weights, out)
 
 
+def logged() -> None:
+    """Show what is logged: dressed on a terminal, else as it is, a line each."""
+    handler = RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    for name in ("vdot_data", "training"):
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 def main() -> None:
     """Run the command line: exit status 0 for done, 1 for a run that could not go on, 2 for bad arguments."""
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-    logging.getLogger("vdot_data").setLevel(logging.INFO)
-    logging.getLogger("training").setLevel(logging.INFO)
+    logged()
     try:
         app()
     except (UsageError, MissingWeights) as error:

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.errors import UsageError
 from pipeline.strict import Strict, content, mapping, validated
 from training.objectives.ot import Transport
 from training.schedule import Levels, Schedule
 
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class Size(Strict):
@@ -61,7 +62,7 @@ class Data(Strict):
     mixture: str
     form: Literal["latents", "pixels"] = "latents"
     size: Size | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=128)] = 2
     cache: str | None = None
 
     @model_validator(mode="after")
@@ -192,8 +193,16 @@ _FREE = (
 
 
 def load(path: Path, kind: type[Kind]) -> Kind:
-    """The configuration in a file. Raises UsageError where it cannot be read or is not valid."""
-    return validated(kind, mapping(content(path, "configuration"), str(path)), str(path))
+    """The configuration in a file. Raises UsageError where it cannot be read, is not valid, or is one of the other
+    kind."""
+    given = mapping(content(path, "configuration"), str(path))
+    # What only one of them knows, and has to say.
+    told = {name for name, mark in (("teach", "optimizer"), ("distill", "critic")) if mark in given}
+    if len(told) == 1 and told != {(own := kind.__name__.lower())}:
+        raise UsageError(
+            f"{path} is a configuration of `{told.pop()}` (for which `plan` wants --teach, or not), not of `{own}`"
+        )
+    return validated(kind, given, str(path))
 
 
 def parsed(kind: str, stored: dict[str, Any], name: str) -> Run:

@@ -6,7 +6,6 @@ distilled, and shown. It shows that the parts fit, not what a VACE model can do.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -17,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
-from rich.logging import RichHandler
 
 from pipeline import encode
 from pipeline.errors import RunError, UsageError
 from pipeline.mix import mix
 from training import make, run, student, tiny
+from training.cli import console, logged
 from training.config import Size
 from training.examples import resized
 from training.stream import Stream
@@ -37,7 +35,6 @@ step: {micro_batches: 2}
 """
 _SIZE = Size(frames=9, height=64, width=64)
 _TEACH, _DISTILL, _WORKERS = 1200, 60, 2
-console = Console(stderr=True)
 
 
 def main(folder: Path) -> None:
@@ -65,7 +62,8 @@ def main(folder: Path) -> None:
     console.print(
         f"\ndone in {time.monotonic() - begun:.0f} s. {folder}/sample.mp4: a control track (left), what the student "
         f"makes of it in four steps (middle), and the clip that it was taken from (right).\n"
-        f"Losses and signals: {folder}/student/log.jsonl, or tensorboard --logdir {folder}"
+        f"Losses and signals: {folder}/student/log.jsonl, or tensorboard --logdir {folder}\n"
+        "What comes next stands in README.md, `Into a few steps`; first: . .venv/bin/activate"
     )
 
 
@@ -114,8 +112,7 @@ def _show(folder: Path, mixture: Path) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
-    logging.getLogger("vdot_data").setLevel(logging.INFO)
+    logged()
     try:
         main(Path(sys.argv[1]))
     except (RunError, UsageError) as error:

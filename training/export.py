@@ -123,10 +123,12 @@ def _card(trained: Trained, told: Told, lora: bool) -> str:
             "pipeline's `generator` decides the first noise alone; `torch.manual_seed` decides all.\n\n"
             "```python\nfrom diffusers import WanVACEPipeline\n"
             "from training.scheduler import StoredSteps  # vdot-data\n\n"
+            'folder = "."  # where this card lies\n'
             f"{_LOADED_LORA.format(base=base) if lora else _LOADED}"
             'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'
-            f"pipe(..., num_inference_steps={schedule.steps}, guidance_scale=1.0, "
-            f"max_sequence_length={model.text_tokens})\n```"
+            "# And video=, mask=, reference_images=; the sizes are those of what it was trained on.\n"
+            'made = pipe(prompt="...", height=480, width=832, num_frames=81, guidance_scale=1.0,\n'
+            f"            num_inference_steps={schedule.steps}, max_sequence_length={model.text_tokens})\n```"
         )
     else:
         how = f"{found.steps} steps of Euler's method, shift {found.shift:g}, guidance {found.cfg:g}."

@@ -71,10 +71,16 @@ def convert(files: Sequence[Path], out: Path) -> None:
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
-            weights |= load_file(file)
+            more = load_file(file)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
-    renamed = to_diffusers(weights) if original(weights) else to_original(weights)
+        if not more or (twice := sorted({*more} & {*weights})):
+            raise UsageError(f"{file} holds {f'{twice[0]}, as a file before it does' if more else 'no weights'}")
+        weights |= more
+    try:
+        renamed = to_diffusers(weights) if original(weights) else to_original(weights)
+    except UsageError as error:
+        raise UsageError(f"{', '.join(map(str, files))}: {error}") from error
     half = out.with_name(f".{out.name}.half")
     try:
         # What libraries ask before they load a file.

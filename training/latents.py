@@ -178,6 +178,8 @@ def embedder(folder: Path, device: Any, tokens: int = TOKENS) -> Callable[[str],
     import torch
     from transformers import AutoTokenizer, UMT5EncoderModel
 
+    if not (folder / "tokenizer").is_dir():
+        raise MissingWeights(f"The model in {folder} has no tokenizer/: name one in diffusers' layout.")
     tokenizer = loading.tried(
         folder, "tokenizer", lambda: AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     )

@@ -44,10 +44,14 @@ def network(folder: Path, part: str, kind: Any, **options: Any) -> Any:
             folder / part, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
         ),
     )
-    for what, names in (("lacks", said["missing_keys"]), ("has of another shape", said["mismatched_keys"])):
+    troubles = {"lacks {} of its weights": "missing_keys", "has {} weights of another shape": "mismatched_keys"}
+    if part == TRANSFORMER:
+        # A text encoder may lie in the file of a larger model.
+        troubles["has {} weights that its configuration knows nothing of"] = "unexpected_keys"
+    for what, kind_of in troubles.items():
         # Of another shape is (name, shape, shape).
-        if found := sorted(name if isinstance(name, str) else str(name[0]) for name in names):
-            raise MissingWeights(f"The {part} in {folder} {what} {len(found)} weights, {found[0]} first.")
+        if found := sorted(name if isinstance(name, str) else str(name[0]) for name in said[kind_of]):
+            raise MissingWeights(f"The {part} in {folder} {what.format(len(found))}, {found[0]} first.")
     return made
 
 

@@ -16,7 +16,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from training.begin import Begun, form
 from training.config import Run
 from training.examples import Example, Examples
 from training.models import Denoiser
-from training.parallel import World
+from training.parallel import World, out_of_memory
 from training.signals import Log, Saturation, Signals
 from training.stream import Stream
 from training.updates import MovingAverage, Updates
@@ -75,7 +74,12 @@ def train(
     checkpoints, evaluation, stream = out / "checkpoints", config.evaluation, begun.stream
     _take_up(begun, method)
     identity = begun.identity(config)
-    with closing(Log(out, begun.step)) if world.first else nullcontext() as log:
+    with _explained(f"the log of {out}", checkpoints):
+        # Before anything that would write beside this process: a full disk is met here.
+        if world.first and begun.step < config.steps:
+            (out / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
+        opened = closing(Log(out, begun.step)) if world.first else nullcontext()
+    with opened as log:
 
         def look(step: int) -> None:
             helps = "`evaluation: {every: 0}` goes on without samples"
@@ -89,8 +93,6 @@ def train(
         if begun.step >= config.steps:
             _LOG.info("nothing is left to do: step %d of %d is done", begun.step, config.steps)
             return
-        if world.first:
-            (out / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
         with _stopping() as asked:
 
             def save(step: int) -> None:
@@ -180,17 +182,20 @@ def _explained(what: str, checkpoints: Path, helps: str = "") -> Iterator[None]:
     """Turns what ends a step into a `RunError` that says what is kept and what may help."""
     try:
         yield
-    except (FloatingPointError, torch.OutOfMemoryError, OSError) as error:
+    except (FloatingPointError, RuntimeError, MemoryError, OSError) as error:
+        memory = out_of_memory(error)
+        if isinstance(error, RuntimeError) and not memory:
+            raise
         last = checkpoint.latest(checkpoints)
         kept = f"{last} is whole" if last else "there is no checkpoint yet"
-        if not helps and isinstance(error, torch.OutOfMemoryError):
+        if not helps and memory:
             helps = "`activation_checkpointing: true` may help, and more GPUs do: `vdot-train plan`"
         elif not helps and isinstance(error, FloatingPointError):
             begins = f"--resume {last} with another folder for --out takes" if last else "a new run takes"
             helps = f"A lower rate or a smaller `clip` may help, which {begins}; see which signals grew in log.jsonl"
         elif not helps:
-            helps = "Then --resume latest goes on"
-        raise RunError(f"{what}: {error}; {kept}. {helps}") from error
+            helps = "Once that is mended, --resume latest goes on"
+        raise RunError(f"{what}: {str(error).partition(chr(10))[0]}; {kept}. {helps}") from error
 
 
 def _say(step: int, steps: int, means: dict[str, float], took: float) -> None:

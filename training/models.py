@@ -111,13 +111,7 @@ class Denoiser:
     def check_sides(self, sides: Sequence[int]) -> None:
         """Raises UsageError where a latent's sides [R + T', h, w] reach beyond the network's positions."""
         inner = self.transformer.config
-        most = inner.rope_max_seq_len
-        patches = [side // patch for side, patch in zip(sides, inner.patch_size, strict=True)]
-        if max(patches) > most:
-            raise UsageError(
-                f"the network has {most} positions a side (rope_max_seq_len), and a clip with its references takes "
-                f"{patches[0]} x {patches[1]} x {patches[2]}: shorter or smaller clips, or fewer references"
-            )
+        check_positions(inner.rope_max_seq_len, inner.patch_size, sides)
 
     def changed(self) -> None:
         """Say that its weights were changed by hand: what FSDP still has gathered of them, after a forward pass without
@@ -130,6 +124,16 @@ class Denoiser:
         for name, parameter in self.transformer.named_parameters():
             if self.adapter is None or f".{self.adapter}." in name:
                 yield name, parameter
+
+
+def check_positions(most: int, patch: Sequence[int], sides: Sequence[int]) -> None:
+    """Raises UsageError where a latent's sides [R + T', h, w] in patches reach beyond so many positions."""
+    patches = [side // size for side, size in zip(sides, patch, strict=True)]
+    if max(patches) > most:
+        raise UsageError(
+            f"the network has {most} positions a side (rope_max_seq_len), and a clip with its references takes "
+            f"{patches[0]} x {patches[1]} x {patches[2]}: shorter or smaller clips, or fewer references"
+        )
 
 
 def depths(blocks: int) -> list[int]:

@@ -92,6 +92,11 @@ def sharded(
     return module
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended: torch has an error of its own for a GPU's alone."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A parameter or its gradient as one tensor, gathered from all processes; all must ask."""
     full = getattr(tensor, "full_tensor", None)

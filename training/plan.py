@@ -18,7 +18,7 @@ from safetensors import safe_open
 from pipeline.errors import UsageError
 from pipeline.mixture import Bucket, read_all
 from pipeline.order import Order
-from training import assemble, loading, models
+from training import assemble, loading, model_folder, models, vcu
 from training.config import Distill, Run
 from training.model_folder import TEXT_ENCODER, VAE
 
@@ -78,8 +78,15 @@ class Plan:
 
 
 def of(run: Run, folder: Path, devices: int) -> Plan:
-    """The plan of a run on so many devices. Raises UsageError where model or mixture cannot be read."""
-    return sized(run, folder, *_largest(run), devices)
+    """The plan of a run on so many devices, for the bucket whose micro-batches have most tokens. Raises UsageError
+    where model or mixture cannot be read, or clips are beyond the network's positions."""
+    buckets = _buckets(run)
+    inner = model_folder.configuration(folder, model_folder.TRANSFORMER)
+    for bucket, _ in buckets:
+        latent = vcu.latent_shape((bucket.frames, bucket.height, bucket.width), 1, bucket.references)
+        # [the default of diffusers' WanVACETransformer3DModel]
+        models.check_positions(inner.get("rope_max_seq_len", 1024), (1, 2, 2), latent[2:])
+    return sized(run, folder, *max(buckets, key=lambda one: one[0].tokens * one[1]), devices)
 
 
 def sized(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> Plan:
@@ -189,8 +196,8 @@ def _counted(folder: Path) -> tuple[int, dict[str, int]]:
     return sum(one.numel() for one in network.parameters()), shape
 
 
-def _largest(run: Run) -> tuple[Bucket, int]:
-    """The bucket whose micro-batches have most tokens, at the size that they are trained at, and their clips."""
+def _buckets(run: Run) -> list[tuple[Bucket, int]]:
+    """The buckets of a mixture at the size that they are trained at, and how many clips a micro-batch has of each."""
     mixture, table = read_all(run.data.mixture)
     size = run.data.size
     found = []
@@ -202,4 +209,4 @@ def _largest(run: Run) -> tuple[Bucket, int]:
             )
         shown = stored if size is None else replace(stored, **size.model_dump())
         found.append((shown, mixture.step.clips(stored.tokens)))
-    return max(found, key=lambda one: one[0].tokens * one[1])
+    return found

@@ -22,7 +22,7 @@ from training.config import Distill, Run, Teach
 from training.distill import Distillation
 from training.examples import Example, Examples
 from training.loop import Method, held_out, train
-from training.parallel import World, world
+from training.parallel import World, out_of_memory, world
 from training.sampling import Sampling
 from training.signals import Log
 from training.teach import Teaching
@@ -30,8 +30,9 @@ from training.teach import Teaching
 _LOG = logging.getLogger("vdot_data")
 # A line for each file that is loaded says nothing that a log needs.
 diffusers.utils.logging.disable_progress_bar()
+diffusers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-# Nor does a table of weights that are missing: `loading` says it in one sentence.
+# Nor do tables of weights that are missing or unknown: `loading` says it in one sentence.
 transformers.utils.logging.set_verbosity_error()
 
 
@@ -132,11 +133,11 @@ def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World
 
 @contextmanager
 def _in_memory(what: str) -> Iterator[None]:
-    """Turns what is raised where memory ends into a `RunError`: torch has a class of its own for a GPU's alone."""
+    """Turns what is raised where memory ends into a `RunError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        if not out_of_memory(error):
             raise
         raise RunError(f"{what} does not fit into memory: {str(error).partition(chr(10))[0]}") from error
 

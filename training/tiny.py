@@ -6,6 +6,7 @@ For trying the trainer out, and nothing else: it knows only the clips that it wa
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -20,6 +21,9 @@ from training.config import Size
 from training.examples import resized
 from training.stream import Stream
 
+_LOG = logging.getLogger("vdot_data")
+# Steps between two lines that say how far it is.
+_SAID = 50
 _WORDS = re.compile(r"\w+|[^\w\s]")
 # What tells pictures apart after two minutes on two cores: how many come at once, before clips come one by one, and the
 # rate for them.
@@ -84,6 +88,9 @@ def _fit(vae: torch.nn.Module, clips: Tensor, pictures: int, steps: int) -> floa
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
             adam.step()
+            if (step + 1) % _SAID == 0:
+                what = "pictures" if length == 1 else "clips"
+                _LOG.info("autoencoder, on %s: step %d of %d  loss %.4f", what, step + 1, count, float(loss))
     vae.eval()
     with torch.no_grad():
         latents = torch.cat([vae.encode(clip[None]).latent_dist.mode() for clip in clips])

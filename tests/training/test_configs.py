@@ -64,11 +64,24 @@ def test_there_are_ready_ones() -> None:
         ({"levels": {"shift": math.nan}}, "levels.shift: .*finite number"),
         ({"model": {"folder": "m", "negative_prompt": "\ud800"}}, "model.negative_prompt: .*surrogates"),
         ({"steps": "many"}, "steps: expected a whole number; found 'many'"),
+        ({"steps": 10**19}, "steps: must be less than or equal to 1000000000000"),
+        ({"data": {"mixture": "x", "workers": 300}}, "data.workers: must be less than or equal to 128"),
     ],
 )
 def test_what_is_wrong_gets_a_sentence(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
         read(tmp_path, LEAST | wrong)
+
+
+def test_a_configuration_of_the_other_kind_is_told_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    taught = {name: told for name, told in LEAST.items() if name not in ("student", "critic")} | {
+        "optimizer": {"lr": 1}
+    }
+    for told, kind, said in ((LEAST, config.Teach, "of `distill`"), (taught, config.Distill, "of `teach`")):
+        file.write_text(yaml.safe_dump(told))
+        with pytest.raises(UsageError, match=f"is a configuration {said}"):
+            config.load(file, kind)
 
 
 def test_what_may_change_on_resume(tmp_path: Path) -> None:

@@ -69,12 +69,19 @@ def test_files_that_cannot_be_converted_leave_nothing(weights: dict[str, torch.T
     bad, other, out = tmp_path / "bad.safetensors", tmp_path / "other.safetensors", tmp_path / "out.safetensors"
     bad.write_bytes(b"no tensors")
     save_file({"lm_head.weight": torch.zeros(1)}, other)
-    for files, said in (([bad], "cannot be read as safetensors"), ([other], "is no weight of a VACE")):
+    empty = tmp_path / "empty.safetensors"
+    save_file({}, empty)
+    for files, said in (
+        ([bad], "cannot be read as safetensors"),
+        ([other], r"other\.safetensors: 'lm_head\.weight' is no weight of a VACE"),
+        ([empty], r"empty\.safetensors holds no weights"),
+        ([other, other], r"holds lm_head\.weight, as a file before it does"),
+    ):
         with pytest.raises(UsageError, match=said):
             keys.convert(files, out)
     with pytest.raises(UsageError, match="exists already"):
         keys.convert([other], bad)
-    assert sorted(tmp_path.iterdir()) == [bad, other]
+    assert sorted(tmp_path.iterdir()) == [bad, empty, other]
 
 
 def test_a_name_of_something_else_is_refused() -> None:

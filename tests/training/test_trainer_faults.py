@@ -116,6 +116,33 @@ def test_a_checkpoint_is_gone_on_from_with_other_settings_in_another_folder(
         train("distill", config(DISTILL), tmp_path / "third", str(at))
 
 
+def test_adapters_of_another_rank_are_another_run(config: Any, tmp_path: Path) -> None:
+    train("distill", config(DISTILL, model={"lora_rank": 4}, steps=2), tmp_path / "run")
+    at = str(tmp_path / "run/checkpoints/step-0000002")
+    for rank, said in ((None, "whole"), (8, "with LoRA of rank 8")):
+        for out, resume in (("run", "latest"), ("other", at)):
+            with pytest.raises(
+                UsageError, match=f"with LoRA of rank 4, and this run {said}: begin anew, without --resume"
+            ):
+                train("distill", config(DISTILL, model={"lora_rank": rank}), tmp_path / out, resume)
+
+
+def test_a_checkpoint_under_another_name_or_without_weights_is_named(config: Any, tmp_path: Path) -> None:
+    train("teach", config(TEACH, steps=2), tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    (folder / "step-0000002").rename(folder / "step-0000009")
+    for steps in (2, 4):
+        with pytest.raises(
+            UsageError, match=r"step-0000009 is a damaged checkpoint: .* is of step 2: give the folder the"
+        ):
+            train("teach", config(TEACH, steps=steps), tmp_path / "run", "latest")
+    (folder / "step-0000009").rename(folder / "step-0000002")
+    (shard,) = (folder / "step-0000002").glob("*.safetensors")
+    shard.unlink()
+    with pytest.raises(UsageError, match=r"step-0000002 has lost its weights; remove its folder"):
+        train("teach", config(TEACH), tmp_path / "run", "latest")
+
+
 def test_a_mixture_may_move_and_be_taken_over_from(config: Any, mixture: Path, tmp_path: Path) -> None:
     train("teach", config(TEACH, steps=2), tmp_path / "run")
     shutil.copytree(mixture, tmp_path / "moved")
@@ -243,7 +270,10 @@ def damage(part: Path, how: str) -> None:
         os.truncate(part / name, (part / name).stat().st_size // 2)
     else:
         found = load_file(part / name)
-        found.pop(weight)
+        if how == "a weight more":
+            found["another"] = torch.zeros(3)
+        else:
+            found.pop(weight)
         if how == "another shape":
             found[weight] = torch.zeros(3, 3)
         save_file(found, part / name, metadata={"format": "pt"})
@@ -255,8 +285,8 @@ def damage(part: Path, how: str) -> None:
     [
         ("gone", r"has no {part}/config\.json"),
         ("no weights", r"has no {part}/{file}: save it as safetensors"),
-        ("a weight less", r"The {part} in .* lacks 1 weights, {weight} first"),
-        ("another shape", r"The {part} in .* (cannot be loaded|has of another shape 1 weights, {weight})"),
+        ("a weight less", r"The {part} in .* lacks 1 of its weights, {weight} first"),
+        ("another shape", r"The {part} in .* (cannot be loaded|has 1 weights of another shape, {weight})"),
         ("cut short", r"The {part} in .* cannot be loaded"),
     ],
 )
@@ -271,6 +301,13 @@ def test_a_model_that_is_not_whole_is_refused_in_one_sentence(
         train("distill", config(DISTILL, model={"folder": str(broken)}), tmp_path / "run")
     assert not (tmp_path / "run/log.jsonl").exists()
     assert capfd.readouterr().err == ""
+
+
+def test_weights_of_a_larger_transformer_are_refused(model: Path, config: Any, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "more")
+    damage(tmp_path / "more/transformer", "a weight more")
+    with pytest.raises(MissingWeights, match="has 1 weights that its configuration knows nothing of, another first"):
+        train("teach", config(TEACH, model={"folder": str(tmp_path / "more")}), tmp_path / "run")
 
 
 def test_a_model_that_is_nowhere_is_named(config: Any, tmp_path: Path) -> None:
@@ -306,6 +343,19 @@ def test_a_teacher_of_the_wrong_shape_is_refused_before_anything_is_loaded(
     if part == "transformer":
         with pytest.raises(MissingWeights, match=said):
             train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
+
+
+def test_a_model_without_a_tokenizer_is_named(model: Path, config: Any, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "mute")
+    shutil.rmtree(tmp_path / "mute/tokenizer")
+    with pytest.raises(MissingWeights, match="mute has no tokenizer/: name one"):
+        train("teach", config(TEACH, model={"folder": str(tmp_path / "mute")}), tmp_path / "run")
+
+
+def test_a_size_beyond_the_networks_positions_is_named_before_anything_is_loaded(config: Any, tmp_path: Path) -> None:
+    size = {"frames": 5, "height": 160000, "width": 160000}
+    with pytest.raises(UsageError, match=r"has 32 positions a side .* takes \d x 10000 x 10000"):
+        train("teach", config(TEACH, data={"size": size}), tmp_path / "run")
 
 
 def test_a_tokenizer_of_another_vocabulary_is_named(model: Path, config: Any, tmp_path: Path) -> None:
