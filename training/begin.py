@@ -13,7 +13,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.lock import alone
 from pipeline.storage import Folder
 from training import checkpoint, model_folder, schedule
-from training.config import Distill, Run, Teach, changes
+from training.config import Distill, Run, Teach, changes, parsed
 from training.model_folder import TEXT_ENCODER, VAE
 from training.parallel import World
 from training.stream import Stream
@@ -124,10 +124,8 @@ def _otherwise(config: Run, found: Path, told: checkpoint.Told, checkpoints: Pat
         raise UsageError(f"{found} is of `{told.kind}`, and this is `{kind}`: begin a new folder for that")
     if isinstance(config, Distill) and (was := schedule.parse(told.schedule, str(found))) != config.schedule:
         raise UsageError(f"{found} has {was}, and this run {config.schedule}: begin a new folder for that")
-    ranks = [
-        settings["model"].get("lora_rank") for settings in (told.config, config.model_dump()) if "model" in settings
-    ]
-    if len({*ranks}) > 1:
+    ranks = [one.model.lora_rank for one in (parsed(told.kind, told.config, str(found)), config)]
+    if ranks[0] != ranks[1]:
         had, wants = ("whole" if rank is None else f"with LoRA of rank {rank}" for rank in ranks)
         raise UsageError(f"{found} was trained {had}, and this run {wants}: begin anew, without --resume")
     changed = changes(config, told.config)

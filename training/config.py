@@ -197,11 +197,12 @@ def load(path: Path, kind: type[Kind]) -> Kind:
     kind."""
     given = mapping(content(path, "configuration"), str(path))
     # What only one of them knows, and has to say.
-    told = {name for name, mark in (("teach", "optimizer"), ("distill", "critic")) if mark in given}
-    if len(told) == 1 and told != {(own := kind.__name__.lower())}:
-        raise UsageError(
-            f"{path} is a configuration of `{told.pop()}` (for which `plan` wants --teach, or not), not of `{own}`"
-        )
+    marks = {"teach": "optimizer", "distill": "critic"}
+    own = kind.__name__.lower()
+    for other, mark in marks.items():
+        if other != own and mark in given and marks[own] not in given:
+            hint = "plan --teach" if other == "teach" else "plan"
+            raise UsageError(f"{path} is a configuration of `{other}` (and of `{hint}`), not of `{own}`")
     return validated(kind, given, str(path))
 
 
