@@ -83,10 +83,10 @@ def sample(
     # A device would be replaced, not written to.
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in a folder that is there")
-    condition = None if video is None else make.read_video(video, shape)
-    hidden = None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127
-    shown = [make.read_picture(one) for one in references]
     with _in_memory(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
+        condition = None if video is None else make.read_video(video, shape)
+        hidden = None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127
+        shown = [make.read_picture(one) for one in references]
         found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             frames = make.video(
