@@ -58,11 +58,11 @@ def begin(config: Run, folder: Path, out: Path, resume: str | None, world: World
     # Read by one: it may be tens of gigabytes on a disk that all share.
     prints = world.gathered(_base(config, folder) if world.first else None)[0]
     found = None if resume is None else checkpoint.chosen(out / "checkpoints", resume)
-    told = None if found is None else checkpoint.read(found)
-    earlier: list[checkpoint.Earlier] = []
-    if found is not None and told is not None:
-        earlier = told.earlier + _otherwise(config, found, told, out / "checkpoints")
-        checkpoint.fits(found, told, prints, folder)
+    if found is None:
+        return Begun(None, None, [], prints, _stream(config, prints, world, None))
+    told = checkpoint.read(found)
+    earlier = told.earlier + _otherwise(config, found, told, out / "checkpoints")
+    checkpoint.fits(found, told, prints, folder)
     return Begun(found, told, earlier, prints, _stream(config, prints, world, told))
 
 

@@ -28,7 +28,7 @@ from training.parallel import World
 
 META = "checkpoint.json"
 _FORMAT: Literal[3] = 3
-_NAME = re.compile(r"step-(\d+)")
+_NAME = re.compile(r"step-\d+")
 
 
 class Place(Strict):
@@ -128,7 +128,7 @@ def read(checkpoint: Path) -> Told:
             "with the version that wrote it"
         )
     made = validated(Told, told, damaged)
-    if (named := _NAME.fullmatch(checkpoint.name)) and int(named[1]) != made.step:
+    if _NAME.fullmatch(checkpoint.name) and _step(checkpoint) != made.step:
         raise UsageError(f"{damaged} is of step {made.step}: give the folder the name that it had, or remove it")
     return made
 

@@ -74,8 +74,10 @@ def convert(files: Sequence[Path], out: Path) -> None:
             more = load_file(file)
         except (OSError, SafetensorError) as error:
             raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
-        if not more or (twice := sorted({*more} & {*weights})):
-            raise UsageError(f"{file} holds {f'{twice[0]}, as a file before it does' if more else 'no weights'}")
+        if not more:
+            raise UsageError(f"{file} holds no weights")
+        if twice := sorted({*more} & {*weights}):
+            raise UsageError(f"{file} holds {twice[0]}, as a file before it does")
         weights |= more
     try:
         renamed = to_diffusers(weights) if original(weights) else to_original(weights)

@@ -142,10 +142,8 @@ def _activations(run: Run, tokens: int, shape: dict[str, int], width: int) -> li
     blocks = shape["layers"] + shape["vace"]
     if run.model.activation_checkpointing:
         # What goes into each block: into VACE's, two.
-        kept, of = (
-            float((blocks + shape["vace"]) * one * graphs),
-            f"what {blocks} checkpointed blocks keep, {graphs} times",
-        )
+        inputs = blocks + shape["vace"]
+        kept, of = float(inputs * one * graphs), f"what {blocks} checkpointed blocks keep, {graphs} times"
     else:
         kept, of = blocks * working * graphs, f"all that {blocks} blocks compute, {graphs} times"
     return [

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.distill import Distillation
-from training.objectives.published import FACTOR, TRANSPORT
+from training.objectives.published import FACTOR, TRANSPORT, unit
 from training.signals import Signals
 
 
@@ -18,6 +18,4 @@ class Pooled(Distillation):
         """The gradient [B, 16, T', h, w]."""
         frames = (fake - real).transpose(1, 2)
         pooled = functional.avg_pool2d(frames.flatten(0, 1), 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        gradient = pooled.unflatten(0, frames.shape[:2]).transpose(1, 2)
-        norms = gradient.square().sum(dim=(1, 3, 4), keepdim=True).sqrt()
-        return TRANSPORT * FACTOR * gradient / norms.clamp(min=1e-12)
+        return TRANSPORT * FACTOR * unit(pooled.unflatten(0, frames.shape[:2]).transpose(1, 2))

@@ -29,6 +29,11 @@ def transport_gradient(fake: Tensor, real: Tensor) -> Tensor:
         others = real.detach().float().transpose(1, 2).flatten(0, 1)
         value = cost(_pooled(frames), _pooled(others)).sum()
         (gradient,) = torch.autograd.grad(value, moved)
+    return unit(gradient)
+
+
+def unit(gradient: Tensor) -> Tensor:
+    """A gradient [B, C, T', h, w] whose frames are brought to norm 1, each by itself."""
     norms = gradient.square().sum(dim=(1, 3, 4), keepdim=True).sqrt()
     return gradient / norms.clamp(min=1e-12)
 
