@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from annotators.base import Annotation, Annotator, Picture, Sample
+from annotators.base import Annotation, Annotator, Frames, Picture, Sample
 from pipeline import contract, decode, encode, registry, worker
 from pipeline.blueprint import Blueprint
 from pipeline.conditions import track_names
@@ -66,7 +66,7 @@ class AnnotateStage:
         record = item.record
         timed = Timer(record.setdefault("timings", {}))
         self._at = "decode"
-        frames = encode.decode(item.members["mp4"])
+        frames = encode.decode(item.members["mp4"]) if self._layered else _reread(item.members["mp4"])
         timed("redecode")
         # What was there before this layer: it may be needed, and lies elsewhere already.
         stored = {name: item.members.pop(name) for name in [*item.members] if self._layered}
@@ -141,6 +141,16 @@ def _needed(
             raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip has not")
         needed[name] = signals[name] if name in signals else encode.decode(members[f"{name}.mp4"])
     return needed | {"sample": _sample(clip_id, members)} if registry.takes_sample(annotator) else needed
+
+
+def _reread(mp4: bytes) -> Frames:
+    """The frames of a clip that this run wrote. Raises ClipError ENCODE_ERROR: whatever is wrong with it, we did it."""
+    frames = attempt(ErrorCode.INTERNAL_ERROR, lambda: encode.decode(mp4))
+    if isinstance(frames, Failure) and frames.code == ErrorCode.CLIP_DAMAGED:
+        raise ClipError(ErrorCode.ENCODE_ERROR, frames.detail)
+    if isinstance(frames, Failure):
+        raise frames.raised()
+    return frames
 
 
 def _sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:

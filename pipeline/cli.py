@@ -256,6 +256,10 @@ def _close(summary: object, as_json: bool) -> None:
     console.print(timing(summary), highlight=False, soft_wrap=True)
     if as_json:
         typer.echo(summary.as_json())
+    if defects := summary.defects():
+        raise RunError(
+            f"{defects} failed by a defect of vdot-data, not of your files: please report what `explain` says"
+        )
 
 
 def main() -> None:

@@ -25,6 +25,11 @@ PLANAR = "gbrp"
 # Full chroma and exact rounding: without them swscale's fast paths darken a picture by 1 to 2 levels.
 _TO_RGB = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
+# A clip's pictures may take this many times the pixels that are promised, and this many more. It bounds what a damaged
+# or hostile header makes FFmpeg allocate; that each picture has the promised shape is checked once it is there. FFmpeg
+# counts pixels after it has rounded sides up, by how much depends on the processor: this is far above any of that.
+_PIXELS_FACTOR, _PIXELS_MORE = 4, 1 << 22
+
 # How a PNG begins, and the pixels of the largest one that is decoded.
 _PNG, _LARGEST = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 4096 * 4096
 
@@ -35,7 +40,7 @@ Shape = tuple[int, int, int]
 def planar(mp4: bytes, shape: Shape, frames: int | None = None) -> NDArray[np.uint8]:
     """A clip made by `encode` as uint8 [3, T, H, W] RGB; with `frames` the first so many of it, no others decoded.
 
-    Raises ClipError DECODE_ERROR where the bytes are not whole, or not of this shape, before anything larger is made.
+    Raises ClipError CLIP_DAMAGED where the bytes are not whole, or not of this shape, before anything larger is made.
     """
     count = shape[0] if frames is None else min(frames, shape[0])
     clip = np.empty((3, count, *shape[1:]), np.uint8)
@@ -49,7 +54,7 @@ def planar(mp4: bytes, shape: Shape, frames: int | None = None) -> NDArray[np.ui
 def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape, av.VideoFrame]]:
     """Every frame of a clip made by `encode`, in planar RGB, and with each the clip's shape.
 
-    Raises ClipError DECODE_ERROR where the bytes are not whole, are no H.264, or are not of the `expected` shape.
+    Raises ClipError CLIP_DAMAGED where the bytes are not whole, are no H.264, or are not of the `expected` shape.
     """
     scaler = VideoReformatter()
     try:
@@ -63,8 +68,7 @@ def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape,
             if expected and shape != expected:
                 raise ValueError(f"it is {_told(shape)}, and should be {_told(expected)}")
             codec.thread_count = 1
-            # The pictures inside may be larger than the file says; coded sizes are whole blocks of 16.
-            codec.options = {"max_pixels": str((shape[1] + 16) * (shape[2] + 16))}
+            codec.options = {"max_pixels": str(_PIXELS_FACTOR * shape[1] * shape[2] + _PIXELS_MORE)}
             count = 0
             for count, frame in enumerate(container.decode(stream), 1):
                 if count > shape[0] or (frame.height, frame.width) != shape[1:]:
@@ -76,9 +80,9 @@ def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape,
                     ),
                 )
     except (FFmpegError, IndexError, ValueError) as error:
-        raise ClipError(ErrorCode.DECODE_ERROR, f"a clip's mp4 cannot be read: {error}") from error
+        raise ClipError(ErrorCode.CLIP_DAMAGED, f"a clip's mp4 cannot be read: {error}") from error
     if count != shape[0] or not count:
-        raise ClipError(ErrorCode.DECODE_ERROR, f"a clip's mp4 holds {count} of {shape[0]} frames")
+        raise ClipError(ErrorCode.CLIP_DAMAGED, f"a clip's mp4 holds {count} of {shape[0]} frames")
 
 
 def planes(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], ...]:
@@ -90,10 +94,18 @@ def planes(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], ...]:
     return red, green, blue
 
 
+def packed(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """A frame in the `PLANAR` format as the packed array uint8 [H, W, 3] RGB that annotators and filters work on."""
+    picture = np.empty((frame.height, frame.width, 3), np.uint8)
+    for channel, plane in enumerate(planes(frame)):
+        picture[..., channel] = plane
+    return picture
+
+
 def picture(png: bytes) -> NDArray[np.uint8]:
     """A picture made by `encode.png` as uint8 [H, W, 3] RGB.
 
-    Raises ClipError DECODE_ERROR where the bytes are not whole, or claim more pixels than a reference can have.
+    Raises ClipError CLIP_DAMAGED where the bytes are not whole, or claim more pixels than a reference can have.
     """
     try:
         if png[:16] != _PNG:
@@ -103,7 +115,7 @@ def picture(png: bytes) -> NDArray[np.uint8]:
             raise ValueError(f"it has {width}x{height} pixels")
         (frame,) = av.CodecContext.create("png", "r").decode(av.Packet(png))
     except (FFmpegError, ValueError, struct.error) as error:
-        raise ClipError(ErrorCode.DECODE_ERROR, f"a clip's picture cannot be read: {error}") from error
+        raise ClipError(ErrorCode.CLIP_DAMAGED, f"a clip's picture cannot be read: {error}") from error
     return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 

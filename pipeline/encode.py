@@ -15,8 +15,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from pipeline.decode import pictures
-from pipeline.pixels import packed
+from pipeline.decode import packed, pictures
 
 # AVCOL_SPC_SMPTE170M, that is BT.601: the matrix that readers assume where none is given, so that those which
 # ignore the tag (OpenCV) and those which follow it agree.
@@ -62,7 +61,7 @@ def encode(frames: NDArray[np.uint8], fps: float, crf: float = 18, preset: str =
 def decode(mp4: bytes) -> NDArray[np.uint8]:
     """A clip made by `encode` as uint8 [T, H, W, 3] RGB.
 
-    Raises ClipError DECODE_ERROR where the bytes are not whole.
+    Raises ClipError CLIP_DAMAGED where the bytes are not whole.
     """
     clip = np.empty(0, np.uint8)
     for index, (shape, frame) in enumerate(pictures(mp4)):

@@ -20,6 +20,8 @@ class ErrorCode(StrEnum):
     DECODE_ERROR = "DECODE_ERROR"
     DECODE_CRASH = "DECODE_CRASH"
     DECODE_TIMEOUT = "DECODE_TIMEOUT"
+    ENCODE_ERROR = "ENCODE_ERROR"
+    CLIP_DAMAGED = "CLIP_DAMAGED"
     TOO_LARGE = "TOO_LARGE"
     ANNOTATOR_ERROR = "ANNOTATOR_ERROR"
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
@@ -36,14 +38,22 @@ ADVICE: dict[ErrorCode, str] = {
     ErrorCode.DECODE_ERROR: "The file is damaged or cut short: fetch it again, or re-encode it with ffmpeg.",
     ErrorCode.DECODE_CRASH: "The decoder died on this file, and on nothing else: re-encode it or leave it out.",
     ErrorCode.DECODE_TIMEOUT: "The decoder stood still: re-encode the file, or raise `limits.stall_s` and retry.",
+    ErrorCode.ENCODE_ERROR: "vdot-data cannot read what it wrote itself, a defect of ours: please report it.",
+    ErrorCode.CLIP_DAMAGED: "The stored bytes are damaged: `vdot-data verify --mark-failed`, then `vdot-data retry`.",
     ErrorCode.TOO_LARGE: "Picture or duration is over the recipe's `limits`: raise them if that is meant, and retry.",
     ErrorCode.ANNOTATOR_ERROR: "An annotator or filter failed: `vdot-data explain` shows how; mend it, and retry.",
-    ErrorCode.OUT_OF_MEMORY: "Give the node more memory or raise `limits.memory_mb`, then `vdot-data retry`.",
+    ErrorCode.OUT_OF_MEMORY: (
+        "A damaged file can ask for any amount of memory: leave it out. If it plays elsewhere, raise "
+        "`limits.memory_mb` or give the node more memory, then `vdot-data retry`."
+    ),
     ErrorCode.WORKER_DIED: "It took several workers down (often memory): look at the node's log, then retry.",
     ErrorCode.STORAGE_ERROR: "Storage kept failing, or bytes are damaged (`vdot-data verify`): mend it, and retry.",
     ErrorCode.RULE_ERROR: "A rule cannot take this clip's values: mend it (TRY_CAST), then `vdot-data retry --recipe`.",
     ErrorCode.INTERNAL_ERROR: "A defect of vdot-data: please report it with the text of `vdot-data explain`.",
 }
+
+OUR_FAULT = frozenset({ErrorCode.ENCODE_ERROR, ErrorCode.INTERNAL_ERROR})
+"""What no file and no setting of a user's brings about: a run that ends with one of them exits with status 1."""
 
 
 class ClipError(Exception):

@@ -13,7 +13,7 @@ from filters.rules import named
 from pipeline import listing, recipe, registry
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import BATCH, Catalog, existing
-from pipeline.errors import UsageError
+from pipeline.errors import OUR_FAULT, UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger, check_foundations
 from pipeline.listing import Listing
@@ -52,6 +52,11 @@ class Summary:
     def as_json(self) -> str:
         """One line of JSON."""
         return json.dumps(asdict(self))
+
+    def defects(self) -> int:
+        """How many sources and clips failed by a fault of vdot-data itself."""
+        failed = (*self.clips.get("failed", {}).items(), *self.sources.get("failed", {}).items())
+        return sum(count for code, count in failed if code in OUR_FAULT)
 
 
 def ingest(

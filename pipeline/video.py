@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 
 from filters import bars
 from filters.bars import Box
-from pipeline.decode import PLANAR
+from pipeline.decode import PLANAR, packed
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
-from pipeline.pixels import packed
 
 # Only formats that hold pictures themselves: FFmpeg would also follow playlists to other files and to the
 # network, and draw a text file as a video.

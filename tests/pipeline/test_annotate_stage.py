@@ -170,3 +170,15 @@ def test_a_stored_sample_that_lacks_what_is_needed_fails() -> None:
     assert AnnotateStage(blueprint, 0, None).annotate(made)
     assert (made.record["status"], made.record["code"]) == ("failed", "ANNOTATOR_ERROR")
     assert "depth_heuristic needs 'mask'" in made.record["detail"]
+
+
+def test_a_clip_that_cannot_be_read_back_is_our_fault_and_a_stored_one_is_damage() -> None:
+    chosen = recipe(["pose"])
+    fresh = item()
+    fresh.members["mp4"] = fresh.members["mp4"][:-100]
+    assert AnnotateStage(Blueprint.ingest(chosen, ()), 0, None).annotate(fresh)
+    assert (fresh.record["status"], fresh.record["code"]) == ("failed", "ENCODE_ERROR")
+    stored = item()
+    stored.members["mp4"] = stored.members["mp4"][:-100]
+    assert AnnotateStage(Blueprint.layered(recipe(["pose"]), "flow"), 0, None).annotate(stored)
+    assert (stored.record["status"], stored.record["code"]) == ("failed", "CLIP_DAMAGED")

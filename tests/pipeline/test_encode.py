@@ -59,7 +59,7 @@ def test_a_damaged_clip_of_ours_is_refused() -> None:
     for wrong in (b"", b"no clip", mp4[: len(mp4) // 2]):
         with pytest.raises(ClipError) as caught:
             encode.decode(wrong)
-        assert caught.value.code == ErrorCode.DECODE_ERROR
+        assert caught.value.code == ErrorCode.CLIP_DAMAGED
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (48, 64)])

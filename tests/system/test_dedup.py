@@ -100,11 +100,11 @@ def test_copies_are_found_and_the_unreadable_is_named(vdot: Any, recipe: Any, ad
     shutil.rmtree(Path(out.url, "embeddings"))
     second = run(vdot, "dedup", out.url, *join)
     assert list(second["unreadable"]) == [row["clip_id"]]
-    assert second["unreadable"][row["clip_id"]].startswith("DECODE_ERROR: ")
+    assert second["unreadable"][row["clip_id"]].startswith("CLIP_DAMAGED: ")
     assert (second["compared"], second["groups"]) == (4, 1)
     after = found(out)
     assert after.pop(row["clip_id"]) == ("failed", None, None, None, None)
-    assert "It failed with DECODE_ERROR in the step embed" in vdot("explain", out.url, row["clip_id"]).stdout
+    assert "It failed with CLIP_DAMAGED in the step embed" in vdot("explain", out.url, row["clip_id"]).stdout
     assert after == {clip: said for clip, said in before.items() if clip != row["clip_id"]}
 
     for bad in (("--threshold", "0"), ("--threshold", "1.5"), ("--cpus", "0")):

@@ -161,7 +161,7 @@ def test_members_that_are_not_what_they_should_be(tmp_path: Path, monkeypatch: p
     for step in islice(stream, 60):
         list(step)
     told = {(one.task, one.why) for one in stream.damaged.values()}
-    wrong_shape = "DECODE_ERROR: a clip's mp4 cannot be read"
+    wrong_shape = "CLIP_DAMAGED: a clip's mp4 cannot be read"
     assert {one.key for one in stream.damaged.values()} == {identity("s1")}
     assert ("pose", f"{wrong_shape}: it is 9 frames of 64x48, and should be 5 frames of 48x32") in told
     assert {"text", "inpaint", "extension"} & {task for task, _ in told} == set()

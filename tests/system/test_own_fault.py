@@ -1,0 +1,42 @@
+"""A clip that we wrote and cannot read back is our fault: a code of its own, exit status 1, and no word against the
+file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import program
+import pytest
+import small_videos
+
+# What the decoder's process encodes loses its end, as after a defect of the encoder.
+SITECUSTOMIZE = """
+import sys
+
+if "pipeline.sandbox" in sys.orig_argv:
+    from pipeline import encode
+
+    written = encode.encode
+    encode.encode = lambda *arguments: written(*arguments)[:-100]
+"""
+
+
+@pytest.mark.slow
+def test_a_defect_of_ours_ends_with_status_1(vdot: Any, recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    video = small_videos.write(tmp_path / "good.mp4", 1)
+    out = program.Out(tmp_path / "out")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = vdot("ingest", video, "--out", out.url, "--recipe", recipe(), "--cpus", 1, env=environment)
+    assert done.returncode == 1, done.stderr
+    assert "1 failed by a defect of vdot-data, not of your files" in done.stderr
+    (clip,) = out.clips().values()
+    assert (clip["status"], clip["code"], clip["stage"]) == ("failed", "ENCODE_ERROR", "decode")
+    explained = vdot("explain", out.url, clip["clip_id"]).stdout
+    assert "a defect of ours: please report it" in explained
+    assert "fetch it again" not in explained
+    # What is mended is made by the next try, and then all is well.
+    assert vdot("retry", out.url, "--cpus", 1).returncode == 0
+    assert [clip["status"] for clip in out.clips().values()] == ["kept"]
