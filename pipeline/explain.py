@@ -22,9 +22,12 @@ Facts = dict[str, Any]
 
 _SOURCE = (
     *("source_uri", "source_hash", "source_size", "same_as", "source_width", "source_height", "source_fps"),
-    *("source_duration_s", "source_codec", "detector", "content_box", "licence"),
+    *("source_duration_s", "source_frames", "source_frames_unused", "source_codec", "detector"),
+    *("content_box", "licence"),
 )
 _LAYER = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
+# Most files have a frame or two whose times are off; of more than this, and of 1 %, people are told.
+_FEW_UNUSED = 3
 _CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
 
 
@@ -189,6 +192,8 @@ def _source_text(facts: Facts) -> Iterator[str]:
             f"{source['source_width']}x{source['source_height']}, {source['source_fps']:.2f} fps, "
             f"{source['source_duration_s']:.2f} s, {source['source_codec']}"
         )
+    if source["source_frames"] is not None:
+        yield f"{source['source_frames']} frames were decoded{_left_out(source)}"
     if source["detector"]:
         yield f"{facts['shots']} shots, found by {source['detector']}"
     yield from _why(facts["verdict"])
@@ -203,6 +208,13 @@ def _source_text(facts: Facts) -> Iterator[str]:
     if facts["twins"]:
         yield f"The same content came also as {', '.join(facts['twins'])}."
     yield from _history_text(facts["history"])
+
+
+def _left_out(source: Facts) -> str:
+    unused = source["source_frames_unused"] or 0
+    if unused <= max(_FEW_UNUSED, source["source_frames"] / 100):
+        return ""
+    return f", and {unused} of them not used: their time stamps repeat or go back"
 
 
 def _of_layer(layer: str) -> str:
