@@ -20,7 +20,7 @@ from pipeline.annotate_stage import AnnotateStage
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.fetch import Fetched, Scratch, fetch
-from pipeline.grid import Window, shots_of, typical_step
+from pipeline.grid import Window, missing_frames, shots_of, typical_step
 from pipeline.items import Item, failed
 from pipeline.sandbox import Sandbox
 from pipeline.schema import BASE_LAYER, PLACE
@@ -215,6 +215,7 @@ class CutStage:
             "source_fps": 1 / typical_step(times, end.end_s),
             "source_frames": end.tally.decoded,
             "source_frames_unused": end.tally.unused,
+            "source_frames_missing": missing_frames(times),
             "source_duration_s": end.end_s - float(times[0]),
             "source_codec": probe.codec,
             "detector": f"{self._detector.name} {self._detector.version}",

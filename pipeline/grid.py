@@ -18,6 +18,8 @@ _SHORT_S = 2e-3
 # A frame that lasts longer than this, in seconds and in typical steps of its source, ends a shot: nothing was recorded,
 # or a still is shown, and a clip of either teaches nothing.
 _GAP_S, _GAP_STEPS = 1.0, 4.0
+# A source has a constant rate if this share of its steps are alike.
+_CONSTANT_SHARE = 0.9
 # Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
 _MICRO = 1_000_000
 # More is a slip of the pen: no camera is faster, and a clip of so many frames fills a machine's memory.
@@ -168,6 +170,21 @@ def typical_step(times: NDArray[np.float64], end_s: float) -> float:
     """
     steps = np.diff(times) if len(times) > 1 else np.array([end_s - times[0]])
     return float(steps[~_gaps(times, end_s)[: len(steps)]].mean())
+
+
+def missing_frames(times: NDArray[np.float64]) -> int | None:
+    """How many more frames there is room for between those of a source of constant rate; None where it has none.
+
+    The file lost them, or nothing was recorded. `times` as in `shots_of`.
+    """
+    steps = np.diff(times)
+    if not len(steps):
+        return None
+    usual = float(np.median(steps))
+    # Matroska rounds to 1 ms, so a step may be off by as much.
+    if np.mean(np.abs(steps - usual) <= _SHORT_S) < _CONSTANT_SHARE:
+        return None
+    return int(np.maximum(np.rint(steps / usual) - 1, 0).sum())
 
 
 def _gaps(times: NDArray[np.float64], end_s: float) -> NDArray[np.bool_]:

@@ -6,19 +6,19 @@ Everything here is meant to run inside `pipeline.sandbox`: the bytes are not tru
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError, PatchWelcomeError
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
@@ -28,6 +28,7 @@ from pipeline import containers
 from pipeline.display import Box, Display, display_of, thumbnail, to_rgb
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
+from pipeline.header_length import duration, missed_end
 from pipeline.timeline import Clock, Tally, Timed, Timeline
 
 # Only formats that hold pictures themselves: FFmpeg would also follow playlists to other files and to the
@@ -36,22 +37,14 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,gxf,ivf,obu,av1,"
     "h264,hevc,vvc,m4v,h263,vc1,dv,nut,gif,apng,yuv4mpegpipe,rm,wtv,nsv,swf,dirac,mjpeg"
 )
-# AVFMT_NOTIMESTAMPS: raw streams, whose duration FFmpeg only guesses from the bit rate.
-_NO_TIMESTAMPS = 0x0080
 # AVFMT_TS_DISCONT: formats whose clock may be set midway.
 _CLOCK_MAY_JUMP = 0x0200
-# AV_TIME_BASE: the unit of a container's times, and of a stream's that names none.
-_MICROSECONDS = Fraction(1, av.time_base)
-# A source is cut short when it ends this much before its header says: headers are often a little off.
-_SHORT_S, _SHORT_SHARE = 1.0, 0.01
-# ... or when this share of the frames in its index is not there.
+# A source is cut short when this share of the frames in its index is not there.
 _LOST_SHARE = 0.05
 # Codecs whose standard says limited range where the stream says nothing; for gray others mean full range by it.
 _LIMITED_UNLESS_SAID = ("h264", "hevc", "vvc")
 # Formats that hold times of display: FFmpeg's names of Matroska and MP4 begin so.
 _SAYS_TIMES = ("matroska", "mov")
-# ... and those whose length counts from zero, not from the first picture; Matroska's writers do either.
-_LENGTH_FROM_ZERO = ("matroska", "nut", "asf")
 # Frames that tell whether times of display can be believed.
 _LOOKED_AT = 24
 # Frames in one piece of `thumbnails`: 2 MB.
@@ -164,9 +157,10 @@ def frames(
         timeline.tally = tally or timeline.tally
         shapes = _Shapes(stream, source)
         packets, furthest, reach_s = 0, -1, -math.inf
+        # All streams, since a container's length may be that of another one.
+        demuxed = _Packets(container.demux() if stream.duration is None else container.demux(stream))
         try:
-            # All streams, since a container's length may be that of another one.
-            for packet in container.demux() if stream.duration is None else container.demux(stream):
+            for packet in demuxed:
                 if packet.pos is not None and packet.pos > furthest:
                     furthest = packet.pos
                     progress()
@@ -185,10 +179,13 @@ def frames(
         if not timeline.tally.decoded:
             raise ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
         if "mp4" in container.format.name and not containers.is_fragmented(Path(path)):
-            if packets < len(stream.index_entries) * (1 - _LOST_SHARE) - 2:
+            indexed = len(stream.index_entries)
+            if demuxed.error is not None and packets < indexed:
+                raise decode_error(demuxed.error, _progress(timeline, stream)) from demuxed.error
+            if packets < indexed * (1 - _LOST_SHARE) - 2:
                 raise ClipError(ErrorCode.DECODE_ERROR, f"{_progress(timeline, stream)}: the file is cut short")
         elif not timeline.jumped:
-            _check_end(container, stream, timeline, reach_s)
+            _check_end(container, stream, timeline, reach_s, demuxed.error)
 
 
 def _clock(container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> Clock:
@@ -204,6 +201,46 @@ def _clock(container: InputContainer, stream: VideoStream, first: av.VideoFrame)
             raise
         # Whoever decodes it whole will say so.
     return timeline.clock
+
+
+def _check_end(
+    container: InputContainer, stream: VideoStream, timeline: Timeline, reach_s: float, error: FFmpegError | None
+) -> None:
+    """Raises ClipError DECODE_ERROR for a stream that ends well before what its header declares; where that says
+    nothing, for one whose file could not be read on because of `error`."""
+    try:
+        missed = missed_end(container, stream, timeline.end_s, reach_s)
+    except ValueError:
+        if error is not None:
+            raise decode_error(error, _progress(timeline, stream)) from error
+        return
+    if missed is not None:
+        text = f"{_progress(timeline, stream)}: the file ends at {missed[0]:.2f} of {missed[1]:.2f} s"
+        raise ClipError(ErrorCode.DECODE_ERROR, text)
+
+
+class _Packets:
+    """A file's packets up to its end, or to where it cannot be read on; then `error` says why.
+
+    What comes after the last frame may be anything: whether frames are missing is not told by this.
+    """
+
+    def __init__(self, packets: Iterator[Packet[Any]]) -> None:
+        self._packets = packets
+        self.error: FFmpegError | None = None
+
+    def __iter__(self) -> Iterator[Packet[Any]]:
+        while True:
+            try:
+                packet = next(self._packets, None)
+            except FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                self.error = error
+                return
+            if packet is None:
+                return
+            yield packet
 
 
 class _Shapes:
@@ -311,66 +348,12 @@ def opened(file: str | Path | IO[bytes], max_pixels: int) -> Iterator[tuple[Inpu
         stream = container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise ClipError(ErrorCode.NOT_VIDEO, "the file has no video stream")
+        # None, although PyAV's types do not say so, for a codec that this FFmpeg does not know.
+        if getattr(stream, "codec_context", None) is None:
+            raise ClipError(ErrorCode.NOT_VIDEO, "FFmpeg has no decoder for its video stream")
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
         stream.codec_context.thread_count = 1
         yield container, stream
-
-
-def duration(container: InputContainer, stream: VideoStream, first: av.VideoFrame | None = None) -> float | None:
-    """Seconds from the first picture to the last one's end, by the file's header; None where it does not say."""
-    start_s = _start(stream) if first is None or first.pts is None else float(first.pts * _unit(stream))
-    if stream.duration:
-        length_s = float(stream.duration * _unit(stream))
-    elif (end_s := _tagged_end(stream)) is not None:
-        length_s = end_s
-    elif container.duration:
-        length_s = float(container.duration * _MICROSECONDS)
-    else:
-        return None
-    from_zero = container.format.name.startswith(_LENGTH_FROM_ZERO) and 0 < start_s < length_s
-    return length_s - start_s if from_zero else length_s
-
-
-def _check_end(container: InputContainer, stream: VideoStream, timeline: Timeline, reach_s: float) -> None:
-    """Raises ClipError DECODE_ERROR for a stream that ends well before what its header declares.
-
-    `reach_s`: when the last packet of any stream ends, in seconds.
-    """
-    if container.format.flags & _NO_TIMESTAMPS:
-        return
-    end_s, start_s = timeline.end_s, _start(stream)
-    ends: list[tuple[float, float]]
-    if stream.duration:
-        ends = [(end_s, float(stream.duration * _unit(stream)))]
-    else:
-        # The length of this stream, or of all; where one of them is kept the file is whole: tools leave stale ones.
-        start_s = float((container.start_time or 0) * _MICROSECONDS)
-        length_s = float(container.duration * _MICROSECONDS) if container.duration else None
-        ends = [
-            (at_s, until_s)
-            for at_s, until_s in ((end_s, _tagged_end(stream)), (max(end_s, reach_s), length_s))
-            if until_s is not None
-        ]
-    # A length counts from zero or from the start, as the writer liked.
-    declared = [(at_s, min(until_s, start_s + until_s)) for at_s, until_s in ends]
-    if declared and all(at_s < until_s - max(_SHORT_S, until_s * _SHORT_SHARE) for at_s, until_s in declared):
-        at_s, until_s = declared[0]
-        text = f"{_progress(timeline, stream)}: the file ends at {at_s:.2f} of {until_s:.2f} s"
-        raise ClipError(ErrorCode.DECODE_ERROR, text)
-
-
-def _tagged_end(stream: VideoStream) -> float | None:
-    """When a stream of Matroska ends, in seconds, by the tag that most writers add."""
-    clock = re.fullmatch(r"(\d{1,9}):(\d\d):(\d\d(?:\.\d{1,9})?)\0*", stream.metadata.get("DURATION", ""))
-    return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3]) if clock else None
-
-
-def _unit(stream: VideoStream) -> Fraction:
-    return stream.time_base or _MICROSECONDS
-
-
-def _start(stream: VideoStream) -> float:
-    return float((stream.start_time or 0) * _unit(stream))
 
 
 def _timeline(container: InputContainer, stream: VideoStream, clock: Clock) -> Timeline:
@@ -399,4 +382,7 @@ def decode_error(error: FFmpegError, what: str) -> Exception:
     """`error` as a ClipError; FFmpeg out of memory stays a MemoryError."""
     if isinstance(error, MemoryError):
         return error
-    return ClipError(ErrorCode.DECODE_ERROR, f"{what}: {error.strerror}")
+    # Decoders give error numbers of the system that mean other things there, such as "not permitted".
+    known = isinstance(error, InvalidDataError | PatchWelcomeError)
+    reason = error.strerror if known else f"the decoder refused it (error {error.errno})"
+    return ClipError(ErrorCode.DECODE_ERROR, f"{what}: {reason}")

@@ -14,7 +14,7 @@ from numbered import LIMIT, number_of, numbered, shown, whole, write
 
 from pipeline import video
 from pipeline.display import thumbnail
-from pipeline.grid import Grid, shots_of, typical_step
+from pipeline.grid import Grid, missing_frames, shots_of, typical_step
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 ANNEX_B = ("-bsf:v", "h264_mp4toannexb")
@@ -159,3 +159,31 @@ def test_frames_that_repeat_a_time_are_counted(tmp_path: Path) -> None:
     tally = video.Tally()
     assert len(list(video.frames(repeated, video.probe(repeated, LIMIT), tally=tally))) == 60 - tally.unused
     assert (tally.decoded, tally.unused) == (60, 2)
+
+
+def test_frames_that_a_file_has_lost_are_counted() -> None:
+    times = np.delete(np.arange(300) / 30, [7, *range(100, 140)])
+    assert missing_frames(times) == 41
+    assert missing_frames(np.round(times, 3)) == 41
+    assert missing_frames(np.arange(300) / 30) == 0
+    # Where the rate varies nobody can say.
+    assert missing_frames(np.cumsum(np.random.default_rng(0).uniform(0.02, 0.2, 100))) is None
+    assert missing_frames(np.zeros(1)) is None
+
+
+@pytest.mark.parametrize("name", ["a.ogv", "a.mkv", "a.ts", "a.mp4", "a.avi", "a.flv"])
+def test_what_comes_after_the_last_frame_is_nobodys_business(tmp_path: Path, name: str) -> None:
+    plain = write(tmp_path / "p.mp4", map(numbered, range(75)), options={"bf": "2"})
+    codec = ("-c:v", "libtheora", "-q:v", "8") if name == "a.ogv" else ("-c", "copy")
+    ffmpeg("-i", plain, *codec, *(ANNEX_B if name == "a.avi" else ()), tmp_path / name)
+    garbage = np.random.default_rng(1).integers(0, 256, 5000, dtype=np.uint8).tobytes()
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + garbage)
+    _, times, _ = whole(tmp_path / name)
+    assert len(times) == 75
+
+
+def test_empty_packets_of_an_avi_are_no_loss(reordered: Path, tmp_path: Path) -> None:
+    path = tmp_path / "late.avi"
+    sound = ("-f", "lavfi", "-i", "sine=d=3")
+    ffmpeg(*sound, "-itsoffset", 0.7, "-i", reordered, "-map", 0, "-map", 1, "-c:v", "copy", *ANNEX_B, path)
+    check_every_frame_in_order(path, 150)
