@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from io import TextIOWrapper
 from itertools import islice
@@ -62,13 +63,13 @@ def _line_rows(uri: str, lines: TextIOWrapper) -> Iterator[Row]:
 
 def _holds_lines(file: BinaryIO) -> bool:
     """Whether the first line is an object of its own and another begins in the next; leaves the file at its start."""
-    lines = (line for line in iter(lambda: file.readline(MOST_JSON_BYTES), b"") if line.strip())
-    first, second = [*islice(lines, 2), b"", b""][:2]
+    lines = (line.removeprefix(BOM_UTF8).strip() for line in iter(lambda: file.readline(MOST_JSON_BYTES), b""))
+    first, second = [*islice(filter(None, lines), 2), b"", b""][:2]
     file.seek(0)
-    if not second.lstrip().startswith(b"{"):
+    if not second.startswith(b"{"):
         return False
     try:
-        return isinstance(json.loads(first.decode("utf-8-sig")), dict)
+        return isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 

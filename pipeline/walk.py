@@ -50,14 +50,14 @@ def parse_glob(argument: str, path: str) -> tuple[str, Test, Test]:
     if root == "/" and not path.startswith("/"):
         raise UsageError(f"{argument}: a glob needs a bucket or host without wildcards")
     # ** stands for any folders, those without a name (`a//b.mp4` in a store) too.
-    whole = re.compile(glob_translate(path).replace("(?:.+/)?", "(?:.*/)?"))
+    full = re.compile(glob_translate(path).replace("(?:.+/)?", "(?:.*/)?"))
     each = [re.compile(glob_translate(part)) for part in parts]
     suffix = PurePosixPath(parts[-1]).suffix
     any_suffix = len(suffix) > 1 and not has_magic(suffix)
     deep = parts.index("**") if "**" in parts else len(parts)
 
     def wanted(file: str) -> bool:
-        return whole.match(file) is not None and (any_suffix or is_video(file))
+        return full.match(file) is not None and (any_suffix or is_video(file))
 
     def enter(folder: str) -> bool:
         *above, name = folder.split("/")

@@ -26,8 +26,9 @@ PARTS = ["", "a", ".", "..", " a b", "%2F", "a#b?c=d", "p+q&<'\">", "[x]*", "Ã¼ð
 def keys() -> list[str]:
     """Every combination of up to two of the parts, and of three of the worst."""
     worst = itertools.product(["", "a", "http:"], repeat=3)
-    whole = [*itertools.product(PARTS), *itertools.product(PARTS, PARTS), *worst]
-    return [f"{'/'.join(parts)}v.mp4" for parts in whole]  # a name that only ends in .mp4 has a suffix, `.mp4` has none
+    combinations = [*itertools.product(PARTS), *itertools.product(PARTS, PARTS), *worst]
+    # "v", since a file that is named `.mp4` has no suffix.
+    return [f"{'/'.join(parts)}v.mp4" for parts in combinations]
 
 
 @pytest.fixture(scope="module")
