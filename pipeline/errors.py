@@ -32,7 +32,7 @@ class ErrorCode(StrEnum):
 
 
 ADVICE: dict[ErrorCode, str] = {
-    ErrorCode.SOURCE_UNREADABLE: "Every worker must be able to read the file or URL: see to it, then `vdot-data retry`.",
+    ErrorCode.SOURCE_UNREADABLE: "Each worker must be able to read the file or URL: see to it, then `vdot-data retry`.",
     ErrorCode.SOURCE_EMPTY: "The file has no bytes: fetch it again from where it came.",
     ErrorCode.NOT_VIDEO: "FFmpeg finds no video in it: leave it out, or fetch it again if it should be one.",
     ErrorCode.DECODE_ERROR: "The file is damaged or cut short: fetch it again, or re-encode it with ffmpeg.",
