@@ -153,9 +153,13 @@ def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
 
     The matrix (a b u c d v x y w) takes a stored (x, y) to (a x + c y, b x + d y), with y pointing down.
     """
-    if "DISPLAYMATRIX" not in frame.side_data:
+    try:
+        side_data = frame.side_data
+    except ValueError:  # of a kind that PyAV does not know, such as EXIF: then it tells the turn alone
+        return round(frame.rotation / 90) % 4 * 90, False
+    if "DISPLAYMATRIX" not in side_data:
         return 0, False
-    a, b, _, c, d, *_ = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32).tolist()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32).tolist()
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return (180 if d < 0 else 0), (a < 0) != (d < 0)
     return (90 if b < 0 else 270), (b < 0) == (c < 0)

@@ -28,7 +28,7 @@ class Tally:
 
 class Timed(NamedTuple):
     """A frame shown from `time_s` for `duration_s` seconds; `joined` is false for the first one after a jump in the
-    file's time stamps."""
+    file's time stamps, and after frames that could not be decoded."""
 
     time_s: float
     duration_s: float
@@ -93,6 +93,10 @@ class Timeline:
         self._last_s, self.end_s = time_s, time_s + duration_s
         joined, self._joined = self._joined, True
         return Timed(time_s, duration_s, frame, joined)
+
+    def interrupt(self) -> None:
+        """Frames are lost before the next one."""
+        self._joined = False
 
     def _stamp(self, frame: av.VideoFrame) -> int | None:
         if self.clock is Clock.COUNT:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError, PatchWelcomeError
-from av.packet import Packet
 from av.stream import Disposition
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
@@ -29,6 +28,7 @@ from pipeline.display import Box, Display, display_of, thumbnail, to_rgb
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
 from pipeline.header_length import duration, missed_end
+from pipeline.packets import Decoder, Packets
 from pipeline.timeline import Clock, Tally, Timed, Timeline
 
 # Only formats that hold pictures themselves: FFmpeg would also follow playlists to other files and to the
@@ -39,7 +39,7 @@ _FORMATS = (
 )
 # AVFMT_TS_DISCONT: formats whose clock may be set midway.
 _CLOCK_MAY_JUMP = 0x0200
-# A source is cut short when this share of the frames in its index is not there.
+# A source is cut short or damaged when this share of the frames in its index is not there, or cannot be decoded.
 _LOST_SHARE = 0.05
 # Codecs whose standard says limited range where the stream says nothing; for gray others mean full range by it.
 _LIMITED_UNLESS_SAID = ("h264", "hevc", "vvc")
@@ -62,8 +62,8 @@ def unwatched() -> None:
 class Decoded(NamedTuple):
     """A frame, shown from `time_s` for `duration_s` seconds as `display` says.
 
-    `joined` is false where it does not go on from the frame before it: after a jump in the file's time stamps, or where
-    the picture's shape changes.
+    `joined` is false where it does not go on from the frame before it: after a jump in the file's time stamps, after
+    frames that could not be decoded, or where the picture's shape changes.
     """
 
     time_s: float
@@ -111,12 +111,11 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
     """
     with opened(path, max_pixels) as (container, stream):
         _check_pixels(stream.width, stream.height, max_pixels)
-        try:
-            frame = next(container.decode(stream), None)
-        except FFmpegError as error:
-            raise decode_error(error, "the first frame cannot be decoded") from error
+        packets, decoder = Packets(container.demux(stream)), Decoder(stream)
+        decoded = (frame for packet in packets for frame in decoder.frames(packet))
+        frame = next(decoded, None)
         if frame is None:
-            raise ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
+            raise _undecodable(decoder.error or packets.error)
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         crop = containers.crop(
             Path(path),
@@ -132,7 +131,7 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
         return Probe(
             display=display,
             aspect=aspect,
-            clock=_clock(container, stream, frame),
+            clock=_clock(container, stream, chain([frame], decoded)),
             fps=float(rate) if rate else None,
             duration_s=duration(container, stream, frame),
             codec=stream.codec_context.name,
@@ -149,57 +148,56 @@ def frames(
 
     Times are FFmpeg's, after edit lists. `progress` is called for each frame and for each packet from further on in the
     file than any before, so that a file which never ends does not count as progress, and one that begins with much that
-    is not shown does. `tally` counts frames. Raises ClipError DECODE_ERROR where a frame cannot be decoded, there is no
-    frame, or the stream ends well before what the header declares.
+    is not shown does. `tally` counts frames. After a packet that the decoder refuses it goes on at the next key frame.
+    Raises ClipError DECODE_ERROR where more than a few are refused, there is no frame, or the stream ends well before
+    what the header declares.
     """
     with opened(path, source.max_pixels) as (container, stream):
         timeline = _timeline(container, stream, source.clock)
         timeline.tally = tally or timeline.tally
         shapes = _Shapes(stream, source)
-        packets, furthest, reach_s = 0, -1, -math.inf
         # All streams, since a container's length may be that of another one.
-        demuxed = _Packets(container.demux() if stream.duration is None else container.demux(stream))
-        try:
-            for packet in demuxed:
-                if packet.pos is not None and packet.pos > furthest:
-                    furthest = packet.pos
+        packets = Packets(container.demux() if stream.duration is None else container.demux(stream))
+        decoder = Decoder(stream)
+        count, furthest, reach_s = 0, -1, -math.inf
+        for packet in packets:
+            if packet.pos is not None and packet.pos > furthest:
+                furthest = packet.pos
+                progress()
+            if packet.pts is not None:
+                reach_s = max(reach_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream:
+                continue
+            count += packet.size > 0
+            for frame in decoder.frames(packet):
+                if decoder.resumed_at is not None and (frame.pts is None or frame.pts >= decoder.resumed_at):
+                    decoder.resumed_at = None
+                    timeline.interrupt()
+                timed = timeline.place(frame)
+                if timed is not None:
                     progress()
-                if packet.pts is not None:
-                    reach_s = max(reach_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-                if packet.stream is not stream:
-                    continue
-                packets += packet.size > 0
-                for frame in stream.decode(packet):
-                    timed = timeline.place(frame)
-                    if timed is not None:
-                        progress()
-                        yield shapes.decoded(timed)
-        except FFmpegError as error:
-            raise decode_error(error, _progress(timeline, stream)) from error
+                    yield shapes.decoded(timed)
         if not timeline.tally.decoded:
-            raise ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
+            raise _undecodable(decoder.error or packets.error)
+        joined_midway = container.format.flags & _CLOCK_MAY_JUMP
+        if decoder.error and decoder.lost - (decoder.lost_before if joined_midway else 0) > count * _LOST_SHARE:
+            raise decode_error(decoder.error, _progress(timeline, stream)) from decoder.error
         if "mp4" in container.format.name and not containers.is_fragmented(Path(path)):
             indexed = len(stream.index_entries)
-            if demuxed.error is not None and packets < indexed:
-                raise decode_error(demuxed.error, _progress(timeline, stream)) from demuxed.error
-            if packets < indexed * (1 - _LOST_SHARE) - 2:
+            if packets.error is not None and count < indexed:
+                raise decode_error(packets.error, _progress(timeline, stream)) from packets.error
+            if count < indexed * (1 - _LOST_SHARE) - 2:
                 raise ClipError(ErrorCode.DECODE_ERROR, f"{_progress(timeline, stream)}: the file is cut short")
         elif not timeline.jumped:
-            _check_end(container, stream, timeline, reach_s, demuxed.error)
+            _check_end(container, stream, timeline, reach_s, packets.error)
 
 
-def _clock(container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> Clock:
+def _clock(container: InputContainer, stream: VideoStream, decoded: Iterator[av.VideoFrame]) -> Clock:
     """Which times can be believed, by the first frames of a stream in which frames may be reordered."""
     timeline = _timeline(container, stream, Clock.DISPLAY)
-    if not stream.codec_context.has_b_frames and container.format.name.startswith(_SAYS_TIMES):
-        return timeline.clock
-    try:
-        for frame in islice(chain([first], container.decode(stream)), _LOOKED_AT):
+    if stream.codec_context.has_b_frames or not container.format.name.startswith(_SAYS_TIMES):
+        for frame in islice(decoded, _LOOKED_AT):
             timeline.place(frame)
-    except FFmpegError as error:
-        if isinstance(error, MemoryError):
-            raise
-        # Whoever decodes it whole will say so.
     return timeline.clock
 
 
@@ -217,30 +215,6 @@ def _check_end(
     if missed is not None:
         text = f"{_progress(timeline, stream)}: the file ends at {missed[0]:.2f} of {missed[1]:.2f} s"
         raise ClipError(ErrorCode.DECODE_ERROR, text)
-
-
-class _Packets:
-    """A file's packets up to its end, or to where it cannot be read on; then `error` says why.
-
-    What comes after the last frame may be anything: whether frames are missing is not told by this.
-    """
-
-    def __init__(self, packets: Iterator[Packet[Any]]) -> None:
-        self._packets = packets
-        self.error: FFmpegError | None = None
-
-    def __iter__(self) -> Iterator[Packet[Any]]:
-        while True:
-            try:
-                packet = next(self._packets, None)
-            except FFmpegError as error:
-                if isinstance(error, MemoryError):
-                    raise
-                self.error = error
-                return
-            if packet is None:
-                return
-            yield packet
 
 
 class _Shapes:
@@ -371,6 +345,13 @@ def _progress(timeline: Timeline, stream: VideoStream) -> str:
     count = timeline.tally.decoded
     # a fragmented MP4 counts its first fragment alone
     return f"decoded {count} of {stream.frames} frames" if stream.frames > count else f"decoded {count} frames"
+
+
+def _undecodable(error: FFmpegError | None) -> Exception:
+    """For a file that gives no frame at all."""
+    if error is None:
+        return ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
+    return decode_error(error, "no frame could be decoded")
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

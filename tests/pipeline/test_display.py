@@ -210,3 +210,24 @@ def test_the_pixels_shape_holds_for_every_size(tmp_path: Path) -> None:
 
     path = write(tmp_path / "s.ts", [four_corners(176, 144)] * 5, prepare=prepare)
     assert video.probe(path, LIMIT).display == Display(256, 144)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 180), (6, 270), (8, 90)])
+def test_a_camera_that_writes_exif_into_its_frames(tmp_path: Path, orientation: int, turn: int) -> None:
+    plain, path = tmp_path / "p.avi", tmp_path / "exif.avi"
+    stored = four_corners(160, 96)
+    ffmpeg(*raw(np.stack([stored] * 3)), "-c:v", "mjpeg", "-q:v", 2, plain, pictures=np.stack([stored] * 3))
+    entry = b"\x01\x12\x00\x03\x00\x00\x00\x01" + orientation.to_bytes(2) + b"\x00\x00"
+    tiff = b"Exif\x00\x00MM\x00\x2a\x00\x00\x00\x08\x00\x01" + entry + b"\x00\x00\x00\x00"
+    with av.open(plain) as given, av.open(path, "w") as target:
+        stream = target.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.size:
+                jpeg = bytes(packet)
+                exif = av.Packet(jpeg[:2] + b"\xff\xe1" + (len(tiff) + 2).to_bytes(2) + tiff + jpeg[2:])
+                exif.pts, exif.dts, exif.time_base, exif.stream = packet.pts, packet.dts, packet.time_base, stream
+                target.mux(exif)
+    expected = np.rot90(stored, turn // 90)
+    found = first(path)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 6

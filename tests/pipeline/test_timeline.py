@@ -187,3 +187,42 @@ def test_empty_packets_of_an_avi_are_no_loss(reordered: Path, tmp_path: Path) ->
     sound = ("-f", "lavfi", "-i", "sine=d=3")
     ffmpeg(*sound, "-itsoffset", 0.7, "-i", reordered, "-map", 0, "-map", 1, "-c:v", "copy", *ANNEX_B, path)
     check_every_frame_in_order(path, 150)
+
+
+@pytest.mark.parametrize("share", [0.13, 0.35, 0.62])
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_a_broadcast_joined_midway(tmp_path: Path, share: float, b_frames: int) -> None:
+    whole_stream, path = tmp_path / "w.ts", tmp_path / "midway.ts"
+    options = {"bf": str(b_frames), "g": "40", "sc_threshold": "0"}
+    ffmpeg("-i", write(tmp_path / "p.mp4", map(numbered, range(150)), options=options), "-c", "copy", whole_stream)
+    data = whole_stream.read_bytes()
+    path.write_bytes(data[int(len(data) * share) // 188 * 188 :])
+    source, times, _ = whole(path)
+    numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in video.frames(path, source)]
+    # From a key frame on, of which there is one every 40 frames.
+    assert numbers == list(range(150 - len(numbers), 150))
+    assert len(numbers) >= 150 * (1 - share) - 60
+    np.testing.assert_allclose(np.diff(times), 0.04, atol=2e-3)
+
+
+def test_a_packet_that_is_refused_costs_what_depends_on_it(tmp_path: Path) -> None:
+    plain = write(tmp_path / "p.mp4", map(numbered, range(600)), options={"bf": "2", "g": "12", "sc_threshold": "0"})
+    path = tmp_path / "d.mkv"
+    with av.open(plain) as given, av.open(path, "w") as target:
+        stream = target.add_stream_from_template(given.streams.video[0])
+        for index, packet in enumerate(given.demux(video=0)):
+            if packet.dts is None:
+                continue
+            if index == 303:
+                packet.update(b"\xff" * packet.size)
+            packet.stream = stream
+            target.mux(packet)
+    source = video.probe(path, LIMIT)
+    decoded = list(video.frames(path, source))
+    numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in decoded]
+    assert numbers == sorted({*numbers})
+    assert 588 <= len(numbers) < 600
+    # A shot ends where they are missing, and they are counted.
+    (resumed,) = [index for index, frame in enumerate(decoded) if not frame.joined]
+    assert numbers[resumed] == 312
+    assert missing_frames(np.array([frame.time_s for frame in decoded])) == 600 - len(numbers)
