@@ -94,10 +94,8 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
     run.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
     with pytest.raises(UsageError, match="adapters has adapters alone, for other programs"):
         student.load(tmp_path / "adapters", torch.device("cpu"))
-    # As the card says.
     base, trained = models.load(model, torch.float32), student.load(tmp_path / "lora", torch.device("cpu"))
-    weights = {"prefix": None, "weight_name": "pytorch_lora_weights.safetensors"}
-    base.load_lora_adapter(tmp_path / "adapters", **weights, adapter_name="student")
+    base.load_lora_adapter(tmp_path / "adapters/pytorch_lora_weights.safetensors", adapter_name="student")
     asked = Conditions(torch.randn(1, 8, 32), torch.randn(1, 96, 3, 4, 4))
     given = torch.randn(1, 16, 3, 4, 4), torch.tensor([0.8]), asked
     wanted = trained.network.velocity(*given)
