@@ -89,7 +89,7 @@ def sample(
     video: Annotated[Path | None, typer.Option(help="A control track, or what is kept under a mask.")] = None,
     mask: Annotated[Path | None, typer.Option(help="A video: white where something is to be made.")] = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="A picture (PNG) of what is to be seen; repeat it.")
+        list[Path] | None, typer.Option(help="A picture (PNG, JPEG or WebP) of what is to be seen; repeat it.")
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="4n + 1 frames, 16 a second.")] = 81,
     height: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 480,
