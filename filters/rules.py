@@ -6,7 +6,6 @@ give the same verdict. A predicate may name columns and call scalar functions; i
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import duckdb
+
+from pipeline.errors import did_you_mean
 
 # What a rule or a task may be called.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -39,13 +40,6 @@ class Verdict:
     status: str
     rule: str | None = None
     detail: str | None = None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, or all of them where none is near."""
-    by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, 1)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else f"; there are: {', '.join(sorted(by_lower.values()))}"
 
 
 def connect() -> duckdb.DuckDBPyConnection:

@@ -25,11 +25,10 @@ from pipeline.embed import STORED, Embedder
 from pipeline.erase import finish_forgetting
 from pipeline.errors import StoppedError, UsageError
 from pipeline.fetch import Scratch
-from pipeline.lock import owned
 from pipeline.progress import Progress, Watcher
 from pipeline.rounds import Stop
 from pipeline.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
-from pipeline.stored import stored_recipe
+from pipeline.stored import owned, stored_recipe
 from pipeline.sweep import sweep
 
 THRESHOLD = 0.85

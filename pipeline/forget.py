@@ -20,12 +20,12 @@ import pyarrow as pa
 from pipeline.catalog import Catalog, existing, new_run_id, now, values
 from pipeline.erase import finish_forgetting
 from pipeline.fetch import Scratch
-from pipeline.lock import owned
 from pipeline.lookup import find
 from pipeline.mend import committed, lose
 from pipeline.schema import DUPLICATES, PREVIEW, SAMPLE
 from pipeline.shards import Place, ShardWriter, digest, promised, sample
 from pipeline.storage import Folder
+from pipeline.stored import owned
 from pipeline.sweep import FOLDERS, unreferenced
 
 

@@ -17,7 +17,6 @@ from pipeline.errors import OUR_FAULT, UsageError
 from pipeline.fetch import Scratch
 from pipeline.ledger import Ledger, check_foundations
 from pipeline.listing import Listing
-from pipeline.lock import owned
 from pipeline.progress import Watcher
 from pipeline.recipe import Recipe
 from pipeline.run import Run
@@ -25,7 +24,7 @@ from pipeline.schema import COLUMNS
 from pipeline.shots import TransNet
 from pipeline.sources import Source, expand
 from pipeline.storage import Folder
-from pipeline.stored import check_geometry, manifest_columns, stored_recipe
+from pipeline.stored import check_geometry, manifest_columns, owned, stored_recipe
 
 # Columns of a source's row that make it a source again.
 _SOURCE = ("source_uri", "source_size", "source_stamp", "licence")

@@ -6,12 +6,9 @@ import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from pipeline.catalog import Catalog
 from pipeline.errors import RunError
 from pipeline.storage import Folder
-from pipeline.sweep import check_complete
 
 _LOG = logging.getLogger("vdot_data")
 
@@ -38,12 +35,3 @@ def alone(out: Folder) -> Iterator[Folder]:
         except OSError as error:
             _LOG.warning("%s has no locks (%s): see to it that no other run writes to it", out.url, error.strerror)
         yield out
-
-
-@contextmanager
-def owned(out: Folder, scratch: Path) -> Iterator[Catalog]:
-    """The catalog of an OUT that is the caller's alone. Raises `RunError` as `alone`, and when the catalog has gaps."""
-    with alone(out):
-        catalog = Catalog(out, scratch)
-        check_complete(catalog)
-        yield catalog

@@ -10,9 +10,9 @@ import pyarrow as pa
 from pipeline.catalog import BATCH
 from pipeline.errors import ErrorCode
 from pipeline.fetch import Scratch
-from pipeline.lock import owned
 from pipeline.schema import COLUMNS, PREVIEW, SAMPLE
 from pipeline.storage import Folder
+from pipeline.stored import owned
 from pipeline.verify import Report
 
 _DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])

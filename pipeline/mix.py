@@ -29,11 +29,11 @@ import duckdb
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from filters.rules import did_you_mean, first_line, named, quoted
+from filters.rules import first_line, named, quoted
 from pipeline import wide
 from pipeline.after import begins as take_over
 from pipeline.catalog import Catalog, check_no_dataset, existing
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.fetch import Scratch
 from pipeline.held_out import held_out
 from pipeline.mixture import (

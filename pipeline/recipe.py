@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator
 
-from filters.rules import did_you_mean
+from pipeline.errors import did_you_mean
 from pipeline.grid import Grid
 from pipeline.strict import Strict, content, mapping, validated
 

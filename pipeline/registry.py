@@ -9,8 +9,7 @@ from typing import Any, Literal, cast
 
 from annotators.base import Annotator, Filter, Signal, Weight
 from annotators.weights import MissingWeights
-from filters.rules import did_you_mean
-from pipeline.errors import ErrorCode, Failure, UsageError, attempt
+from pipeline.errors import ErrorCode, Failure, UsageError, attempt, did_you_mean
 from pipeline.schema import BASE_LAYER, DUPLICATES_LAYER
 from pipeline.shots import TransNet
 

@@ -17,12 +17,12 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filters.rules import did_you_mean, first_line, named, quoted
+from filters.rules import first_line, named, quoted
 from pipeline import recipe as recipes
 from pipeline import wide
 from pipeline.blueprint import Blueprint
 from pipeline.catalog import Catalog, existing
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.fetch import Scratch
 from pipeline.ledger import made
 from pipeline.recipe import Recipe

@@ -1,12 +1,28 @@
-"""What a dataset says of itself: the recipe that it was made with, and the manifest columns that it has."""
+"""A dataset that is there: to be written to by one alone, and what it says of itself: recipe and manifest columns."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from pipeline import recipe, registry
 from pipeline.catalog import PARTS, Catalog
 from pipeline.errors import RunError, UsageError
+from pipeline.lock import alone
 from pipeline.recipe import Recipe
 from pipeline.schema import BASE_LAYER, COLUMNS
+from pipeline.storage import Folder
+from pipeline.sweep import check_complete
+
+
+@contextmanager
+def owned(out: Folder, scratch: Path) -> Iterator[Catalog]:
+    """The catalog of an OUT that is the caller's alone. Raises `RunError` as `alone`, and when the catalog has gaps."""
+    with alone(out):
+        catalog = Catalog(out, scratch)
+        check_complete(catalog)
+        yield catalog
 
 
 def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:

@@ -10,8 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from filters.rules import did_you_mean
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 
 
 class Strict(BaseModel):

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 import duckdb
 
-from filters.rules import RuleError, columns_of, did_you_mean, first_line, named, quoted
-from pipeline.errors import UsageError
+from filters.rules import RuleError, columns_of, first_line, named, quoted
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES
 
 # What only rows of sources and runs have, and what says how the catalog is kept rather than what a clip is.

@@ -89,7 +89,7 @@ def sample(
     video: Annotated[Path | None, typer.Option(help="A control track, or what is kept under a mask.")] = None,
     mask: Annotated[Path | None, typer.Option(help="A video: white where something is to be made.")] = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="A picture (PNG) of what is to be seen; repeat it.")
+        list[Path] | None, typer.Option(help="A picture (PNG, JPEG or WebP) of what is to be seen; repeat it.")
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="4n + 1 frames, 16 a second.")] = 81,
     height: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 480,
@@ -116,14 +116,19 @@ def export(
 
 @app.command()
 def convert(
-    weights: Annotated[list[Path], typer.Argument(help="Safetensors of one VACE transformer.", dir_okay=False)],
+    weights: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Safetensors of one VACE transformer, or a file of adapters (LoRA) to one.", dir_okay=False
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="A file that does not exist yet.", show_default=False)],
 ) -> None:
-    """Rename a transformer's weights: those of the original VACE release as diffusers has them, and the other way
-    round."""
-    from training import keys
+    """Rename a transformer's weights, or adapters: those of the original VACE release (ComfyUI, LightX2V, DiffSynth) as
+    diffusers has them, and the other way round."""
+    from training import conversion
 
-    keys.convert(weights, out)
+    conversion.convert(weights, out)
 
 
 def logged() -> None:

@@ -25,6 +25,7 @@ from training.cli import console, logged
 from training.config import Size
 from training.examples import resized
 from training.stream import Stream
+from training.video_files import FPS
 
 # Two clips a step: what a control track and a first frame tell of a clip.
 MIXTURE = """\
@@ -109,7 +110,7 @@ def _show(folder: Path, mixture: Path) -> None:
     trained = student.load(folder / "student", torch.device("cpu"))
     shape = _SIZE.frames, _SIZE.height, _SIZE.width
     made = make.video(trained, batch.captions[0], shape=shape, condition=track)
-    (folder / "sample.mp4").write_bytes(encode.encode(np.concatenate([track, made, clip], axis=2), make.FPS))
+    (folder / "sample.mp4").write_bytes(encode.encode(np.concatenate([track, made, clip], axis=2), FPS))
 
 
 if __name__ == "__main__":

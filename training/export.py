@@ -16,11 +16,13 @@ from training.models import STUDENT
 from training.sampling import Few
 from training.student import SCHEDULE, Trained
 
-# How a card says that a model is loaded; `folder` is where it lies. The names in a LoRA file have no prefix.
+# How a card says that a model is loaded; `folder` is where it lies.
 _LOADED = "pipe = WanVACEPipeline.from_pretrained(folder)\n"
-_LOADED_LORA = (
-    'pipe = WanVACEPipeline.from_pretrained("{base}")\n'
-    'pipe.transformer.load_lora_adapter(folder, prefix=None, weight_name="pytorch_lora_weights.safetensors")\n'
+_LOADED_LORA = 'pipe = WanVACEPipeline.from_pretrained("{base}")\npipe.load_lora_weights(folder)\n'
+# Who does not read diffusers' names of layers.
+_CONVERTED = (
+    "\n- **Other programs**: ComfyUI, LightX2V and DiffSynth read the names of the original release: `vdot-train "
+    "convert\n  pytorch_lora_weights.safetensors --out FILE.safetensors`. Strength 1; there is no alpha."
 )
 _PARTS = ("vae", "text_encoder", "tokenizer")
 
@@ -56,7 +58,12 @@ def export(trained: Trained, out: Path, *, lora: bool = False) -> None:
 
 
 def _lora(trained: Trained, out: Path) -> None:
-    trained.network.transformer.save_lora_adapter(out, adapter_name=STUDENT, safe_serialization=True)
+    from diffusers import WanVACEPipeline
+    from peft import get_peft_model_state_dict
+
+    # Without the settings of peft, which other versions of it may not know: what they say is the rank, and scale 1.
+    layers = get_peft_model_state_dict(trained.network.transformer, adapter_name=STUDENT)
+    WanVACEPipeline.save_lora_weights(out, transformer_lora_layers=layers)
 
 
 def _whole(trained: Trained, out: Path) -> None:
@@ -141,7 +148,7 @@ pipeline_tag: text-to-video
 # {"LoRA of a" if lora else "A"} VACE model {"distilled" if isinstance(found, Few) else "trained"} with vdot-data
 
 - **Base**: {base} (licence as its card states it: {licence})
-- **Sampling**: {how}
+- **Sampling**: {how}{_CONVERTED if lora else ""}
 - **Training**: {told.step} steps, {told.updates[STUDENT]} updates of the student; the weights are their moving
   average. All settings: `{SCHEDULE}`{"".join(f"; others until step {one.step}" for one in told.earlier)}.
 - **Data**: mixture {told.stream.mixture}, up to position {told.stream.position}. Licences of clips stand in the

@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+import re
+from collections.abc import Iterable, Mapping
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import RunError, UsageError
+from pipeline.errors import UsageError
 
 # Original -> diffusers. Outside of blocks, and within one (VACE's have the last two besides).
 _OUTSIDE = {
@@ -39,6 +37,9 @@ _INSIDE = {
     "after_proj": "proj_out",
 }
 _BLOCKS = ("blocks", "vace_blocks")
+# Kohya's names have _ for every dot, the blocks' too.
+_FLAT_BLOCK = re.compile(rf"(?P<kind>{'|'.join(_BLOCKS)})_(?P<number>\d+)_(?P<rest>.+)")
+_DOTTED = {name.replace(".", "_"): name for name in (*_OUTSIDE, *_INSIDE)}
 # What other tools save before every name.
 _PREFIX = "model.diffusion_model."
 
@@ -51,7 +52,7 @@ def to_diffusers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def to_original(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of diffusers under the original release's names. Raises UsageError for a name that is none of theirs."""
-    outside, inside = ({theirs: own for own, theirs in table.items()} for table in (_OUTSIDE, _INSIDE))
+    outside, inside = _inverted()
     return {_renamed(name, outside, inside): tensor for name, tensor in weights.items()}
 
 
@@ -60,54 +61,43 @@ def original(names: Iterable[str]) -> bool:
     return any(name.removeprefix(_PREFIX).startswith(("text_embedding.", "head.")) for name in names)
 
 
-def convert(files: Sequence[Path], out: Path) -> None:
-    """Write the weights in some safetensors files into one, under the names of the other side.
+def layer_to_diffusers(name: str) -> str | None:
+    """Diffusers' name of a layer of the original release; None where the name is not one of theirs."""
+    return _layer(name, _OUTSIDE, _INSIDE)
 
-    Raises UsageError where a file cannot be read, is of another network, or `out` exists; RunError where that cannot be
-    written.
-    """
-    if out.exists():
-        raise UsageError(f"{out} exists already: choose another file")
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            more = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"{file} cannot be read as safetensors: {error}") from error
-        if not more:
-            raise UsageError(f"{file} holds no weights")
-        if twice := sorted({*more} & {*weights}):
-            raise UsageError(f"{file} holds {twice[0]}, as a file before it does")
-        weights |= more
-    try:
-        renamed = to_diffusers(weights) if original(weights) else to_original(weights)
-    except UsageError as error:
-        raise UsageError(f"{', '.join(map(str, files))}: {error}") from error
-    half = out.with_name(f".{out.name}.half")
-    try:
-        # What libraries ask before they load a file.
-        half.touch()
-        mode = half.stat().st_mode
-        save_file(renamed, half, {"format": "pt"})
-        # safetensors writes files that nobody else can read.
-        half.chmod(mode)
-        half.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{out} cannot be written: {error}") from error
-    finally:
-        half.unlink(missing_ok=True)
+
+def layer_to_original(name: str) -> str | None:
+    """The original release's name of a layer of diffusers; None where the name is not one of theirs."""
+    return _layer(name, *_inverted())
+
+
+def dotted(flat: str) -> str | None:
+    """An original layer's name from the one that kohya's tools give it, with _ for every dot."""
+    block = _FLAT_BLOCK.fullmatch(flat)
+    rest = _DOTTED.get(block["rest"] if block else flat)
+    return f"{block['kind']}.{block['number']}.{rest}" if block and rest else rest
+
+
+def _inverted() -> tuple[dict[str, str], dict[str, str]]:
+    """The tables of diffusers' names outside of blocks and within."""
+    outside, inside = ({theirs: own for own, theirs in table.items()} for table in (_OUTSIDE, _INSIDE))
+    return outside, inside
+
+
+def _layer(name: str, outside: Mapping[str, str], inside: Mapping[str, str]) -> str | None:
+    """A layer's, or parameter's, name on the other side."""
+    kind, _, within = name.partition(".")
+    if kind not in _BLOCKS:
+        return outside.get(name)
+    number, _, rest = within.partition(".")
+    return f"{kind}.{number}.{inside[rest]}" if rest in inside else None
 
 
 def _renamed(name: str, outside: Mapping[str, str], inside: Mapping[str, str]) -> str:
-    before, table, rest = "", outside, name
-    kind, _, within = name.partition(".")
-    if kind in _BLOCKS:
-        number, _, rest = within.partition(".")
-        before, table = f"{kind}.{number}.", inside
-    # A weight or bias of a layer, or a parameter of its own.
-    layer, _, ending = rest.rpartition(".")
-    if rest in table:
-        return before + table[rest]
-    if layer in table and ending in ("weight", "bias"):
-        return f"{before}{table[layer]}.{ending}"
+    # A parameter of its own, or the weight or bias of a layer.
+    if parameter := _layer(name, outside, inside):
+        return parameter
+    layer, _, ending = name.rpartition(".")
+    if ending in ("weight", "bias") and (renamed := _layer(layer, outside, inside)):
+        return f"{renamed}.{ending}"
     raise UsageError(f"{name!r} is no weight of a VACE transformer")

@@ -26,6 +26,7 @@ from training.parallel import World, out_of_memory, world
 from training.sampling import Sampling
 from training.signals import Log
 from training.teach import Teaching
+from training.video_files import FPS, Frames, read_picture, read_video
 
 _LOG = logging.getLogger("vdot_data")
 # A line for each file that is loaded says nothing that a log needs.
@@ -84,9 +85,9 @@ def sample(
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in a folder that is there")
     with _in_memory(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
-        condition = None if video is None else make.read_video(video, shape)
-        hidden = None if mask is None else make.read_video(mask, shape).mean(axis=3) > 127
-        shown = [make.read_picture(one) for one in references]
+        condition = None if video is None else read_video(video, shape)
+        hidden = None if mask is None else read_video(mask, shape).mean(axis=3) > 127
+        shown = [read_picture(one) for one in references]
         found = student.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             frames = make.video(
@@ -142,7 +143,7 @@ def _in_memory(what: str) -> Iterator[None]:
         raise RunError(f"{what} does not fit into memory: {str(error).partition(chr(10))[0]}") from error
 
 
-def _shown(example: Example, method: Method, examples: Examples, way: Sampling, seed: int) -> make.Frames:
+def _shown(example: Example, method: Method, examples: Examples, way: Sampling, seed: int) -> Frames:
     """The clips of an example above what is made from their conditions: uint8 [T, H, W, 3]."""
     references = example.bucket.references
 
@@ -155,17 +156,17 @@ def _shown(example: Example, method: Method, examples: Examples, way: Sampling, 
     return np.concatenate([np.concatenate([*frames], axis=2) for frames in rows], axis=1)
 
 
-def _grid(shown: list[make.Frames]) -> make.Frames:
+def _grid(shown: list[Frames]) -> Frames:
     """Films of several shapes side by side, black where they end: uint8 [T, H, W, 3]."""
     length, height = (max(film.shape[side] for film in shown) for side in (0, 1))
     padded = [np.pad(film, ((0, length - len(film)), (0, height - film.shape[1]), (0, 0), (0, 0))) for film in shown]
     return np.concatenate(padded, axis=2)
 
 
-def _write(file: Path, film: make.Frames) -> None:
+def _write(file: Path, film: Frames) -> None:
     try:
         # Whole or not at all: a run that goes on makes what is not there.
-        with complete_file(file, encode.encode(film, make.FPS)) as whole:
+        with complete_file(file, encode.encode(film, FPS)) as whole:
             whole.replace(file)
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error}") from error

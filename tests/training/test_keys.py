@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UsageError
-from training import keys, models
+from training import conversion, keys, models
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,9 +57,9 @@ def test_files_there_and_back(weights: dict[str, torch.Tensor], tmp_path: Path) 
     for part, some in zip(parts, (names[::2], names[1::2]), strict=True):
         save_file({name: weights[name].contiguous() for name in some}, part)
     theirs, again = tmp_path / "original.safetensors", tmp_path / "again.safetensors"
-    keys.convert(parts, theirs)
+    conversion.convert(parts, theirs)
     assert keys.original(load_file(theirs))
-    keys.convert([theirs], again)
+    conversion.convert([theirs], again)
     found = load_file(again)
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
@@ -78,9 +78,9 @@ def test_files_that_cannot_be_converted_leave_nothing(weights: dict[str, torch.T
         ([other, other], r"holds lm_head\.weight, as a file before it does"),
     ):
         with pytest.raises(UsageError, match=said):
-            keys.convert(files, out)
+            conversion.convert(files, out)
     with pytest.raises(UsageError, match="exists already"):
-        keys.convert([other], bad)
+        conversion.convert([other], bad)
     assert sorted(tmp_path.iterdir()) == [bad, empty, other]
 
 

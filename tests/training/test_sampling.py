@@ -23,7 +23,7 @@ from pipeline.decode import pictures
 from pipeline.encode import encode
 from pipeline.errors import RunError, UsageError
 from pipeline.mixture import Step
-from training import draws, make, model_folder, models, run, student, tiny
+from training import draws, make, model_folder, models, run, student, tiny, video_files
 from training.config import Size, Teach, load
 from training.examples import Examples
 from training.loop import held_out
@@ -94,10 +94,8 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
     run.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
     with pytest.raises(UsageError, match="adapters has adapters alone, for other programs"):
         student.load(tmp_path / "adapters", torch.device("cpu"))
-    # As the card says.
     base, trained = models.load(model, torch.float32), student.load(tmp_path / "lora", torch.device("cpu"))
-    weights = {"prefix": None, "weight_name": "pytorch_lora_weights.safetensors"}
-    base.load_lora_adapter(tmp_path / "adapters", **weights, adapter_name="student")
+    base.load_lora_adapter(tmp_path / "adapters/pytorch_lora_weights.safetensors", adapter_name="student")
     asked = Conditions(torch.randn(1, 8, 32), torch.randn(1, 96, 3, 4, 4))
     given = torch.randn(1, 16, 3, 4, 4), torch.tensor([0.8]), asked
     wanted = trained.network.velocity(*given)
@@ -110,7 +108,7 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
 def test_a_condition_shows_what_was_on_the_screen(fps: int, shown: list[int], tmp_path: Path) -> None:
     frames = np.stack([np.full((64, 64, 3), 16 * number, np.uint8) for number in range(max(shown) + 1)])
     (tmp_path / "video.mp4").write_bytes(encode(frames, fps))
-    found = make.read_video(tmp_path / "video.mp4", (9, 64, 64))
+    found = video_files.read_video(tmp_path / "video.mp4", (9, 64, 64))
     assert [round(float(frame.mean()) / 16) for frame in found] == shown
     # A clip that was cut from a longer one begins later, and shows the same.
     with av.open(tmp_path / "video.mp4") as read, av.open(tmp_path / "later.mkv", "w") as later:
@@ -121,15 +119,15 @@ def test_a_condition_shows_what_was_on_the_screen(fps: int, shown: list[int], tm
                 later.mux(packet)
     with av.open(tmp_path / "later.mkv") as later:
         assert next(later.decode(video=0)).pts > 0
-    assert np.array_equal(make.read_video(tmp_path / "later.mkv", (9, 64, 64)), found)
+    assert np.array_equal(video_files.read_video(tmp_path / "later.mkv", (9, 64, 64)), found)
 
 
 def test_sound_without_pictures_is_no_video(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(8000))
-    with pytest.raises(UsageError, match=r"sound\.wav holds no video"):
-        make.read_video(tmp_path / "sound.wav", (9, 64, 64))
+    with pytest.raises(UsageError, match=r"sound\.wav cannot be read as a video"):
+        video_files.read_video(tmp_path / "sound.wav", (9, 64, 64))
 
 
 def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path: Path) -> None:
@@ -220,7 +218,7 @@ def test_the_pipeline_of_diffusers_makes_what_sample_makes(
         ({"mask": "clip.mp4"}, "a mask belongs to a video"),
         ({"video": "clip.mp4", "shape": (81, 32, 48)}, "has 9 frames at 16 a second, and 81 are needed"),
         ({"video": "absent.mp4"}, "absent.mp4 cannot be read as a video"),
-        ({"references": ["absent.png"]}, "absent.png cannot be read as a PNG"),
+        ({"references": ["absent.png"]}, "absent.png cannot be read as a picture"),
         ({"trained": "."}, "is no run with a checkpoint"),
         ({"out": "pipe"}, "pipe cannot be written: name a file"),
     ],
