@@ -12,7 +12,7 @@ from annotators.base import Frames
 Floats = NDArray[np.float64]
 
 # A pan is seen through a window of this share of the picture, which goes there and back.
-_WINDOW = 0.7
+_WINDOW = 0.6
 # A flash lasts this long; two of them, at these shares of the clip.
 _FLASH_S, _FLASHES = 0.125, (0.3, 0.7)
 
