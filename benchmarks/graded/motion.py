@@ -58,14 +58,14 @@ def faded_in(frames: Frames, seconds: float, fps: float, rng: Generator) -> Fram
     if not seconds:
         return frames
     light = np.clip(np.arange(len(frames)) / fps / seconds, 0, 1).astype(np.float32)
-    return np.rint(frames * light[:, None, None, None]).astype(np.uint8)
+    return _lit(frames, light)
 
 
 def dimmed(frames: Frames, share: float) -> Frames:
     """The light jumps down by `share` in the middle, and stays so: a lamp, a cloud, an automatic exposure."""
     middle = len(frames) // 2
     light = np.where(np.arange(len(frames)) < middle, 1.0, 1 - share).astype(np.float32)
-    return np.rint(frames * light[:, None, None, None]).astype(np.uint8)
+    return _lit(frames, light)
 
 
 def punched_in(frames: Frames, share: float, fps: float, rng: Generator) -> Frames:
@@ -88,6 +88,12 @@ def dissolved(frames: Frames, other: Frames, seconds: float, fps: float) -> Fram
     place = (np.arange(len(frames)) - len(frames) // 2) / fps / seconds + 0.5
     share = np.clip(place, 0, 1).astype(np.float32)[:, None, None, None]
     return np.rint(frames * (1 - share) + other[: len(frames)] * share).astype(np.uint8)
+
+
+def _lit(frames: Frames, light: NDArray[np.float32]) -> Frames:
+    """Each frame's levels times its own light."""
+    lit: Frames = np.rint(frames * light[:, None, None, None]).astype(np.uint8)
+    return lit
 
 
 def _seen(frames: Frames, scale: Floats | float, shift: Floats) -> Frames:

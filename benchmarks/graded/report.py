@@ -24,7 +24,7 @@ _Z = 1.96
 # A cut is where it should be up to so many frames; a dissolve is seen anywhere within it.
 _NEAR = 3
 
-Answer = Callable[[Values], bool | None]
+Answer = Callable[[Values], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +106,14 @@ def _ladder(
     strengths: dict[float, list[bool]] = {}
     for row in rows:
         if row.fault == fault.name and row.half == half:
-            strengths.setdefault(row.strength, []).append(bool(answer(row.values)))
+            strengths.setdefault(row.strength, []).append(answer(row.values))
     counted = {strength: share(sum(answers), len(answers)) for strength, answers in strengths.items()}
     alarms = None
     alarmed: list[str] = []
-    if fault.kind is Kind.CLIP:
+    if isinstance(answer, _Predicate):
         # Of most sources it is not known what their camera does.
         fit = [
-            row for row in rows
+            row for row in answer.measured(rows)
             if row.fault == UNTOUCHED and row.half == half and not tags[row.source] & fault.excused
             and (not fault.held or STANDS in tags[row.source])
         ]  # fmt: skip
@@ -135,34 +135,38 @@ def _answer(fault: Fault, recipe: Recipe, con: duckdb.DuckDBPyConnection, kinds:
         return _ends_in_the_middle if fault.cut else lambda values: len(_shots(values)) != 1, "shots"
     rules = [rule for rule in fault.rules if rule in recipe.rules]
     predicate = fault.predicate or " OR ".join(f"({recipe.rules[rule]}\n)" for rule in rules) or "false"
-    return _predicate(predicate, con, kinds), fault.predicate or ", ".join(rules)
+    return _Predicate(predicate, con, kinds), fault.predicate or ", ".join(rules)
 
 
-def _predicate(text: str, con: duckdb.DuckDBPyConnection, kinds: dict[str, str]) -> Answer:
-    columns = [column for column in columns_of("rule", text, con) if column in kinds]
-    row = ", ".join(f"CAST(? AS {SQL_TYPES[kinds[column]]}) AS {named(column)}" for column in columns) or "1"
-    sql = f"SELECT ({text}\n) FROM (SELECT {row})"
+class _Predicate:
+    """An SQL predicate as a function of what was measured."""
 
-    def answer(values: Values) -> bool | None:
-        found = con.execute(sql, [values.get(column) for column in columns]).fetchone()
-        assert found is not None
-        return None if found[0] is None else bool(found[0])
+    def __init__(self, text: str, con: duckdb.DuckDBPyConnection, kinds: dict[str, str]) -> None:
+        self.columns = columns_of("rule", text, con)
+        row = ", ".join(f"CAST(? AS {SQL_TYPES[kinds[column]]}) AS {named(column)}" for column in self.columns) or "1"
+        self._sql = f"SELECT ({text}\n) FROM (SELECT {row})"
+        self._con = con
 
-    return answer
+    def __call__(self, values: Values) -> bool:
+        answer = self._con.execute(self._sql, [values.get(column) for column in self.columns]).fetchone()
+        assert answer is not None
+        return bool(answer[0])
+
+    def measured(self, rows: Iterable[Measured]) -> list[Measured]:
+        """Those of which all is known that it asks for."""
+        return [row for row in rows if row.values.keys() >= set(self.columns)]
 
 
 def _untouched(
     rows: Sequence[Measured], recipe: Recipe, con: duckdb.DuckDBPyConnection, kinds: dict[str, str]
 ) -> Iterable[Alarm]:
     clips = [row for row in rows if row.fault == UNTOUCHED]
-    measured = {column for row in clips for column in row.values}
     for rule, text in recipe.rules.items():
-        if not measured.issuperset(columns_of(rule, text, con)):
-            continue
-        answer = _predicate(text, con, kinds)
-        for half in HALVES:
-            of = {row.source for row in clips if row.half == half}
-            claimed = sorted({row.source for row in clips if row.half == half and answer(row.values)})
+        answer = _Predicate(text, con, kinds)
+        measured = answer.measured(clips)
+        for half in HALVES if measured else ():
+            of = {row.source for row in measured if row.half == half}
+            claimed = sorted({row.source for row in measured if row.half == half and answer(row.values)})
             yield Alarm(rule, half, share(len(claimed), len(of)), claimed)
 
 

@@ -313,6 +313,18 @@ def test_dark_is_low_light_or_no_highlight(light: dict[str, float], rejected: bo
     assert rules.judge(light).status == ("rejected" if rejected else "kept")
 
 
+@pytest.mark.parametrize(
+    ("damage", "rejected"),
+    [((0.2, 0.4), False), ((0.9, 1.3), False), ((0.6, 0.45), True), ((1.2, 1.0), True), ((0.5, None), False)],
+)
+def test_damage_is_edges_of_blocks_beside_lost_detail(damage: tuple[float, float | None], rejected: bool) -> None:
+    text = parse(default_text(), "default.yaml").rules["blocky"]
+    names = ("blockiness", "sharpness")
+    rules = Rules({"blocky": text}, {}, dict.fromkeys(names, "float"), [set(names)])
+    verdict = rules.judge(dict(zip(names, damage, strict=True)))
+    assert verdict.status == ("rejected" if rejected else "kept")
+
+
 def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
     clean = real("d_dup_mirror.mp4")
 
