@@ -110,7 +110,7 @@ def _words(words: str, capital: float) -> NDArray[np.float32]:
     margin = max(2, round(capital / 4))
     image = Image.new("L", (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin))
     ImageDraw.Draw(image).text((margin - left, margin - top), words, fill=255, font=font)
-    return np.asarray(image, np.float32) / 255
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def _laid(frames: Frames, mask: NDArray[np.float32], at: tuple[int, int], level: int) -> Frames:

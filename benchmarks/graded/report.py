@@ -68,7 +68,7 @@ def report(measured: Iterable[Measured], recipe: Recipe, tags: dict[str, frozens
     """
     rows = list(measured)
     con = connect()
-    kinds = {name: signal.kind for name, signal in registry.signals(*_makers(recipe)).items()}
+    kinds: dict[str, str] = {name: signal.kind for name, signal in registry.signals(*_makers(recipe)).items()}
     kinds |= dict.fromkeys(("width", "height", "source_width", "source_height"), "int") | {"source_fps": "float"}
     ladders = [asdict(_ladder(rows, fault, half, recipe, tags, con, kinds)) for fault in FAULTS for half in HALVES]
     return {
