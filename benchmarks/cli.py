@@ -41,12 +41,23 @@ def accuracy(
     recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Keep the dataset here, and go on from it next time.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the names of what was missed.")] = False,
+    graded: Annotated[bool, typer.Option(help="Make faults of eight strengths from the clean clips instead.")] = False,
+    quick: Annotated[bool, typer.Option(help="With --graded: few clips and three strengths.")] = False,
+    fault: Annotated[list[str] | None, typer.Option(help="With --graded: this fault alone; may be repeated.")] = None,
 ) -> None:
     """What rules and signals find in labelled clips, and what they claim wrongly. Prints Markdown, or JSON."""
-    from benchmarks.accuracy import measure, table
+    from benchmarks import accuracy
+    from benchmarks import graded as faults
 
-    result = measure(clips, recipe, out)
-    print(json.dumps(result, indent=2) if as_json else table(result))
+    if graded:
+        result = faults.measure(clips, recipe, out, quick, fault or ())
+        text = faults.table(result)
+    elif quick or fault:
+        raise UsageError("--quick and --fault go with --graded")
+    else:
+        result = accuracy.measure(clips, recipe, out)
+        text = accuracy.table(result)
+    print(json.dumps(result, indent=2) if as_json else text)
 
 
 @app.command()

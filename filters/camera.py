@@ -28,7 +28,8 @@ _SMOOTH_S, _STEADY_S = 0.5, 1.0
 # From here on a clip is called by its motion. Pan and shake are shares of the frame's diagonal (a second; from frame to
 # frame), zoom is the share by which the picture grows in a second, roll is in degrees a second.
 PAN, ZOOM, ROLL, SHAKE = 0.02, 0.02, 2.0, 0.003
-# Rotation shakes the picture by this share of its diagonal, which is halfway from the centre to a corner.
+# Growth and rotation move the picture most at its corners. What they do halfway there, at this share of the diagonal
+# from the centre, is held against a shift.
 _ARM = 0.25
 
 
@@ -40,7 +41,7 @@ class Camera:
     """
 
     name = "camera"
-    version = "3"
+    version = "4"
     signals: ClassVar[Mapping[str, Signal]] = {
         "camera": Signal("", "what the camera does: still, pan, zoom, roll or shake; there and back counts", "str"),
         "camera_pan": Signal("px/frame", "steady shift of the whole picture: length of the mean over the clip"),
@@ -64,16 +65,18 @@ class Camera:
         shake = _shake(np.column_stack([shift, steps[:, 3]])[~repeated], diagonal, fps) if not repeated.all() else 0.0
         window = round(_STEADY_S * fps)
         steady = [_smooth(column, window) for column in (*shift.T, growth, turn)]
-        strengths = {
-            "zoom": float(np.expm1(np.abs(steady[2]).mean() * fps)) / ZOOM,
-            "pan": float(np.hypot(steady[0], steady[1]).mean()) * fps / diagonal / PAN,
-            "roll": float(np.abs(steady[3]).mean()) * fps / ROLL,
+        panned = float(np.hypot(steady[0], steady[1]).mean()) * fps / diagonal
+        zoomed = float(np.expm1(np.abs(steady[2]).mean() * fps))
+        rolled = float(np.abs(steady[3]).mean()) * fps
+        # How far each moves the picture, as a share of the diagonal a second, of those that are a motion of the camera.
+        # A slow zoom beside a faster pan is how a pan looks through a lens, or a camera that is carried past something.
+        ways = {
+            "pan": panned * (panned > PAN),
+            "zoom": _ARM * zoomed * (zoomed > ZOOM),
+            "roll": _ARM * np.radians(rolled) * (rolled > ROLL),
         }
-        if shake / diagonal > SHAKE:
-            kind = "shake"
-        else:
-            strongest = max(strengths, key=lambda name: strengths[name])
-            kind = strongest if strengths[strongest] > 1 else "still"
+        furthest = max(ways, key=lambda name: ways[name])
+        kind = "shake" if shake / diagonal > SHAKE else furthest if ways[furthest] else "still"
         return {
             "camera": kind, "camera_pan": pan, "camera_zoom": 100 * zoom, "camera_roll": roll, "camera_shake": shake,
         }  # fmt: skip

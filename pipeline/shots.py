@@ -75,10 +75,14 @@ class TransNet:
 
     def __call__(self, thumbs: Thumbs) -> Ranges:
         """See `Detector`."""
-        middle, whole = self.probabilities(thumbs)
-        marked = np.maximum(middle, whole) > self.threshold
+        return self.shots(*self.probabilities(thumbs))
+
+    @classmethod
+    def shots(cls, middle: NDArray[np.float32], whole: NDArray[np.float32]) -> Ranges:
+        """The shots that follow from what `probabilities` gives."""
+        marked = np.maximum(middle, whole) > cls.threshold
         for first, after in _runs(marked):
-            if middle[first:after].max() < self.least_peak:
+            if middle[first:after].max() < cls.least_peak:
                 marked[first:after] = False
         return _between(marked)
 

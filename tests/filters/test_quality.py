@@ -15,11 +15,14 @@ from filters.borders import Borders
 from filters.brisque import Brisque
 from filters.camera import Camera
 from filters.colour import Colour
+from filters.exposure import Luma
 from filters.flicker import Flicker
 from filters.noise import Noise
+from filters.rules import Rules
 from filters.sharpness import Sharpness
 from filters.stillness import Stillness
 from pipeline import encode
+from pipeline.recipe import default_text, parse
 
 FPS = 16.0
 RNG = np.random.default_rng(5)
@@ -68,6 +71,12 @@ def test_a_pan_is_called_so_and_measured(shift: tuple[float, float]) -> None:
     assert found["camera_pan"] == pytest.approx(np.hypot(*shift), abs=0.1)
     assert found["camera_shake"] < 0.2
     assert abs(found["camera_zoom"]) < 0.5
+
+
+def test_a_slow_zoom_beside_a_faster_pan_is_a_pan() -> None:
+    # Two pixels a frame are 8 % of the diagonal a second; 4 % of growth move the picture by 1 % of it.
+    assert of(Camera(), filmed([(2.0, 0.0, 1.04 ** (1 / FPS))] * 40))["camera"] == "pan"
+    assert of(Camera(), filmed([(0.5, 0.0, 1.25 ** (1 / FPS))] * 32))["camera"] == "zoom"
 
 
 @pytest.mark.parametrize("percent", [8.0, -6.0, 25.0])
@@ -259,6 +268,61 @@ def test_blocks_show_where_bits_were_saved_and_a_fence_is_none() -> None:
     fence = clean.copy()
     fence[:, :, ::8] = 20
     assert of(Blockiness(), fence)["blockiness"] < 0.6
+
+
+@pytest.mark.parametrize("size", [(832, 464), (640, 352), (576, 320)])
+def test_blocks_show_in_a_clip_that_is_smaller_than_its_source(size: tuple[int, int]) -> None:
+    width, height = size
+    large = np.stack([scene(720, 1280, seed) for seed in (1, 2, 3)]).astype(np.float32)
+    blocks = np.random.default_rng(4).normal(0, 4, (3, 90, 160, 3)).repeat(8, axis=1).repeat(8, axis=2)
+
+    def score(source: Any) -> float:
+        source = np.clip(source, 0, 255).astype(np.uint8)
+        # Scaled until it covers the size and cropped in the middle, as onto the grid.
+        scale = max(width / 1280, height / 720)
+        small = [
+            cv2.resize(one, (round(1280 * scale), round(720 * scale)), interpolation=cv2.INTER_AREA) for one in source
+        ]
+        top, left = (small[0].shape[0] - height) // 2, (small[0].shape[1] - width) // 2
+        return float(of(Blockiness(), np.stack(small)[:, top : top + height, left : left + width])["blockiness"])
+
+    assert score(large) < 0.3
+    assert score(large + blocks) > 1.0
+    # A fence has posts and no rails.
+    fence = large.copy()
+    fence[:, :, ::16] -= 40
+    assert score(fence) < 0.3
+
+
+def test_highlights_tell_a_lamp_at_night_from_a_dark_picture() -> None:
+    night = np.full((8, 96, 128, 3), 20, np.uint8)
+    assert of(Luma(), night) == {"luma": pytest.approx(20, abs=0.5), "highlights": pytest.approx(20, abs=0.5)}
+    night[:, 20:60, 20:60] = 230
+    assert of(Luma(), night)["highlights"] == pytest.approx(230, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("light", "rejected"),
+    [({"luma": 30.0, "highlights": 200.0}, True), ({"luma": 45.0, "highlights": 70.0}, True),
+     ({"luma": 45.0, "highlights": 120.0}, False), ({"luma": 45.0}, False)],
+)  # fmt: skip
+def test_dark_is_low_light_or_no_highlight(light: dict[str, float], rejected: bool) -> None:
+    # The last one is of a dataset that is older than the signal.
+    text = parse(default_text(), "default.yaml").rules["too_dark"]
+    rules = Rules({"too_dark": text}, {}, {"luma": "float", "highlights": "float"}, [{"luma", "highlights"}])
+    assert rules.judge(light).status == ("rejected" if rejected else "kept")
+
+
+@pytest.mark.parametrize(
+    ("damage", "rejected"),
+    [((0.2, 0.4), False), ((0.9, 1.3), False), ((0.6, 0.45), True), ((1.2, 1.0), True), ((0.5, None), False)],
+)
+def test_damage_is_edges_of_blocks_beside_lost_detail(damage: tuple[float, float | None], rejected: bool) -> None:
+    text = parse(default_text(), "default.yaml").rules["blocky"]
+    names = ("blockiness", "sharpness")
+    rules = Rules({"blocky": text}, {}, dict.fromkeys(names, "float"), [set(names)])
+    verdict = rules.judge(dict(zip(names, damage, strict=True)))
+    assert verdict.status == ("rejected" if rejected else "kept")
 
 
 def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:

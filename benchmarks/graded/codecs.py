@@ -1,0 +1,38 @@
+"""Pictures through a real encoder and back, at a quantizer that is held."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+
+from annotators.base import Frames
+from pipeline import encode
+
+
+def x264(frames: Frames, crf: float, preset: str = "medium") -> Frames:
+    """H.264 as the world makes it: with B-frames and the deblocking filter."""
+    return _through(frames, "libx264", {"crf": str(crf), "preset": preset})
+
+
+def mpeg4(frames: Frames, quantizer: int) -> Frames:
+    """MPEG-4 part 2 (Xvid, DivX, old phones), which smooths no block edges; quantizer 1 to 31."""
+    return _through(frames, "mpeg4", {"qmin": str(quantizer), "qmax": str(quantizer), "g": "48"})
+
+
+def _through(frames: Frames, codec: str, options: dict[str, str]) -> Frames:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        stream = container.add_stream(codec, rate=Fraction(25), options=options | {"threads": "1"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for picture in encode._yuv(frames):
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    with av.open(buffer) as container:
+        coded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(coded)

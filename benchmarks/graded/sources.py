@@ -1,0 +1,142 @@
+"""The clean clips that faults are made from, and the pieces of them that are measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from annotators.base import Frames
+from pipeline import video
+from pipeline.errors import UsageError
+from pipeline.grid import Grid, shots_of
+from pipeline.shots import Adaptive
+from pipeline.video import Probe
+
+FRAMES = 33
+"""Frames of a piece: the fewest that a clip has."""
+
+GRID = Grid(frames=FRAMES, min_frames=FRAMES)
+HALVES = ("choosing", "reporting")
+"""Thresholds are chosen on the sources of the first half and reported on those of the second."""
+
+# Tags of what is not clean, or holds nothing that a camera saw.
+_UNCLEAN = frozenset({"synthetic", "text", "letterbox", "degraded", "near_duplicate"})
+# Sources with fewer frames a second make no clip.
+_LEAST_FPS = 8.0
+# Pictures are trusted to be no larger, and pieces are kept at no more than this many pixels.
+_PIXELS, _KEPT_PIXELS = 8192 * 4320, 640 * 360
+# Of a longer source no more frames are looked at.
+_MOST_FRAMES = 150
+# What motion is made from, at every frame of the source: four times TransNet's picture.
+_SMALL = (192, 108)
+# Frames of a piece at the source's own rate: those that TransNet judges at once.
+SHOT_FRAMES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A clean clip: its file, what its label says of it, and the half that it belongs to."""
+
+    path: Path
+    tags: frozenset[str]
+    half: str
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.path.name
+
+
+@dataclass(slots=True)
+class Material:
+    """What a source is measured on.
+
+    `pieces`: windows of `FRAMES` grid points at the size of the source, the middle one first, uint8 [T, H, W, 3].
+    `thumbs`: the source from its start, as shot detectors see it. `small`: up to `SHOT_FRAMES` frames of one shot at
+    `fps`, the rate of the source, uint8 [n, 108, 192, 3].
+    """
+
+    pieces: list[Frames]
+    thumbs: Frames
+    small: Frames
+    fps: float
+
+
+def clean(folder: Path) -> list[Source]:
+    """The clean clips of a labelled folder (see `benchmarks.accuracy`), in order of their names.
+
+    Raises `UsageError` for a folder without labels, or with fewer than one clean clip for each half.
+    """
+    try:
+        labels = json.loads((folder / "labels.json").read_text())
+        sources = [
+            Source(folder / label["file"], frozenset(label.get("tags", ())), _half(label["file"]))
+            for label in sorted(labels, key=lambda label: str(label["file"]))
+            if label.get("kind") != "derived"
+            and not _UNCLEAN & set(label.get("tags", ()))
+            and float(label.get("fps") or _LEAST_FPS) >= _LEAST_FPS
+            and (folder / label["file"]).is_file()
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UsageError(f"{folder} needs a labels.json, a list of objects with a file each: {error}") from error
+    if {source.half for source in sources} != set(HALVES):
+        raise UsageError(
+            f"{folder} has too few clean clips: the graded table needs some to choose on and some to report"
+        )
+    return sources
+
+
+def _half(name: str) -> str:
+    # By the name alone, so that a clip stays in its half whatever else comes into the folder.
+    return HALVES[hashlib.sha256(name.encode()).digest()[0] % 2]
+
+
+def load(source: Source) -> Material | None:
+    """What to measure a source on, or None where no shot is long enough for a clip."""
+    probe = video.probe(source.path, _PIXELS)
+    with closing(video.frames(source.path, probe)) as frames:
+        decoded = list(islice(frames, _MOST_FRAMES))
+    times = np.array([time_s for time_s, _, _ in decoded])
+    thumbs = np.stack([video.thumbnail(frame) for _, _, frame in decoded])
+    # Pieces must lie within a shot, by a detector that is not under test.
+    ranges = Adaptive()([thumbs])
+    windows = GRID.windows(source.name, shots_of(ranges, times, sum(decoded[-1][:2])), times)
+    if not windows:
+        return None
+    # The middle one, and the first one if there is another.
+    chosen = list({window.clip_id: window for window in (windows[len(windows) // 2], windows[0])}.values())
+    cut = video.cut(iter(decoded), probe, chosen, GRID.fps, _kept_size(probe))
+    pieces = {window.clip_id: frames for window, frames in cut}
+    first, last = max(ranges, key=lambda shot: shot[1] - shot[0])
+    begin = max(first, (first + last + 1 - SHOT_FRAMES) // 2)
+    small = [video.thumbnail(frame, _SMALL) for _, _, frame in decoded[begin : min(last + 1, begin + SHOT_FRAMES)]]
+    fps = (len(times) - 1) / (times[-1] - times[0])
+    return Material([pieces[window.clip_id] for window in chosen], thumbs, np.stack(small), float(fps))
+
+
+def _kept_size(probe: Probe) -> tuple[int, int]:
+    """Even sides, as codecs want, and no more pixels than are kept."""
+    scale = min(1.0, (_KEPT_PIXELS / (probe.width * probe.height)) ** 0.5)
+    return round(probe.width * scale) // 2 * 2, round(probe.height * scale) // 2 * 2
+
+
+def on_grid(frames: Frames) -> Frames:
+    """Pictures of a source's size as ingest puts them on the grid: uint8 [T, H, W, 3] to the size that a clip has."""
+    height, width = frames.shape[1:3]
+    size = GRID.size(width, height)
+    assert size is not None
+    source = Probe(width, height, 0, False, None, None, "rawvideo", "rgb24", None, _PIXELS)
+    return np.stack([video.to_rgb(av.VideoFrame.from_ndarray(frame, "rgb24"), source, size) for frame in frames])
+
+
+def thumbnails(small: Frames) -> Frames:
+    """What the shot detector sees of pictures of a `Material`: uint8 [n, 27, 48, 3]."""
+    return np.stack([cv2.resize(frame, (48, 27), interpolation=cv2.INTER_AREA) for frame in small])
