@@ -1,0 +1,42 @@
+"""AVI files as DivX and XviD wrote them: a P-frame and the B-frame that is shown before it in one packet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+
+_VOP = b"\x00\x00\x01\xb6"
+# What FFmpeg, and every player before it, knows such a file by: user data whose version ends with a p.
+_MARK = b"\x00\x00\x01\xb2DivX503b1393p"
+# A frame that is not coded: it stands where the B-frame was.
+_EMPTY = _VOP + b"\x51\x20\x7f"
+
+
+def pack(source: Path, target: Path) -> Path:
+    """The same MPEG-4 frames, no two B-frames of which are neighbours, packed."""
+    with av.open(str(source)) as plain, av.open(str(target), "w", format="avi") as packed:
+        stream = plain.streams.video[0]
+        track = packed.add_stream_from_template(stream)
+        coded = [bytes(packet) for packet in plain.demux(stream) if packet.size]
+        first = coded[0].index(_VOP)
+        coded[0] = coded[0][:first] + _MARK + coded[0][first:]
+        packets: list[bytes] = []
+        for data in coded:
+            if _is_b(data):
+                packets[-1] += data
+                packets.append(_EMPTY)
+            else:
+                packets.append(data)
+        assert _EMPTY in packets, f"{source.name} has no B-frames"
+        for index, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.dts, packet.time_base, packet.stream = index, 1 / stream.average_rate, track
+            packet.is_keyframe = data[data.index(_VOP) + 4] >> 6 == 0
+            packed.mux(packet)
+    return target
+
+
+def _is_b(data: bytes) -> bool:
+    # vop_coding_type, the first two bits of a VOP: I, P, B, S
+    return data[data.index(_VOP) + 4] >> 6 == 2

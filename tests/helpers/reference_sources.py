@@ -1,0 +1,350 @@
+"""The sources of the reference matrix: which there are, chosen so that every pair that may matter is among them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An encoder of FFmpeg with what it can write. The first layout and container are its usual ones."""
+
+    arguments: str
+    layouts: tuple[str, ...]
+    containers: tuple[str, ...]
+    size: str = "192x144"
+    aspect: str = "1"
+    rates: tuple[str, ...] = ()
+    b_frames: bool = False
+    vfr: bool = True
+
+
+CODECS = {
+    "h264": Codec(
+        "libx264 -preset superfast -crf 12",
+        ("yuv420p", "yuvj420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "gray"),
+        ("mp4", "mov", "fragmented", "3gp", "mkv", "ts", "avi", "flv", "nut", "mpg", "mxf", "h264"),
+        b_frames=True,
+    ),
+    "h264rgb": Codec("libx264rgb -preset superfast -crf 8", ("rgb24", "bgr0"), ("mkv", "mp4")),
+    "hevc": Codec(
+        "libx265 -preset ultrafast -crf 12 -x265-params pools=none:frame-threads=1:log-level=error",
+        ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuv422p10le", "gray", "gbrp"),
+        ("mp4", "mov", "fragmented", "mkv", "ts", "flv", "hevc"),
+        b_frames=True,
+    ),
+    "vp8": Codec(
+        "libvpx -deadline realtime -cpu-used 8 -b:v 4M -auto-alt-ref 0",
+        ("yuv420p", "yuva420p"),
+        ("webm", "mkv", "ogg", "nut", "ivf", "avi"),
+    ),
+    "vp9": Codec(
+        "libvpx-vp9 -deadline realtime -cpu-used 8 -crf 10 -b:v 0",
+        ("yuv420p", "yuv422p", "yuv444p", "yuv420p10le", "yuva420p", "gbrp"),
+        ("webm", "mp4", "mkv", "ivf"),
+    ),
+    "av1": Codec(
+        "libaom-av1 -usage realtime -cpu-used 8 -crf 10",
+        ("yuv420p", "yuv444p", "yuv420p10le", "gray"),
+        ("mp4", "webm", "mkv", "ivf", "obu"),
+    ),
+    "mpeg4": Codec(
+        "mpeg4 -q:v 2", ("yuv420p",), ("avi", "mp4", "mov", "3gp", "mkv", "nut", "ts", "m4v"), b_frames=True
+    ),
+    "xvid": Codec("libxvid -q:v 2", ("yuv420p",), ("avi", "mkv"), b_frames=True, vfr=False),
+    "msmpeg4": Codec("msmpeg4 -q:v 2", ("yuv420p",), ("avi", "asf")),
+    "mpeg2": Codec(
+        "mpeg2video -q:v 2", ("yuv420p", "yuv422p"), ("mpg", "ts", "mkv", "mp4", "mxf", "m2v"), b_frames=True, vfr=False
+    ),
+    "mpeg1": Codec(
+        "mpeg1video -q:v 2",
+        ("yuv420p",),
+        ("mpg", "mkv"),
+        rates=("25", "24000/1001", "24", "30000/1001", "30", "50", "60000/1001", "60"),
+        b_frames=True,
+        vfr=False,
+    ),
+    "mjpeg": Codec("mjpeg -q:v 2", ("yuvj420p", "yuvj422p", "yuvj444p"), ("avi", "mov", "mkv", "nut", "mjpeg")),
+    "prores": Codec("prores_ks", ("yuv422p10le", "yuv444p10le", "yuva444p10le"), ("mov", "mkv", "nut")),
+    "ffv1": Codec(
+        "ffv1",
+        (
+            *("yuv420p", "yuv422p", "yuv444p", "yuv410p", "yuv411p", "yuv440p", "yuv420p10le", "yuv422p10le"),
+            *("yuv444p12le", "gray", "gray10le", "yuva420p", "yuva444p", "bgr0", "bgra", "gbrp", "gbrp10le"),
+        ),
+        ("mkv", "avi", "nut", "mov"),
+    ),
+    "theora": Codec("libtheora -q:v 10", ("yuv420p", "yuv422p", "yuv444p"), ("ogg", "mkv"), vfr=False),
+    "wmv2": Codec("wmv2 -q:v 2", ("yuv420p",), ("asf", "avi", "mkv")),
+    "h263": Codec("h263 -q:v 2", ("yuv420p",), ("3gp", "mov", "avi"), size="176x144", aspect="12/11", vfr=False),
+    "flv1": Codec("flv -q:v 2", ("yuv420p",), ("flv", "mkv")),
+    "gif": Codec("gif", ("pal8",), ("gif",)),
+    "qtrle": Codec("qtrle", ("rgb24", "argb", "gray"), ("mov",)),
+    "png": Codec("png -pred mixed", ("rgb24", "rgba", "gray", "pal8"), ("mov", "mkv", "nut", "avi")),
+    "apng": Codec("apng -plays 1", ("rgb24", "rgba"), ("apng",)),
+    "dnxhr": Codec("dnxhd -profile:v dnxhr_hq", ("yuv422p",), ("mov", "mxf", "mkv"), size="256x144"),
+    "raw": Codec("rawvideo", ("yuv420p", "rgb24", "bgr0", "uyvy422", "gray", "rgba"), ("nut", "avi", "mov", "mkv")),
+    "y4m": Codec("wrapped_avframe", ("yuv420p", "yuv422p", "yuv444p", "gray"), ("y4m",), vfr=False),
+    "v210": Codec("v210", ("yuv422p10le",), ("mov", "mkv", "avi")),
+    "dv": Codec("dvvideo", ("yuv420p",), ("avi", "mov", "dv"), "720x576", "16/15", rates=("25",), vfr=False),
+    "jpeg2000": Codec("jpeg2000 -pred dwt53", ("yuv420p", "rgb24", "gray"), ("mov", "mxf", "mkv")),
+    "rv20": Codec("rv20 -q:v 2", ("yuv420p",), ("rm", "mkv"), vfr=False),
+    "wmv1": Codec("wmv1 -q:v 2", ("yuv420p",), ("asf", "avi")),
+    "svq1": Codec("svq1 -q:v 1", ("yuv410p",), ("mov",)),
+    "utvideo": Codec("utvideo", ("yuv420p", "yuv422p", "gbrp", "gbrap"), ("avi", "mkv")),
+    "huffyuv": Codec("huffyuv", ("yuv422p", "rgb24", "bgra"), ("avi", "mkv")),
+}
+RATES = ("25", "10", "15", "24000/1001", "24", "30000/1001", "30", "50", "60000/1001", "60")
+TURNS = ("0", "90", "180", "270", "0 mirrored", "90 mirrored", "180 mirrored", "270 mirrored")
+# A display matrix as a file's header has it; H.264 may carry one in the stream itself, in any container.
+_TURNS_IN = {"mp4": 8, "mov": 8, "fragmented": 8, "3gp": 8, "mkv": 4}
+# Containers that keep each frame's own time, and those that may begin late or before zero.
+_VFR = ("mp4", "mov", "fragmented", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "ivf")
+_LATE = ("mp4", "mov", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "mpg")
+_NO_ASPECT = ("flv", "ivf", "obu", "apng", "gif", "mjpeg", "webm", "rm")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One source: how it is encoded, tagged, timed and turned. The values of each axis are in `AXES`."""
+
+    codec: str = "h264"
+    container: str = "mp4"
+    layout: str = "yuv420p"
+    rate: str = "25"
+    size: str = "192x144"
+    range: str = "tv"
+    matrix: str = "bt601"
+    tagged: bool = True
+    turn: str = "0"
+    aspect: str = "1"
+    start: str = "zero"
+    groups: str = "no B-frames"
+    timing: str = "constant"
+    edits: str = "none"
+    sound: str = "none"
+
+    @property
+    def name(self) -> str:
+        """What differs from the usual source, in words."""
+        usual = Source()
+        parts = [self.codec, self.container]
+        for axis in fields(self)[2:]:
+            value = getattr(self, axis.name)
+            if value != getattr(usual, axis.name):
+                parts.append("untagged" if axis.name == "tagged" else f"{axis.name} {value}")
+        return ", ".join(parts).replace("/", "|")
+
+    @property
+    def alpha(self) -> bool:
+        """Whether its pictures have an alpha channel as they are encoded."""
+        return self.layout.startswith(("yuva", "gbrap")) or self.layout in ("argb", "rgba", "bgra")
+
+    @property
+    def gray(self) -> bool:
+        return self.layout.startswith("gray")
+
+    @property
+    def yuv(self) -> bool:
+        """Whether a range and a matrix mean anything to it."""
+        return self.layout.startswith(("yuv", "uyvy"))
+
+    def fits(self) -> bool:
+        """Whether there is such a file: FFmpeg writes it, and it is another one than the usual source."""
+        codec = CODECS[self.codec]
+        turns = 8 if self.codec == "h264" and self.container not in ("3gp", "fragmented") else 0
+        turns = max(turns, _TURNS_IN.get(self.container, 1))
+        limits = (
+            self.layout in codec.layouts,
+            self.container in codec.containers,
+            codec.b_frames or self.groups == "no B-frames",
+            # One packet with a P- and a B-frame: MPEG-4 in AVI
+            self.groups != "packed" or (self.codec == "mpeg4" and self.container == "avi"),
+            TURNS.index(self.turn) < turns,
+            self.timing == "constant" or (codec.vfr and self.container in _VFR),
+            self.start == "zero" or self.container in _LATE,
+            self.start != "negative" or self.container in ("mp4", "mov", "mkv"),
+            self.start != "wraps" or self.container == "ts",
+            self.edits == "none" or (self.container in ("mp4", "mov") and self.start == "zero"),
+            self.aspect == codec.aspect or (codec.aspect == "1" and self.container not in _NO_ASPECT),
+            self.yuv or (self.matrix == "bt601" and (self.range == "tv" or self.gray)),
+            not self.layout.startswith("yuvj") or self.range == "pc",
+            not self.gray or self.matrix == "bt601",
+            self.size == codec.size or codec.size == Source.size,
+            not codec.rates or self.rate in codec.rates,
+            # PS, MXF and 3GP hold what broadcasters and phones make
+            self.container not in ("mpg", "mxf", "3gp") or self.layout in ("yuv420p", "yuv422p"),
+            self.container != "flv" or self.codec != "h264" or self.layout == "yuv420p",
+            self.container != "gif" or self.rate in ("10", "25", "50"),
+            self.container != "mxf" or self.rate in ("25", "24", "30", "24000/1001", "30000/1001", "50", "60"),
+            # MPEG-2 can say that pixels are square or that the picture is 4:3 or 16:9
+            self.codec != "mpeg2"
+            or self.aspect == "1"
+            or (self.aspect == "4/3" and self.size in ("192x144", "320x240")),
+            self.codec not in ("mpeg1", "rv20", "svq1") or self.aspect == "1",
+            self.codec != "qtrle" or self.layout != "gray" or self.size in ("192x144", "320x240", "640x352"),
+            self.sound == "none" or self.container in ("mp4", "mov", "mkv", "ts", "avi"),
+        )
+        return all(limits)
+
+
+AXES: dict[str, tuple[str | bool, ...]] = {
+    "codec": tuple(CODECS),
+    "container": tuple(dict.fromkeys(name for codec in CODECS.values() for name in codec.containers)),
+    "layout": tuple(dict.fromkeys(name for codec in CODECS.values() for name in codec.layouts)),
+    "rate": RATES,
+    "size": ("192x144", "320x240", "198x150", "144x192", "358x202", "640x352"),
+    "range": ("tv", "pc"),
+    "matrix": ("bt601", "bt709", "bt2020", "smpte240m", "fcc"),
+    "tagged": (True, False),
+    "turn": TURNS,
+    "aspect": ("1", "4/3", "16/15", "1/2", "40/33"),
+    "start": ("zero", "late", "days", "negative", "wraps"),
+    "groups": ("no B-frames", "B-frames", "open groups", "packed"),
+    "timing": ("constant", "dropped", "alternating", "held"),
+    "edits": ("none", "trimmed start", "trimmed end", "no edit list"),
+    "sound": ("none", "as long", "longer", "begins first"),
+}
+# The pairs of axes whose values are brought together wherever a file can have both.
+PAIRS = (
+    ("codec", "container"),
+    ("codec", "layout"),
+    ("codec", "groups"),
+    ("codec", "range"),
+    ("container", "rate"),
+    ("container", "timing"),
+    ("container", "start"),
+    ("container", "turn"),
+    ("container", "aspect"),
+    ("container", "groups"),
+    ("container", "sound"),
+    ("layout", "range"),
+    ("layout", "matrix"),
+    ("range", "matrix"),
+    ("matrix", "tagged"),
+    ("range", "tagged"),
+    ("turn", "aspect"),
+    ("turn", "size"),
+    ("size", "aspect"),
+    ("rate", "timing"),
+    ("start", "groups"),
+    ("start", "timing"),
+    ("start", "sound"),
+    ("timing", "groups"),
+    ("timing", "sound"),
+    ("edits", "groups"),
+    ("edits", "timing"),
+    ("edits", "sound"),
+    ("edits", "turn"),
+)
+
+Pair = tuple[str, object, str, object]
+
+
+def pairs_of(source: Source) -> set[Pair]:
+    """The pairs of values that a source brings together."""
+    return {(one, getattr(source, one), other, getattr(source, other)) for one, other in PAIRS}
+
+
+def single() -> Iterator[Source]:
+    """The usual source of each codec, and every value of every other axis once on a source that is else usual."""
+    for name, codec in CODECS.items():
+        yield _usual(name)
+        for layout in codec.layouts[1:]:
+            yield _with_layout(_usual(name), layout)
+    for container in AXES["container"]:
+        name = next(name for name, codec in CODECS.items() if container in codec.containers)
+        yield replace(_usual(name), container=str(container))
+    for axis in ("rate", "size", "matrix", "tagged", "range", "turn", "aspect", "start", "groups", "timing"):
+        yield from _variations(Source(), axis)
+    for axis in ("edits", "sound"):
+        yield from _variations(Source(groups="B-frames"), axis)
+    yield replace(Source(), container="ts", start="wraps")
+    yield Source(codec="mpeg4", container="avi", groups="packed")
+    # HD that names no matrix is BT.709 to players; one that names BT.601 is that.
+    yield Source(size="1280x720", rate="10", matrix="bt709", tagged=False)
+    yield Source(size="1280x720", rate="10", matrix="bt601")
+    yield Source(codec="ffv1", container="mkv", layout="yuv444p", size="199x149")
+
+
+def covering(limit: int, seed: int) -> list[Source]:
+    """Sources that bring together as many pairs as `limit` allows, most first; the same for the same seed."""
+    rng = random.Random(seed)
+    simplest = _simplest()
+    missing = sorted(simplest.keys() - _pairs(single()), key=repr)
+    chosen: list[Source] = []
+    while missing and len(chosen) < limit:
+        tries = [_mixed(rng, simplest[rng.choice(missing)]) for _ in range(60)]
+        best = max(tries, key=lambda source: len(pairs_of(source).intersection(missing)))
+        chosen.append(best)
+        missing = [pair for pair in missing if pair not in pairs_of(best)]
+    return chosen
+
+
+def coverage(chosen: Iterable[Source]) -> tuple[int, int]:
+    """How many of the pairs that a file can have are among these sources, and how many there are."""
+    possible = _simplest().keys()
+    return len(possible & _pairs(chosen)), len(possible)
+
+
+def sources(limit: int = 120, seed: int = 20) -> list[Source]:
+    """The whole matrix: every single variation, and up to `limit` that bring many together; none twice."""
+    return list(dict.fromkeys([*single(), *covering(limit, seed)]))
+
+
+def _pairs(chosen: Iterable[Source]) -> set[Pair]:
+    return {pair for source in chosen for pair in pairs_of(source)}
+
+
+def _usual(codec: str) -> Source:
+    made = CODECS[codec]
+    source = Source(codec=codec, container=made.containers[0], size=made.size, aspect=made.aspect)
+    return _with_layout(source, made.layouts[0])
+
+
+def _with_layout(source: Source, layout: str) -> Source:
+    return replace(source, layout=layout, range="pc" if layout.startswith("yuvj") else "tv")
+
+
+def _variations(source: Source, axis: str) -> Iterator[Source]:
+    varied = (replace(source, **{axis: value}) for value in AXES[axis])  # type: ignore[arg-type]
+    return (other for other in varied if other.fits())
+
+
+@cache
+def _simplest() -> dict[Pair, list[Source]]:
+    """Every pair of `PAIRS` that some file has, with files that have it and are else usual."""
+    plain = [
+        replace(_with_layout(_usual(name), layout), container=container)
+        for name, codec in CODECS.items()
+        for container in codec.containers
+        for layout in codec.layouts
+    ]
+    found: dict[Pair, list[Source]] = {}
+    for one, other in PAIRS:
+        for a, b in itertools.product(AXES[one], AXES[other]):
+            wanted = {one: a, other: b}
+            fixed = {axis: wanted[axis] for axis in ("codec", "container", "layout") if axis in wanted}
+            free = {axis: value for axis, value in wanted.items() if axis not in fixed}
+            of_these = [s for s in plain if all(getattr(s, axis) == value for axis, value in fixed.items())]
+            fitting = [s for s in (replace(s, **free) for s in of_these) if s.fits()]  # type: ignore[arg-type]
+            if fitting:
+                found[one, a, other, b] = fitting
+    return found
+
+
+def _mixed(rng: random.Random, files: list[Source]) -> Source:
+    """One of these with other values on a few of its usual axes, as many as fit together."""
+    # As often one codec as another, however many layouts and containers it has.
+    codec = rng.choice(sorted({source.codec for source in files}))
+    source = rng.choice([source for source in files if source.codec == codec])
+    usual = _with_layout(_usual(codec), source.layout)
+    for axis in rng.sample([*AXES], 9):
+        if axis not in ("codec", "container", "layout") and getattr(source, axis) == getattr(usual, axis):
+            other = replace(source, **{axis: rng.choice(AXES[axis])})  # type: ignore[arg-type]
+            source = other if other.fits() else source
+    return source

@@ -1,0 +1,98 @@
+"""A reference that is not ours: what is stored of a file, held against what FFmpeg's own program shows of it.
+
+Some 280 small sources (codecs, containers, rates, pixel formats, ranges, matrices, turns, pixel shapes, start times,
+B-frames, variable frame rates, edit lists, sound), each frame of which bears its number and patches of colour. No frame
+may be lost, every grid point shows the frame of its instant, in its colours and its shape.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+import program
+import pytest
+import reference_check
+import reference_files
+import reference_sources
+import yaml
+from reference_check import Comparison, Stored
+from reference_sources import Source
+
+from pipeline import encode
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
+# Sources that do not come out as ffmpeg shows them, each with the first thing that is said and the reason why it stays.
+EXCEPTIONS: dict[str, str] = {}
+
+# Sources that go through the whole program, besides those of a kind of their own.
+INGESTED = 30
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[Source]:
+    return reference_sources.sources()
+
+
+@pytest.fixture(scope="module")
+def results(sources: list[Source], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Comparison]:
+    return reference_check.matrix(tmp_path_factory.mktemp("matrix"), sources)
+
+
+def test_every_grid_point_shows_what_ffmpeg_shows(results: dict[str, Comparison]) -> None:
+    faults = {name: result.faults[0] for name, result in results.items() if result.faults}
+    assert faults == EXCEPTIONS
+
+
+def test_the_matrix_does_not_shrink(sources: list[Source], results: dict[str, Comparison]) -> None:
+    figures = reference_check.summary(sources, results)
+    least = {
+        "sources": 270,
+        "codecs": 32,
+        "containers": 24,
+        "codec and container": 90,
+        "pairs of values": 1150,
+        "frames": 20_000,
+        "grid points": 11_000,
+        "patches": 110_000,
+    }
+    assert {name: figures[name] for name in least if figures[name] < least[name]} == {}
+    assert [name for name, result in results.items() if not result.patches and name not in EXCEPTIONS] == []
+
+
+def test_the_whole_program_stores_what_ffmpeg_shows(
+    sources: list[Source], vdot: Any, recipe: Any, tmp_path: Path
+) -> None:
+    """The same through `vdot-data ingest`: its shot detector, sandbox, shards and catalog between file and clip."""
+    chosen = random.Random(20).sample([source for source in sources if source.name not in EXCEPTIONS], INGESTED)
+    folder = tmp_path / "sources"
+    files = {}
+    for index, source in enumerate(chosen):
+        (folder / str(index)).mkdir(parents=True)
+        files[f"{index}/source.{source.container}"] = source
+        reference_files.make(source, folder / str(index))
+    out = program.Out(tmp_path / "out")
+    changes = yaml.safe_load(reference_check.RECIPE) | {"shots": "adaptive"}
+    done = vdot("ingest", folder, "--out", out.url, "--recipe", recipe(**changes), timeout=400)
+    assert done.returncode == 0, done.stderr
+    samples, rows = out.samples(), out.clips().values()
+    faults, points = {}, 0
+    for name, source in files.items():
+        clips = [
+            Stored(row["start_s"], encode.decode(samples[row["clip_id"]]["mp4"]))
+            for row in rows
+            if row["source_uri"].endswith(f"/{name}") and row["status"] == "kept"
+        ]
+        reference = ffmpeg.shown(folder / name)
+        result = reference_check.check(reference, clips)
+        points += result.points
+        seconds = float(reference.times[-1] - reference.times[0])
+        if result.points < seconds * reference_check.FPS - 4:
+            result.faults.append(f"{result.points} grid points of {seconds:.2f} s")
+        if result.faults:
+            faults[source.name] = result.faults[0]
+    assert faults == {}
+    assert points >= INGESTED * 37
