@@ -20,7 +20,7 @@ import reference_files
 from numpy.typing import NDArray
 from reference_sources import Source, coverage, sources
 
-from pipeline import cutting, decode, recipe
+from pipeline import cutting, decode, recipe, video
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError
 from pipeline.grid import shots_of
@@ -67,29 +67,32 @@ def _blueprint() -> Blueprint:
     return Blueprint.ingest(recipe.parse(RECIPE, "reference"), ())
 
 
-def stored(path: Path) -> tuple[list[float], float, list[Stored]]:
-    """What the pipeline makes of a file as one shot: its frames' times, when it ends, and its clips."""
+def stored(path: Path) -> tuple[list[float], cutting.Scanned, list[Stored]]:
+    """What the pipeline makes of a file as one shot: its frames' times, what it says of the whole, and its clips."""
     blueprint = _blueprint()
     *parts, end = cutting.scan(path, blueprint)
     assert isinstance(end, cutting.Scanned)
-    times = np.concatenate([part.times for part in parts if isinstance(part, cutting.Thumbs)])
+    thumbs = [part for part in parts if isinstance(part, video.Thumbs)]
+    times = np.concatenate([part.times for part in thumbs])
+    joined = np.concatenate([part.joined for part in thumbs])
     grid = blueprint.recipe.grid
-    windows = grid.windows("reference", shots_of([(0, len(times) - 1)], times, end.end_s), times)
-    size = grid.size(end.probe.width, end.probe.height)
+    shots = shots_of([(0, len(times) - 1)], times, end.end_s, joined)
+    windows = grid.windows("reference", shots, times)
+    size = grid.size(end.probe.display.width, end.probe.display.height)
     assert size is not None
     clips = []
     for cut in cutting.clips(path, windows, size, None, {}, blueprint):
         assert cut.mp4 is not None, cut.values
         planes = decode.planar(cut.mp4, (cut.window.frames, size[1], size[0]))
         clips.append(Stored(cut.window.start_s, np.moveaxis(planes, 0, -1)))
-    return times.tolist(), end.end_s, clips
+    return times.tolist(), end, clips
 
 
 def compared(source: Source, folder: Path) -> Comparison:
     """Make a source, take it through the pipeline and compare."""
     path = reference_files.make(source, folder)
     reference = ffmpeg.shown(path)
-    times, end_s, clips = stored(path)
+    times, end, clips = stored(path)
     result = check(reference, clips)
     first = times[0]
     theirs = [float(time - reference.times[0]) for time in reference.times]
@@ -100,9 +103,11 @@ def compared(source: Source, folder: Path) -> Comparison:
         off = [abs(time - first - other) for time, other in zip(times, theirs, strict=True)]
         if max(off) > 2e-3:
             result.faults.append(f"frame {int(np.argmax(off))} comes {max(off):.4f} s early or late")
-    last_s = theirs[-1] + float(reference.durations[-1])
-    if not -0.003 <= end_s - first - last_s <= 0.12:
-        result.faults.append(f"it ends at {end_s - first:.3f} s; ffmpeg shows it until {last_s:.3f} s")
+    if end.tally.unused:
+        result.faults.append(f"{end.tally.unused} of {end.tally.decoded} decoded frames were not used")
+    last_s, end_s = theirs[-1] + float(reference.durations[-1]), end.end_s - first
+    if not -0.003 <= end_s - last_s <= 0.12:
+        result.faults.append(f"it ends at {end_s:.3f} s; ffmpeg shows it until {last_s:.3f} s")
     return result
 
 
@@ -179,6 +184,9 @@ def matrix(folder: Path, sources: Iterable[Source]) -> dict[str, Comparison]:
             results[source.name] = compared(source, place)
         except ClipError as error:
             results[source.name] = Comparison(faults=[f"{error.code}: {error.detail}"])
+        except AssertionError as error:
+            error.add_note(f"the source is: {source.name}")
+            raise
         shutil.rmtree(place)
     return results
 

@@ -34,10 +34,12 @@ _MATRICES = {
 _WRAP_S = 2**33 / 90_000 - 1.3
 _STARTS_S = {"late": 7.3, "days": 200_000.0, "negative": -0.5, "wraps": _WRAP_S}
 _TIMINGS = {
-    # One frame in five is not there; every other frame is shown longer; one is held for a second and a half.
+    # One frame in five is not there; every other frame is shown longer; one is held for most of a second; nothing was
+    # recorded for three seconds.
     "dropped": "select='mod(n+2\\,5)'",
     "alternating": "settb=1/30000,setpts='(N+0.4*mod(N\\,2))/({rate}*TB)'",
-    "held": "settb=1/30000,setpts='(N/({rate})+1.5*gte(N\\,12))/TB'",
+    "held": "settb=1/30000,setpts='(N/({rate})+0.8*gte(N\\,1.2*({rate})))/TB'",
+    "gap": "settb=1/30000,setpts='(N/({rate})+3*gte(N\\,1.2*({rate})))/TB'",
 }
 _GROUPS = {
     "no B-frames": "-bf 0 -g 25",
@@ -50,32 +52,34 @@ _GROUPS = {
 def make(source: Source, folder: Path) -> Path:
     """The file of a source in this folder. Raises AssertionError where FFmpeg refuses to write it."""
     path = folder / f"source.{source.container}"
-    header = source.turn != "0" and not _turned_in_stream(source)
     packed = source.groups == "packed"
-    remuxed = header or packed or source.edits.startswith("trimmed")
-    first = folder / f"encoded.{source.container}" if remuxed else path
-    width, height = map(int, source.size.split("x"))
-    pictures = _cards(_count(source), width, height, _aspect(source), source.turn, _in_stream(source), source.alpha)
-    layout = "rgba" if source.alpha else "rgb24"
-    how = [*("-f", "rawvideo", "-pix_fmt", layout, "-s", source.size, "-framerate", source.rate)]
-    how += ["-itsoffset", "0.7"] if source.sound == "begins first" else []
-    how += ["-i", "-", *_sound(source), "-map", "0:v", "-vf", _filters(source), "-fps_mode", "passthrough"]
-    how += ["-enc_time_base", "1/30000"] if source.timing in ("alternating", "held") else []
-    how += ["-threads", "1", "-strict", "-2", "-c:v", *_codec(source)]
-    how += ["-map_metadata", "-1"]
-    ffmpeg.run(*how, *(_muxer(source) if not remuxed else _plain_muxer(source)), first, stdin=pictures)
+    turned = source.turn != "0" and not _turned_in_stream(source)
+    trimmed = source.edits.startswith("trimmed")
+    if not (packed or turned or trimmed):
+        return _encode(source, path, _muxer(source))
+    encoded = _encode(source, folder / f"encoded.{source.container}", _plain_muxer(source))
     if packed:
-        packed_b_frames.pack(first, path)
-    elif remuxed:
-        how = []
-        if header:
-            turn, _, mirrored = source.turn.partition(" ")
-            how += ["-display_rotation", turn, *(["-display_hflip"] if mirrored else [])]
+        packed_b_frames.pack(encoded, path)
+    else:
+        how = _header_turn(source) if turned else []
         how += ["-ss", "0.53"] if source.edits == "trimmed start" else []
         how += ["-t", "1.9"] if source.edits == "trimmed end" else []
-        ffmpeg.run(*how, "-i", first, "-map", "0", "-c", "copy", *_muxer(source), path)
-    if remuxed:
-        first.unlink()
+        ffmpeg.run(*how, "-i", encoded, "-map", "0", "-c", "copy", *_muxer(source), path)
+    encoded.unlink()
+    return path
+
+
+def _encode(source: Source, path: Path, muxer: list[str]) -> Path:
+    width, height = map(int, source.size.split("x"))
+    layout = "rgba" if source.alpha else "rgb24"
+    how = ["-f", "rawvideo", "-pix_fmt", layout, "-s", source.size, "-framerate", source.rate]
+    how += ["-itsoffset", "0.7"] if source.sound == "begins first" else []
+    how += ["-i", "-", *_sound(source), "-map", "0:v", "-vf", _filters(source), "-fps_mode", "passthrough"]
+    how += ["-enc_time_base", "1/30000"] if source.timing in ("alternating", "held", "gap") else []
+    how += ["-threads", "1", "-strict", "-2", "-c:v", *_codec(source), "-map_metadata", "-1", *muxer]
+    in_stream = _turned_in_stream(source)
+    cards = _cards(_count(source), width, height, _aspect(source), source.turn, in_stream, source.alpha)
+    ffmpeg.run(*how, path, stdin=cards)
     return path
 
 
@@ -90,10 +94,13 @@ def _aspect(source: Source) -> float:
 
 
 def _turned_in_stream(source: Source) -> bool:
+    """Whether H.264's own message turns the picture, because the container's header cannot."""
     return source.turn != "0" and source.container not in ("mp4", "mov", "fragmented", "3gp", "mkv")
 
 
-_in_stream = _turned_in_stream
+def _header_turn(source: Source) -> list[str]:
+    turn, _, mirrored = source.turn.partition(" ")
+    return ["-display_rotation", turn, *(["-display_hflip"] if mirrored else [])]
 
 
 @lru_cache(maxsize=8)

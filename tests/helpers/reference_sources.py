@@ -87,10 +87,11 @@ CODECS = {
     "png": Codec("png -pred mixed", ("rgb24", "rgba", "gray", "pal8"), ("mov", "mkv", "nut", "avi")),
     "apng": Codec("apng -plays 1", ("rgb24", "rgba"), ("apng",)),
     "dnxhr": Codec("dnxhd -profile:v dnxhr_hq", ("yuv422p",), ("mov", "mxf", "mkv"), size="256x144"),
-    "raw": Codec("rawvideo", ("yuv420p", "rgb24", "bgr0", "uyvy422", "gray", "rgba"), ("nut", "avi", "mov", "mkv")),
+    "raw": Codec("rawvideo", ("yuv420p", "rgb24", "bgr0", "uyvy422", "gray", "rgba"), ("nut", "avi", "mkv")),
+    "raw in mov": Codec("rawvideo", ("uyvy422",), ("mov",)),
     "y4m": Codec("wrapped_avframe", ("yuv420p", "yuv422p", "yuv444p", "gray"), ("y4m",), vfr=False),
     "v210": Codec("v210", ("yuv422p10le",), ("mov", "mkv", "avi")),
-    "dv": Codec("dvvideo", ("yuv420p",), ("avi", "mov", "dv"), "720x576", "16/15", rates=("25",), vfr=False),
+    "dv": Codec("dvvideo", ("yuv420p",), ("avi", "dv"), "720x576", "16/15", rates=("25",), vfr=False),
     "jpeg2000": Codec("jpeg2000 -pred dwt53", ("yuv420p", "rgb24", "gray"), ("mov", "mxf", "mkv")),
     "rv20": Codec("rv20 -q:v 2", ("yuv420p",), ("rm", "mkv"), vfr=False),
     "wmv1": Codec("wmv1 -q:v 2", ("yuv420p",), ("asf", "avi")),
@@ -100,12 +101,12 @@ CODECS = {
 }
 RATES = ("25", "10", "15", "24000/1001", "24", "30000/1001", "30", "50", "60000/1001", "60")
 TURNS = ("0", "90", "180", "270", "0 mirrored", "90 mirrored", "180 mirrored", "270 mirrored")
-# A display matrix as a file's header has it; H.264 may carry one in the stream itself, in any container.
+# How many of them a file's header can say; in other containers H.264 may carry all in the stream itself.
 _TURNS_IN = {"mp4": 8, "mov": 8, "fragmented": 8, "3gp": 8, "mkv": 4}
 # Containers that keep each frame's own time, and those that may begin late or before zero.
 _VFR = ("mp4", "mov", "fragmented", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "ivf")
 _LATE = ("mp4", "mov", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "mpg")
-_NO_ASPECT = ("flv", "ivf", "obu", "apng", "gif", "mjpeg", "webm", "rm")
+_NO_ASPECT = ("flv", "ivf", "obu", "apng", "gif", "mjpeg", "webm", "rm", "mxf")
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,7 @@ class Source:
     def fits(self) -> bool:
         """Whether there is such a file: FFmpeg writes it, and it is another one than the usual source."""
         codec = CODECS[self.codec]
-        turns = 8 if self.codec == "h264" and self.container not in ("3gp", "fragmented") else 0
-        turns = max(turns, _TURNS_IN.get(self.container, 1))
+        turns = _TURNS_IN.get(self.container, 8 if self.codec == "h264" else 1)
         limits = (
             self.layout in codec.layouts,
             self.container in codec.containers,
@@ -205,7 +205,7 @@ AXES: dict[str, tuple[str | bool, ...]] = {
     "aspect": ("1", "4/3", "16/15", "1/2", "40/33"),
     "start": ("zero", "late", "days", "negative", "wraps"),
     "groups": ("no B-frames", "B-frames", "open groups", "packed"),
-    "timing": ("constant", "dropped", "alternating", "held"),
+    "timing": ("constant", "dropped", "alternating", "held", "gap"),
     "edits": ("none", "trimmed start", "trimmed end", "no edit list"),
     "sound": ("none", "as long", "longer", "begins first"),
 }
