@@ -106,6 +106,8 @@ _TURNS_IN = {"mp4": 8, "mov": 8, "fragmented": 8, "3gp": 8, "mkv": 4}
 # Containers that keep each frame's own time, and those that may begin late or before zero.
 _VFR = ("mp4", "mov", "fragmented", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "ivf")
 _LATE = ("mp4", "mov", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "mpg")
+# With B-frames FFmpeg itself does not know when each of their frames is shown.
+_UNTIMED = (("xvid", "mkv"), ("h264", "mpg"), ("h264", "mxf"))
 _NO_ASPECT = ("flv", "ivf", "obu", "apng", "gif", "mjpeg", "webm", "rm", "mxf")
 
 
@@ -162,12 +164,15 @@ class Source:
             self.layout in codec.layouts,
             self.container in codec.containers,
             codec.b_frames or self.groups == "no B-frames",
+            # FFmpeg's own times of these go back, stand still or have a hole: it is no reference
+            self.groups == "no B-frames" or (self.codec, self.container) not in _UNTIMED,
+            self.container != "m4v" or "/" not in self.rate,
             # One packet with a P- and a B-frame: MPEG-4 in AVI
             self.groups != "packed" or (self.codec == "mpeg4" and self.container == "avi"),
             TURNS.index(self.turn) < turns,
             self.timing == "constant" or (codec.vfr and self.container in _VFR),
             self.start == "zero" or self.container in _LATE,
-            self.start != "negative" or self.container in ("mp4", "mov", "mkv"),
+            self.start != "negative" or self.container in ("mp4", "mov"),
             self.start != "wraps" or self.container == "ts",
             self.edits == "none" or (self.container in ("mp4", "mov") and self.start == "zero"),
             self.aspect == codec.aspect or (codec.aspect == "1" and self.container not in _NO_ASPECT),
@@ -186,6 +191,9 @@ class Source:
             or self.aspect == "1"
             or (self.aspect == "4/3" and self.size in ("192x144", "320x240")),
             self.codec not in ("mpeg1", "rv20", "svq1") or self.aspect == "1",
+            self.codec != "rv20" or self.size in ("192x144", "320x240"),
+            # A card that narrow has patches of a few pixels
+            self.aspect != "1/2" or self.size != "144x192",
             self.codec != "qtrle" or self.layout != "gray" or self.size in ("192x144", "320x240", "640x352"),
             self.sound == "none" or self.container in ("mp4", "mov", "mkv", "ts", "avi"),
         )
