@@ -81,7 +81,10 @@ def shown(path: Path) -> Shown:
 
 def _first(path: Path, how: Sequence[object]) -> tuple[str, str]:
     """The pixel format that a file's first frame is decoded to, and a filter that says what swscale does not know."""
-    log = run(*how, "-frames:v", 1, "-vf", "showinfo=checksum=0", "-f", "null", "-").stderr.decode(errors="replace")
+    # The size as it is stored says whether it is HD
+    log = run("-noautorotate", *how, "-frames:v", 1, "-vf", "showinfo=checksum=0", "-f", "null", "-").stderr.decode(
+        errors="replace"
+    )
     frame = _FRAME.search(log)
     colour = re.search(r"color_range:(\S+) color_space:(\S+)", log)
     assert frame and colour, f"ffmpeg shows nothing of {path.name}:\n{log[-2000:]}"

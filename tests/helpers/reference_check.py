@@ -37,7 +37,7 @@ tasks: {}
 """
 # How far the colours of a patch may be from what ffmpeg shows: what our own x264 (crf 18, 4:2:0) loses; and of pixel
 # formats of which one colour covers four pixels across, which bleeds into a patch when it is scaled.
-TOLERANCE, TOLERANCES = 3.0, {"yuv410p": 5.0, "yuv411p": 5.0}
+TOLERANCE, TOLERANCES = 4.0, {"yuv410p": 5.0, "yuv411p": 5.0}
 # How far the disc may be off: a share of its size, and pixels.
 _ROUND, _ROUND_PIXELS = 0.03, 1.0
 # A grid point shows a frame that starts up to 1 ms after it; a time so near to that limit may go either way, because
