@@ -10,7 +10,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 # AVFMT_NOTIMESTAMPS: raw streams, whose duration FFmpeg only guesses from the bit rate.
-_NO_TIMESTAMPS = 0x0080
+NO_TIMESTAMPS = 0x0080
 # AV_TIME_BASE: the unit of a container's times, and of a stream's that names none.
 _MICROSECONDS = Fraction(1, av.time_base)
 # A source is cut short when it ends this much before its header says: headers are often a little off.
@@ -43,7 +43,7 @@ def missed_end(
     `end_s`: the end of the last frame; `reach_s`: that of the last packet of any stream. Raises ValueError where the
     header does not say.
     """
-    if container.format.flags & _NO_TIMESTAMPS:
+    if container.format.flags & NO_TIMESTAMPS:
         raise ValueError("a raw stream has no length")
     start_s = _start(stream)
     ends: list[tuple[float, float]] = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
+from statistics import median
 from typing import NamedTuple
 
 import av
@@ -14,6 +16,8 @@ from av.video.stream import VideoStream
 # Time stamps that jump back by more than this start over, as where two recordings were joined; in formats whose clock
 # may be set, so do those that jump ahead by more than the second number, which FFmpeg's own program has too.
 _JUMP_BACK_S, _JUMP_AHEAD_S = 1.0, 10.0
+# Steps from frame to frame, of which the typical one goes on where a frame has no time.
+_STEPS = 9
 # More frames out of order than this, and than this share of all: the stream's times of display are no good.
 _FEW_FAULTS, _FAULT_SHARE = 3, 0.1
 
@@ -62,7 +66,9 @@ class Timeline:
         self._unit = stream.time_base or Fraction(1, av.time_base)
         self._usual_s, self._clock_may_jump = usual_s, clock_may_jump
         self._shift_s = 0.0
-        self._last_s, self._step_s = -math.inf, usual_s
+        self._last_s = -math.inf
+        # The latest steps from frame to frame.
+        self._steps: deque[float] = deque([usual_s], maxlen=_STEPS)
         # Frames since the clock was chosen, and those of them that are out of order.
         self._frames = self._faults = 0
         self._joined = True
@@ -76,7 +82,7 @@ class Timeline:
         self.tally.decoded += 1
         self._frames += 1
         begun = math.isfinite(self._last_s)
-        following_s = self._last_s + self._step_s if begun else 0.0
+        following_s = self._last_s + median(self._steps) if begun else 0.0
         stamp = self._stamp(frame)
         time_s = following_s if stamp is None else float(stamp * self._unit) + self._shift_s
         ahead = self._clock_may_jump and begun and time_s > self.end_s + _JUMP_AHEAD_S
@@ -89,7 +95,7 @@ class Timeline:
             return None
         duration_s = float(frame.duration * self._unit) if frame.duration else self._usual_s
         if begun:
-            self._step_s = time_s - self._last_s
+            self._steps.append(time_s - self._last_s)
         self._last_s, self.end_s = time_s, time_s + duration_s
         joined, self._joined = self._joined, True
         return Timed(time_s, duration_s, frame, joined)
@@ -113,4 +119,5 @@ class Timeline:
             self.clock = Clock.DECODING if self.clock is Clock.DISPLAY else Clock.COUNT
         self._frames = self._faults = 0
         if self.clock is Clock.COUNT:
-            self._step_s = self._usual_s
+            self._steps.clear()
+            self._steps.append(self._usual_s)

@@ -27,7 +27,7 @@ from pipeline import containers
 from pipeline.display import Box, Display, display_of, thumbnail, to_rgb
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
-from pipeline.header_length import duration, missed_end
+from pipeline.header_length import NO_TIMESTAMPS, duration, missed_end
 from pipeline.packets import Decoder, Packets
 from pipeline.timeline import Clock, Tally, Timed, Timeline
 
@@ -127,7 +127,7 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
         )
         display = display_of(frame, aspect, crop)
         _check_pixels(display.width, display.height, max_pixels)
-        rate = _rate(stream)
+        rate = _rate(container, stream)
         return Probe(
             display=display,
             aspect=aspect,
@@ -331,13 +331,16 @@ def opened(file: str | Path | IO[bytes], max_pixels: int) -> Iterator[tuple[Inpu
 
 
 def _timeline(container: InputContainer, stream: VideoStream, clock: Clock) -> Timeline:
-    rate = _rate(stream)
+    rate = _rate(container, stream)
     clock_may_jump = bool(container.format.flags & _CLOCK_MAY_JUMP)
     usual_s = float(1 / rate) if rate else 0.04
     return Timeline(stream, usual_s, clock=clock, clock_may_jump=clock_may_jump)
 
 
-def _rate(stream: VideoStream) -> Fraction | None:
+def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
+    """Frames a second; raw streams have but their codec's word for it, and FFmpeg's format says 25 of each."""
+    if container.format.flags & NO_TIMESTAMPS:
+        return stream.guessed_rate or stream.average_rate
     return stream.average_rate or stream.guessed_rate
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from annotators.base import Frames
 from pipeline import video
+from pipeline.display import Display, thumbnail, to_rgb
 from pipeline.errors import UsageError
 from pipeline.grid import Grid, shots_of
 from pipeline.shots import Adaptive
@@ -104,11 +105,13 @@ def load(source: Source) -> Material | None:
     probe = video.probe(source.path, _PIXELS)
     with closing(video.frames(source.path, probe)) as frames:
         decoded = list(islice(frames, _MOST_FRAMES))
-    times = np.array([time_s for time_s, _, _ in decoded])
-    thumbs = np.stack([video.thumbnail(frame) for _, _, frame in decoded])
+    times = np.array([one.time_s for one in decoded])
+    joined = np.array([one.joined for one in decoded])
+    end_s = decoded[-1].time_s + decoded[-1].duration_s
+    thumbs = np.stack([thumbnail(one.frame, one.display.crop) for one in decoded])
     # Pieces must lie within a shot, by a detector that is not under test.
     ranges = Adaptive()([thumbs])
-    windows = GRID.windows(source.name, shots_of(ranges, times, sum(decoded[-1][:2])), times)
+    windows = GRID.windows(source.name, shots_of(ranges, times, end_s, joined), times)
     if not windows:
         return None
     # The middle one, and the first one if there is another.
@@ -117,15 +120,18 @@ def load(source: Source) -> Material | None:
     pieces = {window.clip_id: frames for window, frames in cut}
     first, last = max(ranges, key=lambda shot: shot[1] - shot[0])
     begin = max(first, (first + last + 1 - SHOT_FRAMES) // 2)
-    small = [video.thumbnail(frame, _SMALL) for _, _, frame in decoded[begin : min(last + 1, begin + SHOT_FRAMES)]]
+    small = [
+        thumbnail(one.frame, one.display.crop, _SMALL) for one in decoded[begin : min(last + 1, begin + SHOT_FRAMES)]
+    ]
     fps = (len(times) - 1) / (times[-1] - times[0])
     return Material([pieces[window.clip_id] for window in chosen], thumbs, np.stack(small), float(fps))
 
 
 def _kept_size(probe: Probe) -> tuple[int, int]:
     """Even sides, as codecs want, and no more pixels than are kept."""
-    scale = min(1.0, (_KEPT_PIXELS / (probe.width * probe.height)) ** 0.5)
-    return round(probe.width * scale) // 2 * 2, round(probe.height * scale) // 2 * 2
+    width, height = probe.display.width, probe.display.height
+    scale = min(1.0, (_KEPT_PIXELS / (width * height)) ** 0.5)
+    return round(width * scale) // 2 * 2, round(height * scale) // 2 * 2
 
 
 def on_grid(frames: Frames) -> Frames:
@@ -133,8 +139,8 @@ def on_grid(frames: Frames) -> Frames:
     height, width = frames.shape[1:3]
     size = GRID.size(width, height)
     assert size is not None
-    source = Probe(width, height, 0, False, None, None, "rawvideo", "rgb24", None, _PIXELS)
-    return np.stack([video.to_rgb(av.VideoFrame.from_ndarray(frame, "rgb24"), source, size) for frame in frames])
+    display = Display(width, height)
+    return np.stack([to_rgb(av.VideoFrame.from_ndarray(frame, "rgb24"), display, size) for frame in frames])
 
 
 def thumbnails(small: Frames) -> Frames:
