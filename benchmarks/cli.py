@@ -189,6 +189,22 @@ def kills(
         sys.exit(1)
 
 
+@app.command()
+def mutants(
+    clips: Annotated[Path | None, typer.Argument(help="Damage its small videos, too.", file_okay=False)] = None,
+    count: Annotated[int, typer.Option(min=1, help="Damaged files.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of what is damaged how.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Keep files and dataset in this new folder.")] = None,
+) -> None:
+    """Ingest damaged files of many formats at once, and hold each outcome against FFmpeg's own. Prints JSON."""
+    from benchmarks.mutants import faults, measure
+
+    result = measure(clips, count, seed, out)
+    print(json.dumps(result, indent=2))
+    if faults(result):
+        sys.exit(1)
+
+
 def main() -> None:
     """Run the command line; exit status 1 for a measurement that failed, 2 for bad arguments."""
     try:
