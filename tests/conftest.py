@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import fsspec.config
@@ -44,12 +43,3 @@ def _s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield server
         fsspec.config.conf.clear()
         fsspec.config.conf.update(before)
-
-
-@pytest.fixture(scope="session")
-def clips() -> Path:
-    """The folder of real video files that lies beside the checkout."""
-    folder = Path(__file__).parents[1].parent / "shared/clips"
-    if not folder.is_dir():
-        pytest.skip(f"no video files: {folder} is absent")
-    return folder

@@ -54,7 +54,7 @@ def test_a_subject_is_as_near_as_the_ground_under_it() -> None:
 
 
 def test_it_does_not_flicker() -> None:
-    track = depth(real_clips.frames("sam2__05_default_juggle.mp4", 17, width=416, height=240)).astype(float)
+    track = depth(real_clips.frames("psychopy__intro.mp4", 17, width=416, height=240)).astype(float)
     assert np.abs(np.diff(track, axis=0)).mean() < 4
 
 

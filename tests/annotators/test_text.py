@@ -104,6 +104,8 @@ def test_a_sign_that_passes_is_in_the_scene(reader: Text) -> None:
         ("FastGen__02_two_cyclists_stop_sign.mp4", False, False),
         ("sam2__03_blocks.mp4", False, False),
         ("sam2__01_dog.mp4", False, False),
+        ("kivy__city.mpg", False, False),
+        ("psychopy__talk.mp4", False, False),
     ],
 )
 def test_words_of_real_clips(reader: Text, name: str, overlay: bool, watermark: bool) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import real_clips
 from numbered import LIMIT, write
 
 from pipeline import video
 from pipeline.content_box import content_box
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
 
 def moving(width: int, height: int, count: int = 13) -> np.ndarray:
@@ -53,12 +52,12 @@ def test_dark_pictures_and_titles_have_no_bars(tmp_path: Path) -> None:
         ("d_fade_black.mp4", None),
         ("d_title_card.mp4", None),
         ("torchcodec__nasa_13013.mp4", None),
+        ("gradio__earth.mp4", None),
+        ("gradio__thanks.mp4", None),
     ],
 )
 def test_bars_of_real_clips(name: str, box: tuple[int, int, int, int] | None) -> None:
-    path = CLIPS / name
-    if not path.exists():
-        pytest.skip(f"the clip {name} is not on this machine")
+    path = real_clips.path(name)
     found = content_box(path, video.probe(path, LIMIT))
     if box is None:
         assert found is None

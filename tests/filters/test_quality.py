@@ -261,7 +261,7 @@ def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque)
 
 
 def test_blocks_show_where_bits_were_saved_and_a_fence_is_none() -> None:
-    clean = real("d_dup_mirror.mp4")
+    clean = real("psychopy__intro.mp4")
     coded = [of(Blockiness(), encode.decode(encode.encode(clean, FPS, crf)))["blockiness"] for crf in (20, 48)]
     assert coded[0] < 0.6
     assert coded[1] > 1.0
@@ -326,7 +326,7 @@ def test_damage_is_edges_of_blocks_beside_lost_detail(damage: tuple[float, float
 
 
 def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
-    clean = real("d_dup_mirror.mp4")
+    clean = real("psychopy__intro.mp4")
 
     def score(frames: Any) -> float:
         return float(of(Sharpness(), frames)["sharpness"])

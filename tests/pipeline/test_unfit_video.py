@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import real_clips
 from numbered import code_of, four_corners, numbered, remuxed, whole, write
 
 from pipeline.errors import ErrorCode
-
-CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
 
 def audio_only(path: Path, cover: bool = False) -> Path:
@@ -99,13 +97,27 @@ def test_sound_that_outlasts_the_picture_is_no_fault(tmp_path: Path) -> None:
     assert len(whole(path)[1]) == 25
 
 
-def test_real_clips_decode_whole_and_the_truncated_one_does_not() -> None:
-    if not CLIPS.exists():
-        pytest.skip("the folder of real clips is not on this machine")
-    code, detail = code_of(CLIPS / "d_truncated.mp4")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d_av1.mkv",
+        "d_vp9.webm",
+        "d_hevc10.mp4",
+        "d_rot90.mp4",
+        "DVR-Scan__issue53_brightness_change.avi",
+        "sample-videos__again.mkv",
+        "learning-area__rabbit320.webm",
+        "gradio__earth_mpeg4.avi",
+        "kivy__city.mpg",
+        "psychopy__bullseye.mov",
+        "psychopy__talk.mp4",
+    ],
+)
+def test_real_clips_decode_whole(name: str) -> None:
+    assert len(whole(real_clips.path(name))[1]) == real_clips.labels()[name]["frames"]
+
+
+def test_a_real_truncated_clip_does_not_decode_whole() -> None:
+    code, detail = code_of(real_clips.path("d_truncated.mp4"))
     assert code == ErrorCode.DECODE_ERROR
     assert "of 247 frames" in detail
-    chosen = ["d_av1.mkv", "d_vp9.webm", "d_hevc10.mp4", "DVR-Scan__issue53_brightness_change.avi"]
-    labels = {label["file"]: label for label in json.loads((CLIPS / "labels.json").read_text())}
-    for name in [*chosen, "d_rot90.mp4", "sample-videos__again.mkv", "learning-area__rabbit320.webm"]:
-        assert len(whole(CLIPS / name)[1]) == labels[name]["frames"], name

