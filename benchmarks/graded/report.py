@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import duckdb
@@ -17,7 +17,7 @@ from filters.rules import SQL_TYPES, columns_of, connect, named
 from pipeline import registry
 from pipeline.dedup import THRESHOLD
 from pipeline.recipe import Recipe
-from pipeline.shots import TransNet
+from pipeline.shots import Evidence, TransNet
 
 # The normal quantile of a 95 % interval.
 _Z = 1.96
@@ -184,8 +184,7 @@ def _strangers(rows: Sequence[Measured], half: str) -> dict[str, Any]:
 
 
 def _shots(values: Values) -> list[tuple[int, int]]:
-    middle, whole = (np.array(values[name], np.float32) for name in ("middle", "whole"))
-    return TransNet.shots(middle, whole)
+    return TransNet.shots(Evidence(*(np.array(values[field.name], np.float32) for field in fields(Evidence))))
 
 
 def _ends_in_the_middle(values: Values) -> bool:

@@ -6,14 +6,13 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from annotators.base import Annotator, Filter, Frames
 from annotators.likeness import Likeness
@@ -22,7 +21,7 @@ from benchmarks.graded.faults import FAULTS, Fault, Kind, Scene
 from benchmarks.graded.sources import GRID, HALVES, Material, Source, load, on_grid, thumbnails
 from pipeline import contract, registry
 from pipeline.disk import complete_file
-from pipeline.shots import TransNet
+from pipeline.shots import Evidence, TransNet
 
 # The sources of each half that faults are made from, at most, and those that dear ones are made from.
 _MOST, _DEAR = 12, 6
@@ -94,7 +93,7 @@ class Study:
         if material is None:
             return
         if name == Kind.SHOT.value:
-            yield 0, _as_lists(*self.detector.probabilities([material.thumbs]))
+            yield 0, _as_lists(self.detector.evidence([material.thumbs]))
             return
         # Words and copies take long, and do not change within a shot.
         few = quick or name in ("text", Kind.COPY.value)
@@ -130,7 +129,7 @@ class Study:
             if fault.still:
                 made = made.repeat(_STRIDE, axis=0)
             if fault.kind is Kind.SHOT:
-                yield strength, _as_lists(*self.detector.probabilities([thumbnails(made)]))
+                yield strength, _as_lists(self.detector.evidence([thumbnails(made)]))
             elif rooted is not None:
                 yield strength, {"cosine": float(rooted @ self._likeness(made))}
             else:
@@ -218,8 +217,8 @@ def _as_long(other: Frames, frames: Frames) -> Frames:
     return other[np.minimum(np.arange(len(frames)), len(other) - 1)]
 
 
-def _as_lists(middle: NDArray[np.float32], whole: NDArray[np.float32]) -> Values:
-    return {"middle": middle.astype(float).round(4).tolist(), "whole": whole.astype(float).round(4).tolist()}
+def _as_lists(evidence: Evidence) -> Values:
+    return {name: values.astype(float).round(4).tolist() for name, values in asdict(evidence).items()}
 
 
 def _plain(name: str) -> str:

