@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fsspec.core import url_to_fs
 
+from pipeline import extras
 from pipeline.errors import RunError, UsageError
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         fs, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise UsageError(f"{url}: {error}") from error
+        raise UsageError(f"{url}: {extras.advice(error) or error}") from error
     except ValueError as error:
         raise UsageError(f"{url} is not a URL that can be used: {error}") from error
     if "s3" in protocols(fs):
