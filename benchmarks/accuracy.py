@@ -23,6 +23,7 @@ from filters.rules import columns_of
 from pipeline import recipe as recipes
 from pipeline import video
 from pipeline.catalog import Catalog
+from pipeline.content_box import content_box
 from pipeline.dedup import dedup
 from pipeline.errors import UsageError
 from pipeline.fetch import Scratch
@@ -311,7 +312,7 @@ def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
         if box is None and across is None:
             continue
         path = folder / label.file
-        found = video.content_box(path, video.probe(path, _PIXELS))
+        found = content_box(path, video.probe(path, _PIXELS))
         if found is None:
             errors[label.file] = None
         else:

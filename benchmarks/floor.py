@@ -23,9 +23,10 @@ from annotators.base import Frames
 from pipeline import cutting, encode, fetch, registry, shots, video, worker
 from pipeline.annotate_stage import Timer
 from pipeline.blueprint import Blueprint
+from pipeline.display import thumbnail, to_rgb
 from pipeline.engine import WORKER_ENVIRONMENT
 from pipeline.errors import ClipError, UsageError
-from pipeline.grid import shots_of
+from pipeline.grid import shots_of, typical_step
 from pipeline.recipe import Recipe
 from pipeline.sources import Source
 
@@ -119,25 +120,26 @@ class _One:
             decoded = list(video.frames(path, probe))
         except ClipError:
             return 0
-        times = np.array([at for at, _, _ in decoded])
-        thumbs = np.stack([video.thumbnail(frame) for _, _, frame in decoded])
-        size = recipe.grid.size(probe.width, probe.height)
+        times = np.array([one.time_s for one in decoded])
+        end_s = decoded[-1].time_s + decoded[-1].duration_s
+        thumbs = np.stack([thumbnail(one.frame, one.display.crop) for one in decoded])
+        size = recipe.grid.size(probe.display.width, probe.display.height)
         self._timed("scan")
         if size is None:
             return 0
-        found = shots_of(self._detector([thumbs]), times, decoded[-1][0] + decoded[-1][1])
+        found = shots_of(self._detector([thumbs]), times, end_s, np.array([one.joined for one in decoded]))
         self._timed("shots")
         source = {
-            "source_width": probe.width,
-            "source_height": probe.height,
-            "source_fps": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None,
+            "source_width": probe.display.width,
+            "source_height": probe.display.height,
+            "source_fps": 1 / typical_step(times, end_s),
             "width": size[0],
             "height": size[1],
         }
         made = 0
         for window in recipe.grid.windows(content, found, times):
             shown = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
-            pictures = {index: video.to_rgb(decoded[index][2], probe, size) for index in set(shown)}
+            pictures = {index: to_rgb(decoded[index].frame, decoded[index].display, size) for index in set(shown)}
             frames = np.stack([pictures[index] for index in shown])
             self._timed("decode")
             values: dict[str, Any] = source | cutting.measure(frames, recipe.grid.fps, recipe.filters)

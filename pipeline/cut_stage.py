@@ -20,7 +20,7 @@ from pipeline.annotate_stage import AnnotateStage
 from pipeline.blueprint import Blueprint
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.fetch import Fetched, Scratch, fetch
-from pipeline.grid import Window, shots_of
+from pipeline.grid import Window, missing_frames, shots_of, typical_step
 from pipeline.items import Item, failed
 from pipeline.sandbox import Sandbox
 from pipeline.schema import BASE_LAYER, PLACE
@@ -185,7 +185,7 @@ class CutStage:
     def _scan(self, fetched: Fetched, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
         """Shots and windows of a source never seen before, as columns of its row."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
-        parts: list[NDArray[np.float64]] = []
+        parts: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = []
         end: cutting.Scanned | None = None
         # The detector takes the pictures as they come, so that none is kept: its time is what passes between them.
         detecting = since = 0.0
@@ -196,7 +196,7 @@ class CutStage:
                 if isinstance(found, cutting.Scanned):
                     end = found
                     continue
-                parts.append(found.times)
+                parts.append((found.times, found.joined))
                 since = time.process_time()
                 yield found.pictures
                 detecting += time.process_time() - since
@@ -205,14 +205,17 @@ class CutStage:
         ranges = self._detector(pictures())
         assert end is not None
         fetched.check_unchanged()
-        times = np.concatenate(parts)
-        found_shots = shots_of(ranges, times, end.end_s)
+        times, joined = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        found_shots = shots_of(ranges, times, end.end_s, joined)
         timings |= {"scan": end.seconds, "shots": detecting + time.process_time() - since}
         probe = end.probe
         row: dict[str, Any] = {
-            "source_width": probe.width,
-            "source_height": probe.height,
-            "source_fps": (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else probe.fps,
+            "source_width": probe.display.width,
+            "source_height": probe.display.height,
+            "source_fps": 1 / typical_step(times, end.end_s),
+            "source_frames": end.tally.decoded,
+            "source_frames_unused": end.tally.unused,
+            "source_frames_missing": missing_frames(times),
             "source_duration_s": end.end_s - float(times[0]),
             "source_codec": probe.codec,
             "detector": f"{self._detector.name} {self._detector.version}",
@@ -224,7 +227,7 @@ class CutStage:
             return row | {
                 "status": "rejected",
                 "rule": "too_small",
-                "detail": f"a side is under {grid.multiple} px",
+                "detail": f"a side is under {grid.multiple} px, or the picture too long and thin",
             }, []
         windows = grid.windows(fetched.sha256, found_shots, times, recipe.crop_bars)
         if not windows:

@@ -11,15 +11,16 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from annotators.base import Filter, Frames, Value
 from filters.rules import Rules
 from pipeline import contract, encode, registry, sandbox, video
 from pipeline.blueprint import Blueprint
+from pipeline.content_box import content_box
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.grid import Window
 from pipeline.items import failed
+from pipeline.timeline import Tally
 
 # A preview strip: five frames side by side, small enough to keep for every clip ever seen.
 STRIP_FRAMES = 5
@@ -29,18 +30,12 @@ KEPT_BYTES = 512 << 20
 
 
 @dataclass(slots=True)
-class Thumbs:
-    """A run of consecutive frames: times in seconds float64[n], pictures uint8 [n, 27, 48, 3] RGB."""
-
-    times: NDArray[np.float64]
-    pictures: Frames
-
-
-@dataclass(slots=True)
 class Scanned:
-    """The end of a scan: what the source is, when its last frame ends, and its content box if that was asked for."""
+    """The end of a scan: what the source is, how many frames it gave, when the last one ends, and its content box if
+    that was asked for."""
 
     probe: video.Probe
+    tally: Tally
     end_s: float
     box: tuple[int, int, int, int] | None
     seconds: float
@@ -57,23 +52,23 @@ class Cut:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
+def scan(path: Path, blueprint: Blueprint) -> Iterator[video.Thumbs | Scanned]:
     """Decode a whole source once, to thumbnails for the shot detector; the last item is a `Scanned`."""
     limits = blueprint.recipe.limits
     started = time.process_time()
     probe = video.probe(path, limits.pixels)
     if probe.duration_s is not None and probe.duration_s > limits.duration_s:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
-    box = video.content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
-    end_s, first_s = 0.0, None
-    for times, ends, pictures in video.thumbnails(_kept.keep(path, video.frames(path, probe, sandbox.alive))):
+    box = content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
+    end_s, first_s, tally = 0.0, None, Tally()
+    for thumbs in video.thumbnails(_kept.keep(path, video.frames(path, probe, sandbox.alive, tally))):
         # A broadcast's timestamps begin anywhere.
-        first_s = times[0] if first_s is None else first_s
-        if times[-1] - first_s > limits.duration_s:
+        first_s = thumbs.times[0] if first_s is None else first_s
+        if thumbs.times[-1] - first_s > limits.duration_s:
             raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
-        end_s = float(ends[-1])
-        yield Thumbs(times, pictures)
-    yield Scanned(probe, end_s, box, time.process_time() - started)
+        end_s = float(thumbs.ends[-1])
+        yield thumbs
+    yield Scanned(probe, tally, end_s, box, time.process_time() - started)
 
 
 def clips(
@@ -151,7 +146,7 @@ class _Kept:
         self._path, self._frames = None, []
         left = KEPT_BYTES
         for one in decoded:
-            left -= sum(plane.buffer_size for plane in one[2].planes)
+            left -= sum(plane.buffer_size for plane in one.frame.planes)
             if left >= 0:
                 self._frames.append(one)
             else:

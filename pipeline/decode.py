@@ -86,10 +86,10 @@ def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape,
 
 
 def planes(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], ...]:
-    """The red, green and blue plane of a frame in the `PLANAR` format, uint8 [H, W] each; views of its memory."""
+    """The red, green and blue plane of a frame in planar RGB, with or without alpha, uint8 [H, W]; views of it."""
     green, blue, red = (
         np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-        for plane in frame.planes
+        for plane in frame.planes[:3]
     )
     return red, green, blue
 

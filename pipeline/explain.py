@@ -22,9 +22,12 @@ Facts = dict[str, Any]
 
 _SOURCE = (
     *("source_uri", "source_hash", "source_size", "same_as", "source_width", "source_height", "source_fps"),
-    *("source_duration_s", "source_codec", "detector", "content_box", "licence"),
+    *("source_duration_s", "source_frames", "source_frames_unused", "source_frames_missing", "source_codec"),
+    *("detector", "content_box", "licence"),
 )
 _LAYER = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
+# Most files have a frame or two whose times are off; of more than this, and of 1 %, people are told.
+_FEW_FRAMES = 3
 _CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
 
 
@@ -189,6 +192,7 @@ def _source_text(facts: Facts) -> Iterator[str]:
             f"{source['source_width']}x{source['source_height']}, {source['source_fps']:.2f} fps, "
             f"{source['source_duration_s']:.2f} s, {source['source_codec']}"
         )
+    yield from _frames_text(source)
     if source["detector"]:
         yield f"{facts['shots']} shots, found by {source['detector']}"
     yield from _why(facts["verdict"])
@@ -203,6 +207,20 @@ def _source_text(facts: Facts) -> Iterator[str]:
     if facts["twins"]:
         yield f"The same content came also as {', '.join(facts['twins'])}."
     yield from _history_text(facts["history"])
+
+
+def _frames_text(source: Facts) -> Iterator[str]:
+    """How many frames a source gave, and of those that are not in use more than a few."""
+    count = source["source_frames"]
+    if count is None:
+        return
+    few = max(_FEW_FRAMES, count / 100)
+    yield f"{count} frames were decoded"
+    if (source["source_frames_unused"] or 0) > few:
+        yield f"{source['source_frames_unused']} of them are not used: their time stamps repeat or go back."
+    if (source["source_frames_missing"] or 0) > few:
+        missing = source["source_frames_missing"]
+        yield f"Between them there is room for {missing} more: the file has lost them, or nothing was recorded."
 
 
 def _of_layer(layer: str) -> str:

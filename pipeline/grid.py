@@ -15,10 +15,17 @@ _EARLY_S = 1e-3
 # A shot may end up to 2 ms early and still have the grid point at its end: Matroska cuts the last frame's duration
 # down to whole milliseconds, and its timestamp may be rounded down too.
 _SHORT_S = 2e-3
+# A frame that lasts longer than this, in seconds and in typical steps of its source, ends a shot: nothing was recorded,
+# or a still is shown, and a clip of either teaches nothing.
+_GAP_S, _GAP_STEPS = 1.0, 4.0
+# A source has a constant rate if this share of its steps are alike.
+_CONSTANT_SHARE = 0.9
 # Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
 _MICRO = 1_000_000
 # More is a slip of the pen: no camera is faster, and a clip of so many frames fills a machine's memory.
 _FASTEST, _LONGEST = 1000.0, 10_001
+# The longest side that x264 encodes.
+_LONGEST_SIDE = 16_384
 
 
 @dataclass(frozen=True)
@@ -92,14 +99,15 @@ class Grid:
 
         Never larger than the picture, area at most `area`, sides multiples of `multiple`. The picture is to
         be scaled until it covers this size and cropped at the centre, which keeps its aspect. None means that
-        a side would be under `multiple`: the picture is too small, or too long and thin, to make a clip.
+        a side would be under `multiple`, or over what can be encoded: the picture is too small, or too long and thin,
+        to make a clip.
         """
         if width < 1 or height < 1:
             return None
         # width * sqrt(area / (width * height)) in whole numbers: a float may fall just short of a multiple
         wide = min(width, math.isqrt(self.area * width // height)) // self.multiple * self.multiple
         high = min(height, math.isqrt(self.area * height // width)) // self.multiple * self.multiple
-        return (wide, high) if wide and high else None
+        return (wide, high) if wide and high and max(wide, high) <= _LONGEST_SIDE else None
 
     def windows(
         self, source_hash: str, shots: Iterable[Shot], times: NDArray[np.float64], crop: bool = False
@@ -128,14 +136,61 @@ class Grid:
         return cuts
 
 
-def shots_of(ranges: Sequence[tuple[int, int]], times: NDArray[np.float64], end_s: float) -> list[Shot]:
-    """A shot detector's inclusive (first, last) frame ranges as shots with times.
+def shots_of(
+    ranges: Sequence[tuple[int, int]],
+    times: NDArray[np.float64],
+    end_s: float,
+    joined: NDArray[np.bool_] | None = None,
+) -> list[Shot]:
+    """A shot detector's inclusive (first, last) frame ranges as shots with times, split where the source has a gap.
 
-    `times` are the source's frame timestamps in seconds, float64[n], rising; `end_s` is the end of display of
-    its last frame. A frame is displayed until the next one starts.
+    `times` are the source's frame timestamps in seconds, float64[n], rising; `end_s` is the end of display of its last
+    frame. A frame is displayed until the next one starts, or for a typical step where that comes much later. `joined`,
+    bool[n], is false for a frame that does not go on from the one before it: a shot begins there too.
     """
     ends = np.append(times[1:], end_s)
-    return [Shot(first, last, float(times[first]), float(ends[last])) for first, last in ranges]
+    gap = _gaps(times, end_s)
+    ends = np.where(gap, times + typical_step(times, end_s), ends)
+    breaks = gap[:-1] if joined is None else gap[:-1] | ~joined[1:]
+    shots = []
+    for first, last in ranges:
+        lasts = [first + index for index in np.flatnonzero(breaks[first:last]).tolist()]
+        firsts = [first, *(index + 1 for index in lasts)]
+        shots += [
+            Shot(begin, end, float(times[begin]), float(ends[end]))
+            for begin, end in zip(firsts, [*lasts, last], strict=True)
+        ]
+    return shots
+
+
+def typical_step(times: NDArray[np.float64], end_s: float) -> float:
+    """How long a frame of a source is shown, in seconds, on average over those after which there is no gap.
+
+    `times` and `end_s` as in `shots_of`. How long the last frame lasts counts only where it is alone: headers guess it.
+    """
+    steps = np.diff(times) if len(times) > 1 else np.array([end_s - times[0]])
+    return float(steps[~_gaps(times, end_s)[: len(steps)]].mean())
+
+
+def missing_frames(times: NDArray[np.float64]) -> int | None:
+    """How many more frames there is room for between those of a source of constant rate; None where it has none.
+
+    The file lost them, or nothing was recorded. `times` as in `shots_of`.
+    """
+    steps = np.diff(times)
+    if not len(steps):
+        return None
+    usual = float(np.median(steps))
+    # Matroska rounds to 1 ms, so a step may be off by as much.
+    if np.mean(np.abs(steps - usual) <= _SHORT_S) < _CONSTANT_SHARE:
+        return None
+    return int(np.maximum(np.rint(steps / usual) - 1, 0).sum())
+
+
+def _gaps(times: NDArray[np.float64], end_s: float) -> NDArray[np.bool_]:
+    """Whether a frame lasts much longer than most, bool[n]."""
+    steps = np.diff(times, append=end_s)
+    return steps > max(_GAP_S, _GAP_STEPS * float(np.median(steps)))
 
 
 def clip_id(source_hash: str, start_s: float, end_s: float, grid: Grid, crop: bool = False) -> str:

@@ -25,7 +25,8 @@ _SOURCE += ["source_duration_s", "source_codec"]
 _CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "licence", "lineage"]
 
 # What a source's row says that an earlier run found out; it goes into the next row of that source as it is.
-_ROW = ["status", *_SOURCE[1:], "source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
+_ROW = ["status", *_SOURCE[1:], "source_frames", "source_frames_unused", "source_frames_missing"]
+_ROW += ["source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
 
 # Work rows: a source (uri .. known), or a stored clip (clip). JSON where a stage needs a few values only.
 _WORK_SCHEMA = pa.schema(

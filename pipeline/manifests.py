@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
+import gzip
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from io import TextIOWrapper
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
-from pipeline.remote import filesystem, retried
+from pipeline.json_manifests import json_line_rows, json_rows
+from pipeline.manifest_rows import Row, checked_row, source_column
+from pipeline.remote import AnswerError, filesystem, retried
 
-SOURCE_COLUMNS = ("uri", "url", "path", "source", "video", "file")
-LICENCE_COLUMNS = ("licence", "license")
 BATCH_ROWS = 1024
-
-# What the user wrote in the source column, and the other columns as text.
-Row = tuple[str, dict[str, str]]
 
 
 def is_manifest(uri: str) -> bool:
-    """Whether the file's suffix says that it lists sources."""
-    return _suffix(uri) in _READERS
+    """Whether the file's suffix, before a `.gz` if there is one, says that it lists sources."""
+    return _suffix(uri)[0] in _READERS
 
 
 def rows(uri: str) -> Iterator[Row]:
@@ -44,129 +42,82 @@ def rows(uri: str) -> Iterator[Row]:
         copy = Path(folder) / "manifest"
         try:
             retried(f"reading {uri}", lambda: fs.get_file(path, str(copy)))
-        except (FileNotFoundError, PermissionError) as error:
+        except (FileNotFoundError, PermissionError, AnswerError, ValueError) as error:
             raise UsageError(f"the manifest {uri} cannot be read: {_why(error)}") from error
         yield from _local_rows(uri, copy)
 
 
 def _local_rows(uri: str, file: Path) -> Iterator[Row]:
+    suffix, compressed = _suffix(uri)
     try:
-        yield from _READERS[_suffix(uri)](uri, file)
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        if suffix != ".parquet":
+            with gzip.open(file) if compressed else file.open("rb") as stream:
+                yield from _READERS[suffix](uri, stream)
+        elif compressed:
+            raise UsageError(f"the manifest {uri} cannot be read: Parquet compresses by itself; unpack the file first")
+        else:
+            yield from _parquet_rows(uri, file)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise UsageError(f"the manifest {uri} cannot be read: {_why(error)}") from error
 
 
-def _suffix(uri: str) -> str:
-    path = urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri
-    return PurePosixPath(path).suffix.lower()
+def _suffix(uri: str) -> tuple[str, bool]:
+    path = PurePosixPath(urlsplit(uri).path if uri.startswith(("http://", "https://")) else uri)
+    compressed = path.suffix.lower() == ".gz"
+    return (path.with_suffix("") if compressed else path).suffix.lower(), compressed
 
 
-def _text_rows(uri: str, file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for line in lines:
-            text = line.strip()
-            if text and not text.startswith("#"):
-                yield text, {}
+def _text_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
+    for line in _lines(file):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield text, {}
 
 
-def _csv_rows(uri: str, file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        table = csv.reader(lines)
-        header = next(table, [])
-        column = _source_column(uri, header)
-        for number, row in enumerate(filter(None, table), 1):
-            if len(row) > len(header):
-                raise UsageError(f"the manifest {uri}: row {number} has more cells than the header has names")
-            # CSV cannot tell an empty text from none.
-            yield _row(uri, number, column, zip(header, (cell or None for cell in row), strict=False))
+def _csv_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
+    yield from _table_rows(uri, csv.reader(_lines(file, newline="")))
 
 
-def _json_rows(uri: str, file: Path) -> Iterator[Row]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, object_pairs_hook=_Pairs)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"the manifest {uri}: line {number} is no JSON: {error}") from error
-            if not isinstance(row, _Pairs):
-                raise UsageError(f"the manifest {uri}: line {number} is no JSON object")
-            yield _row(uri, number, _source_column(uri, [name for name, _ in row]), row)
+def _tsv_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
+    yield from _table_rows(uri, csv.reader(_lines(file, newline=""), dialect="excel-tab"))
+
+
+def _table_rows(uri: str, table: Iterator[list[str]]) -> Iterator[Row]:
+    header = next(table, [])
+    column = source_column(uri, header)
+    for number, row in enumerate(filter(None, table), 1):
+        if len(row) > len(header):
+            raise UsageError(f"the manifest {uri}: row {number} has more cells than the header has names")
+        # CSV cannot tell an empty text from none.
+        yield checked_row(uri, number, column, zip(header, (cell or None for cell in row), strict=False))
+
+
+def _lines(file: BinaryIO, newline: str | None = None) -> TextIOWrapper:
+    return TextIOWrapper(file, encoding="utf-8-sig", newline=newline)
 
 
 def _parquet_rows(uri: str, file: Path) -> Iterator[Row]:
     with pq.ParquetFile(file) as table:
-        column = _source_column(uri, table.schema_arrow.names)
+        column = source_column(uri, table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=BATCH_ROWS):
             for row in zip(*(values.to_pylist() for values in batch.columns), strict=True):
                 number += 1
-                yield _row(uri, number, column, zip(batch.schema.names, row, strict=True))
+                yield checked_row(uri, number, column, zip(batch.schema.names, row, strict=True))
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """A JSON object as it is written, where a name may come twice."""
-
-
-def _plain(value: Any) -> Any:
-    """The value with dictionaries for pairs."""
-    if isinstance(value, _Pairs):
-        return {name: _plain(inner) for name, inner in value}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-_READERS: dict[str, Callable[[str, Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[str, Any], Iterator[Row]]] = {
     ".txt": _text_rows,
     ".csv": _csv_rows,
-    ".jsonl": _json_rows,
+    ".tsv": _tsv_rows,
+    ".json": json_rows,
+    ".jsonl": json_line_rows,
+    ".ndjson": json_line_rows,
     ".parquet": _parquet_rows,
 }
-
-
-def _source_column(uri: str, names: list[str]) -> str:
-    by_plain_name = {name.strip().lower(): name for name in reversed(names)}
-    found = next((by_plain_name[name] for name in SOURCE_COLUMNS if name in by_plain_name), None)
-    if found is None:
-        wanted = ", ".join(SOURCE_COLUMNS)
-        told = f"its columns are: {', '.join(names)}" if names else "it has none"
-        raise UsageError(f"the manifest {uri} has no source column: one of {wanted} is needed, and {told}")
-    return found
+# For sentences.
+SUFFIXES = ".txt, .csv, .tsv, .json, .jsonl or .parquet"
 
 
 def _why(error: BaseException) -> str:
     return "it is not UTF-8; save it as such" if isinstance(error, UnicodeDecodeError) else str(error)
-
-
-def _row(uri: str, number: int, column: str, cells: Iterable[tuple[str, Any]]) -> Row:
-    """What a row says; `cells` are pairs of a name and a value, and a name may come twice."""
-    said: dict[str, str] = {}
-    for name, value in cells:
-        text = _text(_plain(value))
-        if text is None:
-            continue
-        if not name.strip():
-            raise UsageError(f"the manifest {uri}: row {number} has {text!r} in a column without a name")
-        if name == column and not isinstance(value, str):
-            break
-        known = said.setdefault(column if name == column else _column(name), text)
-        if known != text:
-            raise UsageError(f"the manifest {uri}: row {number} says {known!r} and {text!r} in two columns {name!r}")
-    source = said.pop(column, "").strip()
-    if not source:
-        raise UsageError(f"the manifest {uri}: row {number} has no source in column {column!r}")
-    return source, said
-
-
-def _column(name: str) -> str:
-    """What the catalog calls a column: a licence is a licence however it is spelt."""
-    return "licence" if name.strip().lower() in LICENCE_COLUMNS else name
-
-
-def _text(value: object) -> str | None:
-    """A cell as text; None where there is no value."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool | list | dict):
-        return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-    return str(value)

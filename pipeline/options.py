@@ -16,10 +16,13 @@ console = Console(file=os.fdopen(os.dup(2), "w"))
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
 Sources = Annotated[
-    list[str], typer.Argument(help="Files, folders, globs, URLs (s3://, gs://, https://) or manifests.")
+    list[str],
+    typer.Argument(
+        help="Files, folders, globs, URLs (s3://, gs://, https://) or manifests (.txt .csv .tsv .json .jsonl .parquet)."
+    ),
 ]
 Recipe = Annotated[Path | None, typer.Option(help="A recipe (YAML) that changes the default one.")]
-Exclude = Annotated[str | None, typer.Option(help="A manifest of sources to leave out.")]
+Exclude = Annotated[str | None, typer.Option(help="A manifest of sources to leave out, of any of these forms.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N sources.")]
 Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join: auto, or HOST:6379.")]
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from fsspec import get_filesystem_class
 from fsspec.core import url_to_fs
 
 from pipeline import extras
@@ -34,17 +36,30 @@ _LIBRARY_ERRORS = {
 _BOTOCORE_TRANSIENT = ("HTTPClientError", "ConnectionError", "IncompleteReadError")
 
 
+# Stores of flat keys, in which `//` and a slash in front are part of a name; fsspec's names for them.
+KEYED = frozenset(("s3", "s3a", "gs", "gcs"))
+WEB = frozenset(("http", "https"))
+
+
 class StorageError(OSError):
     """Storage kept failing after all retries, or refused in a way that no retry can mend."""
 
 
+class AnswerError(StorageError):
+    """A server's last word about one URL: asking again brings the same, and other URLs may well be fine."""
+
+
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem of `url`, without a listing cache, and the path there.
+    """The fsspec filesystem of `url`, without a listing cache, and the path there: of a key, every character.
 
     Raises UsageError for a protocol that is unknown or whose package is not installed.
     """
+    protocol, _, rest = url.partition("://")
     try:
-        fs, path = url_to_fs(url, use_listings_cache=False)
+        if protocol in WEB:
+            return _web(url)
+        # "::" chains filesystems (`zip://a.mp4::s3://bucket/a.zip`), but what begins at a bucket is a key to its end.
+        fs, path = url_to_fs(url.replace("::", ":") if protocol in KEYED else url, use_listings_cache=False)
     except ImportError as error:
         raise UsageError(f"{url}: {extras.advice(error) or error}") from error
     except ValueError as error:
@@ -53,7 +68,22 @@ def filesystem(url: str) -> tuple[Any, str]:
         # botocore retries each call and `retried` each operation; a third loop between the two would turn a
         # server that never answers into an hour of waiting.
         fs.retries = 1
-    return fs, str(path)
+    return fs, rest if protocol in KEYED else str(path)
+
+
+def _web(url: str) -> tuple[Any, str]:
+    get_filesystem_class("http")  # its ImportError says which packages are needed
+    # Loaded only for the web, as its package may be absent.
+    from pipeline.web import Web, as_written
+
+    as_written(url)
+    return Web(use_listings_cache=False), url
+
+
+def split_authority(rest: str) -> tuple[str, str]:
+    """What follows `http://`, cut behind the host and port."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    return authority, rest[len(authority) :]
 
 
 def protocols(fs: Any) -> set[str]:
@@ -98,7 +128,12 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 
 
 def said(error: BaseException) -> str:
-    """An error in a few words; its type first, unless the system has words for it."""
+    """An error in a few words; its type first, unless the system or a server has words for it."""
+    aiohttp = sys.modules.get("aiohttp")
+    if aiohttp is not None and isinstance(error, aiohttp.ClientResponseError) and error.status:
+        from pipeline.web import answer
+
+        return answer(error)
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -116,6 +151,9 @@ def _final(error: Exception, what: str) -> Exception | None:
         return _final(error.__cause__, what)  # fsspec says "not found" of every error at a URL of the web
     if isinstance(error, (*_FINAL, StorageError)):
         return error
+    answer = _final_answer_of_web(error)
+    if answer is not None:
+        return answer
     if isinstance(error, OSError):
         if error.errno in FULL:
             return RunError(f"no space left on the disk: {what}")
@@ -124,16 +162,22 @@ def _final(error: Exception, what: str) -> Exception | None:
     return _final_of_library(error, what)
 
 
+def _final_answer_of_web(error: Exception) -> Exception | None:
+    aiohttp = sys.modules.get("aiohttp")
+    if aiohttp is None or not isinstance(error, aiohttp.ClientError):
+        return None
+    from pipeline.web import final_answer
+
+    return final_answer(error)
+
+
 def _final_of_library(error: Exception, what: str) -> Exception | None:
-    # aiohttp says `status`, gcsfs `code`.
-    status = error.status if hasattr(error, "status") else getattr(error, "code", None)
+    status = vars(error).get("code")  # of gcsfs
     if status in (401, 403):
         return PermissionError(errno.EACCES, f"{what} was refused: {said(error)}")
     if status in (404, 410):
         return FileNotFoundError(errno.ENOENT, f"{what}: {said(error)}")
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
-        return StorageError(f"{what} was refused: {said(error)}")
-    if isinstance(error, ValueError):  # aiohttp's InvalidURL
         return StorageError(f"{what} was refused: {said(error)}")
     botocore = sys.modules.get("botocore.exceptions")
     if botocore is not None and isinstance(error, botocore.BotoCoreError):

@@ -43,6 +43,11 @@ COLUMNS = pa.schema(
         ("source_height", pa.int64()),
         ("source_fps", pa.float64()),
         ("source_duration_s", pa.float64()),
+        # What the decoder gave; what of it was not used because its times repeat or go back; and how many more frames
+        # there is room for between them, where the rate is constant.
+        ("source_frames", pa.int64()),
+        ("source_frames_unused", pa.int64()),
+        ("source_frames_missing", pa.int64()),
         ("source_codec", pa.string()),
         ("detector", pa.string()),
         ("content_box", pa.list_(pa.int64())),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import posixpath
 import re
 import stat
 from collections.abc import Iterable, Iterator
@@ -12,11 +11,10 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from pipeline import manifests
 from pipeline.errors import RunError, UsageError
-from pipeline.remote import StorageError, filesystem, retried, stamp_of
+from pipeline.remote import KEYED, WEB, AnswerError, StorageError, filesystem, retried, split_authority, stamp_of
 from pipeline.walk import Test, is_video, parse_glob, walk_local, walk_remote
 
 # memory:// lives in one process, so its bytes travel with the row to the workers.
@@ -25,6 +23,7 @@ MOST_CARRIED_BYTES = 256 * 10**6
 T = TypeVar("T")
 
 _SYNONYMS = {"s3a": "s3", "gcs": "gs"}
+_URL = re.compile("[A-Za-z][A-Za-z0-9+.:-]*://")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def expand(arguments: Iterable[str], exclude: str | None = None) -> Iterator[Sou
     if exclude is not None:
         uri = normalise(exclude)
         if not manifests.is_manifest(uri):
-            raise UsageError(f"{exclude} is no manifest: .txt, .csv, .jsonl or .parquet is needed")
+            raise UsageError(f"{exclude} is not a manifest: expected {manifests.SUFFIXES}")
         left_out = {_digest(normalise(row, _folder(uri))) for row, _ in manifests.rows(uri)}
     for argument in arguments:
         for source in _named(argument):
@@ -64,21 +63,44 @@ def expand(arguments: Iterable[str], exclude: str | None = None) -> Iterator[Sou
 def normalise(text: str, base: str | None = None) -> str:
     """The one form of a path or URL: absolute, without `file://`, its protocol's first name in small letters.
 
-    A relative path counts from the folder `base` (a path or URL), from the current one without it.
+    A relative path counts from the folder `base` (a path or URL), from the current one without it. What follows a
+    bucket is a key, of which every character counts, and a URL of the web keeps all but its fragment.
     """
-    protocol, found, rest = text.partition("://")
-    if not found:
+    if not _URL.match(text):
         if base is not None and "://" in base and not text.startswith("/"):
-            protocol, _, folder = base.partition("://")
-            return f"{protocol}://{posixpath.normpath(posixpath.join(folder, text))}"
+            return normalise(_joined(base, text))
         return _absolute(f"{base}/{text}" if base is not None and not text.startswith("/") else text)
+    protocol, _, rest = text.partition("://")
     protocol = _SYNONYMS.get(protocol.lower(), protocol.lower())
     if protocol in ("file", "local"):
         return _absolute(rest)
-    if protocol in ("http", "https"):
-        parts = urlsplit(f"{protocol}://{rest}")
-        return urlunsplit(parts._replace(netloc=parts.netloc.lower(), fragment=""))
+    if protocol in WEB:
+        return f"{protocol}://{_of_the_web(rest)}"
     return f"{protocol}://{rest.lstrip('/') if protocol in ('s3', 'gs', 'memory') else rest}"
+
+
+def _of_the_web(rest: str) -> str:
+    rest = re.sub("[\t\r\n]", "", rest).partition("#")[0]  # line ends as browsers read them
+    authority, target = split_authority(rest)
+    login, at, host = authority.rpartition("@")
+    return f"{login}{at}{host.lower()}{target}"
+
+
+def _joined(base: str, text: str) -> str:
+    """A relative name in a folder of a store or the web: `.` and `..` lead about, an empty part is a name like others.
+
+    None leads out of the bucket or the host.
+    """
+    protocol, _, folder = base.partition("://")
+    # A query is the server's business.
+    path = re.split("[?#]", text, maxsplit=1)[0] if protocol in WEB else text
+    parts = folder.split("/")
+    for part in path.split("/"):
+        if part == "..":
+            del parts[max(len(parts) - 1, 1) :]
+        elif part != ".":
+            parts.append(part)
+    return f"{protocol}://{'/'.join(parts)}{text[len(path) :]}"
 
 
 def _absolute(path: str) -> str:
@@ -91,8 +113,11 @@ def _digest(uri: str) -> bytes:
 
 
 def _folder(uri: str) -> str:
-    path = uri.partition("?")[0] if uri.startswith(("http://", "https://")) else uri
-    return path.rpartition("/")[0] or "/"
+    protocol, separator, path = uri.partition("://") if "://" in uri else ("", "", uri)
+    if protocol in WEB:
+        path = path.partition("?")[0]
+    folder = path.rpartition("/")[0]
+    return f"{protocol}{separator}{folder}" or "/"
 
 
 def _named(argument: str) -> Iterator[Source]:
@@ -101,6 +126,8 @@ def _named(argument: str) -> Iterator[Source]:
     uri = normalise(argument)
     try:
         yield from _remote(argument, uri) if "://" in uri else _local(argument, uri)
+    except AnswerError as error:
+        raise UsageError(f"{argument} cannot be listed: {error}") from error
     except StorageError as error:
         raise RunError(f"{argument} cannot be listed: {error}") from error
     except PermissionError as error:
@@ -126,17 +153,22 @@ def _walk_local(root: str, wanted: Test, *enter: Test) -> Iterator[Source]:
 
 def _remote(argument: str, uri: str) -> Iterator[Source]:
     fs, path = filesystem(uri)
-    if uri.startswith(("http://", "https://")):
+    protocol = uri.partition("://")[0]
+    if protocol in WEB:
         yield from _rows_or(Source(uri))
         return
     trimmed = uri if uri.endswith("://") else uri.rstrip("/")
     # A filesystem's own paths leave out the protocol and, for some, the host: what stands before them.
-    before = trimmed.removesuffix(path) if path and trimmed.endswith(path) else uri.partition("://")[0] + "://"
+    before = trimmed.removesuffix(path) if path and trimmed.endswith(path) else f"{protocol}://"
 
     def walk(root: str, wanted: Test, *enter: Test) -> Iterator[Source]:
-        for name, _, size, stamp in walk_remote(fs, root, wanted, *enter):
-            yield _remote_source(normalise(before + name), size, stamp)
+        for entry in walk_remote(fs, root, wanted, *enter):
+            yield _remote_source(normalise(before + entry.path), entry.size, entry.stamp)
 
+    nothing = f"no video file in the folder {argument}"
+    if protocol in KEYED and path.endswith("/"):  # s3fs would leave out the slash, and more than this one
+        yield from _some(nothing, walk(path.removesuffix("/"), is_video))
+        return
     info = _described(fs, uri, path)
     if info is None and has_magic(path):
         for source in _some(f"no file matches {argument}", walk(*parse_glob(argument, path))):
@@ -144,7 +176,7 @@ def _remote(argument: str, uri: str) -> Iterator[Source]:
     elif info is None:
         raise UsageError(f"{argument} does not exist")
     elif info["type"] == "directory":
-        yield from _some(f"no video file in the folder {argument}", walk(path, is_video))
+        yield from _some(nothing, walk(path, is_video))
     else:
         yield from _rows_or(_remote_source(uri, info["size"], stamp_of(info)))
 
@@ -157,12 +189,12 @@ def _described(fs: Any, uri: str, path: str) -> dict[str, Any] | None:
     return info
 
 
-def _some(sentence: str, found: Iterator[T]) -> Iterator[T]:
-    first = next(found, None)
+def _some(sentence: str, items: Iterator[T]) -> Iterator[T]:
+    first = next(items, None)
     if first is None:
         raise UsageError(sentence)
     yield first
-    yield from found
+    yield from items
 
 
 def _rows_or(source: Source) -> Iterator[Source]:
@@ -186,12 +218,12 @@ def _local_source(path: str, columns: dict[str, str] | None = None) -> Source:
     except UnicodeEncodeError:  # no catalog can hold it: what can be read of it fails as a source, with a code
         return Source(os.fsencode(path).decode(errors="backslashreplace"), manifest=columns or {})
     try:
-        found = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):  # missing, or no possible name: it fails as a source, with a code
         return Source(path, manifest=columns or {})
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return Source(path, manifest=columns or {})
-    return Source(path, found.st_size, str(found.st_mtime_ns), columns or {})
+    return Source(path, status.st_size, str(status.st_mtime_ns), columns or {})
 
 
 def _remote_source(uri: str, size: int | None, stamp: str | None) -> Source:

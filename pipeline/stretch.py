@@ -13,6 +13,7 @@ from typing import IO
 import av
 
 from pipeline import sandbox, video
+from pipeline.header_length import duration
 from pipeline.remote import filesystem
 
 
@@ -25,7 +26,7 @@ def cut(uri: str, into: Path, max_pixels: int, longest_s: float, at: float) -> I
     Matroska cannot hold.
     """
     with _file(uri) as file, video.opened(file, max_pixels) as (container, stream):
-        whole_s = video.duration(container, stream)
+        whole_s = duration(container, stream)
         if whole_s is None or whole_s <= longest_s:
             yield None
             return

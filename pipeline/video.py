@@ -1,4 +1,4 @@
-"""Wild video files as RGB frames at the right time, the right way up and in the right colours, or an error.
+"""Wild video files as decoded frames at the right time, or an error.
 
 Everything here is meant to run inside `pipeline.sandbox`: the bytes are not trusted.
 """
@@ -7,27 +7,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import FFmpegError, InvalidDataError, PatchWelcomeError
+from av.packet import Packet
 from av.stream import Disposition
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from filters import bars
-from filters.bars import Box
-from pipeline.decode import PLANAR, packed
+from pipeline import containers
+from pipeline.display import Box, Display, display_of, thumbnail, to_rgb
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.grid import Window
+from pipeline.header_length import duration, missed_end
+from pipeline.timeline import Clock, Tally, Timed, Timeline
 
 # Only formats that hold pictures themselves: FFmpeg would also follow playlists to other files and to the
 # network, and draw a text file as a video.
@@ -35,48 +37,64 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,gxf,ivf,obu,av1,"
     "h264,hevc,vvc,m4v,h263,vc1,dv,nut,gif,apng,yuv4mpegpipe,rm,wtv,nsv,swf,dirac,mjpeg"
 )
-# AVFMT_NOTIMESTAMPS: raw streams, whose duration FFmpeg only guesses from the bit rate.
-_NO_TIMESTAMPS = 0x0080
-# AV_TIME_BASE: the unit of a container's times, and of a stream's that names none.
-_MICROSECONDS = Fraction(1, av.time_base)
-# AVCOL_SPC_UNSPECIFIED and _RESERVED.
-_NO_MATRIX = (2, 3)
-# A source is cut short when it ends this much before its header says: headers are often a little off.
-_SHORT_S, _SHORT_SHARE = 1.0, 0.01
-# ... or when this share of its frames is not there: an AVI counts frames that it dropped.
+# AVFMT_TS_DISCONT: formats whose clock may be set midway.
+_CLOCK_MAY_JUMP = 0x0200
+# A source is cut short when this share of the frames in its index is not there.
 _LOST_SHARE = 0.05
-# Full chroma and exact rounding: without them swscale's fast path darkens a picture by 2 levels.
-_SCALE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+# Codecs whose standard says limited range where the stream says nothing; for gray others mean full range by it.
+_LIMITED_UNLESS_SAID = ("h264", "hevc", "vvc")
+# Formats that hold times of display: FFmpeg's names of Matroska and MP4 begin so.
+_SAYS_TIMES = ("matroska", "mov")
+# Frames that tell whether times of display can be believed.
+_LOOKED_AT = 24
 # Frames in one piece of `thumbnails`: 2 MB.
 _CHUNK = 512
-# Frames that `content_box` looks at, and the longest source that it decodes for them from end to end.
-_SPREAD, _SPREAD_BY_DECODING_S = 12, 60.0
 
 
 # Called as often as a file is read or decoded a little further, for whoever watches over a slow one.
 Progress = Callable[[], object]
-# A frame with its timestamp and duration in seconds, as `frames` gives it.
-Decoded = tuple[float, float, av.VideoFrame]
 
 
-def _unwatched() -> None:
-    pass
+def unwatched() -> None:
+    """Nobody watches."""
+
+
+class Decoded(NamedTuple):
+    """A frame, shown from `time_s` for `duration_s` seconds as `display` says.
+
+    `joined` is false where it does not go on from the frame before it: after a jump in the file's time stamps, or where
+    the picture's shape changes.
+    """
+
+    time_s: float
+    duration_s: float
+    frame: av.VideoFrame
+    display: Display
+    joined: bool
+
+
+class Thumbs(NamedTuple):
+    """Consecutive frames of a source, small: `times` and `ends` of display, float64[n] in seconds; `pictures` uint8
+    [n, height, width, 3] RGB of the whole stored picture, not turned; `joined` bool[n], see `Decoded`."""
+
+    times: NDArray[np.float64]
+    ends: NDArray[np.float64]
+    pictures: NDArray[np.uint8]
+    joined: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Probe:
     """What a file says of itself.
 
-    `width` and `height` are those of the picture as displayed: rotation and sample aspect ratio applied.
-    `rotation` is the counterclockwise turn for the stored picture (0, 90, 180 or 270 degrees), before
-    it is mirrored left to right if `mirrored`. `frames` is the count in the header, None where it has none.
-    `max_pixels` is the limit that the file was probed with; decoding keeps to it.
+    `display` is how its first frame is shown, `aspect` the width to the height of a stored pixel. `clock` is what
+    its first frames show can be believed. `frames` is the count
+    in the header, None where it has none. `max_pixels` is the limit that the file was probed with, and is decoded with.
     """
 
-    width: int
-    height: int
-    rotation: int
-    mirrored: bool
+    display: Display
+    aspect: float
+    clock: Clock
     fps: float | None
     duration_s: float | None
     codec: str
@@ -96,23 +114,27 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
         try:
             frame = next(container.decode(stream), None)
         except FFmpegError as error:
-            raise _decode_error(error, "the first frame cannot be decoded") from error
+            raise decode_error(error, "the first frame cannot be decoded") from error
         if frame is None:
             raise ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        width, height = max(1, round(frame.width * aspect)), frame.height
-        _check_pixels(width, height, max_pixels)
-        rotation, mirrored = _orientation(frame)
-        if rotation in (90, 270):
-            width, height = height, width
-        rate = stream.average_rate or stream.guessed_rate
+        crop = containers.crop(
+            Path(path),
+            container.format.name,
+            track_id=stream.id,
+            number=container.streams.video.index(stream),
+            width=frame.width,
+            height=frame.height,
+        )
+        display = display_of(frame, aspect, crop)
+        _check_pixels(display.width, display.height, max_pixels)
+        rate = _rate(stream)
         return Probe(
-            width=width,
-            height=height,
-            rotation=rotation,
-            mirrored=mirrored,
+            display=display,
+            aspect=aspect,
+            clock=_clock(container, stream, frame),
             fps=float(rate) if rate else None,
-            duration_s=duration(container, stream),
+            duration_s=duration(container, stream, frame),
             codec=stream.codec_context.name,
             pix_fmt=frame.format.name,
             frames=stream.frames or None,
@@ -120,28 +142,25 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
         )
 
 
-def frames(path: str | Path, source: Probe, progress: Progress = _unwatched) -> Generator[Decoded]:
-    """Every frame as (timestamp, duration, frame), both in seconds, in order of presentation, in one thread.
+def frames(
+    path: str | Path, source: Probe, progress: Progress = unwatched, tally: Tally | None = None
+) -> Generator[Decoded]:
+    """Every frame, in order of presentation, in one thread, at strictly rising times; see `Timeline`.
 
-    Timestamps are FFmpeg's, after edit lists, and strictly rising: a frame that repeats one is left out.
-    `progress` is called for each of them and for each packet from further on in the file than any before, so that a
-    file which never ends does not count as progress, and one that begins with much that is not shown does.
-    Raises ClipError DECODE_ERROR where a frame cannot be decoded, timestamps jump back by more than a second,
-    there is no frame, or the stream ends well before what the header declares.
+    Times are FFmpeg's, after edit lists. `progress` is called for each frame and for each packet from further on in the
+    file than any before, so that a file which never ends does not count as progress, and one that begins with much that
+    is not shown does. `tally` counts frames. Raises ClipError DECODE_ERROR where a frame cannot be decoded, there is no
+    frame, or the stream ends well before what the header declares.
     """
     with opened(path, source.max_pixels) as (container, stream):
-        rate = stream.average_rate or stream.guessed_rate
-        unit = stream.time_base or _MICROSECONDS
-        usual_s = float(1 / rate) if rate else 0.04
-        # MP4 keeps a full index, after edit lists; elsewhere there is at most the count in the header
-        indexed = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
-        packets = count = 0
-        furthest = -1
-        last_s, end_s, reach_s = -math.inf, 0.0, 0.0
-        # a container without a duration for this stream may owe its length to another: read those as well
-        others = () if stream.duration else tuple(s for s in container.streams if s.type == "audio")
+        timeline = _timeline(container, stream, source.clock)
+        timeline.tally = tally or timeline.tally
+        shapes = _Shapes(stream, source)
+        packets, furthest, reach_s = 0, -1, -math.inf
+        # All streams, since a container's length may be that of another one.
+        demuxed = _Packets(container.demux() if stream.duration is None else container.demux(stream))
         try:
-            for packet in container.demux(stream, *others):
+            for packet in demuxed:
                 if packet.pos is not None and packet.pos > furthest:
                     furthest = packet.pos
                     progress()
@@ -151,50 +170,108 @@ def frames(path: str | Path, source: Probe, progress: Progress = _unwatched) -> 
                     continue
                 packets += packet.size > 0
                 for frame in stream.decode(packet):
-                    duration_s = float(frame.duration * unit) if frame.duration else usual_s
-                    time_s = end_s if frame.pts is None else float(frame.pts * unit)
-                    if time_s < last_s - 1:
-                        text = f"timestamps jump back from {last_s:.3f} to {time_s:.3f} s"
-                        raise ClipError(ErrorCode.DECODE_ERROR, text)
-                    count += 1
-                    if time_s > last_s:
-                        last_s, end_s = time_s, time_s + duration_s
+                    timed = timeline.place(frame)
+                    if timed is not None:
                         progress()
-                        yield time_s, duration_s, frame
+                        yield shapes.decoded(timed)
         except FFmpegError as error:
-            raise _decode_error(error, _progress(count, stream)) from error
-        if not count:
+            raise decode_error(error, _progress(timeline, stream)) from error
+        if not timeline.tally.decoded:
             raise ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
-        if packets < indexed * (1 - _LOST_SHARE) - 2:
-            raise ClipError(ErrorCode.DECODE_ERROR, f"{_progress(count, stream)}: the file is cut short")
-        declared_s = _declared_end(container, stream)
-        reached_s = end_s if stream.duration else max(end_s, reach_s)
-        if reached_s < declared_s - max(_SHORT_S, declared_s * _SHORT_SHARE):
-            text = f"{_progress(count, stream)}: the file ends at {reached_s:.2f} of {declared_s:.2f} s"
-            raise ClipError(ErrorCode.DECODE_ERROR, text)
+        if "mp4" in container.format.name and not containers.is_fragmented(Path(path)):
+            indexed = len(stream.index_entries)
+            if demuxed.error is not None and packets < indexed:
+                raise decode_error(demuxed.error, _progress(timeline, stream)) from demuxed.error
+            if packets < indexed * (1 - _LOST_SHARE) - 2:
+                raise ClipError(ErrorCode.DECODE_ERROR, f"{_progress(timeline, stream)}: the file is cut short")
+        elif not timeline.jumped:
+            _check_end(container, stream, timeline, reach_s, demuxed.error)
 
 
-def to_rgb(frame: av.VideoFrame, source: Probe, size: tuple[int, int], box: Box | None = None) -> NDArray[np.uint8]:
-    """A decoded frame as uint8 [H, W, 3] RGB of `size` (width, height), as a player would show it.
+def _clock(container: InputContainer, stream: VideoStream, first: av.VideoFrame) -> Clock:
+    """Which times can be believed, by the first frames of a stream in which frames may be reordered."""
+    timeline = _timeline(container, stream, Clock.DISPLAY)
+    if not stream.codec_context.has_b_frames and container.format.name.startswith(_SAYS_TIMES):
+        return timeline.clock
+    try:
+        for frame in islice(chain([first], container.decode(stream)), _LOOKED_AT):
+            timeline.place(frame)
+    except FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        # Whoever decodes it whole will say so.
+    return timeline.clock
 
-    The frame is turned, stretched to square pixels, scaled (bicubic) until it covers `size` and cropped at
-    the centre. `box` (x0, y0, x1, y1 in displayed pixels) takes that part alone. Where the file names no
-    colour matrix BT.709 is taken for HD and BT.601 below, as players do. HDR is not tone mapped.
+
+def _check_end(
+    container: InputContainer, stream: VideoStream, timeline: Timeline, reach_s: float, error: FFmpegError | None
+) -> None:
+    """Raises ClipError DECODE_ERROR for a stream that ends well before what its header declares; where that says
+    nothing, for one whose file could not be read on because of `error`."""
+    try:
+        missed = missed_end(container, stream, timeline.end_s, reach_s)
+    except ValueError:
+        if error is not None:
+            raise decode_error(error, _progress(timeline, stream)) from error
+        return
+    if missed is not None:
+        text = f"{_progress(timeline, stream)}: the file ends at {missed[0]:.2f} of {missed[1]:.2f} s"
+        raise ClipError(ErrorCode.DECODE_ERROR, text)
+
+
+class _Packets:
+    """A file's packets up to its end, or to where it cannot be read on; then `error` says why.
+
+    What comes after the last frame may be anything: whether frames are missing is not told by this.
     """
-    width, height = size
-    x0, y0, x1, y1 = box or (0, 0, source.width, source.height)
-    scale = max(width / (x1 - x0), height / (y1 - y0))
-    wide = max(width, round(source.width * scale))
-    high = max(height, round(source.height * scale))
-    stored = (high, wide) if source.rotation in (90, 270) else (wide, high)
-    picture = packed(_scaled(frame, stored, PLANAR, _SCALE))
-    if source.rotation:
-        picture = np.rot90(picture, source.rotation // 90)
-    if source.mirrored:
-        picture = picture[:, ::-1]
-    left = min(max(0, round((x0 + x1) / 2 * scale - width / 2)), wide - width)
-    top = min(max(0, round((y0 + y1) / 2 * scale - height / 2)), high - height)
-    return np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+    def __init__(self, packets: Iterator[Packet[Any]]) -> None:
+        self._packets = packets
+        self.error: FFmpegError | None = None
+
+    def __iter__(self) -> Iterator[Packet[Any]]:
+        while True:
+            try:
+                packet = next(self._packets, None)
+            except FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                self.error = error
+                return
+            if packet is None:
+                return
+            yield packet
+
+
+class _Shapes:
+    """Says of each frame how it is shown: most are as the first one, but a stream may change its size midway."""
+
+    def __init__(self, stream: VideoStream, source: Probe) -> None:
+        self._codec, self._source = stream.codec_context, source
+        self._stored: tuple[int, int] | None = None
+        self._display = source.display
+        self._gray_is_limited = self._codec.name in _LIMITED_UNLESS_SAID
+
+    def decoded(self, timed: Timed) -> Decoded:
+        frame, joined = timed.frame, timed.joined
+        if self._gray_is_limited and frame.color_range == ColorRange.UNSPECIFIED:
+            frame.color_range = ColorRange.MPEG
+        stored = (frame.width, frame.height)
+        if self._stored is not None and stored != self._stored:
+            # What the container says holds for the shape that it names; the codec knows of the others.
+            aspect = float(self._codec.sample_aspect_ratio or self._source.aspect) or 1.0
+            display = display_of(frame, aspect, None)
+            _check_pixels(display.width, display.height, self._source.max_pixels)
+            # The same picture in another resolution goes on.
+            joined = joined and _alike(display, self._display)
+            self._display = display
+        self._stored = stored
+        return Decoded(timed.time_s, timed.duration_s, frame, self._display, joined)
+
+
+def _alike(one: Display, other: Display) -> bool:
+    """Whether two displays have the same aspect, but for a few pixels' rounding."""
+    return abs(one.width * other.height - other.width * one.height) <= 2 * max(one.width, one.height, other.width)
 
 
 def cut(
@@ -208,110 +285,43 @@ def cut(
     """Each window with its frames, uint8 [T, H, W, 3] RGB, in order of time, in one pass over a source's `frames`.
 
     `windows` are some or all of those that `Grid.windows` made of this source with a grid of `fps`: they do not
-    overlap. A source frame is converted at most once, and only if it is shown. Errors are those of `decoded`.
+    overlap. `box` is a part of the picture as `source` shows it. A source frame is converted at most once, and only if
+    it is shown. Errors are those of `decoded`.
     """
     ahead = next(decoded, None)
-    shown: av.VideoFrame | None = None
+    current: Decoded | None = None
     picture: NDArray[np.uint8] | None = None
     for window in sorted(windows, key=lambda window: window.start_s):
         clip = np.empty((window.frames, size[1], size[0], 3), np.uint8)
         for point, limit_s in enumerate(window.limits(fps)):
-            while ahead is not None and ahead[0] <= limit_s:
-                shown, picture = ahead[2], None
+            while ahead is not None and ahead.time_s <= limit_s:
+                current, picture = ahead, None
                 ahead = next(decoded, None)
-            if shown is None:
+            if current is None:
                 text = f"the file has no frame at {window.start_s:.3f} s"
                 raise ClipError(ErrorCode.DECODE_ERROR, text)
             if picture is None:
-                picture = to_rgb(shown, source, size, box)
+                # Where bars are in a picture of another shape nobody knows.
+                part = box if current.display == source.display else None
+                picture = to_rgb(current.frame, current.display, size, part)
             clip[point] = picture
         yield window, clip
         del clip  # before the next one is allocated: a clip may be 100 MB
 
 
-def thumbnails(
-    decoded: Iterator[Decoded], size: tuple[int, int] = (48, 27)
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.uint8]]]:
-    """Every one of a source's `frames` as a small picture: pieces of (timestamps, ends, pictures).
+def thumbnails(decoded: Iterator[Decoded]) -> Iterator[Thumbs]:
+    """Every one of a source's `frames` as a small picture, of the size that TransNetV2 takes, in pieces.
 
-    Timestamps and ends of display are float64[n] in seconds; pictures are uint8 [n, height, width, 3] RGB of
-    the whole stored picture, squeezed to `size` (width, height) and not turned. The default is the size that
-    TransNetV2 takes. Errors are those of `decoded`.
+    Errors are those of `decoded`.
     """
-    times: list[float] = []
-    ends: list[float] = []
-    pictures: list[NDArray[np.uint8]] = []
-    for time_s, duration_s, frame in decoded:
-        times.append(time_s)
-        ends.append(time_s + duration_s)
-        pictures.append(thumbnail(frame, size))
-        if len(times) == _CHUNK:
-            yield np.array(times), np.array(ends), np.stack(pictures)
-            times, ends, pictures = [], [], []
-    if times:
-        yield np.array(times), np.array(ends), np.stack(pictures)
+    while chunk := list(islice(map(_thumb, decoded), _CHUNK)):
+        times, ends, pictures, joined = zip(*chunk, strict=True)
+        yield Thumbs(np.array(times), np.array(ends), np.stack(pictures), np.array(joined))
 
 
-def thumbnail(frame: av.VideoFrame, size: tuple[int, int] = (48, 27)) -> NDArray[np.uint8]:
-    """A decoded frame squeezed to `size` (width, height), not turned: uint8 [height, width, 3] RGB."""
-    return np.asarray(_scaled(frame, size, "rgb24", Interpolation.AREA).to_ndarray(), np.uint8)
-
-
-def content_box(path: str | Path, source: Probe, progress: Progress = _unwatched) -> Box | None:
-    """Where the picture is inside letterbox or pillarbox bars: (x0, y0, x1, y1) in displayed pixels, or None.
-
-    Looks at about a dozen frames spread over the file. `progress` and errors: see `frames`.
-    """
-    size = (source.width, source.height)
-    return bars.content(to_rgb(frame, source, size) for frame in _spread(path, source, progress))
-
-
-def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.VideoFrame]:
-    """Frames at even steps of a source of up to a minute; of a longer one the key frames next to them.
-
-    A source that lasts longer than it says is looked at for a minute: it may have no end.
-    """
-    length_s = source.duration_s or float(_SPREAD)
-    if length_s <= _SPREAD_BY_DECODING_S:
-        due_s = -math.inf
-        with closing(frames(path, source, progress)) as decoded:
-            first_s = None
-            for time_s, _, frame in decoded:
-                first_s = time_s if first_s is None else first_s
-                if time_s - first_s > _SPREAD_BY_DECODING_S:
-                    return
-                if time_s >= due_s:
-                    due_s = time_s + length_s / _SPREAD
-                    yield frame
-        return
-    with opened(path, source.max_pixels) as (container, stream):
-        try:
-            for index in range(_SPREAD):
-                container.seek((container.start_time or 0) + round(length_s * index / _SPREAD * av.time_base))
-                yield from islice(container.decode(stream), 1)
-                progress()
-        except FFmpegError as error:
-            raise _decode_error(error, "seeking failed") from error
-
-
-def _scaled(frame: av.VideoFrame, size: tuple[int, int], layout: str, how: Interpolation) -> av.VideoFrame:
-    """The stored picture scaled to `size` in RGB of that layout; a new scaler costs next to nothing."""
-    matrix = None
-    if frame.colorspace in _NO_MATRIX:
-        hd = frame.width >= 1280 or frame.height > 576
-        matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
-    try:
-        return VideoReformatter().reformat(
-            frame,
-            *size,
-            format=layout,
-            src_colorspace=matrix,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=how,
-            threads=1,
-        )
-    except FFmpegError as error:
-        raise _decode_error(error, f"{frame.format.name} cannot be turned into RGB") from error
+def _thumb(decoded: Decoded) -> tuple[float, float, NDArray[np.uint8], bool]:
+    end_s = decoded.time_s + decoded.duration_s
+    return decoded.time_s, end_s, thumbnail(decoded.frame, decoded.display.crop), decoded.joined
 
 
 @contextmanager
@@ -338,44 +348,27 @@ def opened(file: str | Path | IO[bytes], max_pixels: int) -> Iterator[tuple[Inpu
         stream = container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise ClipError(ErrorCode.NOT_VIDEO, "the file has no video stream")
+        # None, although PyAV's types do not say so, for a codec that this FFmpeg does not know.
+        if getattr(stream, "codec_context", None) is None:
+            raise ClipError(ErrorCode.NOT_VIDEO, "FFmpeg has no decoder for its video stream")
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """Counterclockwise turn in degrees, then mirrored or not, from the frame's display matrix.
-
-    The matrix (a b u c d v x y w) takes a stored (x, y) to (a x + c y, b x + d y), with y pointing down.
-    """
-    if "DISPLAYMATRIX" not in frame.side_data:
-        return 0, False
-    a, b, _, c, d, *_ = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32).tolist()
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return (180 if d < 0 else 0), (a < 0) != (d < 0)
-    return (90 if b < 0 else 270), (b < 0) == (c < 0)
+def _timeline(container: InputContainer, stream: VideoStream, clock: Clock) -> Timeline:
+    rate = _rate(stream)
+    clock_may_jump = bool(container.format.flags & _CLOCK_MAY_JUMP)
+    usual_s = float(1 / rate) if rate else 0.04
+    return Timeline(stream, usual_s, clock=clock, clock_may_jump=clock_may_jump)
 
 
-def duration(container: InputContainer, stream: VideoStream) -> float | None:
-    """Seconds by the file's header; None where it does not say."""
-    if stream.duration:
-        return float(stream.duration * (stream.time_base or _MICROSECONDS))
-    return float(container.duration * _MICROSECONDS) if container.duration else None
+def _rate(stream: VideoStream) -> Fraction | None:
+    return stream.average_rate or stream.guessed_rate
 
 
-def _declared_end(container: InputContainer, stream: VideoStream) -> float:
-    """When the stream ends by its header, in seconds; 0 where the header does not say."""
-    if container.format.flags & _NO_TIMESTAMPS:
-        return 0.0
-    duration_s = duration(container, stream)
-    if duration_s is None:
-        return 0.0
-    if stream.duration:
-        return float((stream.start_time or 0) * (stream.time_base or _MICROSECONDS)) + duration_s
-    return float((container.start_time or 0) * _MICROSECONDS) + duration_s
-
-
-def _progress(count: int, stream: VideoStream) -> str:
+def _progress(timeline: Timeline, stream: VideoStream) -> str:
+    count = timeline.tally.decoded
     # a fragmented MP4 counts its first fragment alone
     return f"decoded {count} of {stream.frames} frames" if stream.frames > count else f"decoded {count} frames"
 
@@ -385,8 +378,11 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ClipError(ErrorCode.TOO_LARGE, f"{width}x{height} is more than {max_pixels} pixels")
 
 
-def _decode_error(error: FFmpegError, what: str) -> Exception:
+def decode_error(error: FFmpegError, what: str) -> Exception:
     """`error` as a ClipError; FFmpeg out of memory stays a MemoryError."""
     if isinstance(error, MemoryError):
         return error
-    return ClipError(ErrorCode.DECODE_ERROR, f"{what}: {error.strerror}")
+    # Decoders give error numbers of the system that mean other things there, such as "not permitted".
+    known = isinstance(error, InvalidDataError | PatchWelcomeError)
+    reason = error.strerror if known else f"the decoder refused it (error {error.errno})"
+    return ClipError(ErrorCode.DECODE_ERROR, f"{what}: {reason}")

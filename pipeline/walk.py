@@ -12,7 +12,8 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from pipeline.errors import UsageError
-from pipeline.remote import protocols, retried, stamp_of
+from pipeline.remote import StorageError
+from pipeline.store_listing import Entry, entries
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset((
@@ -21,9 +22,10 @@ VIDEO_SUFFIXES = frozenset((
 ))
 # fmt: on
 
+# More than any store or disk allows in one path (S3: 1024 bytes; Linux: 4096).
+LONGEST_NAME = 4096  # characters
+
 Test = Callable[[str], bool]
-# The path in its filesystem, whether it is a folder, the size in bytes, the stamp.
-Found = tuple[str, bool, int | None, str | None]
 
 
 def is_video(path: str) -> bool:
@@ -47,14 +49,15 @@ def parse_glob(argument: str, path: str) -> tuple[str, Test, Test]:
     root = "/".join(parts[:first]) or "/"
     if root == "/" and not path.startswith("/"):
         raise UsageError(f"{argument}: a glob needs a bucket or host without wildcards")
-    whole = re.compile(glob_translate(path))
+    # ** stands for any folders, those without a name (`a//b.mp4` in a store) too.
+    full = re.compile(glob_translate(path).replace("(?:.+/)?", "(?:.*/)?"))
     each = [re.compile(glob_translate(part)) for part in parts]
     suffix = PurePosixPath(parts[-1]).suffix
     any_suffix = len(suffix) > 1 and not has_magic(suffix)
     deep = parts.index("**") if "**" in parts else len(parts)
 
     def wanted(file: str) -> bool:
-        return whole.match(file) is not None and (any_suffix or is_video(file))
+        return full.match(file) is not None and (any_suffix or is_video(file))
 
     def enter(folder: str) -> bool:
         *above, name = folder.split("/")
@@ -103,58 +106,24 @@ def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
         return iter(sorted(entries, key=lambda entry: entry.name))
 
 
-def walk_remote(fs: Any, root: str, wanted: Test, enter: Test = _always) -> Iterator[Found]:
-    """The wanted files under a folder of a store, in sorted order.
+def walk_remote(fs: Any, root: str, wanted: Test, enter: Test = _always) -> Iterator[Entry]:
+    """The wanted files under a folder of a store, in sorted order; `root` as `entries` takes it.
 
-    A folder of S3 is listed a page at a time, however flat the bucket; any other store's folder is one listing in
-    memory. Raises PermissionError, and StorageError when the store keeps failing.
+    Raises PermissionError, and StorageError when the store keeps failing or answers with folders without end.
     """
-    stack = [_list(fs, root)]
+    stack = [(root, entries(fs, root))]
     while stack:
-        found = next(stack[-1], None)
-        if found is None:
+        folder, left = stack[-1]
+        entry = next(left, None)
+        if entry is None:
             stack.pop()
-        elif not found[1]:
-            if wanted(found[0]):
-                yield found
-        elif enter(found[0]):
-            stack.append(_list(fs, found[0]))
-
-
-def _list(fs: Any, folder: str) -> Iterator[Found]:
-    if "s3" in protocols(fs) and fs.split_path(folder)[0]:
-        return _list_s3(fs, folder)
-    try:
-        infos = retried(f"listing {folder}", lambda: fs.ls(folder, detail=True))
-    except FileNotFoundError:
-        infos = []
-    # Not the descriptions themselves, which take a kilobyte each. A file named like a folder is its marker.
-    found = (
-        (info["name"].rstrip("/"), info["type"] == "directory", info["size"], stamp_of(info))
-        for info in infos
-        if info["type"] == "directory" or not info["name"].endswith("/")
-    )
-    return iter(sorted((entry for entry in found if entry[0] != folder), key=lambda entry: entry[0]))
-
-
-def _list_s3(fs: Any, folder: str) -> Iterator[Found]:
-    """Page by page: s3fs itself would hold the descriptions of a million keys at once."""
-    bucket, key, _ = fs.split_path(folder)
-    ask = {"Bucket": bucket, "Delimiter": "/", "Prefix": f"{key.rstrip('/')}/" if key else "", **fs.req_kw}
-    while True:
-        try:
-            page = retried(f"listing {folder}", lambda: fs.call_s3("list_objects_v2", **ask))
-        except FileNotFoundError:
-            return
-        found: list[Found] = [
-            (f"{bucket}/{info['Key']}", False, info["Size"], stamp_of(info))
-            for info in page.get("Contents", [])
-            if not info["Key"].endswith("/")
-        ]
-        found += [
-            (f"{bucket}/{info['Prefix'].rstrip('/')}", True, None, None) for info in page.get("CommonPrefixes", [])
-        ]
-        yield from sorted(found, key=lambda entry: entry[0])
-        if not page.get("IsTruncated"):
-            return
-        ask["ContinuationToken"] = page["NextContinuationToken"]
+        elif not entry.is_folder:
+            if wanted(entry.path):
+                yield entry
+        elif enter(entry.path):
+            # Each step is one deeper, and depth has an end: so has the walk.
+            if not entry.path.startswith(f"{folder.rstrip('/')}/" if folder.strip("/") else "") or (
+                len(entry.path) > LONGEST_NAME
+            ):
+                raise StorageError(f"listing {folder}: the store names a folder in it that cannot be: {entry.path}")
+            stack.append((entry.path, entries(fs, entry.path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     The parts: `endpoint`, `bucket`, `url` (s3://bucket), `env` for subprocesses, `faults(rate, kinds)`.
     """
+    with _s3(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def module_s3() -> Iterator[Any]:
+    """The same for all tests of a file."""
+    with pytest.MonkeyPatch.context() as monkeypatch, _s3(monkeypatch) as server:
+        yield server
+
+
+@contextmanager
+def _s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with s3_server.serve() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)

@@ -9,6 +9,7 @@ import pytest
 from numbered import LIMIT, write
 
 from pipeline import video
+from pipeline.content_box import content_box
 
 CLIPS = Path(__file__).parents[2].parent / "shared/clips"
 
@@ -26,7 +27,7 @@ def test_bars_are_found(tmp_path: Path, box: tuple[int, int, int, int], colour: 
     x0, y0, x1, y1 = box
     framed[:, y0:y1, x0:x1] = moving(x1 - x0, y1 - y0)
     path = write(tmp_path / "b.mp4", framed)
-    found = video.content_box(path, video.probe(path, LIMIT))
+    found = content_box(path, video.probe(path, LIMIT))
     assert found is not None
     assert np.abs(np.array(found) - box).max() <= 2
 
@@ -40,7 +41,7 @@ def test_dark_pictures_and_titles_have_no_bars(tmp_path: Path) -> None:
     one_sided[:, :30] = 0
     for index, pictures in enumerate([spot, title, one_sided, moving(160, 128), np.zeros_like(spot)]):
         path = write(tmp_path / f"{index}.mp4", pictures)
-        assert video.content_box(path, video.probe(path, LIMIT)) is None, index
+        assert content_box(path, video.probe(path, LIMIT)) is None, index
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_bars_of_real_clips(name: str, box: tuple[int, int, int, int] | None) ->
     path = CLIPS / name
     if not path.exists():
         pytest.skip(f"the clip {name} is not on this machine")
-    found = video.content_box(path, video.probe(path, LIMIT))
+    found = content_box(path, video.probe(path, LIMIT))
     if box is None:
         assert found is None
     else:

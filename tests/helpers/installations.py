@@ -40,7 +40,7 @@ OWNS: dict[str, tuple[str, ...]] = {
     "bench": ("benchmarks",),
     "s3": (),
     "gcs": (),
-    "http": (),
+    "http": ("pipeline.web",),
 }
 """Set -> modules and packages that only it and the sets built on it need to import."""
 

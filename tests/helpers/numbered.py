@@ -90,14 +90,14 @@ def whole(path: Path) -> tuple[video.Probe, np.ndarray, float]:
     """Probe, timestamps and end."""
     source = video.probe(path, LIMIT)
     pieces = list(video.thumbnails(video.frames(path, source)))
-    return source, np.concatenate([times for times, _, _ in pieces]), float(pieces[-1][1][-1])
+    return source, np.concatenate([piece.times for piece in pieces]), float(pieces[-1].ends[-1])
 
 
 def shown(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, list[int]]:
     """The numbers in each clip, by the clip's start."""
     source, times, end_s = whole(path)
     windows = grid.windows("x", shots_of(ranges, times, end_s), times)
-    size = grid.size(source.width, source.height)
+    size = grid.size(source.display.width, source.display.height)
     assert size is not None
     cut = {}
     for window, clip in video.cut(video.frames(path, source), source, windows, grid.fps, size):

@@ -24,7 +24,7 @@ def frames(name: str, count: int, *, every: int = 1, **size: int) -> Any:
     if not path.exists():
         pytest.skip(f"the clip {name} is not on this machine")
     found = []
-    for number, (_, _, frame) in enumerate(video.frames(path, video.probe(path, LIMIT))):
+    for number, (_, _, frame, _, _) in enumerate(video.frames(path, video.probe(path, LIMIT))):
         if number % every == 0:
             found.append(frame.reformat(format="rgb24", **size).to_ndarray())
         if len(found) == count:

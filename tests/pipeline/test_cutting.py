@@ -33,7 +33,7 @@ def test_what_was_kept_is_what_is_decoded_again(
     monkeypatch.setattr(video, "frames", lambda *args: calls.append(args) or frames(*args))
     blueprint = Blueprint.ingest(recipe.parse("grid: {frames: 17, min_frames: 9}", "test"), ())
     *parts, end = cutting.scan(source, blueprint)
-    times = np.concatenate([part.times for part in parts if isinstance(part, cutting.Thumbs)])
+    times = np.concatenate([part.times for part in parts if isinstance(part, video.Thumbs)])
     assert isinstance(end, cutting.Scanned)
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 99)], times, end.end_s), times)
 
@@ -55,7 +55,7 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
     text += "rules: {odd: \"CAST(CASE WHEN luma > 100 THEN 'bright' ELSE '1' END AS INT) > 3\"}"
     blueprint = Blueprint.ingest(recipe.parse(text, "test"), ())
     probe = video.probe(path, 1 << 20)
-    times = np.array([time for time, _, _ in video.frames(path, probe)])
+    times = np.array([decoded.time_s for decoded in video.frames(path, probe)])
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
     made = list(cutting.clips(path, windows, (160, 96), None, {}, blueprint))
     assert [cut.values.get("code") for cut in made] == ["RULE_ERROR", None, None]
@@ -69,6 +69,6 @@ def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
     *parts, end = cutting.scan(late, Blueprint.ingest(recipe.parse(text, "test"), ()))
     assert isinstance(end, cutting.Scanned)
     first = parts[0]
-    assert isinstance(first, cutting.Thumbs)
+    assert isinstance(first, video.Thumbs)
     assert first.times[0] > 49_000
     assert end.end_s - first.times[0] == pytest.approx(4.0, abs=0.1)

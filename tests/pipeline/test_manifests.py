@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
+import os
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from pipeline import schema
+from pipeline import json_manifests, schema
 from pipeline.errors import UsageError
-from pipeline.sources import expand
+from pipeline.sources import expand, normalise
 
 ROWS = [
     {"caption": 'ein Bär, "quoted"', "path": "b.mp4", "n": 1, "tags": ["x", "y"], "score": float("nan")},
@@ -90,3 +96,143 @@ def test_manifests(tree: Path, kind: str, where: str) -> None:
     assert found[0].size == 5
     assert found[2].size is found[2].stamp is found[3].size is None
     assert found[0].content == (b"b.mp4" if where == "memory" else None)
+
+
+WANTED = [("b.mp4", {"licence": "CC0"}), ("a/1.mkv", {"licence": "MIT"})]
+OBJECTS = [{"path": source, **columns} for source, columns in WANTED]
+TEXTS = [source for source, _ in WANTED]
+COLUMNS = {"path": TEXTS, "licence": ["CC0", "MIT"]}
+
+# Shapes in which tools write a list, and how each gives WANTED with its columns, or the sources alone.
+JSON_WITH_COLUMNS = {
+    "a list of objects": json.dumps(OBJECTS),
+    "the same, indented": json.dumps(OBJECTS, indent=2),
+    "the same on lines of its own": "[\n" + ",\n".join(json.dumps(row) for row in OBJECTS) + "\n]\n",
+    "a list in an object": json.dumps({"version": 1, "info": {"a": [1]}, "videos": OBJECTS, "tags": ["x"]}),
+    "a list in an object, first": json.dumps({"data": OBJECTS, "count": 2}, indent=1),
+    "JSON lines": "".join(json.dumps(row) + "\n" for row in OBJECTS),
+    "JSON lines with blank ones": "\n" + "\r\n\r\n".join(json.dumps(row) for row in OBJECTS),
+    "columns": json.dumps(COLUMNS),
+    "columns by number, as pandas writes them": json.dumps(
+        {name: {str(index): cell for index, cell in enumerate(cells)} for name, cells in COLUMNS.items()}
+    ),
+}
+JSON_OF_TEXTS = {
+    "a list of texts": json.dumps(TEXTS),
+    "a list of texts in an object": json.dumps({"name": "set", "files": TEXTS, "sizes": [1, 2]}),
+    "one column": json.dumps({"video": TEXTS}),
+    "a column among other things": json.dumps({"path": TEXTS, "version": 1}),
+    "both kinds of row": json.dumps([{"url": TEXTS[0]}, TEXTS[1]]),
+}
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in JSON_WITH_COLUMNS.items()])
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_a_json_manifest_in_any_common_shape(tree: Path, text: str, bom: str) -> None:
+    (tree / "list.json").write_text(bom + text, encoding="utf-8")
+    wanted = [(f"{tree}/{source}", columns) for source, columns in WANTED]
+    assert [(source.uri, source.manifest) for source in expand([str(tree / "list.json")])] == wanted
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in JSON_OF_TEXTS.items()])
+def test_a_json_manifest_of_names_alone(tree: Path, text: str) -> None:
+    (tree / "list.json").write_text(text)
+    assert [source.uri for source in expand([str(tree / "list.json")])] == [f"{tree}/{name}" for name in TEXTS]
+    (tree / "row.json").write_text('{"path": "b.mp4", "licence": "CC0"}')
+    (row,) = expand([str(tree / "row.json")])
+    assert row.manifest == {"licence": "CC0"}, "one row is a manifest too"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not JSON"),
+        ("  \n", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ('{"a": 1} trailing', "is not JSON"),
+        ("[]", "lists no source"),
+        ("{}", "has no list of sources"),
+        ("null", "holds no list of sources"),
+        ('"b.mp4"', "holds no list of sources"),
+        ("3", "holds no list of sources"),
+        ("[1, 2]", "row 1 is neither an object nor a text"),
+        ('["b.mp4", ["b.mp4"]]', "row 2 is neither an object nor a text"),
+        ('["b.mp4", ""]', "row 2 has no source"),
+        ('[{"path": "b.mp4"}, {"caption": "x"}]', "no source column"),
+        ('{"frames": 3, "codec": "h264"}', "has no list of sources, under frames, codec: expected a list"),
+        ('{"train": [{"path": "b.mp4"}], "test": [{"path": "b.mp4"}]}', "has 2 lists of sources"),
+        ('{"train": ["b.mp4"], "tags": ["x"]}', "has 2 lists of sources"),
+        ('{"clip": {"path": "b.mp4"}}', "has no list of sources"),
+        ('{"path": ["b.mp4", "c.mp4"], "title": ["x"], "tags": ["y"]}', "has 3 lists of sources"),
+        ('[{"path": "b.mp4", "title": "x", "title": "y"}]', "says 'x' and 'y' in two columns"),
+        ('["\\ud800.mp4"]', "row 1 has half a character"),
+        ('{"path": "b.mp4", "title": "\\udfff"}\n{"path": "b.mp4"}', "row 1 has half a character"),
+        (b'["caf\xe9.mp4"]', "not UTF-8"),
+        (b"\0\0\0\x18ftypisom", "is not JSON"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".JSON"])
+def test_json_without_a_list_of_sources_is_one_sentence(tree: Path, text: str | bytes, words: str, suffix: str) -> None:
+    path = tree / f"list{suffix}"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError, match=words) as caught:
+        list(expand([str(path)]))
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_a_json_document_that_is_too_large_is_one_sentence(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_manifests, "MOST_JSON_BYTES", 1000)
+    (tree / "list.json").write_text(json.dumps(["b.mp4"] * 500))
+    with pytest.raises(UsageError, match=r"would have to be read whole: save it as \.jsonl"):
+        list(expand([str(tree / "list.json")]))
+    (tree / "lines.json").write_text('{"path": "b.mp4"}\n' * 500)
+    assert len(list(expand([str(tree / "lines.json")]))) == 500, "lines are read one by one"
+
+
+def tables(rows: list[tuple[str, ...]]) -> dict[str, str]:
+    """The rows in each format of text, the first of them the names of the columns."""
+    names, *values = rows
+    objects = [dict(zip(names, row, strict=True)) for row in values]
+    lines = "".join(json.dumps(row) + "\n" for row in objects)
+    texts = {".jsonl": lines, ".ndjson": lines, ".json": json.dumps(objects)}
+    for suffix, dialect in ((".csv", "excel"), (".tsv", "excel-tab")):
+        buffer = io.StringIO()
+        csv.writer(buffer, dialect).writerows(rows)
+        texts[suffix] = buffer.getvalue()
+    return texts
+
+
+cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=8).map(lambda text: f"x{text}")
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".GZ"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
+@given(values=st.lists(st.tuples(cells, cells), min_size=1, max_size=4))
+def test_every_format_gives_the_same_rows(tmp_path: Path, packed: str, values: list[tuple[str, str]]) -> None:
+    for suffix, text in tables([("path", "caption"), *((f"/v/{name}|.mp4", words) for name, words in values)]).items():
+        path = tmp_path / f"list{suffix.upper()}{packed}"
+        path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+        assert [(source.uri, source.manifest["caption"]) for source in expand([str(path)])] == [
+            (normalise(f"/v/{name}|.mp4"), words) for name, words in values
+        ]
+
+
+@pytest.mark.parametrize("name", ["list.csv.gz", "list.json.gz", "list.txt.gz", "list.jsonl.gz", "list.parquet.gz"])
+def test_a_damaged_archive_is_one_sentence(tree: Path, name: str) -> None:
+    packed = gzip.compress(b"path\n" + os.urandom(1000).hex().encode())
+    for data in (b"path\nb.mp4\n", packed[:-400], packed[:100] + bytes(50) + packed[150:], b""):
+        (tree / name).write_bytes(data)
+        with pytest.raises(UsageError, match=name):
+            list(expand([str(tree / name)]))
+
+
+def test_a_manifest_can_leave_sources_out_in_every_format(tree: Path) -> None:
+    for suffix, text in tables([("path",), ("b.mp4",), ("a/1.mkv",)]).items():
+        (tree / f"not{suffix}").write_text(text)
+        left = [source.uri for source in expand([str(tree)], exclude=str(tree / f"not{suffix}"))]
+        assert left == [f"{tree}/a/2.MOV", f"{tree}/a/deep/x.webm"]
+    for name in ("b.mp4", "b.mp4.gz", "x.gz"):
+        with pytest.raises(UsageError, match="is not a manifest"):
+            list(expand([str(tree)], exclude=str(tree / name)))

@@ -13,6 +13,7 @@ from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, numbered, shown, write
 
 from pipeline import video
+from pipeline.display import Display, to_rgb
 from pipeline.grid import Grid
 
 CLIPS = Path(__file__).parents[2].parent / "shared/clips"
@@ -32,10 +33,10 @@ def test_rotation_and_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> No
     expected = np.rot90(stored, degrees // 90)
     if mirrored:
         expected = expected[:, ::-1]
-    assert (source.width, source.height) == expected.shape[1::-1]
-    frame = next(video.frames(path, source))[2]
+    assert (source.display.width, source.display.height) == expected.shape[1::-1]
+    frame = next(video.frames(path, source)).frame
     assert frame.rotation % 360 == degrees or mirrored
-    picture = video.to_rgb(frame, source, (source.width, source.height))
+    picture = to_rgb(frame, source.display, (source.display.width, source.display.height))
     assert np.abs(picture.astype(int) - expected).mean() < 6
 
 
@@ -44,10 +45,10 @@ def test_a_real_rotated_clip_is_upright() -> None:
     if not path.exists():
         pytest.skip("the folder of real clips is not on this machine")
     source = video.probe(path, LIMIT)
-    assert (source.width, source.height, source.rotation) == (360, 640, 90)
-    turned = video.to_rgb(next(video.frames(path, source))[2], source, (352, 640))
+    assert source.display == Display(360, 640, 90)
+    turned = to_rgb(next(video.frames(path, source)).frame, source.display, (352, 640))
     other = video.probe(straight, LIMIT)
-    first = video.to_rgb(next(video.frames(straight, other))[2], other, (640, 352))
+    first = to_rgb(next(video.frames(straight, other)).frame, other.display, (640, 352))
     assert np.abs(np.rot90(first).astype(int) - turned).mean() < 8
 
 
@@ -57,10 +58,10 @@ def test_sample_aspect_ratio_and_odd_sizes(tmp_path: Path) -> None:
 
     path = write(tmp_path / "s.mkv", [four_corners(175, 143)] * 3, layout="yuv444p", prepare=prepare)
     source = video.probe(path, LIMIT)
-    assert (source.width, source.height) == (233, 143)
-    size = Grid().size(source.width, source.height)
+    assert (source.display.width, source.display.height) == (233, 143)
+    size = Grid().size(source.display.width, source.display.height)
     assert size == (224, 128)
-    picture = video.to_rgb(next(video.frames(path, source))[2], source, size)
+    picture = to_rgb(next(video.frames(path, source)).frame, source.display, size)
     assert np.abs(picture.astype(int) - four_corners(*size)).mean() < 6
 
 
@@ -69,37 +70,34 @@ def test_a_box_is_cut_out_before_scaling(tmp_path: Path) -> None:
     framed[20:140, 80:240] = four_corners(160, 120)
     path = write(tmp_path / "boxed.mp4", [framed] * 3)
     source = video.probe(path, LIMIT)
-    frame = next(video.frames(path, source))[2]
-    picture = video.to_rgb(frame, source, (80, 60), (80, 20, 240, 140))
+    frame = next(video.frames(path, source)).frame
+    picture = to_rgb(frame, source.display, (80, 60), (80, 20, 240, 140))
     assert np.abs(picture.astype(int) - four_corners(80, 60)).mean() < 6
 
 
 @pytest.mark.parametrize(("tag", "red", "blue"), [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (6, 0.299, 0.114)])
 @pytest.mark.parametrize("full", [False, True])
 def test_colour_matrix_and_range(tag: int, red: float, blue: float, full: bool) -> None:
-    source = video.Probe(64, 64, 0, False, 25.0, 1.0, "h264", "yuv420p", 1, LIMIT)
     for rgb in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (255, 255, 255), (0, 0, 0)]:
-        assert np.abs(flat(rgb, red, blue, full, tag, source).astype(int) - rgb).max() <= 2
+        assert np.abs(flat(rgb, red, blue, full, tag, (64, 64)).astype(int) - rgb).max() <= 2
 
 
 def test_an_untagged_picture_is_bt601_if_small_and_bt709_if_large() -> None:
-    small = video.Probe(64, 64, 0, False, 25.0, 1.0, "h264", "yuv420p", 1, LIMIT)
-    large = video.Probe(1280, 64, 0, False, 25.0, 1.0, "h264", "yuv420p", 1, LIMIT)
-    assert np.abs(flat((200, 60, 60), 0.299, 0.114, False, 2, small).astype(int) - (200, 60, 60)).max() <= 2
-    assert np.abs(flat((200, 60, 60), 0.2126, 0.0722, False, 2, large).astype(int) - (200, 60, 60)).max() <= 2
+    assert np.abs(flat((200, 60, 60), 0.299, 0.114, False, 2, (64, 64)).astype(int) - (200, 60, 60)).max() <= 2
+    assert np.abs(flat((200, 60, 60), 0.2126, 0.0722, False, 2, (1280, 64)).astype(int) - (200, 60, 60)).max() <= 2
 
 
-def flat(rgb: tuple[int, int, int], red: float, blue: float, full: bool, tag: int, source: video.Probe) -> np.ndarray:
+def flat(rgb: tuple[int, int, int], red: float, blue: float, full: bool, tag: int, size: tuple[int, int]) -> np.ndarray:
     """A flat yuv420p frame made with the textbook formula, read back as RGB at (48, 48)."""
     r, g, b = (level / 255 for level in rgb)
     y = red * r + (1 - red - blue) * g + blue * b
     u, v = (b - y) / 2 / (1 - blue), (r - y) / 2 / (1 - red)
     levels = (255 * y, 128 + 255 * u, 128 + 255 * v) if full else (16 + 219 * y, 128 + 224 * u, 128 + 224 * v)
-    frame = av.VideoFrame(source.width, source.height, "yuv420p")
+    frame = av.VideoFrame(*size, "yuv420p")
     for plane, level in zip(frame.planes, levels, strict=True):
         plane.update(bytes([min(255, round(level))]) * plane.buffer_size)
     frame.colorspace, frame.color_range = tag, ColorRange.JPEG if full else ColorRange.MPEG
-    return video.to_rgb(frame, source, (48, 48))
+    return to_rgb(frame, Display(*size), (48, 48))
 
 
 def test_ten_bits(tmp_path: Path) -> None:

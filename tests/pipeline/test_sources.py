@@ -74,8 +74,8 @@ def test_links_are_followed_and_never_round(tree: Path) -> None:
         ("{tree}/wide.csv", "row 1 has more cells"),
         ("{tree}/nameless.csv", "row 2 has 'CC0' in a column without a name"),
         ("{tree}/hole.csv", "row 2 has no source"),
-        ("{tree}/bad.jsonl", "line 2 is no JSON"),
-        ("{tree}/list.jsonl", "line 1 is no JSON object"),
+        ("{tree}/bad.jsonl", "line 2 is not JSON"),
+        ("{tree}/list.jsonl", "line 1 is not a JSON object"),
         ("{tree}/void.csv", "void.csv lists no source"),
         ("{tree}/bad.parquet", "bad.parquet cannot be read"),
         ("{tree}/latin.txt", "latin.txt cannot be read"),
@@ -127,7 +127,7 @@ def test_text_manifests_and_exclude(tree: Path) -> None:
     (tree / "not.txt").write_text("../tree/b.mp4\n./a/2.MOV\n")
     assert uris(tree, exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv", f"{tree}/a/deep/x.webm"]
     assert uris(tree / "list.txt", exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv"]
-    with pytest.raises(UsageError, match="is no manifest"):
+    with pytest.raises(UsageError, match="is not a manifest: expected"):
         uris(tree, exclude=str(tree))
 
 

@@ -10,6 +10,7 @@ import pytest
 import small_videos
 
 from pipeline import video
+from pipeline.display import thumbnail
 from pipeline.errors import ClipError
 from pipeline.remote import filesystem
 from pipeline.sandbox import Sandbox
@@ -27,7 +28,7 @@ def cut(uri: str, into: Path, longest_s: float, at: float) -> tuple[float, float
 def tints(path: Path) -> list[int]:
     """Whether red or blue is more, frame by frame."""
     probe = video.probe(path, PIXELS)
-    pictures = [video.thumbnail(frame).mean(axis=(0, 1)) for _, _, frame in video.frames(path, probe)]
+    pictures = [thumbnail(decoded.frame).mean(axis=(0, 1)) for decoded in video.frames(path, probe)]
     return [int(picture[0] > picture[2]) for picture in pictures]
 
 

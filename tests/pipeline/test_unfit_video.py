@@ -75,6 +75,13 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, name: str, share: float) ->
     assert detail.startswith("decoded ")
 
 
+def test_a_codec_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "q.avi", [numbered(1)] * 5, codec="mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"QQ42"))
+    code, detail = code_of(path)
+    assert (code, detail) == (ErrorCode.NOT_VIDEO, "FFmpeg has no decoder for its video stream")
+
+
 def test_sound_that_outlasts_the_picture_is_no_fault(tmp_path: Path) -> None:
     path = tmp_path / "long.mkv"
     with av.open(path, "w") as container:

@@ -11,6 +11,7 @@ import pytest
 from numbered import LIMIT, number_of, numbered, shown, whole, write
 
 from pipeline import video
+from pipeline.content_box import content_box
 from pipeline.grid import Grid, shots_of
 
 
@@ -96,7 +97,7 @@ def test_progress_is_told_long_before_the_first_clip(tmp_path: Path, name: str) 
     list(video.thumbnails(video.frames(path, source, progress)))
     assert len(calls) > 129
     calls.clear()
-    video.content_box(path, source, progress)
+    content_box(path, source, progress)
     assert len(calls) > 129
 
 

@@ -60,3 +60,36 @@ def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
     assert json.loads(more.stdout)["done"] == {"kept": 1}
     assert set(out.clips()) > set(local.clips())
     assert vdot("verify", out.url, "--workers", 1, **how).returncode == 0
+
+
+@pytest.mark.slow
+def test_odd_keys_are_ingested_explained_and_known_again(
+    s3: Any, vdot: Any, recipe: Any, address: str, tmp_path: Path
+) -> None:
+    store = fsspec.filesystem("s3")
+    keys = ["/lead.mp4", "raw/a.mp4", "raw//b.mp4", "raw///../c d%2F+#1?x.mp4"]
+    for seed, key in enumerate(keys, 1):
+        body = small_videos.write(tmp_path / f"{seed}.mp4", seed).read_bytes()
+        store.call_s3("put_object", Bucket=s3.bucket, Key=key, Body=body)
+    store.call_s3("put_object", Bucket=s3.bucket, Key="raw//", Body=b"")
+    # Its row counts from the folder without a name.
+    listed = json.dumps([{"path": "b.mp4", "licence": "CC0"}])
+    store.call_s3("put_object", Bucket=s3.bucket, Key="raw//list.json", Body=listed.encode())
+
+    out = program.Out(tmp_path / "out")
+    tail = ("--out", out.url, "--recipe", recipe(), "--address", address, "--json")
+    arguments = (f"{s3.url}/raw", f"{s3.url}//lead.mp4", f"{s3.url}/raw//list.json")
+    done = vdot("ingest", *arguments, *tail, env=s3.env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["done"] == {"kept": 4}
+    uris = {row["source_uri"]: row["licence"] for row in out.query("SELECT source_uri, licence FROM sources")}
+    assert uris == {f"{s3.url}/{key}": "CC0" if key == "raw//b.mp4" else None for key in keys}
+
+    for key in keys[-2:]:
+        explained = vdot("explain", out.url, f"{s3.url}/{key}", "--json")
+        assert explained.returncode == 0, explained.stderr
+        assert f"{s3.url}/{key}" in explained.stdout
+    before = s3.faults()["served"]
+    again = vdot("ingest", s3.url, *tail, env=s3.env, timeout=300)
+    assert json.loads(again.stdout)["done"] == {}, "a second run finds nothing to do"
+    assert s3.faults()["served"] - before < 20, "and lists the bucket only"
