@@ -113,6 +113,7 @@ def warm(box: Sandbox) -> Sandbox:
 
     Piece by piece, because the child's own alarm is set with each request.
     """
+    list(box.stream("itertools:chain"))  # the child is up, and has the stall that was asked for
     stall_s, box._stall_s = box._stall_s, 120
     for name in ("numpy", "pyarrow", "duckdb", "pytest", "pipeline.blueprint", "pipeline.cutting", HERE):
         list(box.stream(f"{name}:__dir__"))
