@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-train test test-long clean
+.PHONY: demo demo-train test test-long extras clean
 
 # What each of them needs to be installed.
 EXTRAS_demo := ingest
@@ -23,13 +23,17 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not long" -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
 test-long: .venv/dev
 	$(BIN)/vdot-data weights
 	$(BIN)/vdot-bench clips
-	$(BIN)/pytest -m long -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m long -rs -n 2 --dist loadfile --no-loadscope-reorder
+
+# The bare core and each extra in an environment of its own: every module it owns, and a command of each program.
+extras: .venv/dev
+	$(BIN)/python tests/extras/matrix.py
 
 # A stamp per set of extras: an install is done again when the metadata or the tested versions change.
 .venv/%: pyproject.toml constraints.txt

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Picture
 from annotators.dis import Dis, grey
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 

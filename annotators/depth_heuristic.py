@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Picture, Signal, Weight
 from annotators.carry import Carrier
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Picture
+from annotators.opencv import cv2
 
 # On a picture with a side under so many pixels, DIS raises or crashes the process (OpenCV 5.0).
 _SMALLEST = 16

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Frames, Picture, Weight
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Signal, Weight
 from annotators.dis import Dis, grey
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 

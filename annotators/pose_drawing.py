@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from annotators.opencv import cv2
 
 KEYPOINTS = (
     "nose", "neck",

@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from annotators.opencv import cv2
 from annotators.tflite import Floats, Network, SquareView, sigmoid, weighted_nms
 
 _DETECTOR_SIDE = 224

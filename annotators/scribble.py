@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.opencv import cv2
 
 # The constants of ControlNet's preprocessor `scribble_xdog` (controlnet_aux, ScribbleXDog_Detector). It makes
 # the short side of every picture 512 pixels; here the coarse blur is scaled instead, so that lines are as

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators import onnx, tflite, weights
 from annotators.base import Annotation, Frames, Picture, Signal, Weight
 from annotators.carry import Carrier
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight, spread
+from annotators.opencv import cv2
 
 # Frames that are read lie no further apart: a subtitle that one reads, the next one reads too.
 _EVERY_S = 0.75

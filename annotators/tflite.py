@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
+
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 
@@ -24,6 +24,8 @@ class Network:
     """One tflite network with one image input, run by one thread (more would make the bytes depend on it)."""
 
     def __init__(self, weights: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
         self._interpreter: Any = Interpreter(model_path=str(weights), num_threads=1)
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]

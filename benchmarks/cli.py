@@ -6,10 +6,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from pipeline import extras
 from pipeline.errors import RunError, UsageError
 
 app = typer.Typer(help="Measure vdot-data.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -210,5 +211,14 @@ def main() -> None:
     try:
         app()
     except (UsageError, RunError) as error:
-        print(f"vdot-bench: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        _end(2 if isinstance(error, UsageError) else 1, str(error))
+    except ImportError as error:
+        advice = extras.advice(error, "bench")
+        if advice is None:
+            raise
+        _end(2, advice)
+
+
+def _end(status: int, sentence: str) -> NoReturn:
+    print(f"vdot-bench: {sentence}", file=sys.stderr)
+    sys.exit(status)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Frames, Signal, Value
+from annotators.opencv import cv2
 from filters import bars
 from filters.exposure import STRIDE, grey
 

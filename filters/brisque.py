@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
 from annotators.base import Frames, Signal, Value, Weight, spread
+from annotators.opencv import cv2
 
 Floats = NDArray[np.float64]
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Frames, Signal, Value
+from annotators.opencv import cv2
 
 # The picture's motion as a whole is coarse: it is measured at this length of the longer side, in pixels.
 _SIDE = 320

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Frames, Signal, Value
+from annotators.opencv import cv2
 
 # Exposure changes slowly: every fourth frame (4 a second on the default grid) gives the mean to 0.1 grey levels.
 STRIDE = 4

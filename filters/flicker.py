@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 
 from annotators.base import Frames, Signal, Value
+from annotators.opencv import cv2
 
 # A flash is brighter or darker than before and after by this many levels of 255, and over within this many seconds.
 _LEVELS, _WITHIN_S = 25.0, 0.25

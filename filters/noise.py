@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Frames, Signal, Value
+from annotators.opencv import cv2
 from filters.exposure import grey
 
 # Immerkaer's mask, which a plane and an edge along an axis do not excite.

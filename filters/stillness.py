@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Frames, Signal, Value
+from annotators.opencv import cv2
 
 # Frames are compared when shrunk by this factor: coding noise averages out, and motion of a pixel is still seen.
 _SHRINK = 4

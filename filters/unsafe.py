@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import cv2
 import numpy as np
 
 from annotators import weights
 from annotators.base import Frames, Signal, Value, Weight, spread
 from annotators.onnx import Network
+from annotators.opencv import cv2
 
 # Pictures of a clip that are looked at.
 _PICTURES = 6

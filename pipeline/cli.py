@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from pipeline import curation_cli
+from pipeline import curation_cli, extras
 from pipeline.errors import RunError, UsageError
 from pipeline.options import Address, Cpus, Exclude, Json, Limit, Out, Recipe, Sources, Workers, console, show
 from pipeline.remote import StorageError
@@ -285,7 +285,10 @@ def main() -> None:
             raise
         _end(1, "stopped on request")
     except ImportError as error:
-        _end(2, f"{error}: this needs pip install 'vdot-data[ingest]'")
+        advice = extras.advice(error, "ingest")
+        if advice is None:
+            raise
+        _end(2, advice)
     except (RunError, StorageError, OSError) as error:
         _end(1, str(error))
     except duckdb.Error as error:

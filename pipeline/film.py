@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import cv2
+import av
 import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from annotators.base import Frames
 from pipeline import encode
@@ -44,5 +45,16 @@ def mosaic(members: Mapping[str, bytes], fps: float) -> tuple[bytes | None, list
 def _small(frames: Frames) -> Frames:
     height, width = frames.shape[1:3]
     scale = min(1.0, _TILE / max(height, width))
-    size = tuple(max(2, round(side * scale / 2) * 2) for side in (width, height))
-    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    wide, high = (max(2, round(side * scale / 2) * 2) for side in (width, height))
+    # One for all frames: what it sets up for a size serves every frame.
+    scaler = VideoReformatter()
+    small = np.empty((len(frames), high, wide, 3), np.uint8)
+    for frame, picture in zip(frames, small, strict=True):
+        shrunk = scaler.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24"),
+            wide,
+            high,
+            interpolation=Interpolation.AREA,
+        )
+        picture[:] = shrunk.to_ndarray()
+    return small

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fsspec import get_filesystem_class
 from fsspec.core import url_to_fs
 
+from pipeline import extras
 from pipeline.errors import RunError, UsageError
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         # "::" chains filesystems (`zip://a.mp4::s3://bucket/a.zip`), but what begins at a bucket is a key to its end.
         fs, path = url_to_fs(url.replace("::", ":") if protocol in KEYED else url, use_listings_cache=False)
     except ImportError as error:
-        raise UsageError(f"{url}: {error}") from error
+        raise UsageError(f"{url}: {extras.advice(error) or error}") from error
     except ValueError as error:
         raise UsageError(f"{url} is not a URL that can be used: {error}") from error
     if "s3" in protocols(fs):

@@ -151,6 +151,10 @@ class Folder:
                 return []
             except PermissionError as error:
                 raise RunError(f"{self.url}/{rel} cannot be read: permission denied") from error
+            if any(info["type"] == "file" and info["size"] is None for info in found):
+                raise UsageError(
+                    f"{self.url} is on a web server, which lists no sizes: datasets are read from a disk or a bucket"
+                )
             return [_entry(info) for info in found if info["type"] == "file" and _parent(info["name"]) == path]
 
         entries = retried(f"listing {self.url}/{rel}", work)

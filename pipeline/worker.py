@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-
-import cv2
+from contextlib import suppress
 
 
 def prepare() -> None:
@@ -14,5 +13,9 @@ def prepare() -> None:
     Ray may delete the one it gave (another node of this machine was lost), and where there is none DuckDB ends the
     process.
     """
-    cv2.setNumThreads(1)
+    # A trainer starts a decoder too, and where it does there need be no OpenCV.
+    with suppress(ModuleNotFoundError):
+        import cv2
+
+        cv2.setNumThreads(1)
     os.chdir(os.sep)

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import fsspec.config
 import pytest
 import s3_server
+import skips
+from hypothesis import settings
+
+# How long an example takes is a matter of what else the machine does.
+settings.register_profile("vdot", deadline=None)
+settings.load_profile("vdot")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole programs first, each minutes long: what comes last is short, so that no worker waits long for another."""
     items.sort(key=lambda item: "tests/system/" not in item.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before anything is made for a test, see whether there is time for it."""
+    skips.skip_if_out_of_time(item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test fails; see `skips.py`."""
+    report = yield
+    if skips.in_ci():
+        skips.refuse(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself whole."""
+    report = yield
+    if skips.in_ci():
+        skips.refuse(report)
+    return report
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from annotators.weights import MissingWeights
+from pipeline import extras
 from pipeline.errors import RunError, UsageError
 from pipeline.remote import StorageError
 
@@ -147,7 +148,10 @@ def main() -> None:
     except (UsageError, MissingWeights) as error:
         _end(2, str(error))
     except ImportError as error:
-        _end(2, f"{error}: this needs pip install 'vdot-data[train]'")
+        advice = extras.advice(error, "train")
+        if advice is None:
+            raise
+        _end(2, advice)
     except (RunError, StorageError, OSError) as error:
         _end(1, str(error))
 

@@ -21,6 +21,8 @@ from pipeline.shards import members
 from pipeline.storage import Folder
 
 VDOT = Path(sys.executable).parent / "vdot-data"
+# Stands before a command so that root, too, may read no more than the modes of files allow.
+BOUND_BY_MODES = () if os.geteuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
 def installed(source: Path, target: Path) -> Path:
@@ -58,7 +60,7 @@ class Vdot:
             start_new_session=True,
         )
 
-    def finish(self, process: subprocess.Popen[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def finish(self, process: subprocess.Popen[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Wait for it to end; one that does not is killed, and fails the test."""
         try:
             stdout, stderr = process.communicate(timeout=timeout)
@@ -73,7 +75,7 @@ class Vdot:
         process.kill()
         process.wait()
 
-    def __call__(self, *arguments: object, timeout: float = 120, **how: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: object, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
         return self.finish(self.start(*arguments, **how), timeout)
 
 

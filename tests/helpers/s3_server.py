@@ -74,7 +74,7 @@ def serve(rate: float = 0.0, seed: int = 0, bucket: str = "bucket") -> Iterator[
             yield server
         finally:
             process.stdin.close()
-            process.wait(timeout=10)
+            process.wait(timeout=60)
 
 
 class Faults:

@@ -39,7 +39,7 @@ def processes(count: int, *arguments: Any) -> None:
         capture_output=True,
         text=True,
         env=environment,
-        timeout=180,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

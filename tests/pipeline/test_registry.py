@@ -143,7 +143,7 @@ def test_stages_without_annotators_are_refused() -> None:
     ("error", "status", "words"),
     [
         (StorageError("the store is gone"), 1, "the store is gone"),
-        (ImportError("No module named 'ray'"), 2, "pip install 'vdot-data[ingest]'"),
+        (ModuleNotFoundError(name="ray"), 2, "pip install 'vdot-data[ingest]'"),
         (UsageError("no"), 2, "no"),
     ],
 )

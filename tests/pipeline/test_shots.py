@@ -28,7 +28,7 @@ KNOWN = {
 @lru_cache
 def thumbs(name: str) -> np.ndarray:
     path = real_clips.path(name)
-    return np.concatenate([pictures for _, _, pictures in thumbnails(frames(path, probe(path, 1 << 26)))])
+    return np.concatenate([piece.pictures for piece in thumbnails(frames(path, probe(path, 1 << 26)))])
 
 
 @pytest.fixture(scope="module")

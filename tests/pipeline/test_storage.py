@@ -112,7 +112,7 @@ def race(url: str, count: int) -> list[set[int]]:
     for racer in racers:
         racer.stdin.write("\n")
         racer.stdin.flush()
-    return [set(map(int, racer.communicate(timeout=60)[0].split())) for racer in racers]
+    return [set(map(int, racer.communicate(timeout=300)[0].split())) for racer in racers]
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,5 +66,7 @@ def local(vdot: Vdot, recipe: Any, small: Path, tmp_path_factory: pytest.TempPat
 def pytest_sessionfinish() -> None:
     """Runs that failed may have left a process that waits for its end."""
     for child in psutil.Process().children():
-        if child.name() == VDOT.name:
-            child.send_signal(signal.SIGKILL)
+        # It may end by itself meanwhile.
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == VDOT.name:
+                child.kill()

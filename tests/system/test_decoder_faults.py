@@ -122,9 +122,9 @@ def faulty(vdot: Any, recipe: Any, package: Path, tmp_path_factory: pytest.TempP
     chosen = recipe(stages=[["scribble"], ["moody"]], limits=limits)
     environment = {"PYTHONPATH": str(package), "VDOT_SCRATCH": str(scratch)}
     began = time.monotonic()
-    done = vdot("ingest", folder, "--out", out.url, "--recipe", chosen, "--cpus", 1, env=environment, timeout=200)
+    done = vdot("ingest", folder, "--out", out.url, "--recipe", chosen, "--cpus", 1, env=environment, timeout=400)
     seconds = time.monotonic() - began
-    end = time.monotonic() + 5
+    end = time.monotonic() + 30
     while (left := program.heirs("VDOT_SCRATCH", str(scratch))) and time.monotonic() < end:
         time.sleep(0.05)
     return Faulty(done, out, scratch, left, seconds)
@@ -134,7 +134,7 @@ def faulty(vdot: Any, recipe: Any, package: Path, tmp_path_factory: pytest.TempP
 def test_a_run_over_faults_ends_well_and_soon(faulty: Faulty) -> None:
     assert faulty.done.returncode == 0, faulty.done.stderr
     assert "Traceback" not in faulty.done.stderr
-    assert faulty.seconds < 120
+    assert faulty.seconds < 240
 
 
 @pytest.mark.parametrize(

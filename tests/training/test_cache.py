@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import program
 import pytest
 import small_mixture
 
@@ -86,7 +87,9 @@ def test_a_folder_keeps_within_its_bound_and_survives_kills(tmp_path: Path) -> N
         fillers = [multiprocessing.Process(target=fill, args=(str(tmp_path), 3 * round_ + k)) for k in range(3)]
         for one in fillers:
             one.start()
-        time.sleep(0.4)
+        # However long they take to begin, they are killed in the middle of it.
+        program.poll(lambda: len(list(tmp_path.iterdir())) > 1, 60, "a filler has begun")
+        time.sleep(0.3)
         for one in fillers:
             assert one.pid is not None
             os.kill(one.pid, signal.SIGKILL)

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import PATIENCE_S, children, remaining
 from small_mixture import STEPS, seen
 
 from pipeline import encode
@@ -23,9 +24,8 @@ from pipeline.errors import RunError, UsageError
 from training.stream import Stream
 
 
-def children(process: int) -> list[psutil.Process]:
-    alive = [one for one in psutil.Process(process).children() if one.status() != psutil.STATUS_ZOMBIE]
-    return [one for one in alive if "training.worker" in one.cmdline()]
+def workers_of(process: int) -> list[psutil.Process]:
+    return children(process, "training.worker")
 
 
 def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None:
@@ -50,7 +50,7 @@ def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None
     assert found == calm
     assert len(killed) >= 4
     stream.close()
-    assert not children(os.getpid())
+    assert not workers_of(os.getpid())
 
 
 def mapped(process: int) -> set[str]:
@@ -90,7 +90,7 @@ def test_a_killed_job_leaves_nothing_and_goes_on_in_the_same_order(
 
     job = start(None)
     first = lines(job, 14)
-    workers = children(job.pid)
+    workers = workers_of(job.pid)
     assert len(workers) == 2
     # All that they share is memory with no name in any folder, so there is nothing that could be left.
     held: set[str] = set()
@@ -100,8 +100,7 @@ def test_a_killed_job_leaves_nothing_and_goes_on_in_the_same_order(
     assert any("memfd" in path for path in held)
     assert not [path for path in held if "/shm/" in path]
     job.send_signal(signal.SIGKILL)
-    gone, alive = psutil.wait_procs(workers, timeout=5)
-    assert (len(gone), alive) == (2, [])
+    assert remaining(workers) == []
     job.wait()
     assert not list(tmp_path.rglob("*"))
     again = start({"mixture": Stream(str(mixed)).mixture.hash, "split": "train", "position": 12})
@@ -119,11 +118,11 @@ def test_ctrl_c_ends_the_workers_with_the_job(mixed: Path, tmp_path: Path) -> No
     job = subprocess.Popen(arguments, text=True, start_new_session=True, cwd=tmp_path, **pipes)
     assert job.stdout is not None
     [*islice(job.stdout, 12)]
-    workers = children(job.pid)
+    workers = workers_of(job.pid)
     os.killpg(job.pid, signal.SIGINT)
-    _, said = job.communicate(timeout=20)
+    _, said = job.communicate(timeout=PATIENCE_S)
     assert said.count("Traceback") == 1
-    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert remaining(workers) == []
 
 
 def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,22 +175,29 @@ child = os.fork()
 if not child:
     # Whatever a fork does with its copy is no concern of the workers.
     del step, stream
-    time.sleep(30)
+    time.sleep(600)
     os._exit(0)
 print(child, flush=True)
+# The workers are looked at before they may end.
+sys.stdin.readline()
 [list(step) for _, step in zip(range(3), stream)]
 """
 
 
 def test_a_fork_of_the_trainer_holds_nothing_up(mixed: Path) -> None:
     arguments = [sys.executable, "-c", FORKING, str(mixed)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as job:
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(arguments, text=True, **pipes) as job:
+        assert job.stdin is not None
         assert job.stdout is not None
         child = psutil.Process(int(job.stdout.readline()))
-        workers = children(job.pid)
+        workers = workers_of(job.pid)
         try:
-            assert job.wait(timeout=15) == 0
-            assert psutil.wait_procs(workers, timeout=5)[1] == []
+            assert len(workers) == 1
+            job.stdin.write("\n")
+            job.stdin.flush()
+            assert job.wait(timeout=PATIENCE_S) == 0
+            assert remaining(workers) == []
             assert child.is_running()
         finally:
             child.kill()

@@ -287,9 +287,9 @@ def test_sigterm_ends_with_a_checkpoint(config: Any, tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"},
     )
     log = tmp_path / "run/log.jsonl"
-    program.poll(lambda: (log.is_file() and log.read_text()) or job.poll() is not None, 60, "a first step")
+    program.poll(lambda: (log.is_file() and log.read_text()) or job.poll() is not None, 300, "a first step")
     job.send_signal(signal.SIGTERM)
-    said = job.communicate(timeout=60)[1]
+    said = job.communicate(timeout=300)[1]
     assert job.returncode == 1
     assert "stopped on request at step" in said
     assert "Traceback" not in said

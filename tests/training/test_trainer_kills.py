@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import program
-import psutil
 import pytest
+from processes import PATIENCE_S, children, remaining
 from tiny_run import DISTILL, equal, logged, stored, train
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.long]
@@ -51,7 +51,7 @@ def trained(out: Path) -> int:
 
 def begun(job: subprocess.Popen[str], out: Path, steps: int) -> None:
     """Wait until so many steps are in the log."""
-    program.poll(lambda: trained(out) >= steps or job.poll() is not None, 120, f"step {steps}")
+    program.poll(lambda: trained(out) >= steps or job.poll() is not None, 300, f"step {steps}")
     assert job.poll() is None, "it ended before it could be killed"
 
 
@@ -65,7 +65,7 @@ def test_a_run_that_is_killed_again_and_again_is_the_calm_run(config: Any, tmp_p
             time.sleep(random.uniform(0, 0.5))
             job.kill()
     with running(out, file, 1) as job:
-        assert job.wait(timeout=90) == 0
+        assert job.wait(timeout=300) == 0
     equal(stored(tmp_path / "calm", STEPS), stored(out, STEPS))
     calm, killed = (
         [{name: value for name, value in one.items() if "time" not in name} for one in logged(where)]
@@ -80,11 +80,11 @@ def test_of_two_processes_one_is_killed_and_the_other_ends_too(config: Any, tmp_
     file, out = config(TOLD), tmp_path / "run"
     with running(out, file, 2) as job:
         begun(job, out, 2)
-        workers = [one for one in psutil.Process(job.pid).children(recursive=True) if "training.cli" in one.cmdline()]
+        workers = children(job.pid, "training.cli", recursive=True)
         assert len(workers) == 2
         workers[1].kill()
-        assert job.wait(timeout=60) != 0
-        assert psutil.wait_procs(workers, timeout=10)[1] == []
+        assert job.wait(timeout=PATIENCE_S) != 0
+        assert remaining(workers) == []
     train("distill", file, out, "latest")
     train("distill", file, tmp_path / "calm")
     equal(stored(tmp_path / "calm", STEPS), stored(out, STEPS), 1e-3)
