@@ -7,6 +7,7 @@ from collections.abc import Iterator
 _INGEST, _TRAIN = ("ingest", "bench"), ("train", "bench")
 # What an extra brings, by the name under which it is imported -> the extras that do. The core does without all of it.
 MODULES: dict[str, tuple[str, ...]] = {
+    "PIL": _TRAIN,
     "ai_edge_litert": _INGEST,
     "aiohttp": ("http",),
     "cv2": _INGEST,
@@ -15,6 +16,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ftfy": _TRAIN,
     "gcsfs": ("gcs",),
     "huggingface_hub": _TRAIN,
+    "imageio_ffmpeg": ("bench",),
     "onnxruntime": _INGEST,
     "peft": _TRAIN,
     "psutil": _INGEST,

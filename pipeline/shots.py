@@ -108,7 +108,7 @@ class TransNet:
 
         middle, whole = self.probabilities(noted())
         returns = np.ones(len(middle), np.float32)
-        if small:
+        if len(middle):
             pictures = np.concatenate(small).reshape(len(middle), -1)
             for index in np.flatnonzero(np.maximum(middle, whole) > self.threshold).tolist():
                 returns[index] = _returns(pictures, index, self.reach)
