@@ -145,7 +145,9 @@ def _pixel_crop(file: BinaryIO, place: tuple[int, int | None] | None) -> Crop | 
 
 def _boxes(file: BinaryIO, start: int, size: int | None) -> Iterator[tuple[bytes, int, int]]:
     """Boxes one after the other: (name, where the content begins, its length)."""
-    end = file.seek(0, 2) if size is None else start + size
+    end = file.seek(0, 2)
+    if size is not None:
+        end = min(end, start + size)
     at = start
     for _ in range(_MOST_ELEMENTS):
         if at + 8 > end:
@@ -157,8 +159,10 @@ def _boxes(file: BinaryIO, start: int, size: int | None) -> Iterator[tuple[bytes
             head = 16
         elif length == 0:
             length = end - at
-        if length < head:
+        if length < head or at + head > end:
             return
+        # Neither a damaged length nor a hostile one leads out of the box around it.
+        length = min(length, end - at)
         yield name, at + head, length - head
         at += length
 

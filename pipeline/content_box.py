@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 
 import av
 from av.error import FFmpegError
 
 from filters import bars
+from pipeline import video
 from pipeline.display import Box, to_rgb
-from pipeline.video import Probe, Progress, decode_error, frames, opened, unwatched
+from pipeline.packets import Decoder, Packets
+from pipeline.video import Probe, Progress, unwatched
 
 # Frames that are looked at, and the longest source that is decoded for them from end to end.
 _SPREAD, _SPREAD_BY_DECODING_S = 12, 60.0
@@ -37,7 +38,7 @@ def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.
     length_s = source.duration_s or float(_SPREAD)
     if length_s <= _SPREAD_BY_DECODING_S:
         due_s = -math.inf
-        with closing(frames(path, source, progress)) as decoded:
+        with closing(video.frames(path, source, progress)) as decoded:
             first_s = None
             for time_s, _, frame, display, _ in decoded:
                 first_s = time_s if first_s is None else first_s
@@ -47,11 +48,19 @@ def _spread(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.
                     due_s = time_s + length_s / _SPREAD
                     yield frame
         return
-    with opened(path, source.max_pixels) as (container, stream):
-        try:
-            for index in range(_SPREAD):
+    with video.opened(path, source.max_pixels) as (container, stream):
+        shape = None
+        for index in range(_SPREAD):
+            try:
                 container.seek((container.start_time or 0) + round(length_s * index / _SPREAD * av.time_base))
-                yield from islice(container.decode(stream), 1)
-                progress()
-        except FFmpegError as error:
-            raise decode_error(error, "seeking failed") from error
+            except FFmpegError as error:
+                raise video.decode_error(error, "seeking failed") from error
+            # A place that cannot be decoded says nothing; whoever reads the whole source counts what is lost.
+            packets, decoder = Packets(lambda: container.demux(stream)), Decoder(stream)
+            frame = next((frame for packet in packets for frame in decoder.frames(packet)), None)
+            progress()
+            if frame is None:
+                continue
+            shape = shape or (frame.width, frame.height)
+            if shape == (frame.width, frame.height):
+                yield frame

@@ -80,6 +80,8 @@ def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape,
                     ),
                 )
     except (FFmpegError, IndexError, ValueError) as error:
+        if isinstance(error, MemoryError):
+            raise
         raise ClipError(ErrorCode.CLIP_DAMAGED, f"a clip's mp4 cannot be read: {error}") from error
     if count != shape[0] or not count:
         raise ClipError(ErrorCode.CLIP_DAMAGED, f"a clip's mp4 holds {count} of {shape[0]} frames")

@@ -18,7 +18,7 @@ _SHORT_S = 2e-3
 # A frame that lasts longer than this, in seconds and in typical steps of its source, ends a shot: nothing was recorded,
 # or a still is shown, and a clip of either teaches nothing.
 _GAP_S, _GAP_STEPS = 1.0, 4.0
-# A source has a constant rate if this share of its steps are alike.
+# A source has a constant rate if this share of its steps are whole multiples of the usual one.
 _CONSTANT_SHARE = 0.9
 # Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
 _MICRO = 1_000_000
@@ -181,10 +181,11 @@ def missing_frames(times: NDArray[np.float64]) -> int | None:
     if not len(steps):
         return None
     usual = float(np.median(steps))
+    counts = np.rint(steps / usual)
     # Matroska rounds to 1 ms, so a step may be off by as much.
-    if np.mean(np.abs(steps - usual) <= _SHORT_S) < _CONSTANT_SHARE:
+    if np.mean(np.abs(steps - counts * usual) <= _SHORT_S) < _CONSTANT_SHARE:
         return None
-    return int(np.maximum(np.rint(steps / usual) - 1, 0).sum())
+    return int(np.maximum(counts - 1, 0).sum())
 
 
 def _gaps(times: NDArray[np.float64], end_s: float) -> NDArray[np.bool_]:

@@ -37,7 +37,7 @@ def json_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
         raise UsageError(f"the manifest {uri} is larger than {size} and would have to be read whole: save it as .jsonl")
     try:
         document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=Pairs)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the manifest {uri} is not JSON: {error}") from error
     for number, item in enumerate(_items(uri, document), 1):
         if isinstance(item, str):
@@ -54,7 +54,7 @@ def _line_rows(uri: str, lines: TextIOWrapper) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line, object_pairs_hook=Pairs)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"the manifest {uri}: line {number} is not JSON: {error}") from error
         if not isinstance(row, Pairs):
             raise UsageError(f"the manifest {uri}: line {number} is not a JSON object")

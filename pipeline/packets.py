@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -10,26 +10,36 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+# How often a demuxer may ask to be called again without giving a packet: each time it has read 64 KB.
+_MOST_IDLE = 100_000
+
 
 class Packets:
     """A file's packets up to its end, or to where it cannot be read on; then `error` says why.
 
-    What comes after the last frame may be anything: whether frames are missing is not told by this.
+    What comes after the last frame may be anything: `error` does not mean that frames are missing.
     """
 
-    def __init__(self, packets: Iterator[Packet[Any]]) -> None:
-        self._packets = packets
+    def __init__(self, demux: Callable[[], Iterator[Packet[Any]]]) -> None:
+        """`demux` goes on reading from where the file is."""
+        self._demux = demux
         self.error: FFmpegError | None = None
 
     def __iter__(self) -> Iterator[Packet[Any]]:
+        packets, idle = self._demux(), 0
         while True:
             try:
-                packet = next(self._packets, None)
+                packet = next(packets, None)
             except FFmpegError as error:
+                # Within a long stretch of damage the demuxer of MPEG-TS asks to be called again.
+                if isinstance(error, BlockingIOError) and idle < _MOST_IDLE:
+                    packets, idle = self._demux(), idle + 1
+                    continue
                 self.error = _survived(error)
                 return
             if packet is None:
                 return
+            idle = 0
             yield packet
 
 
@@ -64,6 +74,14 @@ class Decoder:
             self._waits, self.resumed_at = False, packet.pts
         self._begun = self._begun or bool(frames)
         return frames
+
+    def rest(self) -> list[av.VideoFrame]:
+        """The frames that are still inside, where the packets did not come to their end."""
+        try:
+            return self._stream.decode(None)
+        except FFmpegError as error:
+            self.error = self.error or _survived(error)
+            return []
 
     def _lose(self) -> None:
         self.lost += 1

@@ -56,7 +56,7 @@ Progress = Callable[[], object]
 
 
 def unwatched() -> None:
-    """Nobody watches."""
+    """The default `Progress`: does nothing."""
 
 
 class Decoded(NamedTuple):
@@ -88,7 +88,7 @@ class Probe:
     """What a file says of itself.
 
     `display` is how its first frame is shown, `aspect` the width to the height of a stored pixel. `clock` is what
-    its first frames show can be believed. `frames` is the count
+    times can be taken from, as the first frames show. `frames` is the count
     in the header, None where it has none. `max_pixels` is the limit that the file was probed with, and is decoded with.
     """
 
@@ -111,7 +111,7 @@ def probe(path: str | Path, max_pixels: int) -> Probe:
     """
     with opened(path, max_pixels) as (container, stream):
         _check_pixels(stream.width, stream.height, max_pixels)
-        packets, decoder = Packets(container.demux(stream)), Decoder(stream)
+        packets, decoder = Packets(lambda: container.demux(stream)), Decoder(stream)
         decoded = (frame for packet in packets for frame in decoder.frames(packet))
         frame = next(decoded, None)
         if frame is None:
@@ -157,7 +157,7 @@ def frames(
         timeline.tally = tally or timeline.tally
         shapes = _Shapes(stream, source)
         # All streams, since a container's length may be that of another one.
-        packets = Packets(container.demux() if stream.duration is None else container.demux(stream))
+        packets = Packets(lambda: container.demux() if stream.duration is None else container.demux(stream))
         decoder = Decoder(stream)
         count, furthest, reach_s = 0, -1, -math.inf
         for packet in packets:
@@ -177,6 +177,10 @@ def frames(
                 if timed is not None:
                     progress()
                     yield shapes.decoded(timed)
+        for frame in decoder.rest() if packets.error else ():
+            timed = timeline.place(frame)
+            if timed is not None:
+                yield shapes.decoded(timed)
         if not timeline.tally.decoded:
             raise _undecodable(decoder.error or packets.error)
         joined_midway = container.format.flags & _CLOCK_MAY_JUMP
@@ -217,12 +221,17 @@ def _check_end(
         raise ClipError(ErrorCode.DECODE_ERROR, text)
 
 
+# Width and height of a stored picture, and of a stored pixel the width to the height by the codec.
+_Stored = tuple[int, int, float]
+
+
 class _Shapes:
     """Says of each frame how it is shown: most are as the first one, but a stream may change its size midway."""
 
     def __init__(self, stream: VideoStream, source: Probe) -> None:
         self._codec, self._source = stream.codec_context, source
-        self._stored: tuple[int, int] | None = None
+        self._first: _Stored | None = None
+        self._stored: _Stored | None = None
         self._display = source.display
         self._gray_is_limited = self._codec.name in _LIMITED_UNLESS_SAID
 
@@ -230,11 +239,12 @@ class _Shapes:
         frame, joined = timed.frame, timed.joined
         if self._gray_is_limited and frame.color_range == ColorRange.UNSPECIFIED:
             frame.color_range = ColorRange.MPEG
-        stored = (frame.width, frame.height)
-        if self._stored is not None and stored != self._stored:
-            # What the container says holds for the shape that it names; the codec knows of the others.
-            aspect = float(self._codec.sample_aspect_ratio or self._source.aspect) or 1.0
-            display = display_of(frame, aspect, None)
+        stored = frame.width, frame.height, float(self._codec.sample_aspect_ratio or 1) or 1.0
+        if self._first is None:
+            self._first = self._stored = stored
+        if stored != self._stored:
+            # What the container says holds for the first shape; the codec knows of the others.
+            display = self._source.display if stored == self._first else display_of(frame, stored[2], None)
             _check_pixels(display.width, display.height, self._source.max_pixels)
             # The same picture in another resolution goes on.
             joined = joined and _alike(display, self._display)
@@ -271,11 +281,13 @@ def cut(
             while ahead is not None and ahead.time_s <= limit_s:
                 current, picture = ahead, None
                 ahead = next(decoded, None)
+            # Windows of an older version may begin a frame before the first one, where times of display were wrong.
+            current = current or ahead
             if current is None:
                 text = f"the file has no frame at {window.start_s:.3f} s"
                 raise ClipError(ErrorCode.DECODE_ERROR, text)
             if picture is None:
-                # Where bars are in a picture of another shape nobody knows.
+                # The bars are known of the source's own shape alone.
                 part = box if current.display == source.display else None
                 picture = to_rgb(current.frame, current.display, size, part)
             clip[point] = picture
@@ -338,7 +350,7 @@ def _timeline(container: InputContainer, stream: VideoStream, clock: Clock) -> T
 
 
 def _rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """Frames a second; raw streams have but their codec's word for it, and FFmpeg's format says 25 of each."""
+    """Frames a second; for a raw stream FFmpeg's format always says 25, so the codec is asked."""
     if container.format.flags & NO_TIMESTAMPS:
         return stream.guessed_rate or stream.average_rate
     return stream.average_rate or stream.guessed_rate

@@ -198,7 +198,7 @@ def _adapter(layer: str, parts: Mapping[str, Tensor], settings: _Settings | None
     if lacking:
         raise UsageError(f"{layer!r} lacks the matrix {lacking[0]}")
     down, up = parts["down"], parts["up"]
-    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1]:
+    if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
         raise UsageError(f"{layer!r} has matrices of {[*down.shape]} and {[*up.shape]}, which do not fit together")
     scale = _scale(layer, int(down.shape[0]), parts.get("alpha"), settings)
     if not math.isfinite(scale):

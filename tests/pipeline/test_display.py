@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, write
 
 from pipeline import video
+from pipeline.containers import crop, is_fragmented
 from pipeline.display import Display, thumbnail, to_rgb
 from pipeline.grid import Grid, shots_of
 
@@ -231,3 +232,34 @@ def test_a_camera_that_writes_exif_into_its_frames(tmp_path: Path, orientation: 
     found = first(path)
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_a_pixels_shape_that_changes_midway_and_back(tmp_path: Path) -> None:
+    parts = []
+    for number, aspect in enumerate(("1/1", "64/45", "1/1")):
+        pictures = np.stack([four_corners(160, 96)] * 25)
+        part = tmp_path / f"{number}.ts"
+        offset = 1.08 * number
+        codec = ("-c:v", "libx264", "-bf", 0, "-output_ts_offset", offset)
+        ffmpeg(*raw(pictures), "-vf", f"setsar={aspect}", *codec, part, pictures=pictures)
+        parts.append(part.read_bytes())
+    path = tmp_path / "wide.ts"
+    path.write_bytes(b"".join(parts))
+    decoded = list(video.frames(path, video.probe(path, LIMIT)))
+    assert len(decoded) == 75
+    assert {frame.display.width for frame in decoded[:24] + decoded[-24:]} == {160}
+    assert {frame.display.width for frame in decoded[26:49]} == {round(160 * 64 / 45)}
+    assert decoded[-1].display == decoded[0].display
+    assert sum(not frame.joined for frame in decoded) == 2
+
+
+def test_a_hostile_box_leads_nowhere(tmp_path: Path) -> None:
+    path = write(tmp_path / "h.mp4", [four_corners(160, 96)] * 3)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"moov") - 4
+    child = (1).to_bytes(4) + b"trak" + (2**63 - 20).to_bytes(8)
+    data[at + 8 : at + 8] = child
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4]) + len(child)).to_bytes(4)
+    path.write_bytes(data)
+    assert crop(path, "mov,mp4", track_id=1, number=0, width=160, height=96) is None
+    assert not is_fragmented(path)

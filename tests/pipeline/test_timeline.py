@@ -14,7 +14,7 @@ from numbered import LIMIT, number_of, numbered, shown, whole, write
 
 from pipeline import video
 from pipeline.display import thumbnail
-from pipeline.grid import Grid, missing_frames, shots_of, typical_step
+from pipeline.grid import Grid, Window, missing_frames, shots_of, typical_step
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 ANNEX_B = ("-bsf:v", "h264_mp4toannexb")
@@ -166,6 +166,8 @@ def test_frames_that_a_file_has_lost_are_counted() -> None:
     assert missing_frames(times) == 41
     assert missing_frames(np.round(times, 3)) == 41
     assert missing_frames(np.arange(300) / 30) == 0
+    # Many are missing: as much is said.
+    assert missing_frames(np.delete(np.arange(1500) / 25, np.s_[5::6])) == 249
     # Where the rate varies nobody can say.
     assert missing_frames(np.cumsum(np.random.default_rng(0).uniform(0.02, 0.2, 100))) is None
     assert missing_frames(np.zeros(1)) is None
@@ -226,3 +228,27 @@ def test_a_packet_that_is_refused_costs_what_depends_on_it(tmp_path: Path) -> No
     (resumed,) = [index for index, frame in enumerate(decoded) if not frame.joined]
     assert numbers[resumed] == 312
     assert missing_frames(np.array([frame.time_s for frame in decoded])) == 600 - len(numbers)
+
+
+def test_a_dropout_of_a_broadcast_costs_what_was_in_it(tmp_path: Path) -> None:
+    plain = write(tmp_path / "p.mp4", map(numbered, range(600)), options={"bf": "2", "g": "12", "sc_threshold": "0"})
+    whole_stream, path = tmp_path / "w.ts", tmp_path / "dropout.ts"
+    ffmpeg("-i", plain, "-c", "copy", whole_stream)
+    data = whole_stream.read_bytes()
+    middle = len(data) // 2 // 188 * 188
+    # More than the demuxer looks through at once, but nothing is replaced: every frame but one or two is there.
+    path.write_bytes(data[:middle] + bytes(188 * 2000) + data[middle:])
+    numbers = [
+        number_of(thumbnail(frame.frame, size=(160, 96))) for frame in video.frames(path, video.probe(path, LIMIT))
+    ]
+    assert numbers == sorted({*numbers})
+    assert len(numbers) >= 585
+    assert numbers[-1] == 599
+
+
+def test_windows_of_an_older_version_begin_with_the_first_frame(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mkv", map(numbered, range(60)), pts=range(2, 62))
+    source = video.probe(path, LIMIT)
+    early = Window("x", 0.04, 2.0, 17)
+    ((_, clip),) = video.cut(video.frames(path, source), source, [early], 16.0, (160, 96))
+    assert [number_of(picture) for picture in clip[:3]] == [0, 0, 2]

@@ -12,7 +12,7 @@ from numbered import number_of
 
 from pipeline import encode
 
-CASES = Path(__file__).parents[2].parent / "shared/cases"
+CASES = Path(__file__).parents[1] / "data/cases"
 
 # Of each source: seconds, frames at 25 a second, and the number that the first one bears.
 EXPECTED: dict[str, tuple[float, int, int]] = {
