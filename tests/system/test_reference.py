@@ -77,7 +77,7 @@ def test_the_whole_program_stores_what_ffmpeg_shows(
         reference_files.make(source, folder / str(index))
     out = program.Out(tmp_path / "out")
     changes = yaml.safe_load(reference_check.RECIPE) | {"shots": "adaptive"}
-    # By name: of a folder, files are taken that a camera or an editor may have written, and no raw streams
+    # By name: the suffixes of some, such as .gif and .ogg, are not taken for videos in a folder.
     done = vdot(
         "ingest", *(folder / name for name in files), "--out", out.url, "--recipe", recipe(**changes), timeout=400
     )
