@@ -164,12 +164,14 @@ def shots_of(
 
 
 def typical_step(times: NDArray[np.float64], end_s: float) -> float:
-    """How long a frame of a source is shown, in seconds, on average over those after which there is no gap.
+    """How long a frame of a source is shown, in seconds: the mean of the steps that are near their median.
 
-    `times` and `end_s` as in `shots_of`. How long the last frame lasts counts only where it is alone: headers guess it.
+    So neither holds nor lost frames count, and time stamps that are rounded to 1 ms do no harm. `times` and `end_s` as
+    in `shots_of`; how long the last frame lasts counts only where it is alone, since headers guess it.
     """
     steps = np.diff(times) if len(times) > 1 else np.array([end_s - times[0]])
-    return float(steps[~_gaps(times, end_s)[: len(steps)]].mean())
+    usual = float(np.median(steps))
+    return float(steps[np.abs(steps - usual) <= usual / 2].mean())
 
 
 def missing_frames(times: NDArray[np.float64]) -> int | None:

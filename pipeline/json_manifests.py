@@ -35,8 +35,9 @@ def json_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
     if len(data) > MOST_JSON_BYTES:
         size = f"{MOST_JSON_BYTES // 10**6} MB"
         raise UsageError(f"the manifest {uri} is larger than {size} and would have to be read whole: save it as .jsonl")
+    text = data.decode("utf-8-sig")
     try:
-        document = json.loads(data.decode("utf-8-sig"), object_pairs_hook=Pairs)
+        document = json.loads(text, object_pairs_hook=Pairs)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the manifest {uri} is not JSON: {error}") from error
     for number, item in enumerate(_items(uri, document), 1):

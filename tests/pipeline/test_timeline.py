@@ -252,3 +252,11 @@ def test_windows_of_an_older_version_begin_with_the_first_frame(tmp_path: Path) 
     early = Window("x", 0.04, 2.0, 17)
     ((_, clip),) = video.cut(video.frames(path, source), source, [early], 16.0, (160, 96))
     assert [number_of(picture) for picture in clip[:3]] == [0, 0, 2]
+
+
+def test_the_typical_rate_of_a_recording_that_holds() -> None:
+    steps = np.full(300, 1 / 30)
+    steps[::20] = 0.6
+    times = np.cumsum(steps)
+    assert 1 / typical_step(times, times[-1] + 1 / 30) == pytest.approx(30)
+    assert 1 / typical_step(np.round(np.arange(300) * 1001 / 30000, 3), 10.1) == pytest.approx(29.97, abs=0.02)
