@@ -170,7 +170,8 @@ def typical_step(times: NDArray[np.float64], end_s: float) -> float:
     in `shots_of`; how long the last frame lasts counts only where it is alone, since headers guess it.
     """
     steps = np.diff(times) if len(times) > 1 else np.array([end_s - times[0]])
-    usual = float(np.median(steps))
+    # One of the steps, not the mean of two: that may lie far from both.
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     return float(steps[np.abs(steps - usual) <= usual / 2].mean())
 
 

@@ -260,3 +260,5 @@ def test_the_typical_rate_of_a_recording_that_holds() -> None:
     times = np.cumsum(steps)
     assert 1 / typical_step(times, times[-1] + 1 / 30) == pytest.approx(30)
     assert 1 / typical_step(np.round(np.arange(300) * 1001 / 30000, 3), 10.1) == pytest.approx(29.97, abs=0.02)
+    assert typical_step(np.array([0.0, 0.1, 5.0]), 5.1) == pytest.approx(0.1)
+    assert typical_step(np.array([0.0, 4.0]), 5.1) == 4.0
