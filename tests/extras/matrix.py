@@ -106,8 +106,10 @@ def _say(line: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, help="a folder, kept")
-    parser.add_argument("sets", nargs="*", choices=[*installations.OWNS, []], default=list(installations.OWNS))
+    parser.add_argument("sets", nargs="*", help=f"of {', '.join(installations.OWNS)}; all of them if none is named")
     arguments = parser.parse_args()
+    if unknown := {*arguments.sets} - {*installations.OWNS}:
+        parser.error(f"there is no set {sorted(unknown)[0]!r}")
     # A terminal's size and colours are no part of what the programs say.
     os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
-    sys.exit(main(arguments.sets, arguments.wheels))
+    sys.exit(main(arguments.sets or [*installations.OWNS], arguments.wheels))
