@@ -194,7 +194,7 @@ def _source_text(facts: Facts) -> Iterator[str]:
         )
     yield from _frames_text(source)
     if source["detector"]:
-        yield f"{facts['shots']} shots, found by {source['detector']}"
+        yield f"Shots: {facts['shots']}, found by {source['detector']}"
     yield from _why(facts["verdict"])
     if source["licence"]:
         yield f"Licence: {source['licence']}"
@@ -215,7 +215,7 @@ def _frames_text(source: Facts) -> Iterator[str]:
     if count is None:
         return
     few = max(_FEW_FRAMES, count / 100)
-    yield f"{count} frames were decoded"
+    yield f"Decoded frames: {count}"
     if (source["source_frames_unused"] or 0) > few:
         yield f"{source['source_frames_unused']} of them are not used: their time stamps repeat or go back."
     if (source["source_frames_missing"] or 0) > few:

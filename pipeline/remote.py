@@ -134,6 +134,8 @@ def said(error: BaseException) -> str:
         from pipeline.web import answer
 
         return answer(error)
+    if aiohttp is not None and isinstance(error, aiohttp.ClientPayloadError):
+        return "the server broke off before it had sent the whole file"
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
