@@ -48,7 +48,7 @@ ADVICE: dict[ErrorCode, str] = {
         "`limits.memory_mb` or give the node more memory, then `vdot-data retry`."
     ),
     ErrorCode.WORKER_DIED: "It took several workers down (often memory): look at the node's log, then retry.",
-    ErrorCode.STORAGE_ERROR: "A store or server kept failing, or stored bytes are damaged: see `vdot-data verify`; retry.",
+    ErrorCode.STORAGE_ERROR: "A store or server kept failing: retry later. Or bytes are damaged: `vdot-data verify`.",
     ErrorCode.RULE_ERROR: "A rule cannot take this clip's values: mend it (TRY_CAST), then `vdot-data retry --recipe`.",
     ErrorCode.INTERNAL_ERROR: "A defect of vdot-data: please report it with the text of `vdot-data explain`.",
 }
