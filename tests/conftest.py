@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from hypothesis import settings
 # How long an example takes is a matter of what else the machine does.
 settings.register_profile("vdot", deadline=None)
 settings.load_profile("vdot")
+# A shell ignores Ctrl-C in what it starts in the background, and programs hand that down to what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

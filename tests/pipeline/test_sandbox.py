@@ -229,7 +229,7 @@ def test_ticks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sent) == 1
 
 
-@pytest.mark.parametrize("frame_s", [0.03, 60])
+@pytest.mark.parametrize("frame_s", [pytest.param(0.03, marks=pytest.mark.long), 60])
 def test_a_long_way_to_the_first_clip_is_no_hang(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, frame_s: float
 ) -> None:
@@ -273,7 +273,9 @@ def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -
     assert len(list(sandbox.stream(f"{HERE}:count", 3))) == 3
 
 
-@pytest.mark.parametrize(("name", "seconds"), [("sleep", 10.0), ("hold_the_lock", 60.0)])
+@pytest.mark.parametrize(
+    ("name", "seconds"), [("sleep", 10.0), pytest.param("hold_the_lock", 60.0, marks=pytest.mark.long)]
+)
 def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
     script = (
         f"import sys, time; from pipeline.sandbox import Sandbox; from {HERE} import warm\n"

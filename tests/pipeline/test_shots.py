@@ -41,7 +41,13 @@ def cuts(shots: list[tuple[int, int]]) -> list[int]:
     return [first for first, _ in shots[1:]]
 
 
-@pytest.mark.parametrize("name", KNOWN)
+# The others take seconds each.
+SHORT = ("d_cuts3.mp4", "d_flash.mp4", "d_shake.mp4")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in KNOWN]
+)
 def test_known_cuts_are_found_and_no_others(transnet: TransNet, name: str) -> None:
     for finder in (transnet, Adaptive()):
         shots = finder([thumbs(name)])
@@ -108,7 +114,7 @@ def pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "count", [1, 50, 75, 76, 101, pytest.param(175, marks=pytest.mark.long), pytest.param(312, marks=pytest.mark.long)]
+    "count", [1, 50, 101, *(pytest.param(count, marks=pytest.mark.long) for count in (75, 76, 175, 312))]
 )
 def test_pieces_make_no_difference(transnet: TransNet, count: int) -> None:
     rng = np.random.default_rng(count)
@@ -129,14 +135,14 @@ def test_few_frames_are_held(transnet: TransNet) -> None:
 
         def film(held: list[weakref.ref[np.ndarray]] = held) -> Iterator[np.ndarray]:
             nonlocal most
-            for seed in range(12):
+            for seed in range(6):
                 piece = scene(seed, 40)
                 held.append(weakref.ref(piece))
                 yield piece
                 del piece
                 most = max(most, sum(reference() is not None for reference in held))
 
-        assert len(finder(film())) == 12
+        assert len(finder(film())) == 6
         assert most <= 3
 
 

@@ -63,6 +63,7 @@ def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_odd_keys_are_ingested_explained_and_known_again(
     s3: Any, vdot: Any, recipe: Any, address: str, tmp_path: Path
 ) -> None:

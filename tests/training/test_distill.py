@@ -39,6 +39,7 @@ def test_two_and_two_steps_are_four(method: str, config: Any, tmp_path: Path) ->
     assert [one["step"] for one in whole] == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["distill", *LONG])
 def test_two_processes_are_one(method: str, config: Any, tmp_path: Path) -> None:
     command, told, changes = options(method)
