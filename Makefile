@@ -35,10 +35,11 @@ test-long: .venv/dev
 extras: .venv/dev
 	$(BIN)/python tests/extras/matrix.py
 
-# A stamp per set of extras: an install is done again when the metadata or the tested versions change.
+# A stamp per set of extras: an install is done again when the metadata or the tested versions change. Python compiles
+# what it imports; compiling all of it ahead takes as long as installing it.
 .venv/%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS_$*)]'
 	touch $@
 
 clean:
