@@ -11,7 +11,7 @@ EXTRAS_dev := dev
 
 demo: .venv/demo
 	$(BIN)/vdot-data weights
-	$(BIN)/python -m pipeline.demo demo
+	$(BIN)/python -m pipeline.cli.demo demo
 
 # From the shards of the demonstration to a tiny student, and a video that it makes in four steps.
 demo-train: demo .venv/demo-train

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Picture, Signal, Weight
-from annotators.carry import Carrier
+from annotators.motion.propagation import Carrier
 from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight
-from annotators.tflite import Floats, Network, SquareView, sigmoid, weighted_nms
+from annotators.networks.tflite import Floats, Network, SquareView, sigmoid, weighted_nms
 
 _SIDE = 192
 # One anchor in the centre of each cell of a grid.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Signal, Weight
-from annotators.dis import Dis, grey
+from annotators.motion.dis_flow import Dis, grey
 from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]

@@ -10,9 +10,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators import onnx, tflite, weights
+from annotators import weights
 from annotators.base import Annotation, Frames, Picture, Signal, Weight
-from annotators.carry import Carrier
+from annotators.motion.propagation import Carrier
+from annotators.networks import onnx, tflite
 from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 
 from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight, spread
-from annotators.efficientnet import WEIGHT, EfficientNet
+from annotators.networks.efficientnet import WEIGHT, EfficientNet
 
 # Frames of a clip that are looked at.
 _LOOKS = 8

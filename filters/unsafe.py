@@ -9,7 +9,7 @@ import numpy as np
 
 from annotators import weights
 from annotators.base import Frames, Signal, Value, Weight, spread
-from annotators.onnx import Network
+from annotators.networks.onnx import Network
 from annotators.opencv import cv2
 
 # Pictures of a clip that are looked at.

@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 from annotators.weights import MissingWeights
 from pipeline import extras
 from pipeline.errors import RunError, UsageError
-from pipeline.remote import StorageError
+from pipeline.storage.object_store import StorageError
 
 console = Console(stderr=True)
 app = typer.Typer(
@@ -37,17 +37,17 @@ Trained = Annotated[Path, typer.Argument(help="A run, a checkpoint of one, or an
 @app.command()
 def teach(config: Config, out: Out, resume: Resume = None) -> None:
     """Train a VACE model by flow matching, from scratch or from a checkpoint."""
-    from training import run
+    from training import commands
 
-    run.teach(config, out, resume)
+    commands.teach(config, out, resume)
 
 
 @app.command()
 def distill(config: Config, out: Out, resume: Resume = None) -> None:
     """Distil a VACE model into a few steps: distribution matching, optimal transport and a discriminator."""
-    from training import run
+    from training import commands
 
-    run.distill(config, out, resume)
+    commands.distill(config, out, resume)
 
 
 @app.command()
@@ -61,9 +61,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """What a run needs of each GPU's memory, before anything is loaded."""
-    from training import run
+    from training import commands
 
-    made = run.planned(config, teaching, devices)
+    made = commands.planned(config, teaching, devices)
     for part in made.parts:
         console.print(f"{part.size / 1e9:8.2f} GB  {part.name} ({part.of})", highlight=False, soft_wrap=True)
     bucket = made.bucket
@@ -98,9 +98,9 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
 ) -> None:
     """Make a video with a trained model, by the schedule that is stored with it."""
-    from training import run
+    from training import commands
 
-    run.sample(trained, out, prompt, video, mask, reference or [], (frames, height, width), seed)
+    commands.sample(trained, out, prompt, video, mask, reference or [], (frames, height, width), seed)
 
 
 @app.command()
@@ -110,9 +110,9 @@ def export(
     lora: Annotated[bool, typer.Option("--lora", help="The adapters alone.")] = False,
 ) -> None:
     """Write a trained model for others: a folder that `WanVACEPipeline.from_pretrained` loads, with a model card."""
-    from training import run
+    from training import commands
 
-    run.export(trained, out, lora)
+    commands.export(trained, out, lora)
 
 
 @app.command()
@@ -127,7 +127,7 @@ def convert(
 ) -> None:
     """Rename a transformer's weights, or adapters: those of the original VACE release (ComfyUI, LightX2V, DiffSynth) as
     diffusers has them, and the other way round."""
-    from training import conversion
+    from training.export import conversion
 
     conversion.convert(weights, out)
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import UsageError
-from pipeline.strict import Strict, content, mapping, validated
+from pipeline.formats.strict_yaml import Strict, content, mapping, validated
+from training.diffusion.schedule import Levels, Schedule
 from training.objectives.ot import Transport
-from training.schedule import Levels, Schedule
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]

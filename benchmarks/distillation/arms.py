@@ -8,8 +8,8 @@ from typing import Literal
 from benchmarks.distillation.control import Pooled
 from benchmarks.distillation.sizes import Size
 from training.config import Adversary, Average, Data, Distill, Model, Optimizer
-from training.distill import Distillation
 from training.objectives.ot import Transport
+from training.trainer.distill import Distillation
 
 # What belongs to a run from files; here the study makes it.
 MODEL = Model(folder="made by the study", dtype="float32", activation_checkpointing=False, text_tokens=8)

@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from benchmarks.distillation import scenes
 from benchmarks.distillation.scenes import FRAMES, SIDE, Scene
-from pipeline.decode import planar
 from pipeline.errors import UsageError
-from pipeline.mixture import HELD_OUT, TRAIN
-from training import vcu
-from training.stream import Stream
+from pipeline.formats.clip_decode import planar
+from pipeline.mixture.mixture import HELD_OUT, TRAIN
+from training.data.stream import Stream
+from training.encoding import vcu
 
 # The shorter side that a clip is brought to before crops are cut.
 _SCALE = 2 * SIDE

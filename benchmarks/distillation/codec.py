@@ -45,7 +45,7 @@ class Codec:
     rest: Part
 
     def encode(self, clips: Tensor) -> Tensor:
-        """An `Encode` of training.vcu."""
+        """An `Encode` of training.encoding.vcu."""
         # What is missing in a clip is made on the CPU.
         clips = clips.to(self.first.mean.device)
         found = [self.first.numbers(_patches(clips[:, :, :1], 1))]

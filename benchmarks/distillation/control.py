@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from training.distill import Distillation
 from training.objectives.published import FACTOR, TRANSPORT, unit
-from training.signals import Signals
+from training.trainer.distill import Distillation
+from training.trainer.metrics import Signals
 
 
 class Pooled(Distillation):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from benchmarks.distillation.codec import Codec
 from benchmarks.distillation.scenes import Scene
-from pipeline.mixture import Bucket
-from training import draws, vcu
-from training.examples import Example, padded
-from training.models import Conditions
+from pipeline.mixture.mixture import Bucket
+from training.diffusion import seeded_random
+from training.encoding import vcu
+from training.encoding.examples import Example, padded
+from training.models.networks import Conditions
 
 TEXT_DIM, TEXT_TOKENS = 32, 8
 # What a network is asked for: to follow a depth track, or to fill a hole. Each batch is of one of them.
@@ -29,7 +30,7 @@ def pixels(scenes: Sequence[Scene]) -> Tensor:
 
 def embedded(caption: str) -> Tensor:
     """A caption as [1, tokens, dim]: for each word a vector that follows from its letters, zeros after the last."""
-    words = [draws.normal((1, TEXT_DIM), torch.device("cpu"), 0, "word", word) for word in caption.split()]
+    words = [seeded_random.normal((1, TEXT_DIM), torch.device("cpu"), 0, "word", word) for word in caption.split()]
     return padded(torch.cat([torch.zeros(0, TEXT_DIM), *words]), TEXT_TOKENS)
 
 
@@ -73,9 +74,9 @@ class Corpus:
 
     def example(self, seed: int, position: int, size: int, drop: float = 0.0) -> Example:
         """The batch at a position of the order of a seed; a share `drop` of its captions is left out."""
-        task = TASKS[draws.integer(len(TASKS), seed, "task", position)]
-        rows = torch.randint(len(self), (size,), generator=draws.generator(seed, "clips", position))
-        dropped = draws.uniform(size, seed, "caption", position) < drop
+        task = TASKS[seeded_random.integer(len(TASKS), seed, "task", position)]
+        rows = torch.randint(len(self), (size,), generator=seeded_random.generator(seed, "clips", position))
+        dropped = seeded_random.uniform(size, seed, "caption", position) < drop
         text = torch.where(dropped.to(self._device)[:, None, None], self.empty, self.text[rows])
         _, length, height, width = self.clips.shape[1:]
         bucket = Bucket("scenes", task, length, height, width, 0)

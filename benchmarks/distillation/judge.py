@@ -12,7 +12,7 @@ from benchmarks.distillation import metrics
 from benchmarks.distillation.codec import Codec
 from benchmarks.distillation.corpus import Corpus, task_of
 from benchmarks.distillation.sizes import Size
-from training import vcu
+from training.encoding import vcu
 
 PRIMARY = "teacher/features/mmd_rbf"
 _CHUNK = 64

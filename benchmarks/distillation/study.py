@@ -33,14 +33,14 @@ from benchmarks.distillation.single import write
 from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.teacher import Sampler, few, many, taught
 from pipeline.errors import UsageError
-from pipeline.mixture import read
-from training.assemble import Networks, judging
+from pipeline.mixture.mixture import read
 from training.config import Distill
-from training.distill import Distillation
-from training.models import Denoiser
-from training.parallel import World
-from training.schedule import Schedule
-from training.signals import Signals
+from training.diffusion.schedule import Schedule
+from training.distributed import World
+from training.models.assemble import Networks, judging
+from training.models.networks import Denoiser
+from training.trainer.distill import Distillation
+from training.trainer.metrics import Signals
 
 # Seeds of the teacher's own noise: apart from those of the arms.
 _REFERENCE, _FLOOR = 1000, 2000

@@ -15,14 +15,16 @@ from benchmarks.distillation.arms import DATA, MODEL
 from benchmarks.distillation.corpus import TEXT_DIM, Corpus
 from benchmarks.distillation.single import write
 from benchmarks.distillation.sizes import Size
-from training import draws, model_folder, models
 from training.config import Average, Optimizer, Teach
-from training.models import Conditions, Denoiser
-from training.parallel import World
-from training.rollout import integrate, rollout
-from training.schedule import Schedule
-from training.signals import Signals
-from training.teach import Teaching
+from training.diffusion import seeded_random
+from training.diffusion.schedule import Schedule
+from training.distributed import World
+from training.models import folder as model_folder
+from training.models import networks
+from training.models.networks import Conditions, Denoiser
+from training.sampling.rollout import integrate, rollout
+from training.trainer.metrics import Signals
+from training.trainer.teach import Teaching
 
 # The share of captions that it learns without, which guidance needs.
 _DROPPED = 0.15
@@ -34,7 +36,7 @@ def taught(size: Size, corpus: Corpus, folder: Path, device: torch.device, say: 
     place = folder / "teacher"
     if not place.is_dir():
         _train(size, corpus, place, device, say)
-    return Denoiser(models.load(place, torch.float32).to(device), torch.float32)
+    return Denoiser(networks.load(place, torch.float32).to(device), torch.float32)
 
 
 def _train(size: Size, corpus: Corpus, place: Path, device: torch.device, say: Callable[[str], None]) -> None:
@@ -84,7 +86,7 @@ def _scratch(size: Size) -> Any:
         vace_in_channels=96,
         rope_max_seq_len=64,
     )
-    return models.silenced(made).eval()
+    return networks.silenced(made).eval()
 
 
 class Sampler:
@@ -114,7 +116,7 @@ def few(network: Denoiser, schedule: Schedule) -> Callable[[Conditions, int, str
 
     def make(conditions: Conditions, seed: int, what: str) -> Tensor:
         def noise(step: int) -> Tensor:
-            return draws.normal(conditions.shape, conditions.context.device, seed, "sample", what, step)
+            return seeded_random.normal(conditions.shape, conditions.context.device, seed, "sample", what, step)
 
         return rollout(network, conditions, schedule, noise)
 
@@ -125,7 +127,7 @@ def many(network: Denoiser, empty: Tensor, steps: int, cfg: float) -> Callable[[
     """Samples of a teacher, guided, in so many steps of Euler's method."""
 
     def make(conditions: Conditions, seed: int, what: str) -> Tensor:
-        noise = draws.normal(conditions.shape, conditions.context.device, seed, "sample", what, 0)
+        noise = seeded_random.normal(conditions.shape, conditions.context.device, seed, "sample", what, 0)
         return integrate(network, conditions, empty, noise, steps=steps, shift=_SHIFT, cfg=cfg)
 
     return make

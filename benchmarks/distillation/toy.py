@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.flow import noised
+from training.diffusion.flow_matching import noised
+from training.diffusion.schedule import Levels
 from training.objectives import dmd, ot
 from training.objectives.ot import Transport
-from training.schedule import Levels
 
 _MODES, _RADIUS, _WIDTH, _NUMBERS = 8, 4.0, 0.3, 4
 # Points of the student: as many tokens of a frame.

@@ -14,8 +14,8 @@ from benchmarks.graded.faults import FAULTS
 from benchmarks.graded.report import report, table
 from benchmarks.graded.sources import clean
 from benchmarks.graded.study import Study, halves
-from pipeline import recipe as recipes
 from pipeline.errors import UsageError
+from pipeline.recipe import recipe as recipes
 
 __all__ = ["measure", "table"]
 

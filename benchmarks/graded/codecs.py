@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from annotators.base import Frames
-from pipeline import encode
+from pipeline.formats import clip_encode
 
 
 def x264(frames: Frames, crf: float, preset: str = "medium") -> Frames:
@@ -29,7 +29,7 @@ def _through(frames: Frames, codec: str, options: dict[str, str]) -> Frames:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for picture in encode._yuv(frames):
+        for picture in clip_encode._yuv(frames):
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     buffer.seek(0)

@@ -13,11 +13,11 @@ import numpy as np
 from benchmarks.graded.faults import FAULTS, Fault, Kind
 from benchmarks.graded.sources import HALVES
 from benchmarks.graded.study import STANDS, UNTOUCHED, Measured, Values
-from filters.rules import SQL_TYPES, columns_of, connect, named
-from pipeline import registry
-from pipeline.dedup import THRESHOLD
-from pipeline.recipe import Recipe
-from pipeline.shots import Evidence, TransNet
+from pipeline.curation.dedup import THRESHOLD
+from pipeline.recipe import registry
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.rules import SQL_TYPES, columns_of, connect, named
+from pipeline.video.shots import Evidence, TransNet
 
 # The normal quantile of a 95 % interval.
 _Z = 1.96

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 
 from annotators.base import Frames
-from pipeline import video
-from pipeline.display import Display, thumbnail, to_rgb
 from pipeline.errors import UsageError
-from pipeline.grid import Grid, shots_of
-from pipeline.shots import Adaptive
-from pipeline.video import Probe
+from pipeline.video.display import Display, thumbnail, to_rgb
+from pipeline.video.frames import cut_windows, read_frames
+from pipeline.video.grid import Grid, shots_of
+from pipeline.video.probe import Probe, probe_video
+from pipeline.video.shots import Adaptive
 
 FRAMES = 33
 """Frames of a piece: the fewest that a clip has."""
@@ -72,7 +72,7 @@ class Material:
 
 
 def clean(folder: Path) -> list[Source]:
-    """The clean clips of a labelled folder (see `benchmarks.accuracy`), in order of their names.
+    """The clean clips of a labelled folder (see `benchmarks.ingest.accuracy`), in order of their names.
 
     Raises `UsageError` for a folder without labels, or with fewer than one clean clip for each half.
     """
@@ -102,8 +102,8 @@ def _half(name: str) -> str:
 
 def load(source: Source) -> Material | None:
     """What to measure a source on, or None where no shot is long enough for a clip."""
-    probe = video.probe(source.path, _PIXELS)
-    with closing(video.frames(source.path, probe)) as frames:
+    probe = probe_video(source.path, _PIXELS)
+    with closing(read_frames(source.path, probe)) as frames:
         decoded = list(islice(frames, _MOST_FRAMES))
     times = np.array([one.time_s for one in decoded])
     joined = np.array([one.joined for one in decoded])
@@ -116,7 +116,7 @@ def load(source: Source) -> Material | None:
         return None
     # The middle one, and the first one if there is another.
     chosen = list({window.clip_id: window for window in (windows[len(windows) // 2], windows[0])}.values())
-    cut = video.cut(iter(decoded), probe, chosen, GRID.fps, _kept_size(probe))
+    cut = cut_windows(iter(decoded), probe, chosen, GRID.fps, _kept_size(probe))
     pieces = {window.clip_id: frames for window, frames in cut}
     first, last = max(ranges, key=lambda shot: shot[1] - shot[0])
     begin = max(first, (first + last + 1 - SHOT_FRAMES) // 2)

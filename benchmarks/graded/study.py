@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from annotators.base import Annotator, Filter, Frames
-from annotators.likeness import Likeness
+from annotators.networks.picture_embedding import Likeness
 from benchmarks.graded import codecs
 from benchmarks.graded.faults import FAULTS, Fault, Kind, Scene
 from benchmarks.graded.sources import GRID, HALVES, Material, Source, load, on_grid, thumbnails
-from pipeline import contract, registry
-from pipeline.disk import complete_file
-from pipeline.shots import Evidence, TransNet
+from pipeline.recipe import output_checks, registry
+from pipeline.storage.atomic import complete_file
+from pipeline.video.shots import Evidence, TransNet
 
 # The sources of each half that faults are made from, at most, and those that dear ones are made from.
 _MOST, _DEAR = 12, 6
@@ -141,9 +141,9 @@ class Study:
         for name in names:
             maker = self._maker(name)
             if name in _annotators():
-                values |= contract.annotate(maker, frames, GRID.fps, {}).signals
+                values |= output_checks.annotate(maker, frames, GRID.fps, {}).signals
             else:
-                values |= contract.measure(maker, frames, GRID.fps)
+                values |= output_checks.measure(maker, frames, GRID.fps)
         return values
 
     def _maker(self, name: str) -> Any:

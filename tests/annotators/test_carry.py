@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from annotators.carry import Carrier
+from annotators.motion.propagation import Carrier
 
 
 def texture(height: int = 120, width: int = 200) -> np.ndarray:

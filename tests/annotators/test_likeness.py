@@ -9,8 +9,9 @@ import real_clips
 import small_videos
 
 from annotators.base import Frames
-from annotators.likeness import SIZE, Likeness
-from pipeline import encode
+from annotators.networks.picture_embedding import SIZE, Likeness
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_clip
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def cosine(likeness: Likeness, one: Frames, other: Frames) -> float:
 def copies(frames: Frames) -> dict[str, Frames]:
     height, width = frames.shape[1] // 20 * 2, frames.shape[2] // 20 * 2
     return {
-        "re-encoded": encode.decode(encode.encode(frames, 16.0, 34)),
+        "re-encoded": decode_clip(encode_clip(frames, 16.0, 34)),
         "cropped": np.ascontiguousarray(frames[:, height // 2 : -height // 2, width // 2 : -width // 2]),
         "mirrored": np.ascontiguousarray(frames[:, :, ::-1]),
         "half the size": np.stack([cv2.resize(frame, None, fx=0.5, fy=0.5) for frame in frames]),

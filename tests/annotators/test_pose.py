@@ -12,10 +12,10 @@ import pytest
 import real_clips
 from numpy.typing import NDArray
 
-from annotators.pose import Pose
-from annotators.pose_drawing import KEYPOINTS, draw_people
-from annotators.pose_model import Roi, _anchors
-from annotators.tflite import weighted_nms
+from annotators.networks.tflite import weighted_nms
+from annotators.pose.annotator import Pose
+from annotators.pose.drawing import KEYPOINTS, draw_people
+from annotators.pose.networks import Roi, _anchors
 
 
 @pytest.fixture(scope="module")

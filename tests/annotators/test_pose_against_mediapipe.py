@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import real_clips
 
-from annotators.pose import _LANDMARK_OF, Pose
+from annotators.pose.annotator import _LANDMARK_OF, Pose
 
 pytestmark = pytest.mark.long
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotators.pose_smoothing import smoothed, trembling
+from annotators.pose.smoothing import smoothed, trembling
 
 
 def course(frames: int, acceleration: float = 0.0, speed: float = 3.0) -> np.ndarray:

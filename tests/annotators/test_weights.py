@@ -11,7 +11,7 @@ import pytest
 
 from annotators import weights
 from annotators.base import Weight
-from annotators.pose import Pose
+from annotators.pose.annotator import Pose
 
 CONTENT = b"a very small network"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

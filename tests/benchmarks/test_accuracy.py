@@ -11,7 +11,7 @@ import pytest
 import small_videos
 import yaml
 
-from benchmarks.accuracy import _duplicates, _Label, _labels, _words, measure, table
+from benchmarks.ingest.accuracy import _duplicates, _Label, _labels, _words, measure, table
 from pipeline.errors import UsageError
 
 

@@ -14,7 +14,7 @@ from benchmarks.distillation.arms import ARMS, settings  # noqa: E402
 from benchmarks.distillation.control import Pooled  # noqa: E402
 from benchmarks.distillation.sizes import SIZES  # noqa: E402
 from training.objectives import published  # noqa: E402
-from training.signals import Signals  # noqa: E402
+from training.trainer.metrics import Signals  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

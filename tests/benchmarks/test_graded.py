@@ -19,8 +19,8 @@ from benchmarks.graded.faults import FAULTS, Fault, Kind, Scene
 from benchmarks.graded.report import share
 from benchmarks.graded.sources import clean, on_grid
 from benchmarks.graded.study import Study
-from pipeline import registry
 from pipeline.errors import UsageError
+from pipeline.recipe import registry
 
 FPS = 16.0
 NAME = operator.attrgetter("name")

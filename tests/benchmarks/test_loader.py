@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.loader import measure
-from benchmarks.loader_job import indices, payload
+from benchmarks.loaders.job import indices, payload
+from benchmarks.loaders.loader import measure
 from pipeline.errors import UsageError
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ffmpeg, mutants
-from benchmarks.mutations import MUTATIONS, mutated
+from benchmarks import ffmpeg
+from benchmarks.ingest import mutants
+from benchmarks.ingest.mutations import MUTATIONS, mutated
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -13,8 +13,8 @@ pytest.importorskip("diffusers")
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from training import draws
-from training.schedule import Schedule
+from training.diffusion import seeded_random
+from training.diffusion.schedule import Schedule
 
 CONFIG = """
 model: {folder: any, dtype: float32, text_tokens: 8, activation_checkpointing: %s%s}
@@ -39,7 +39,7 @@ def measured(tmp_path: Path, more: str = "", checkpointing: str = "false") -> di
 def test_passes_and_operations_are_those_of_the_loop(tmp_path: Path) -> None:
     told = measured(tmp_path)
     # Steps 2 and 3, the first of which updates the student too.
-    last = {number: draws.integer(Schedule().steps, 0, "last", number) for number in (2, 3)}
+    last = {number: seeded_random.integer(Schedule().steps, 0, "last", number) for number in (2, 3)}
     alone = {"passed": last[3] + 1, "learnt": 1}
     # Besides a rollout without gradients and the fake score's own pass, a rollout whose end is learnt by, the fake
     # score, and the teacher twice.

@@ -22,7 +22,7 @@ import tiny_run
 import yaml
 from installation import Installation, MatrixError
 
-from pipeline.mixture import Step
+from pipeline.mixture.mixture import Step
 
 # Every filter that needs no weights.
 _FILTERS = ["black", "borders", "contrast", "luma", "noise", "sharpness", "stillness"]

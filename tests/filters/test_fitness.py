@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.blueprint import Blueprint
 from pipeline.errors import UsageError
-from pipeline.recipe import default_text, parse
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import default_text, parse
 
 DEFAULT = parse(default_text(), "default.yaml")
 RULES = Blueprint.ingest(DEFAULT, ()).rules()

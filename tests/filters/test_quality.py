@@ -18,11 +18,12 @@ from filters.colour import Colour
 from filters.exposure import Luma
 from filters.flicker import Flicker
 from filters.noise import Noise
-from filters.rules import Rules
 from filters.sharpness import Sharpness
 from filters.stillness import Stillness
-from pipeline import encode
-from pipeline.recipe import default_text, parse
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.recipe.recipe import default_text, parse
+from pipeline.recipe.rules import Rules
 
 FPS = 16.0
 RNG = np.random.default_rng(5)
@@ -140,12 +141,12 @@ def test_where_nothing_can_be_tracked_there_is_no_camera(frames: Any) -> None:
 
 
 def test_a_held_picture_and_a_slideshow_after_a_codec() -> None:
-    held = encode.decode(encode.encode(np.stack([scene()] * 40), FPS))
+    held = decode_clip(encode_clip(np.stack([scene()] * 40), FPS))
     found = of(Stillness(), held)
     assert found["frozen"] > 0.95
     assert found["slides"] == 1
     slides = np.concatenate([np.stack([scene(seed=seed)] * 16) for seed in (1, 2, 3)])
-    found = of(Stillness(), encode.decode(encode.encode(slides, FPS)))
+    found = of(Stillness(), decode_clip(encode_clip(slides, FPS)))
     assert found["frozen"] > 0.9
     assert found["slides"] == 3
     assert of(Stillness(), filmed([(0.5, 0.0, 1.0)] * 30)) == {"frozen": 0.0, "slides": 0}
@@ -252,7 +253,7 @@ def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque)
     def score(frames: Any) -> float:
         return float(of(brisque, frames)["brisque"])
 
-    coded = [score(encode.decode(encode.encode(clean, FPS, crf))) for crf in (20, 34, 46)]
+    coded = [score(decode_clip(encode_clip(clean, FPS, crf))) for crf in (20, 34, 46)]
     assert coded == sorted(coded)
     assert coded[2] > coded[0] + 15
     noisy = np.clip(clean + np.random.default_rng(0).normal(0, 25, clean.shape), 0, 255).astype(np.uint8)
@@ -262,7 +263,7 @@ def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque)
 
 def test_blocks_show_where_bits_were_saved_and_a_fence_is_none() -> None:
     clean = real("psychopy__intro.mp4")
-    coded = [of(Blockiness(), encode.decode(encode.encode(clean, FPS, crf)))["blockiness"] for crf in (20, 48)]
+    coded = [of(Blockiness(), decode_clip(encode_clip(clean, FPS, crf)))["blockiness"] for crf in (20, 48)]
     assert coded[0] < 0.6
     assert coded[1] > 1.0
     fence = clean.copy()

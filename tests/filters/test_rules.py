@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from filters.rules import RuleError, Rules
+from pipeline.recipe.rules import RuleError, Rules
 
 KINDS = {"luma": "float", "motion": "float", "width": "int", "licence": "str"}
 STAGES = [{"luma", "width", "licence"}, set(KINDS)]

@@ -26,8 +26,8 @@ OWNS: dict[str, tuple[str, ...]] = {
     # Annotators and filters say what they measure without what they run on, so whoever reads a dataset can ask them.
     CORE: (
         *("pipeline", "annotators", "filters"),
-        *("training.cli", "training.latents", "training.masked_latents", "training.model_folder"),
-        *("training.stored_latents", "benchmarks.cli", "benchmarks.curate"),
+        *("training.cli", "training.encoding.latents", "training.encoding.masked_latents", "training.models.folder"),
+        *("training.data.latents_file", "benchmarks.cli", "benchmarks.curation.curate"),
     ),
     "ingest": tuple(
         f"pipeline.{name}"
@@ -40,7 +40,7 @@ OWNS: dict[str, tuple[str, ...]] = {
     "bench": ("benchmarks",),
     "s3": (),
     "gcs": (),
-    "http": ("pipeline.web",),
+    "http": ("pipeline.storage.web",),
 }
 """Set -> modules and packages that only it and the sets built on it need to import."""
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
 
-from pipeline import video
 from pipeline.errors import ClipError, ErrorCode
-from pipeline.grid import Grid, shots_of
+from pipeline.video.frames import cut_windows, read_frames, read_thumbnails
+from pipeline.video.grid import Grid, shots_of
+from pipeline.video.probe import Probe, probe_video
 
 LIMIT = 1 << 26
 # Numbers are drawn as 2 rows of 5 black or white blocks that fill the picture.
@@ -82,14 +83,14 @@ def remuxed(source: Path, target: Path, **options: str) -> Path:
 
 def code_of(path: Path, limit: int = LIMIT) -> tuple[ErrorCode, str]:
     with pytest.raises(ClipError) as caught:
-        list(video.frames(path, video.probe(path, limit)))
+        list(read_frames(path, probe_video(path, limit)))
     return caught.value.code, caught.value.detail
 
 
-def whole(path: Path) -> tuple[video.Probe, np.ndarray, float]:
+def whole(path: Path) -> tuple[Probe, np.ndarray, float]:
     """Probe, timestamps and end."""
-    source = video.probe(path, LIMIT)
-    pieces = list(video.thumbnails(video.frames(path, source)))
+    source = probe_video(path, LIMIT)
+    pieces = list(read_thumbnails(read_frames(path, source)))
     return source, np.concatenate([piece.times for piece in pieces]), float(pieces[-1].ends[-1])
 
 
@@ -100,7 +101,7 @@ def shown(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, 
     size = grid.size(source.display.width, source.display.height)
     assert size is not None
     cut = {}
-    for window, clip in video.cut(video.frames(path, source), source, windows, grid.fps, size):
+    for window, clip in cut_windows(read_frames(path, source), source, windows, grid.fps, size):
         assert clip.shape == (window.frames, size[1], size[0], 3)
         cut[window.start_s] = [number_of(picture) for picture in clip]
     assert list(cut) == [window.start_s for window in windows]

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.catalog import Catalog, values
-from pipeline.fetch import Scratch
-from pipeline.shards import members
-from pipeline.storage import Folder
+from pipeline.catalog.catalog import Catalog, values
+from pipeline.formats.shards import members
+from pipeline.storage.folder import Folder
+from pipeline.storage.scratch import Scratch
 
 VDOT = Path(sys.executable).parent / "vdot-data"
 # Stands before a command so that root, too, may read no more than the modes of files allow.

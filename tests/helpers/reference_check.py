@@ -21,10 +21,13 @@ import reference_files
 from numpy.typing import NDArray
 from reference_sources import Source, coverage, sources
 
-from pipeline import cutting, decode, recipe, video
-from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError
-from pipeline.grid import shots_of
+from pipeline.formats import clip_decode
+from pipeline.recipe import recipe
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.stages import sandboxed
+from pipeline.video.frames import Thumbs
+from pipeline.video.grid import shots_of
 
 # The grid of the pipeline in all but length: a source of two seconds has several clips.
 FPS = 16
@@ -69,12 +72,12 @@ def _blueprint() -> Blueprint:
     return Blueprint.ingest(recipe.parse(RECIPE, "reference"), ())
 
 
-def stored(path: Path) -> tuple[list[float], cutting.Scanned, list[Stored]]:
+def stored(path: Path) -> tuple[list[float], sandboxed.Scanned, list[Stored]]:
     """What the pipeline makes of a file as one shot: its frames' times, what it says of the whole, and its clips."""
     blueprint = _blueprint()
-    *parts, end = cutting.scan(path, blueprint)
-    assert isinstance(end, cutting.Scanned)
-    thumbs = [part for part in parts if isinstance(part, video.Thumbs)]
+    *parts, end = sandboxed.scan(path, blueprint)
+    assert isinstance(end, sandboxed.Scanned)
+    thumbs = [part for part in parts if isinstance(part, Thumbs)]
     times = np.concatenate([part.times for part in thumbs])
     joined = np.concatenate([part.joined for part in thumbs])
     grid = blueprint.recipe.grid
@@ -83,9 +86,9 @@ def stored(path: Path) -> tuple[list[float], cutting.Scanned, list[Stored]]:
     size = grid.size(end.probe.display.width, end.probe.display.height)
     assert size is not None
     clips = []
-    for cut in cutting.clips(path, windows, size, None, {}, blueprint):
+    for cut in sandboxed.clips(path, windows, size, None, {}, blueprint):
         assert cut.mp4 is not None, cut.values
-        planes = decode.planar(cut.mp4, (cut.window.frames, size[1], size[0]))
+        planes = clip_decode.planar(cut.mp4, (cut.window.frames, size[1], size[0]))
         clips.append(Stored(cut.window.start_s, np.moveaxis(planes, 0, -1)))
     return times.tolist(), end, clips
 

@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import decode, encode
+from pipeline.formats import clip_decode
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_clip
 
 FRAMES = 3
 # What x264 at crf 18 and 4:2:0 may lose of a smooth picture: at its worst pixel, and on average.
@@ -30,11 +32,11 @@ def clip(width: int, height: int) -> NDArray[np.uint8]:
 def problems(width: int, height: int, folder: Path) -> list[str]:
     """What is wrong with the round trip of this shape, by reader; no reader may raise."""
     pictures = clip(width, height)
-    mp4 = encode.encode(pictures, 16.0)
-    planes = decode.planar(mp4, (FRAMES, height, width))
+    mp4 = encode_clip(pictures, 16.0)
+    planes = clip_decode.planar(mp4, (FRAMES, height, width))
     readings = {
         "planar": np.moveaxis(planes, 0, -1),
-        "decode": encode.decode(mp4),
+        "decode": decode_clip(mp4),
         "PyAV": _with_pyav(mp4),
         "OpenCV": _with_opencv(mp4, folder / "clip.mp4"),
     }

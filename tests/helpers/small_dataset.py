@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import cutting, encode, recipe
-from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog, now, values
-from pipeline.shards import ShardWriter, members
-from pipeline.storage import Folder
+from pipeline.catalog.catalog import Catalog, now, values
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.formats.shards import ShardWriter, members
+from pipeline.recipe import recipe
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.stages import sandboxed
+from pipeline.storage.folder import Folder
 
 RECIPE = """
 grid: {fps: 16, frames: 9, min_frames: 5, area: 4096, multiple: 16}
@@ -47,7 +49,7 @@ def frames(name: str, shape: tuple[int, int, int] = SIZE) -> Any:
 
 def mp4(name: str, shape: tuple[int, int, int] = SIZE) -> bytes:
     """The frames of a name as a clip's mp4."""
-    return encode.encode(frames(name, shape), 16.0, 30, "ultrafast")
+    return encode_clip(frames(name, shape), 16.0, 30, "ultrafast")
 
 
 def sample(name: str, shape: tuple[int, int, int] = SIZE) -> dict[str, bytes]:
@@ -127,7 +129,7 @@ class Dataset:
             self.source("a", "cut", "012"), self.source("b", "cut", "012"), self.source("c", "failed", **failed),
             self.source("d", "same", same_as="/videos/a.mp4"),
         )  # fmt: skip
-        strip = {name: {"jpg": cutting.strip(frames(name))} for name in ("a0", "a1", "a2", "b0", "b2")}
+        strip = {name: {"jpg": sandboxed.strip(frames(name))} for name in ("a0", "a1", "a2", "b0", "b2")}
         previews = self.shard("previews", strip)
         kept = self.shard("shards", {name: sample(name) for name in ("a0", "b0")})
         pending = self.shard("pending", {name: sample(name) for name in ("a2", "b2")})

@@ -15,12 +15,13 @@ from typing import Any
 import pyarrow as pa
 from small_dataset import frames, identity
 
-from pipeline import encode, mixture
-from pipeline.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream
-from pipeline.shards import ShardWriter
-from pipeline.storage import Folder
-from training.stream import Batch
-from training.stream import Stream as Reading
+from pipeline.formats.clip_encode import encode_clip, encode_png
+from pipeline.formats.shards import ShardWriter
+from pipeline.mixture import mixture
+from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream
+from pipeline.storage.folder import Folder
+from training.data.stream import Batch
+from training.data.stream import Stream as Reading
 
 PARTS = {
     "text": ("text",),
@@ -40,9 +41,9 @@ def members(number: int) -> dict[str, bytes]:
     size: Any = tuple(shape)
 
     def mp4(name: str) -> bytes:
-        return encode.encode(frames(f"s{number} {name}", size), 16.0, 30, "ultrafast")
+        return encode_clip(frames(f"s{number} {name}", size), 16.0, 30, "ultrafast")
 
-    pictures = {f"ref.{k}.png": encode.png(frames(f"s{number} r{k}", (1, 20 + k, 30))[0]) for k in range(references)}
+    pictures = {f"ref.{k}.png": encode_png(frames(f"s{number} r{k}", (1, 20 + k, 30))[0]) for k in range(references)}
     said = {
         "txt": f"clip {number}".encode(),
         "json": json.dumps({"fps": 16.0, "source_hash": identity(f"source {number // 2}")}).encode(),

@@ -15,7 +15,7 @@ def write(folder: Path, seed: int = 0) -> Path:
     from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from training.tiny import tokenizer
+    from training.demo.tiny_model import tokenizer
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)

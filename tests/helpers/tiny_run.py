@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from training import run
+from training import commands
 
 DISTILL = {
     "student": {"lr": 1e-3},
@@ -27,7 +27,7 @@ COMMON = {"seed": 3, "steps": 4, "saves": {"every": 2, "keep": 2}, "evaluation":
 
 def train(command: str, file: Path, out: Path, resume: str | None = None) -> None:
     """What `vdot-train` does, in this process."""
-    {"teach": run.teach, "distill": run.distill}[command](file, out, resume)
+    {"teach": commands.teach, "distill": commands.distill}[command](file, out, resume)
 
 
 def processes(count: int, *arguments: Any) -> None:
@@ -58,7 +58,7 @@ LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("teach", "lora")
 def stored(out: Path, step: int) -> dict[str, Any]:
     """All tensors of a checkpoint, whole."""
 
-    from training.checkpoint import HuggingFaceStorageReader, dcp
+    from training.trainer.checkpoint import HuggingFaceStorageReader, dcp
 
     at = out / f"checkpoints/step-{step:07d}"
     reader = HuggingFaceStorageReader(str(at))

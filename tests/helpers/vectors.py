@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from small_dataset import identity
 
-from annotators.likeness import SIZE, Likeness
-from pipeline import embeddings
-from pipeline.similar import Vectors
+from annotators.networks.picture_embedding import SIZE, Likeness
+from pipeline.formats import embeddings
+from pipeline.formats.embeddings import Vectors
 
 
 def unit(vectors: Any) -> Vectors:

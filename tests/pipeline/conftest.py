@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import small_dataset
 
-from pipeline import annotate_stage
+from pipeline.stages import annotate
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +53,4 @@ class Unwatched:
 @pytest.fixture
 def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a stage run without the actor that counts workers' deaths."""
-    monkeypatch.setattr(annotate_stage, "WatchClient", Unwatched)
+    monkeypatch.setattr(annotate, "WatchClient", Unwatched)

@@ -12,11 +12,14 @@ import yaml
 
 from annotators.base import Annotation, Frames, Sample
 from annotators.subjects import Subjects
-from pipeline import cutting, encode, registry
-from pipeline.annotate_stage import AnnotateStage
-from pipeline.blueprint import Blueprint
-from pipeline.items import Item
-from pipeline.recipe import Recipe, parse
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_clip, encode_png
+from pipeline.recipe import registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import Recipe, parse
+from pipeline.stages import sandboxed
+from pipeline.stages.annotate import AnnotateStage
+from pipeline.stages.item import Item
 
 FPS = 16.0
 
@@ -38,7 +41,7 @@ def clip() -> bytes:
     frames = np.stack([behind] * 9)
     for number, frame in enumerate(frames):
         frame[20:80, 20 + 4 * number : 80 + 4 * number] = (220, 40, 30)
-    return encode.encode(frames, FPS)
+    return encode_clip(frames, FPS)
 
 
 def item(**members: bytes) -> Item:
@@ -52,7 +55,7 @@ def item(**members: bytes) -> Item:
 def through(chosen: Recipe) -> Item:
     """A clip annotated by every stage of a recipe."""
     made = item()
-    made.record |= cutting.measure(encode.decode(made.members["mp4"]), FPS, chosen.filters)
+    made.record |= sandboxed.measure(decode_clip(made.members["mp4"]), FPS, chosen.filters)
     blueprint = Blueprint.ingest(chosen, ())
     for number in range(len(blueprint.stages)):
         assert AnnotateStage(blueprint, number, None).annotate(made)
@@ -65,7 +68,7 @@ def test_one_stage_or_three_make_the_same_sample() -> None:
     apart = through(recipe(["pose"], ["subjects"], ["depth_heuristic"]))
     assert together.members == apart.members
     assert {"pose.mp4", "mask.mp4", "depth.mp4", "ref.0.png", "json", "mp4"} == set(together.members)
-    assert encode.decode(together.members["depth.mp4"]).shape == (9, 96, 160, 3)
+    assert decode_clip(together.members["depth.mp4"]).shape == (9, 96, 160, 3)
 
 
 def test_a_layer_builds_on_the_stored_sample_and_adds_only_its_own() -> None:
@@ -128,14 +131,14 @@ def test_an_annotator_may_take_the_whole_sample_and_make_a_file(filer: list[Samp
     base = through(chosen).members
     made = item()
     made.members = base | {f"ref.{number}.png": base["ref.0.png"] for number in range(1, 11)}
-    made.members["ref.10.png"] = encode.png(np.zeros((2, 3, 3), np.uint8))
+    made.members["ref.10.png"] = encode_png(np.zeros((2, 3, 3), np.uint8))
     assert AnnotateStage(Blueprint.layered(chosen, "filer"), 0, None).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"filer.bin", "filer.json"}
     assert made.members["filer.bin"] == b"['flow', 'mask', 'pose']"
     (seen,) = filer
     assert seen.clip_id == made.record["clip_id"]
-    np.testing.assert_array_equal(seen.tracks["pose"](), encode.decode(base["pose.mp4"]))
+    np.testing.assert_array_equal(seen.tracks["pose"](), decode_clip(base["pose.mp4"]))
     assert seen.caption == base["txt"].decode()
     assert [picture.shape for picture in seen.pictures["ref"]][-2:] == [seen.pictures["ref"][0].shape, (2, 3, 3)]
 
@@ -151,7 +154,7 @@ def test_in_a_recipe_it_takes_what_earlier_stages_made(filer: list[Sample]) -> N
 def test_a_manifest_column_is_no_track() -> None:
     made = item()
     made.record |= {"mask": "yes", "pose_coverage": "no"}
-    made.record |= cutting.measure(encode.decode(made.members["mp4"]), FPS, ("luma",))
+    made.record |= sandboxed.measure(decode_clip(made.members["mp4"]), FPS, ("luma",))
     blueprint = Blueprint.ingest(recipe(["pose", "subjects", "depth_heuristic"]), ())
     assert AnnotateStage(blueprint, 0, None).annotate(made)
     assert made.record["status"] == "kept", made.record

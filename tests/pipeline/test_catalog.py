@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from filters.rules import quoted
-from pipeline.catalog import Catalog
+from pipeline.catalog.catalog import Catalog
+from pipeline.catalog.cleanup import check_complete, sweep
 from pipeline.errors import RunError
-from pipeline.storage import Folder
-from pipeline.sweep import check_complete, sweep
+from pipeline.recipe.rules import quoted
+from pipeline.storage.folder import Folder
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "back\\slash", "a[b]*?", "a b\u00e4"])

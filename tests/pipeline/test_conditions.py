@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.conditions import GRAY, MASKS, condition, generator, gray
+from pipeline.formats.conditions import GRAY, MASKS, condition, generator, gray
 
 SHAPE = (17, 48, 64)
 

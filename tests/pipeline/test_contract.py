@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from annotators.base import Annotation, Signal
-from pipeline import contract
 from pipeline.errors import ClipError, ErrorCode
+from pipeline.recipe import output_checks
 
 FRAMES = np.zeros((5, 16, 16, 3), np.uint8)
 KINDS = {
@@ -38,11 +38,11 @@ class Owner:
 def annotated(owner: Any) -> Any:
     given = owner.given
     owner.given = given if isinstance(given, Exception) else Annotation(tracks=owner.made, signals=given)
-    return contract.annotate(owner, FRAMES, 16.0, {}).signals
+    return output_checks.annotate(owner, FRAMES, 16.0, {}).signals
 
 
 def filtered(owner: Any) -> Any:
-    return contract.measure(owner, FRAMES, 16.0)
+    return output_checks.measure(owner, FRAMES, 16.0)
 
 
 @pytest.mark.parametrize("measured", [annotated, filtered])
@@ -129,10 +129,10 @@ def test_pictures_files_and_captions_are_what_was_declared(given: dict[str, Any]
             return Annotation(**self.given)
 
     good: Any = Teller({})
-    assert contract.annotate(good, FRAMES, 16.0, {}).caption == "a dog"
+    assert output_checks.annotate(good, FRAMES, 16.0, {}).caption == "a dog"
     bad: Any = Teller(given)
     with pytest.raises(ClipError, match=words):
-        contract.annotate(bad, FRAMES, 16.0, {})
+        output_checks.annotate(bad, FRAMES, 16.0, {})
 
 
 def test_a_caption_that_was_not_declared_is_a_failure() -> None:
@@ -142,4 +142,4 @@ def test_a_caption_that_was_not_declared_is_a_failure() -> None:
 
     owner: Any = Chatty(None)
     with pytest.raises(ClipError, match="gave a caption"):
-        contract.annotate(owner, FRAMES, 16.0, {})
+        output_checks.annotate(owner, FRAMES, 16.0, {})

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from numbered import remuxed, write
 
-from pipeline import cutting, recipe, video
-from pipeline.blueprint import Blueprint
-from pipeline.grid import shots_of
+from pipeline.recipe import recipe
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.stages import sandboxed
+from pipeline.video import frames as video
+from pipeline.video.frames import Thumbs, read_frames
+from pipeline.video.grid import shots_of
+from pipeline.video.probe import probe_video
 
 
 @pytest.fixture
@@ -23,22 +27,22 @@ def source(tmp_path: Path) -> Path:
     return write(tmp_path / "a.mp4", pictures)
 
 
-@pytest.mark.parametrize(("budget", "decodes"), [(cutting.KEPT_BYTES, 1), (0, 2), (20 * 160 * 96, 2)])
+@pytest.mark.parametrize(("budget", "decodes"), [(sandboxed.KEPT_BYTES, 1), (0, 2), (20 * 160 * 96, 2)])
 def test_what_was_kept_is_what_is_decoded_again(
     source: Path, monkeypatch: pytest.MonkeyPatch, budget: int, decodes: int
 ) -> None:
     calls: list[Any] = []
-    frames = video.frames
-    monkeypatch.setattr(cutting, "KEPT_BYTES", budget)
+    frames = read_frames
+    monkeypatch.setattr(sandboxed, "KEPT_BYTES", budget)
     monkeypatch.setattr(video, "frames", lambda *args: calls.append(args) or frames(*args))
     blueprint = Blueprint.ingest(recipe.parse("grid: {frames: 17, min_frames: 9}", "test"), ())
-    *parts, end = cutting.scan(source, blueprint)
-    times = np.concatenate([part.times for part in parts if isinstance(part, video.Thumbs)])
-    assert isinstance(end, cutting.Scanned)
+    *parts, end = sandboxed.scan(source, blueprint)
+    times = np.concatenate([part.times for part in parts if isinstance(part, Thumbs)])
+    assert isinstance(end, sandboxed.Scanned)
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 99)], times, end.end_s), times)
 
     def made() -> list[tuple[Any, ...]]:
-        made = cutting.clips(source, windows, (160, 96), None, {}, blueprint)
+        made = sandboxed.clips(source, windows, (160, 96), None, {}, blueprint)
         return [(cut.values, cut.mp4, cut.preview) for cut in made]
 
     first = made()
@@ -54,10 +58,10 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
     text = "grid: {frames: 17, min_frames: 17}\nfilters: [luma]\ntasks: {}\nstages: [[scribble]]\n"
     text += "rules: {odd: \"CAST(CASE WHEN luma > 100 THEN 'bright' ELSE '1' END AS INT) > 3\"}"
     blueprint = Blueprint.ingest(recipe.parse(text, "test"), ())
-    probe = video.probe(path, 1 << 20)
-    times = np.array([decoded.time_s for decoded in video.frames(path, probe)])
+    probe = probe_video(path, 1 << 20)
+    times = np.array([decoded.time_s for decoded in read_frames(path, probe)])
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
-    made = list(cutting.clips(path, windows, (160, 96), None, {}, blueprint))
+    made = list(sandboxed.clips(path, windows, (160, 96), None, {}, blueprint))
     assert [cut.values.get("code") for cut in made] == ["RULE_ERROR", None, None]
     assert [cut.mp4 is None for cut in made] == [True, False, False]
     assert made[0].preview is not None
@@ -66,9 +70,9 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
 def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
     late = remuxed(source, tmp_path / "late.ts", output_ts_offset="50000")
     text = "grid: {frames: 17, min_frames: 9}\ncrop_bars: true\nlimits: {duration_s: 60}"
-    *parts, end = cutting.scan(late, Blueprint.ingest(recipe.parse(text, "test"), ()))
-    assert isinstance(end, cutting.Scanned)
+    *parts, end = sandboxed.scan(late, Blueprint.ingest(recipe.parse(text, "test"), ()))
+    assert isinstance(end, sandboxed.Scanned)
     first = parts[0]
-    assert isinstance(first, video.Thumbs)
+    assert isinstance(first, Thumbs)
     assert first.times[0] > 49_000
     assert end.end_s - first.times[0] == pytest.approx(4.0, abs=0.1)

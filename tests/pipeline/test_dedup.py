@@ -12,21 +12,22 @@ import small_dataset
 import vectors
 from small_dataset import identity
 
-from annotators.likeness import Likeness
-from pipeline import embeddings, recipe
-from pipeline.blueprint import Blueprint
-from pipeline.catalog import Catalog, values
-from pipeline.dedup import Summary, dedup, summary
+from annotators.networks.picture_embedding import Likeness
+from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.cleanup import unfinished
+from pipeline.catalog.ledger import Ledger
+from pipeline.curation.dedup import Summary, dedup, summary
+from pipeline.curation.select import saved, select
 from pipeline.errors import RunError, UsageError
-from pipeline.explain import explain, text
-from pipeline.forget import forget
-from pipeline.ledger import Ledger
-from pipeline.listing import write
-from pipeline.select import saved, select
-from pipeline.sources import Source
-from pipeline.storage import Folder
-from pipeline.sweep import unfinished
-from pipeline.verify import verify
+from pipeline.formats import embeddings
+from pipeline.recipe import recipe
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.reporting.explain import explain, text
+from pipeline.sources.expand import Source
+from pipeline.sources.source_list import write
+from pipeline.storage.folder import Folder
+from pipeline.upkeep.forget import forget
+from pipeline.upkeep.verify import verify
 
 # The stored clips of the small dataset: a0 and b0 show the same; a2 and b2 are alone.
 CLIPS = {"a0": (1.0, 0.0), "b0": (1.0, 0.1), "a2": (0.0, 1.0, 0.0), "b2": (0.0, 0.0, 1.0)}

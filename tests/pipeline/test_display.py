@@ -14,10 +14,11 @@ import pytest
 from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, write
 
-from pipeline import video
-from pipeline.containers import crop, is_fragmented
-from pipeline.display import Display, thumbnail, to_rgb
-from pipeline.grid import Grid, shots_of
+from pipeline.video.containers import crop, is_fragmented
+from pipeline.video.display import Display, thumbnail, to_rgb
+from pipeline.video.frames import cut_windows, read_frames
+from pipeline.video.grid import Grid, shots_of
+from pipeline.video.probe import probe_video
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 
@@ -37,8 +38,8 @@ def raw(pictures: np.ndarray) -> tuple[object, ...]:
 
 def first(path: Path) -> np.ndarray:
     """The first frame as it is displayed."""
-    source = video.probe(path, LIMIT)
-    frame = next(video.frames(path, source)).frame
+    source = probe_video(path, LIMIT)
+    frame = next(read_frames(path, source)).frame
     return to_rgb(frame, source.display, (source.display.width, source.display.height))
 
 
@@ -80,8 +81,8 @@ def test_what_is_transparent_is_black(tmp_path: Path, codec: str) -> None:
     expected = four_corners(160, 96).astype(int)
     assert np.abs(found[4:44, 84:156] - expected[4:44, 84:156]).mean() < 6
     assert np.abs(found[52:92, 84:156] - expected[52:92, 84:156] * (0.5 if half else 1)).mean() < 6
-    source = video.probe(tmp_path / name, LIMIT)
-    assert thumbnail(next(video.frames(tmp_path / name, source)).frame)[2:10, 2:20].max() <= 6
+    source = probe_video(tmp_path / name, LIMIT)
+    assert thumbnail(next(read_frames(tmp_path / name, source)).frame)[2:10, 2:20].max() <= 6
 
 
 @pytest.mark.parametrize("background", [0, 255])
@@ -118,8 +119,8 @@ def test_gray_that_a_file_says_is_limited(tmp_path: Path, codec: str) -> None:
     extra = {"libx265": ("-x265-params", "range=limited:log-level=none")}.get(codec, ())
     path = tmp_path / "g.mkv"
     ffmpeg(*raw(pictures), "-c:v", codec, *how, *extra, path, pictures=pictures)
-    source = video.probe(path, LIMIT)
-    frame = next(video.frames(path, source)).frame
+    source = probe_video(path, LIMIT)
+    frame = next(read_frames(path, source)).frame
     stored = np.frombuffer(frame.planes[0], np.uint8).reshape(-1, frame.planes[0].line_size)[48, 20:160:40]
     if frame.color_range != ColorRange.MPEG:
         pytest.fail(f"{codec} wrote {frame.color_range}: the test file is not of the kind")
@@ -187,15 +188,15 @@ def test_a_circle_stays_round_where_the_size_changes(tmp_path: Path, sizes: tupl
         parts.append(part.read_bytes())
     path = tmp_path / "changes.ts"
     path.write_bytes(b"".join(parts))
-    source = video.probe(path, LIMIT)
-    decoded = list(video.frames(path, source))
+    source = probe_video(path, LIMIT)
+    decoded = list(read_frames(path, source))
     assert len(decoded) == 100
     times = np.array([frame.time_s for frame in decoded])
     alike = abs(sizes[0][0] / sizes[0][1] - sizes[1][0] / sizes[1][1]) < 0.01
     assert [index for index, frame in enumerate(decoded) if not frame.joined] == ([] if alike else [50])
     shots = shots_of([(0, 99)], times, times[-1] + 0.04, np.array([frame.joined for frame in decoded]))
     windows = Grid(min_frames=5).windows("x", shots, times)
-    clips = list(video.cut(iter(decoded), source, windows, 16.0, (320, 240)))
+    clips = list(cut_windows(iter(decoded), source, windows, 16.0, (320, 240)))
     assert len(clips) == (1 if alike else 2)
     for _, clip in clips:
         for picture in clip[:: len(clip) - 1]:
@@ -210,7 +211,7 @@ def test_the_pixels_shape_holds_for_every_size(tmp_path: Path) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(16, 11)
 
     path = write(tmp_path / "s.ts", [four_corners(176, 144)] * 5, prepare=prepare)
-    assert video.probe(path, LIMIT).display == Display(256, 144)
+    assert probe_video(path, LIMIT).display == Display(256, 144)
 
 
 @pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 180), (6, 270), (8, 90)])
@@ -245,7 +246,7 @@ def test_a_pixels_shape_that_changes_midway_and_back(tmp_path: Path) -> None:
         parts.append(part.read_bytes())
     path = tmp_path / "wide.ts"
     path.write_bytes(b"".join(parts))
-    decoded = list(video.frames(path, video.probe(path, LIMIT)))
+    decoded = list(read_frames(path, probe_video(path, LIMIT)))
     assert len(decoded) == 75
     assert {frame.display.width for frame in decoded[:24] + decoded[-24:]} == {160}
     assert {frame.display.width for frame in decoded[26:49]} == {round(160 * 64 / 45)}

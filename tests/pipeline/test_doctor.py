@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipeline import doctor as module
-from pipeline import registry
-from pipeline.cli import app
-from pipeline.console import closing
-from pipeline.doctor import Check, doctor
-from pipeline.ingest import Summary
-from pipeline.nodes import compared, node_facts
+from pipeline.cli.main import app
+from pipeline.cli.tables import closing
+from pipeline.engine.cluster import compared, node_facts
+from pipeline.ingest.commands import Summary
+from pipeline.recipe import registry
+from pipeline.upkeep import doctor as module
+from pipeline.upkeep.doctor import Check, doctor
 
 
 def found(checks: list[Check], name: str) -> Check:

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline import engine, registry
-from pipeline.blueprint import Blueprint
-from pipeline.recipe import parse
+from pipeline.engine import engine
+from pipeline.recipe import registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import parse
 
 
 class Plan:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.estimate import total, unseen
+from pipeline.ingest.estimate import total, unseen
 
 Floats = NDArray[np.float64]
 

@@ -9,9 +9,9 @@ import pytest
 import small_dataset
 from typer.testing import CliRunner
 
-from pipeline.cli import app, main
+from pipeline.cli.main import app, main
 from pipeline.errors import ADVICE, ErrorCode, UsageError
-from pipeline.explain import explain, text
+from pipeline.reporting.explain import explain, text
 
 
 def told(dataset: Any, what: str) -> str:

@@ -17,11 +17,13 @@ import tiny_model
 import yaml
 
 from annotators.base import Frames
-from pipeline import annotate_stage, contract, encode, registry
-from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode
-from pipeline.items import Item
-from pipeline.recipe import parse
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.recipe import output_checks, registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import parse
+from pipeline.stages import annotate
+from pipeline.stages.item import Item
 
 FPS = 16.0
 ANNOTATORS, FILTERS = (sorted(registry.available(group)) for group in ("annotators", "filters"))
@@ -55,7 +57,7 @@ def given_to(name: str) -> tuple[list[str], dict[str, Any], dict[str, bytes]]:
     sample = {"int": 1, "float": 0.5, "str": "still", "bool": True}
     needed = registry.needs(registry.annotator(name))
     values = {one: sample[signals[one].kind] for one in needed if one in signals}
-    tracks = {f"{one}.mp4": encode.encode(FRAMES, FPS) for one in needed if one not in signals}
+    tracks = {f"{one}.mp4": encode_clip(FRAMES, FPS) for one in needed if one not in signals}
     makers = {registry.maker(one) for one in needed} & {*ANNOTATORS}
     before = [earlier for maker in sorted(makers) for earlier in (*given_to(maker)[0], maker)]
     return list(dict.fromkeys(before)), values, tracks
@@ -102,12 +104,12 @@ def places(count: int) -> list[int]:
 def test_a_filter_that_fails_gives_no_score(name: str) -> None:
     owner = registry.filter_(name)
     one = real_clips.loaded(owner)
-    count = lines_of(owner, lambda: contract.measure(one, FRAMES, FPS))
+    count = lines_of(owner, lambda: output_checks.measure(one, FRAMES, FPS))
     assert count
     for error, code in FAULTS.items():
         for at in places(count):
             with Fault(owner, at, error), pytest.raises(ClipError) as caught:
-                contract.measure(one, FRAMES, FPS)
+                output_checks.measure(one, FRAMES, FPS)
             assert caught.value.code == code, f"line {at} of {count}"
             assert name in caught.value.detail
             assert "injected" in caught.value.detail
@@ -126,14 +128,14 @@ def test_an_annotator_that_fails_makes_a_failed_clip(name: str, unwatched: None)
     recipe = parse(yaml.safe_dump({"filters": FILTERS, "stages": stages, "rules": {}, "tasks": {}}), "of this test")
     number = len(stages) - 1
     blueprint = Blueprint.ingest(recipe, ()).equipped()
-    stage = real_clips.loaded(lambda: annotate_stage.AnnotateStage(blueprint, number, None))
+    stage = real_clips.loaded(lambda: annotate.AnnotateStage(blueprint, number, None))
 
     def annotated() -> Item:
         record = {
             "clip_id": "0" * 32, "fps": FPS, "frames": len(FRAMES), "width": 128, "height": 96, "start_s": 0.0,
             "end_s": 1.0, "source_hash": "1" * 64, "stages_done": number,
         }  # fmt: skip
-        item = Item(record | values, tracks | {"mp4": encode.encode(FRAMES, FPS)})
+        item = Item(record | values, tracks | {"mp4": encode_clip(FRAMES, FPS)})
         assert stage.annotate(item)
         return item
 

@@ -12,17 +12,17 @@ import pytest
 import small_dataset
 import vectors
 
-from annotators.likeness import Likeness
-from pipeline import embeddings
-from pipeline.catalog import Catalog, values
-from pipeline.dedup import dedup
+from annotators.networks.picture_embedding import Likeness
+from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.ledger import Ledger
+from pipeline.curation.dedup import dedup
 from pipeline.errors import RunError, UsageError
-from pipeline.forget import finish_forgetting, forget
-from pipeline.ledger import Ledger
-from pipeline.lock import alone
-from pipeline.shards import members
-from pipeline.storage import Folder
-from pipeline.verify import verify
+from pipeline.formats import embeddings
+from pipeline.formats.shards import members
+from pipeline.storage.folder import Folder
+from pipeline.storage.lock import alone
+from pipeline.upkeep.forget import finish_forgetting, forget
+from pipeline.upkeep.verify import verify
 
 
 class Killed(BaseException):

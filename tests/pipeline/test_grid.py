@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.grid import Grid, Shot, Window, clip_id, shots_of
+from pipeline.video.grid import Grid, Shot, Window, clip_id, shots_of
 
 GRIDS = st.builds(
     lambda fps, frames, least, area, half: Grid(

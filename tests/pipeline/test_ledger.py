@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import small_dataset
 
-from pipeline import listing, recipe
-from pipeline.blueprint import Blueprint
+from pipeline.catalog.ledger import Ledger
 from pipeline.errors import UsageError
-from pipeline.ingest import _failed_sources
-from pipeline.ledger import Ledger
-from pipeline.sources import Source
+from pipeline.ingest.commands import _failed_sources
+from pipeline.recipe import recipe
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.sources import source_list
+from pipeline.sources.expand import Source
 
 
 def revised(
@@ -20,7 +21,7 @@ def revised(
 ) -> list[dict[str, Any]]:
     """The rows that a run over source A with this manifest and recipe begins with; they are committed too."""
     sources = [Source(f"/videos/{uri}.mp4", 1000, "1", manifest), Source("/videos/b.mp4", 1000, "1", {})]
-    listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
+    listed = source_list.write(sources, None, dataset.scratch / "listing.parquet")
     columns = tuple(dict.fromkeys([*listed.manifest, "title"]))
     dataset.blueprint = Blueprint.ingest(recipe.parse(text, "of the test"), columns)
     tables = list(Ledger(dataset.catalog, dataset.blueprint, listed).revised())
@@ -79,7 +80,7 @@ def test_a_licence_that_comes_late_reaches_layers_too(dataset: Any) -> None:
 
 def test_a_corrected_manifest_does_not_hide_that_the_file_changed(dataset: Any) -> None:
     sources = [Source("/videos/a.mp4", 2000, "2", {"licence": "CC-BY-NC"})]
-    listed = listing.write(sources, None, dataset.scratch / "listing.parquet")
+    listed = source_list.write(sources, None, dataset.scratch / "listing.parquet")
     ledger = Ledger(dataset.catalog, dataset.blueprint, listed)
     for table in ledger.revised():
         dataset.catalog.commit(table)

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import json_manifests, schema
 from pipeline.errors import UsageError
-from pipeline.sources import expand, normalise
+from pipeline.formats import schema
+from pipeline.sources import json_manifests
+from pipeline.sources.expand import expand_sources, normalise
 
 ROWS = [
     {"caption": 'ein Bär, "quoted"', "path": "b.mp4", "n": 1, "tags": ["x", "y"], "score": float("nan")},
@@ -30,9 +31,11 @@ ROWS = [
 
 def test_a_licence_is_a_licence_however_it_is_spelt(tree: Path) -> None:
     (tree / "list.csv").write_text("File ,License,Title\nb.mp4,CC0,x\n")
-    assert [source.manifest for source in expand([str(tree / "list.csv")])] == [{"licence": "CC0", "Title": "x"}]
+    assert [source.manifest for source in expand_sources([str(tree / "list.csv")])] == [
+        {"licence": "CC0", "Title": "x"}
+    ]
     (tree / "both.jsonl").write_text('{"URI": "b.mp4", "LICENCE": null, "license": "CC0"}\n')
-    assert [source.manifest for source in expand([str(tree / "both.jsonl")])] == [{"licence": "CC0"}]
+    assert [source.manifest for source in expand_sources([str(tree / "both.jsonl")])] == [{"licence": "CC0"}]
 
 
 @pytest.mark.parametrize(
@@ -47,12 +50,12 @@ def test_a_licence_is_a_licence_however_it_is_spelt(tree: Path) -> None:
 def test_two_columns_that_contradict_each_other_are_refused(tree: Path, name: str, text: str) -> None:
     (tree / name).write_text(text)
     with pytest.raises(UsageError, match=r"row 1 says '.*' and '.*' in two columns"):
-        list(expand([str(tree / name)]))
+        list(expand_sources([str(tree / name)]))
 
 
 def test_what_is_nested_in_a_manifest_is_kept_as_json(tree: Path) -> None:
     (tree / "a.jsonl").write_text('{"path": "b.mp4", "tags": ["x", {"b": 1, "a": [{}]}]}\n')
-    assert next(expand([str(tree / "a.jsonl")])).manifest == {"tags": '["x", {"a": [{}], "b": 1}]'}
+    assert next(expand_sources([str(tree / "a.jsonl")])).manifest == {"tags": '["x", {"a": [{}], "b": 1}]'}
 
 
 def test_columns_that_differ_in_case_alone_are_refused() -> None:
@@ -82,7 +85,7 @@ def test_manifests(tree: Path, kind: str, where: str) -> None:
         base, argument = "memory://dir/tree", f"memory://dir/tree/list.{kind}"
         fsspec.filesystem("memory").pipe_file("/dir/tree/b.mp4", b"b.mp4")
         fsspec.filesystem("memory").pipe_file(f"/dir/tree/list.{kind}", manifest.read_bytes())
-    found = list(expand([argument]))
+    found = list(expand_sources([argument]))
     assert [source.uri for source in found] == [
         f"{base}/b.mp4",
         f"{base}/a/1.mkv",
@@ -131,15 +134,15 @@ JSON_OF_TEXTS = {
 def test_a_json_manifest_in_any_common_shape(tree: Path, text: str, bom: str) -> None:
     (tree / "list.json").write_text(bom + text, encoding="utf-8")
     wanted = [(f"{tree}/{source}", columns) for source, columns in WANTED]
-    assert [(source.uri, source.manifest) for source in expand([str(tree / "list.json")])] == wanted
+    assert [(source.uri, source.manifest) for source in expand_sources([str(tree / "list.json")])] == wanted
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in JSON_OF_TEXTS.items()])
 def test_a_json_manifest_of_names_alone(tree: Path, text: str) -> None:
     (tree / "list.json").write_text(text)
-    assert [source.uri for source in expand([str(tree / "list.json")])] == [f"{tree}/{name}" for name in TEXTS]
+    assert [source.uri for source in expand_sources([str(tree / "list.json")])] == [f"{tree}/{name}" for name in TEXTS]
     (tree / "row.json").write_text('{"path": "b.mp4", "licence": "CC0"}')
-    (row,) = expand([str(tree / "row.json")])
+    (row,) = expand_sources([str(tree / "row.json")])
     assert row.manifest == {"licence": "CC0"}, "one row is a manifest too"
 
 
@@ -177,7 +180,7 @@ def test_json_without_a_list_of_sources_is_one_sentence(tree: Path, text: str | 
     path = tree / f"list{suffix}"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=words) as caught:
-        list(expand([str(path)]))
+        list(expand_sources([str(path)]))
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 300
 
@@ -186,9 +189,9 @@ def test_a_json_document_that_is_too_large_is_one_sentence(tree: Path, monkeypat
     monkeypatch.setattr(json_manifests, "MOST_JSON_BYTES", 1000)
     (tree / "list.json").write_text(json.dumps(["b.mp4"] * 500))
     with pytest.raises(UsageError, match=r"would have to be read whole: save it as \.jsonl"):
-        list(expand([str(tree / "list.json")]))
+        list(expand_sources([str(tree / "list.json")]))
     (tree / "lines.json").write_text('{"path": "b.mp4"}\n' * 500)
-    assert len(list(expand([str(tree / "lines.json")]))) == 500, "lines are read one by one"
+    assert len(list(expand_sources([str(tree / "lines.json")]))) == 500, "lines are read one by one"
 
 
 def tables(rows: list[tuple[str, ...]]) -> dict[str, str]:
@@ -214,7 +217,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, packed: str, values: l
     for suffix, text in tables([("path", "caption"), *((f"/v/{name}|.mp4", words) for name, words in values)]).items():
         path = tmp_path / f"list{suffix.upper()}{packed}"
         path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
-        assert [(source.uri, source.manifest["caption"]) for source in expand([str(path)])] == [
+        assert [(source.uri, source.manifest["caption"]) for source in expand_sources([str(path)])] == [
             (normalise(f"/v/{name}|.mp4"), words) for name, words in values
         ]
 
@@ -225,14 +228,14 @@ def test_a_damaged_archive_is_one_sentence(tree: Path, name: str) -> None:
     for data in (b"path\nb.mp4\n", packed[:-400], packed[:100] + bytes(50) + packed[150:], b""):
         (tree / name).write_bytes(data)
         with pytest.raises(UsageError, match=name):
-            list(expand([str(tree / name)]))
+            list(expand_sources([str(tree / name)]))
 
 
 def test_a_manifest_can_leave_sources_out_in_every_format(tree: Path) -> None:
     for suffix, text in tables([("path",), ("b.mp4",), ("a/1.mkv",)]).items():
         (tree / f"not{suffix}").write_text(text)
-        left = [source.uri for source in expand([str(tree)], exclude=str(tree / f"not{suffix}"))]
+        left = [source.uri for source in expand_sources([str(tree)], exclude=str(tree / f"not{suffix}"))]
         assert left == [f"{tree}/a/2.MOV", f"{tree}/a/deep/x.webm"]
     for name in ("b.mp4", "b.mp4.gz", "x.gz"):
         with pytest.raises(UsageError, match="is not a manifest"):
-            list(expand([str(tree)], exclude=str(tree / name)))
+            list(expand_sources([str(tree)], exclude=str(tree / name)))

@@ -17,13 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import Dataset, identity
 
-from pipeline import mixture
+from pipeline.curation.held_out import families, held_out
+from pipeline.curation.make_mixture import Definition, mix
+from pipeline.curation.select import select
+from pipeline.curation.shares import task_shares
 from pipeline.errors import UsageError
-from pipeline.held_out import families, held_out
-from pipeline.mix import Definition, mix
-from pipeline.mixture import HELD_OUT, TRAIN
-from pipeline.select import select
-from pipeline.shares import task_shares
+from pipeline.mixture import mixture
+from pipeline.mixture.mixture import HELD_OUT, TRAIN
 
 TASKS = ("text", "depth", "pose")
 PLACE = ("shard", "offset", "bytes")

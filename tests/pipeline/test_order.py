@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.after import begins
+from pipeline.curation.continue_mixture import begins
 from pipeline.errors import UsageError
-from pipeline.interleave import Interleaving, floor_sum
-from pipeline.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream, parse, write
-from pipeline.order import Order
-from pipeline.shuffle import Shuffle
+from pipeline.mixture.interleave import Interleaving, floor_sum
+from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream, parse, write
+from pipeline.mixture.order import Order
+from pipeline.mixture.shuffle import Shuffle
 
 numbers = st.integers(0, 10**6)
 

@@ -13,9 +13,10 @@ import real_clips
 from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, numbered, shown, write
 
-from pipeline import video
-from pipeline.display import Display, to_rgb
-from pipeline.grid import Grid
+from pipeline.video.display import Display, to_rgb
+from pipeline.video.frames import read_frames
+from pipeline.video.grid import Grid
+from pipeline.video.probe import probe_video
 
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
@@ -28,12 +29,12 @@ def test_rotation_and_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> No
         stream.set_display_rotation(degrees, hflip=mirrored)
 
     path = write(tmp_path / "r.mp4", [stored] * 3, prepare=prepare)
-    source = video.probe(path, LIMIT)
+    source = probe_video(path, LIMIT)
     expected = np.rot90(stored, degrees // 90)
     if mirrored:
         expected = expected[:, ::-1]
     assert (source.display.width, source.display.height) == expected.shape[1::-1]
-    frame = next(video.frames(path, source)).frame
+    frame = next(read_frames(path, source)).frame
     assert frame.rotation % 360 == degrees or mirrored
     picture = to_rgb(frame, source.display, (source.display.width, source.display.height))
     assert np.abs(picture.astype(int) - expected).mean() < 6
@@ -41,11 +42,11 @@ def test_rotation_and_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> No
 
 def test_a_real_rotated_clip_is_upright() -> None:
     path, straight = real_clips.path("d_rot90.mp4"), real_clips.path("d_cuts3.mp4")
-    source = video.probe(path, LIMIT)
+    source = probe_video(path, LIMIT)
     assert source.display == Display(360, 640, 90)
-    turned = to_rgb(next(video.frames(path, source)).frame, source.display, (352, 640))
-    other = video.probe(straight, LIMIT)
-    first = to_rgb(next(video.frames(straight, other)).frame, other.display, (640, 352))
+    turned = to_rgb(next(read_frames(path, source)).frame, source.display, (352, 640))
+    other = probe_video(straight, LIMIT)
+    first = to_rgb(next(read_frames(straight, other)).frame, other.display, (640, 352))
     assert np.abs(np.rot90(first).astype(int) - turned).mean() < 8
 
 
@@ -54,11 +55,11 @@ def test_sample_aspect_ratio_and_odd_sizes(tmp_path: Path) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
 
     path = write(tmp_path / "s.mkv", [four_corners(175, 143)] * 3, layout="yuv444p", prepare=prepare)
-    source = video.probe(path, LIMIT)
+    source = probe_video(path, LIMIT)
     assert (source.display.width, source.display.height) == (233, 143)
     size = Grid().size(source.display.width, source.display.height)
     assert size == (224, 128)
-    picture = to_rgb(next(video.frames(path, source)).frame, source.display, size)
+    picture = to_rgb(next(read_frames(path, source)).frame, source.display, size)
     assert np.abs(picture.astype(int) - four_corners(*size)).mean() < 6
 
 
@@ -66,8 +67,8 @@ def test_a_box_is_cut_out_before_scaling(tmp_path: Path) -> None:
     framed = np.zeros((160, 320, 3), np.uint8)
     framed[20:140, 80:240] = four_corners(160, 120)
     path = write(tmp_path / "boxed.mp4", [framed] * 3)
-    source = video.probe(path, LIMIT)
-    frame = next(video.frames(path, source)).frame
+    source = probe_video(path, LIMIT)
+    frame = next(read_frames(path, source)).frame
     picture = to_rgb(frame, source.display, (80, 60), (80, 20, 240, 140))
     assert np.abs(picture.astype(int) - four_corners(80, 60)).mean() < 6
 
@@ -102,6 +103,6 @@ def test_ten_bits(tmp_path: Path) -> None:
         pytest.skip("this FFmpeg has no HEVC encoder")
     options = {"preset": "ultrafast", "x265-params": "log-level=none"}
     path = write(tmp_path / "h.mp4", map(numbered, range(40)), codec="libx265", layout="yuv420p10le", options=options)
-    assert video.probe(path, LIMIT).pix_fmt == "yuv420p10le"
+    assert probe_video(path, LIMIT).pix_fmt == "yuv420p10le"
     ((_, numbers),) = shown(path, [(0, 39)], Grid(min_frames=5)).items()
     assert numbers == [int(k / 16 * 25 + 0.03) for k in range(25)]

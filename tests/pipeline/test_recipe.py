@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.recipe import default_text, parse
+from pipeline.recipe.recipe import default_text, parse
 
 
 @pytest.mark.parametrize(

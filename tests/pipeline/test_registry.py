@@ -11,11 +11,12 @@ import pytest
 
 from annotators.base import Signal, Weight
 from annotators.weights import MissingWeights
-from pipeline import cli, registry
-from pipeline.blueprint import Blueprint
+from pipeline.cli import main
 from pipeline.errors import UsageError
-from pipeline.recipe import parse
-from pipeline.remote import StorageError
+from pipeline.recipe import registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import parse
+from pipeline.storage.object_store import StorageError
 
 
 class Good:
@@ -153,11 +154,11 @@ def test_every_end_is_one_sentence(
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(main, "app", fail)
     with (tmp_path / "said").open("w") as file:
-        monkeypatch.setattr(cli.console, "file", file)
+        monkeypatch.setattr(main.console, "file", file)
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main.main()
     assert caught.value.code == status
     assert words in (tmp_path / "said").read_text()
 

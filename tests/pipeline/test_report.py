@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from small_dataset import identity, sample
 
+from pipeline.curation.select import select
 from pipeline.errors import UsageError
-from pipeline.report import report
-from pipeline.select import select
-from pipeline.view import view
+from pipeline.reporting.clip_page import view
+from pipeline.reporting.report import report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from numbered import LIMIT
 
-from benchmarks.accuracy import _labels
-from pipeline import sample_clips, video
+from benchmarks.ingest.accuracy import _labels
+from pipeline.sources import sample_clips
+from pipeline.video.frames import read_frames
+from pipeline.video.probe import probe_video
 
 ENTRIES = {entry["file"]: entry for entry in json.loads(sample_clips.MANIFEST.read_text())}
 
@@ -36,5 +38,5 @@ def test_a_filled_folder_holds_what_the_manifest_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_clip_has_the_shape_that_the_manifest_says(name: str) -> None:
     (file,) = sample_clips.fetch(name).values()
-    sizes = [(frame.width, frame.height) for _, _, frame, *_ in video.frames(file, video.probe(file, LIMIT))]
+    sizes = [(frame.width, frame.height) for _, _, frame, *_ in read_frames(file, probe_video(file, LIMIT))]
     assert sizes == [(ENTRIES[name]["w"], ENTRIES[name]["h"])] * ENTRIES[name]["frames"]

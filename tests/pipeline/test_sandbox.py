@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filters import rules
-from pipeline import cutting, encode, video
-from pipeline import sandbox as module
-from pipeline.blueprint import Blueprint
 from pipeline.errors import ClipError, ErrorCode, RunError
-from pipeline.grid import Grid, Window
-from pipeline.recipe import parse
-from pipeline.sandbox import Sandbox
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.recipe import rules
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import parse
+from pipeline.stages import sandboxed
+from pipeline.video import sandbox as module
+from pipeline.video.frames import read_frames
+from pipeline.video.grid import Grid, Window
+from pipeline.video.sandbox import Sandbox
 
 # What runs in the child: this very file, found through PYTHONPATH.
 HERE = "test_sandbox"
@@ -89,15 +91,15 @@ def work_on(seconds: float, then_hang: bool) -> Iterator[str]:
 
 def slowly(step: str, frame_s: float, *args: object) -> Iterator[object]:
     """A step of `cutting` where every frame takes this long to decode."""
-    decode = video.frames
+    decode = read_frames
 
     def frames(*given: object) -> Iterator[object]:
         for frame in decode(*given):
             time.sleep(frame_s)
             yield frame
 
-    video.frames = frames
-    yield from getattr(cutting, step)(*args)
+    read_frames = frames
+    yield from getattr(sandboxed, step)(*args)
 
 
 @pytest.fixture
@@ -115,7 +117,15 @@ def warm(box: Sandbox) -> Sandbox:
     """
     list(box.stream("itertools:chain"))  # the child is up, and has the stall that was asked for
     stall_s, box._stall_s = box._stall_s, 120
-    for name in ("numpy", "pyarrow", "duckdb", "pytest", "pipeline.blueprint", "pipeline.cutting", HERE):
+    for name in (
+        "numpy",
+        "pyarrow",
+        "duckdb",
+        "pytest",
+        "pipeline.recipe.blueprint",
+        "pipeline.stages.sandboxed",
+        HERE,
+    ):
         list(box.stream(f"{name}:__dir__"))
     box._stall_s = stall_s
     return box
@@ -235,7 +245,7 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     path = tmp_path / "long.mp4"
-    path.write_bytes(encode.encode(np.zeros((120, 48, 64, 3), np.uint8), 16.0))
+    path.write_bytes(encode_clip(np.zeros((120, 48, 64, 3), np.uint8), 16.0))
     text = "{grid: {frames: 5, min_frames: 5}, crop_bars: true, shots: adaptive, rules: {}, tasks: {}, filters: [], "
     text += "stages: [[scribble]]}"
     blueprint = Blueprint.ingest(parse(text, "here"), ())
@@ -278,11 +288,11 @@ def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -
 )
 def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
     script = (
-        f"import sys, time; from pipeline.sandbox import Sandbox; from {HERE} import warm\n"
+        f"import sys, time; from pipeline.video.sandbox import Sandbox; from {HERE} import warm\n"
         f"stream = warm(Sandbox(512, 5)).stream('{HERE}:{name}', *{[60] if name == 'sleep' else []})\n"
         "print(next(stream), flush=True); time.sleep(60)"
     )
-    root = str(Path(sys.modules["pipeline.sandbox"].__file__ or "").parents[1])
+    root = str(Path(sys.modules["pipeline.video.sandbox"].__file__ or "").parents[2])
     environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{root}"}
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
     assert parent.stdout is not None

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_dataset import RECIPE, RUN, identity
 
-from filters.rules import connect
+from pipeline.curation.select import Condition, conditions, saved, select
 from pipeline.errors import UsageError
-from pipeline.select import Condition, conditions, saved, select
+from pipeline.recipe.rules import connect
 
 
 def ids(dataset: Any, name: str) -> set[str]:

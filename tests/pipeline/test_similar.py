@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vectors import table, unit
 
-from pipeline import embeddings, similar
-from pipeline.storage import Folder
+from pipeline.curation import similarity
+from pipeline.formats import embeddings
+from pipeline.formats.embeddings import Vectors
+from pipeline.storage.folder import Folder
 
 MODEL = "made-up-1"
 # Clips as (source, vector): few sources and few directions, so that equals and near ones abound.
@@ -32,11 +34,11 @@ def identity(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()[:32]
 
 
-def groups(vectors: similar.Vectors, sources: list[int], threshold: float = 0.9, block: int = 3) -> list[list[int]]:
+def groups(vectors: Vectors, sources: list[int], threshold: float = 0.9, block: int = 3) -> list[list[int]]:
     """The groups, as `dedup` asks for them."""
     numbers = np.array(sources, np.int64)
-    pairs = (found for _, found in similar.near(vectors, numbers, threshold, block))
-    return similar.groups(similar.matches(duckdb.connect(), pairs), numbers)
+    pairs = (found for _, found in similarity.near(vectors, numbers, threshold, block))
+    return similarity.groups(similarity.matches(duckdb.connect(), pairs), numbers)
 
 
 def expected(clips: dict[str, tuple[int, Any]], threshold: float) -> set[frozenset[str]]:
@@ -92,7 +94,7 @@ def test_order_parts_and_blocks_change_nothing(
 def test_each_moment_of_a_copy_pairs_with_its_own() -> None:
     moments = np.array([[10, 1, 0], [10, 0, 1], [10, -1, -1]])
     vectors = unit([*moments, *(moments + np.array([0.1, 0.1, 0]))])
-    assert similar.cosines(vectors, np.array([0]), np.array([1]))[0] > 0.9
+    assert similarity.cosines(vectors, np.array([0]), np.array([1]))[0] > 0.9
     assert groups(vectors, [0, 0, 0, 1, 1, 1]) == [[0, 3], [1, 4], [2, 5]]
 
 
@@ -115,7 +117,7 @@ def test_a_chain_of_likeness_is_no_likeness() -> None:
     vectors = unit([[np.cos(turn), np.sin(turn)] for turn in np.radians([0, 30, 60, 90])])
     (chain,) = groups(vectors, [0, 1, 2, 3], 0.85)
     rank = np.array([1, 0, 2, 3])
-    found = list(similar.around_the_best([chain], rank, vectors, 0.85))
+    found = list(similarity.around_the_best([chain], rank, vectors, 0.85))
     assert [members for members, _ in found] == [[1, 0, 2]], "the last one is alone"
     for _, cosines in found:
         assert cosines[0] == pytest.approx(1)
@@ -124,7 +126,7 @@ def test_a_chain_of_likeness_is_no_likeness() -> None:
 
 def test_the_threshold_is_exact() -> None:
     vectors = unit([[1, 0], [0.93, np.sqrt(1 - 0.93**2)]])
-    exact = similar.cosines(vectors, np.array([0]), np.array([1]))[0]
+    exact = similarity.cosines(vectors, np.array([0]), np.array([1]))[0]
     assert groups(vectors, [0, 1], exact) == [[0, 1]]
     assert groups(vectors, [0, 1], np.nextafter(exact, 2)) == []
 
@@ -140,14 +142,14 @@ def test_memory_holds_blocks_and_not_all_pairs(tmp_path: Path) -> None:
 
     def watched() -> Iterator[pa.Table]:
         compared = 0
-        for pairs, found in similar.near(vectors, sources, 0.9, 100):
+        for pairs, found in similarity.near(vectors, sources, 0.9, 100):
             compared += pairs
             yield found
         assert compared == count * (count - 1) // 2
 
     tracemalloc.start()
     try:
-        found = similar.groups(similar.matches(duckdb.connect(), watched()), sources)
+        found = similarity.groups(similarity.matches(duckdb.connect(), watched()), sources)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -19,16 +19,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import fetch as fetching
-from pipeline import remote, sources
 from pipeline.errors import ClipError, ErrorCode, UsageError
-from pipeline.fetch import Scratch, fetch
-from pipeline.sources import Source, expand, normalise
-from pipeline.storage import Folder
+from pipeline.sources import fetch as fetching
+from pipeline.sources.expand import Source, expand_sources, normalise
+from pipeline.sources.fetch import fetch_source
+from pipeline.storage import object_store
+from pipeline.storage.folder import Folder
+from pipeline.storage.scratch import Scratch
 
 
 def uris(*arguments: object, exclude: str | None = None) -> list[str]:
-    return [source.uri for source in expand(map(str, arguments), exclude)]
+    return [source.uri for source in expand_sources(map(str, arguments), exclude)]
 
 
 def test_files_folders_and_globs(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_files_folders_and_globs(tree: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tree / "what[1].mp4").touch()
     assert uris(tree / "what[1].mp4") == [str(tree / "what[1].mp4")], "a name that looks like a glob"
 
-    source = next(expand([str(tree / "b.mp4")]))
+    source = next(expand_sources([str(tree / "b.mp4")]))
     found = (tree / "b.mp4").stat()
     assert source == Source(str(tree / "b.mp4"), found.st_size, str(found.st_mtime_ns), {}, None)
 
@@ -93,12 +94,12 @@ def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: st
     (tree / "bad.parquet").write_bytes(b"PAR1")
     (tree / "latin.txt").write_bytes(b"caf\xe9.mp4\n")
     with pytest.raises(UsageError, match=words):
-        list(expand([argument.format(tree=tree)]))
+        list(expand_sources([argument.format(tree=tree)]))
 
 
 def test_a_name_that_no_catalog_can_hold_fails_alone(tree: Path, tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9.mp4")).touch()
-    found = list(expand([str(tree)]))
+    found = list(expand_sources([str(tree)]))
     assert len(found) == 5
     assert found[-1] == Source(f"{tree}/caf\\xe9.mp4")
     assert failure(found[-1], tmp_path) == ErrorCode.SOURCE_UNREADABLE
@@ -134,10 +135,10 @@ def test_text_manifests_and_exclude(tree: Path) -> None:
 def test_memory_sources_carry_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/carry/one.mp4", b"bytes")
-    (source,) = expand(["memory://carry"])
+    (source,) = expand_sources(["memory://carry"])
     assert (source.uri, source.size, source.content) == ("memory://carry/one.mp4", 5, b"bytes")
     assert uris("memory:///carry/one.mp4", "memory://carry/*") == ["memory://carry/one.mp4"] * 2
-    monkeypatch.setattr(sources, "MOST_CARRIED_BYTES", 4)
+    monkeypatch.setattr(expand_sources, "MOST_CARRIED_BYTES", 4)
     with pytest.raises(UsageError, match="too large to carry"):
         uris("memory://carry")
 
@@ -167,7 +168,7 @@ def test_a_listing_of_20000_files_stays_flat_in_memory(tmp_path: Path) -> None:
         for file in range(100):
             os.close(os.open(tmp_path / f"{folder:03}/{file:03}.mp4", os.O_CREAT | os.O_WRONLY))
     tracemalloc.start()
-    count = sum(1 for _ in expand([str(tmp_path)]))
+    count = sum(1 for _ in expand_sources([str(tmp_path)]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 20_000
@@ -175,7 +176,7 @@ def test_a_listing_of_20000_files_stays_flat_in_memory(tmp_path: Path) -> None:
 
 
 def test_sources_in_a_store_that_fails_now_and_then(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.01)
     monkeypatch.setattr(fetching, "READ_AHEAD", 300_000)
     monkeypatch.setattr(fetching, "CHUNK", 100_000)
     data = os.urandom(3_000_000)
@@ -193,10 +194,10 @@ def test_sources_in_a_store_that_fails_now_and_then(s3: Any, tmp_path: Path, mon
     for argument in ("s3://bucket/absent", "s3://absent/x.mp4", "s3://bucket/in/*.flv"):
         with pytest.raises(UsageError):
             uris(argument)
-    (source,) = expand(["s3://bucket/in/b.mp4"])
+    (source,) = expand_sources(["s3://bucket/in/b.mp4"])
     assert source.size == len(data)
     for uri in ("s3://bucket/in/b.mp4", "s3://bucket/in/2023/a.mp4"):
-        fetched = fetch(Source(uri), tmp_path)
+        fetched = fetch_source(Source(uri), tmp_path)
         assert fetched.path.read_bytes() == data
         assert (fetched.sha256, fetched.size) == (hashlib.sha256(data).hexdigest(), len(data))
         assert fetched.stamp == source.stamp == hashlib.md5(data).hexdigest()
@@ -206,14 +207,14 @@ def test_sources_in_a_store_that_fails_now_and_then(s3: Any, tmp_path: Path, mon
     assert failure(Source("s3://bucket/in/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
     assert failure(Source("s3://bucket/in"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
     s3.faults(1.0)
-    monkeypatch.setattr(remote, "LONGEST_DELAY_S", 0.01)
+    monkeypatch.setattr(object_store, "LONGEST_DELAY_S", 0.01)
     assert failure(Source("s3://bucket/in/b.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
     assert list(tmp_path.iterdir()) == []
 
 
 def failure(source: Source, scratch: Path) -> ErrorCode:
     with pytest.raises(ClipError) as caught:
-        fetch(source, scratch)
+        fetch_source(source, scratch)
     return caught.value.code
 
 
@@ -260,13 +261,13 @@ def web() -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["ranges", "whole"])
 def test_the_web(web: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr(remote, "LONGEST_DELAY_S", 0.002)
+    monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(object_store, "LONGEST_DELAY_S", 0.002)
     monkeypatch.setattr(fetching, "READ_AHEAD", 200_000)
     monkeypatch.setattr(fetching, "CHUNK", 100_000)
-    (source,) = expand([f"{web}/{kind}.mp4?a=*"])
+    (source,) = expand_sources([f"{web}/{kind}.mp4?a=*"])
     assert source == Source(f"{web}/{kind}.mp4?a=*")
-    fetched = fetch(source, tmp_path)
+    fetched = fetch_source(source, tmp_path)
     assert fetched.path.read_bytes() == Web.data
     assert fetched.sha256 == hashlib.sha256(Web.data).hexdigest()
     assert Web.gets[kind] >= 3, "the broken answer was met"
@@ -280,12 +281,12 @@ def test_the_web(web: str, kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_local_bytes_are_hashed_in_place(tree: Path, tmp_path: Path) -> None:
-    source = next(expand([str(tree / "b.mp4")]))
-    fetched = fetch(source, tmp_path)
+    source = next(expand_sources([str(tree / "b.mp4")]))
+    fetched = fetch_source(source, tmp_path)
     assert fetched.path == tree / "b.mp4"
     assert fetched.sha256 == hashlib.sha256(b"b.mp4").hexdigest()
     assert (fetched.size, fetched.stamp) == (source.size, source.stamp)
-    carried = fetch(Source("memory://x", 3, "s", {}, b"abc"), tmp_path)
+    carried = fetch_source(Source("memory://x", 3, "s", {}, b"abc"), tmp_path)
     assert (carried.path.read_bytes(), carried.size, carried.stamp) == (b"abc", 3, "s")
 
 
@@ -293,7 +294,7 @@ def test_what_is_no_readable_file_fails_with_a_code(tree: Path, tmp_path: Path) 
     os.mkfifo(tree / "fifo.mp4")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tree / "socket.mp4"))
-        found = list(expand([str(tree), str(tree / "fifo.mp4")]))
+        found = list(expand_sources([str(tree), str(tree / "fifo.mp4")]))
         assert [source.size for source in found if "fifo" in source.uri] == [None, None]
         for name in ("fifo.mp4", "socket.mp4", "absent.mp4", "a", "nul\0.mp4", "x" * 300):
             assert failure(Source(str(tree / name)), tmp_path) == ErrorCode.SOURCE_UNREADABLE, name
@@ -306,7 +307,7 @@ def test_what_is_no_readable_file_fails_with_a_code(tree: Path, tmp_path: Path) 
 
 def test_scratch_removes_what_the_killed_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDOT_SCRATCH", str(tmp_path / "scratch"))
-    code = "import os; from pipeline.fetch import Scratch; scratch = Scratch(); os.kill(os.getpid(), 9)"
+    code = "import os; from pipeline.sources.fetch import Scratch; scratch = Scratch(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     (orphan,) = (tmp_path / "scratch").iterdir()
     (tmp_path / "scratch/vdot-mine-keep").mkdir()

@@ -17,11 +17,11 @@ from typing import Any
 import fsspec.config
 import pytest
 
-from pipeline import remote
-from pipeline.disk import is_temporary
 from pipeline.errors import RunError, UsageError
-from pipeline.remote import StorageError, retried
-from pipeline.storage import Folder
+from pipeline.storage import object_store
+from pipeline.storage.atomic import is_temporary
+from pipeline.storage.folder import Folder
+from pipeline.storage.object_store import StorageError, retried
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -93,7 +93,7 @@ def test_a_pickle_brings_the_configuration_along(monkeypatch: pytest.MonkeyPatch
 
 RACE = """
 import sys
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 folder, me, count = Folder(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 print("ready", flush=True); sys.stdin.readline()
 print(" ".join(str(n) for n in range(count) if folder.create(f"catalog/{n:06}", f"{me} wrote {n}".encode())))
@@ -136,7 +136,7 @@ def test_of_two_processes_exactly_one_creates_each_name(
 
 
 def test_create_and_put_never_lie_about_a_bad_store(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.01)
     folder = Folder(f"{s3.url}/bad")
     s3.faults(0.3)
     for number in range(40):
@@ -152,7 +152,7 @@ def test_create_and_put_never_lie_about_a_bad_store(s3: Any, monkeypatch: pytest
 def test_a_large_file_goes_up_in_parts_through_a_bad_network(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.01)
     file = tmp_path / "large"
     file.write_bytes(os.urandom(1000) * 105_000)
     folder = Folder(s3.url)
@@ -164,8 +164,8 @@ def test_a_large_file_goes_up_in_parts_through_a_bad_network(
 
 @pytest.mark.parametrize("kind", ["error-500", "slow-down", "dropped"])
 def test_after_the_last_retry_there_is_one_sentence(s3: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr(remote, "LONGEST_DELAY_S", 0.01)
+    monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(object_store, "LONGEST_DELAY_S", 0.01)
     folder = Folder(s3.url)
     s3.faults(1.0, (kind,))
     with pytest.raises(StorageError, match=r"^creating s3://bucket/name failed 8 times: "):
@@ -178,7 +178,7 @@ def test_after_the_last_retry_there_is_one_sentence(s3: Any, kind: str, monkeypa
 KILLED = """
 import os, sys, threading
 from pathlib import Path
-from pipeline.storage import Folder
+from pipeline.storage.folder import Folder
 print("ready", flush=True)
 data = bytes(64 * 2**20)
 while True:

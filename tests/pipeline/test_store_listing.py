@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import store_listing
 from pipeline.errors import ClipError, ErrorCode, RunError, UsageError
-from pipeline.fetch import fetch
-from pipeline.remote import StorageError, filesystem
-from pipeline.sources import Source, expand, normalise
-from pipeline.walk import is_video, walk_remote
+from pipeline.sources import store_listing
+from pipeline.sources.expand import Source, expand_sources, normalise
+from pipeline.sources.fetch import fetch_source
+from pipeline.sources.globbing import is_video, walk_remote
+from pipeline.storage.object_store import StorageError, filesystem
 
 # Parts of keys, each of which some reader of names takes for something else; "" makes `//`.
 PARTS = ["", "a", ".", "..", " a b", "%2F", "a#b?c=d", "p+q&<'\">", "[x]*", "ü😀~\\", "x::y"]
@@ -43,25 +43,25 @@ def bucket(module_s3: Any) -> str:
 
 
 def content(source: Source, scratch: Path) -> str:
-    fetched = fetch(source, scratch)
+    fetched = fetch_source(source, scratch)
     text = fetched.path.read_text()
     fetched.discard()
     return text
 
 
 def listed(*arguments: str) -> list[str]:
-    return [source.uri for source in expand(arguments)]
+    return [source.uri for source in expand_sources(arguments)]
 
 
 def test_every_key_of_a_bucket_comes_once_and_reads_back_as_itself(bucket: str, tmp_path: Path) -> None:
-    sources = list(expand([f"s3://{bucket}"]))
+    sources = list(expand_sources([f"s3://{bucket}"]))
     assert sorted(source.uri for source in sources) == sorted(f"s3://{bucket}/{key}" for key in keys())
     for source in sources:
         key = source.uri.removeprefix(f"s3://{bucket}/")
         assert content(source, tmp_path) == key
         assert normalise(source.uri) == source.uri
     for source in sources[::3]:
-        assert list(expand([source.uri])) == [source], "named alone it is the same source, stamp and all"
+        assert list(expand_sources([source.uri])) == [source], "named alone it is the same source, stamp and all"
 
 
 @pytest.mark.parametrize("folder", ["", "/", "//", "a/", "a//", "../", "[x]*/", "a#b?c=d/", "x::y/", "http://"])
@@ -103,7 +103,7 @@ def test_rows_of_a_manifest_count_from_its_own_folder(bucket: str, folder: str, 
         store.call_s3("put_object", Bucket=bucket, Key=f"{prefix}{name}", Body=name.encode())
     text = "\n".join(row for row in rows if not row.startswith("/"))
     store.call_s3("put_object", Bucket=bucket, Key=f"{prefix}list.txt", Body=text.encode())
-    sources = list(expand([f"s3://{bucket}/{prefix}list.txt"]))
+    sources = list(expand_sources([f"s3://{bucket}/{prefix}list.txt"]))
     wanted = [name for row, name in rows.items() if name is not None]
     assert [source.uri for source in sources] == [f"s3://{bucket}/{prefix}{name}" for name in wanted] + [
         f"s3://{bucket}/http://av.mp4"
@@ -132,12 +132,12 @@ def test_a_key_that_cannot_be_addressed_is_one_sentence_and_never_another_object
     store = fsspec.filesystem("s3")
     for key in ("odd/v", "odd/v?versionId=3.mp4", "odd/dir.mp4/", "odd/dir.mp4"):
         store.call_s3("put_object", Bucket=module_s3.bucket, Key=key, Body=key.encode())
-    sources = {source.uri.rpartition("odd/")[2]: source for source in expand([f"{module_s3.url}/odd"])}
+    sources = {source.uri.rpartition("odd/")[2]: source for source in expand_sources([f"{module_s3.url}/odd"])}
     assert set(sources) == {"dir.mp4", "dir.mp4/", "v?versionId=3.mp4"}
     assert content(sources["dir.mp4"], tmp_path) == "odd/dir.mp4"
     for name, words in (("dir.mp4/", "ends in a slash"), ("v?versionId=3.mp4", "if .versionId= is part of the key")):
         with pytest.raises(ClipError, match=words) as caught:
-            fetch(sources[name], tmp_path)
+            fetch_source(sources[name], tmp_path)
         assert caught.value.code in (ErrorCode.SOURCE_UNREADABLE, ErrorCode.STORAGE_ERROR)
     for key in ("odd/v", "odd/v?versionId=3.mp4", "odd/dir.mp4/", "odd/dir.mp4"):
         store.call_s3("delete_object", Bucket=module_s3.bucket, Key=key)
@@ -163,7 +163,7 @@ def test_a_store_that_is_listed_by_fsspec_gives_every_name_too(memory: Any) -> N
     names = [name for name in keys() if "::" not in name and "://" not in name]  # fsspec reads those as chains
     for name in names:
         memory.pipe_file(f"/odd/{name}", name.encode())
-    sources = list(expand(["memory://odd"]))
+    sources = list(expand_sources(["memory://odd"]))
     assert sorted(source.uri for source in sources) == sorted(f"memory://odd/{name}" for name in names)
     assert all(source.content == source.uri.removeprefix("memory://odd/").encode() for source in sources)
     assert listed("memory://odd/a//*") == sorted(
@@ -244,6 +244,6 @@ def test_empty_pages_on_the_way_are_fine() -> None:
 
 def test_a_store_that_stays_odd_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Answers(lambda n, **_: {"prefixes": ["raw/"]})
-    monkeypatch.setattr("pipeline.sources.filesystem", lambda uri: (store, "bucket/raw/"))
+    monkeypatch.setattr("pipeline.sources.expand.filesystem", lambda uri: (store, "bucket/raw/"))
     with pytest.raises(RunError, match=r"gs://bucket/raw/ cannot be listed: .* cannot be"):
         listed("gs://bucket/raw/")

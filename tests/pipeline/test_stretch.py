@@ -9,26 +9,27 @@ import numpy as np
 import pytest
 import small_videos
 
-from pipeline import video
-from pipeline.display import thumbnail
 from pipeline.errors import ClipError
-from pipeline.remote import filesystem
-from pipeline.sandbox import Sandbox
+from pipeline.storage.object_store import filesystem
+from pipeline.video.display import thumbnail
+from pipeline.video.frames import read_frames
+from pipeline.video.probe import probe_video
+from pipeline.video.sandbox import Sandbox
 
 PIXELS = 10**8
 
 
 def cut(uri: str, into: Path, longest_s: float, at: float) -> tuple[float, float] | None:
     with Sandbox(2048, 30) as box:
-        (found,) = box.stream("pipeline.stretch:cut", uri, into, PIXELS, longest_s, at)
+        (found,) = box.stream("pipeline.video.excerpt:cut", uri, into, PIXELS, longest_s, at)
         lengths: tuple[float, float] | None = found
         return lengths
 
 
 def tints(path: Path) -> list[int]:
     """Whether red or blue is more, frame by frame."""
-    probe = video.probe(path, PIXELS)
-    pictures = [thumbnail(decoded.frame).mean(axis=(0, 1)) for decoded in video.frames(path, probe)]
+    probe = probe_video(path, PIXELS)
+    pictures = [thumbnail(decoded.frame).mean(axis=(0, 1)) for decoded in read_frames(path, probe)]
     return [int(picture[0] > picture[2]) for picture in pictures]
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from numbered import LIMIT, number_of, numbered, shown, whole, write
 
-from pipeline import video
-from pipeline.display import thumbnail
-from pipeline.grid import Grid, Window, missing_frames, shots_of, typical_step
+from pipeline.video import frames
+from pipeline.video.display import thumbnail
+from pipeline.video.frames import cut_windows, read_frames
+from pipeline.video.grid import Grid, Window, missing_frames, shots_of, typical_step
+from pipeline.video.probe import probe_video
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 ANNEX_B = ("-bsf:v", "h264_mp4toannexb")
@@ -65,7 +67,7 @@ def test_a_stream_without_times_and_one_remuxed_from_it(reordered: Path, tmp_pat
     ffmpeg("-fflags", "+genpts", "-i", raw, "-c", "copy", remuxed)
     # It says the times of decoding alone, and an edit list drops the frames that were decoded first.
     source, times, _ = whole(remuxed)
-    decoded = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in video.frames(remuxed, source)]
+    decoded = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in read_frames(remuxed, source)]
     assert decoded == numbers_by_ffmpeg(remuxed)
     assert len(times) >= 146
     # Where a decoder learns that more frames are reordered than the header says, one comes a step late.
@@ -113,8 +115,8 @@ def test_two_recordings_joined(reordered: Path, tmp_path: Path) -> None:
     ffmpeg("-i", reordered, "-c", "copy", two)
     joined = tmp_path / "joined.ts"
     joined.write_bytes(one.read_bytes() + two.read_bytes())
-    source = video.probe(joined, LIMIT)
-    decoded = list(video.frames(joined, source))
+    source = probe_video(joined, LIMIT)
+    decoded = list(read_frames(joined, source))
     assert len(decoded) == 300
     assert [index for index, frame in enumerate(decoded) if not frame.joined] == [150]
     np.testing.assert_allclose(np.diff([frame.time_s for frame in decoded]), 0.04, atol=2e-3)
@@ -156,8 +158,8 @@ def test_frames_that_repeat_a_time_are_counted(tmp_path: Path) -> None:
                 packet.pts, packet.dts = index + 1 - (index % 30 == 7), index
                 packet.stream = stream
                 target.mux(packet)
-    tally = video.Tally()
-    assert len(list(video.frames(repeated, video.probe(repeated, LIMIT), tally=tally))) == 60 - tally.unused
+    tally = frames.Tally()
+    assert len(list(read_frames(repeated, probe_video(repeated, LIMIT), tally=tally))) == 60 - tally.unused
     assert (tally.decoded, tally.unused) == (60, 2)
 
 
@@ -200,7 +202,7 @@ def test_a_broadcast_joined_midway(tmp_path: Path, share: float, b_frames: int) 
     data = whole_stream.read_bytes()
     path.write_bytes(data[int(len(data) * share) // 188 * 188 :])
     source, times, _ = whole(path)
-    numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in video.frames(path, source)]
+    numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in read_frames(path, source)]
     # From a key frame on, of which there is one every 40 frames.
     assert numbers == list(range(150 - len(numbers), 150))
     assert len(numbers) >= 150 * (1 - share) - 60
@@ -219,8 +221,8 @@ def test_a_packet_that_is_refused_costs_what_depends_on_it(tmp_path: Path) -> No
                 packet.update(b"\xff" * packet.size)
             packet.stream = stream
             target.mux(packet)
-    source = video.probe(path, LIMIT)
-    decoded = list(video.frames(path, source))
+    source = probe_video(path, LIMIT)
+    decoded = list(read_frames(path, source))
     numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in decoded]
     assert numbers == sorted({*numbers})
     assert 588 <= len(numbers) < 600
@@ -239,7 +241,7 @@ def test_a_dropout_of_a_broadcast_costs_what_was_in_it(tmp_path: Path) -> None:
     # More than the demuxer looks through at once, but nothing is replaced: every frame but one or two is there.
     path.write_bytes(data[:middle] + bytes(188 * 2000) + data[middle:])
     numbers = [
-        number_of(thumbnail(frame.frame, size=(160, 96))) for frame in video.frames(path, video.probe(path, LIMIT))
+        number_of(thumbnail(frame.frame, size=(160, 96))) for frame in read_frames(path, probe_video(path, LIMIT))
     ]
     assert numbers == sorted({*numbers})
     assert len(numbers) >= 585
@@ -248,9 +250,9 @@ def test_a_dropout_of_a_broadcast_costs_what_was_in_it(tmp_path: Path) -> None:
 
 def test_windows_of_an_older_version_begin_with_the_first_frame(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mkv", map(numbered, range(60)), pts=range(2, 62))
-    source = video.probe(path, LIMIT)
+    source = probe_video(path, LIMIT)
     early = Window("x", 0.04, 2.0, 17)
-    ((_, clip),) = video.cut(video.frames(path, source), source, [early], 16.0, (160, 96))
+    ((_, clip),) = cut_windows(read_frames(path, source), source, [early], 16.0, (160, 96))
     assert [number_of(picture) for picture in clip[:3]] == [0, 0, 2]
 
 

@@ -13,11 +13,13 @@ import pytest
 import yaml
 from small_dataset import RECIPE, SIZE, frames, identity, mp4
 
-from pipeline import encode, recipe
-from pipeline.catalog import now
+from pipeline.catalog.catalog import now
+from pipeline.curation.make_mixture import mix
+from pipeline.curation.vdot_csv import COLUMNS, to_csv
 from pipeline.errors import UsageError
-from pipeline.mix import mix
-from pipeline.vdot_csv import COLUMNS, to_csv
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_png
+from pipeline.recipe import recipe
 
 TASKS = {
     "text": "true", "pose": "true", "gray": "true", "inpaint": "true", "outpaint": "true", "firstframe": "true",
@@ -33,8 +35,8 @@ def mixture(dataset: Any, tmp_path: Path) -> Path:
     members = {
         "mp4": mp4("m0"),
         "pose.mp4": mp4("m0 pose"),
-        "ref.0.png": encode.png(frames("m0 r0")[0]),
-        "ref.1.png": encode.png(frames("m0 r1")[0]),
+        "ref.0.png": encode_png(frames("m0 r0")[0]),
+        "ref.1.png": encode_png(frames("m0 r1")[0]),
         "json": json.dumps({"fps": 16.0}).encode(),
     }
     places = dataset.shard("shards", {"a8": members | {"txt": b'a film, or "two"\n'}, "a9": members})
@@ -87,9 +89,9 @@ def test_every_row_leads_to_what_its_task_shows(mixture: Path, tmp_path: Path) -
     assert found["reference"]["src_video_path"] == ""
     assert len(found["reference"]["ref_image_path"].split(",")) == 2
 
-    clip_frames, pose = encode.decode(mp4("m0")), encode.decode(mp4("m0 pose"))
+    clip_frames, pose = decode_clip(mp4("m0")), decode_clip(mp4("m0 pose"))
     for task in ("inpaint", "outpaint", "firstframe", "extension", "outpaint_pose"):
-        shown, white = (encode.decode(Path(found[task][f"{kind}_video_path"]).read_bytes()) for kind in ("src", "mask"))
+        shown, white = (decode_clip(Path(found[task][f"{kind}_video_path"]).read_bytes()) for kind in ("src", "mask"))
         assert shown.shape == white.shape == (*SIZE, 3)
         # As the trainer reads it: white is above one half.
         mask = white[..., 0] > 127

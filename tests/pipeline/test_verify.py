@@ -11,12 +11,12 @@ import pytest
 import small_dataset
 from typer.testing import CliRunner
 
-from pipeline import verify as module
-from pipeline.cli import app
+from pipeline.cli.main import app
 from pipeline.errors import UsageError
-from pipeline.mend import mark_failed
-from pipeline.shards import digest
-from pipeline.verify import lines, summary, verify
+from pipeline.formats.shards import digest
+from pipeline.upkeep import verify as module
+from pipeline.upkeep.mark_damaged import mark_failed
+from pipeline.upkeep.verify import lines, summary, verify
 
 
 def said(dataset: Any) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numbered import LIMIT, number_of, numbered, shown, whole, write
 
-from pipeline import video
-from pipeline.content_box import content_box
-from pipeline.grid import Grid, shots_of
+from pipeline.video.content_box import content_box
+from pipeline.video.frames import cut_windows, read_frames, read_thumbnails
+from pipeline.video.grid import Grid, shots_of
+from pipeline.video.probe import probe_video
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_some_of_the_windows_and_memory_of_one(tmp_path: Path) -> None:
     grid = Grid(frames=17, min_frames=5)
     windows = grid.windows("x", shots_of([(0, 129)], times, end_s), times)
     chosen = [windows[3], windows[1]]
-    clips = video.cut(video.frames(path, source), source, chosen, 16.0, (144, 96))
+    clips = cut_windows(read_frames(path, source), source, chosen, 16.0, (144, 96))
     got = [(window, number_of(clip[0])) for window, clip in clips]
     assert got == [(windows[1], int(17 / 16 * 25)), (windows[3], int(51 / 16 * 25))]
 
@@ -90,11 +91,11 @@ def test_progress_is_told_long_before_the_first_clip(tmp_path: Path, name: str) 
         calls.append(None)
 
     last = Grid(frames=17, min_frames=5).windows("x", shots_of([(0, 129)], times, end_s), times)[-1]
-    decoded = video.frames(path, source, progress)
-    assert [window for window, _ in video.cut(decoded, source, [last], 16.0, (144, 96))] == [last]
+    decoded = read_frames(path, source, progress)
+    assert [window for window, _ in cut_windows(decoded, source, [last], 16.0, (144, 96))] == [last]
     assert 100 < len(calls) < 300
     calls.clear()
-    list(video.thumbnails(video.frames(path, source, progress)))
+    list(read_thumbnails(read_frames(path, source, progress)))
     assert len(calls) > 129
     calls.clear()
     content_box(path, source, progress)
@@ -114,6 +115,6 @@ def test_progress_is_told_while_nothing_is_shown(tmp_path: Path) -> None:
                 packet.stream = stream
                 target.mux(packet)
     calls: list[None] = []
-    shown_ = list(video.frames(path, video.probe(path, LIMIT), lambda: calls.append(None)))
+    shown_ = list(read_frames(path, probe_video(path, LIMIT), lambda: calls.append(None)))
     assert len(shown_) == 10
     assert len(calls) >= 100

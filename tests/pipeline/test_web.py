@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import remote
 from pipeline.errors import ClipError, ErrorCode, UsageError
-from pipeline.fetch import fetch
-from pipeline.sources import Source, expand, normalise
-from pipeline.web import as_written
+from pipeline.sources.expand import Source, expand_sources, normalise
+from pipeline.sources.fetch import fetch_source
+from pipeline.storage import object_store
+from pipeline.storage.web import as_written
 
 DATA = os.urandom(50_000)
 
@@ -72,15 +72,15 @@ def site() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_DELAY_S", 0.001)
-    monkeypatch.setattr(remote, "LONGEST_DELAY_S", 0.002)
+    monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr(object_store, "LONGEST_DELAY_S", 0.002)
 
 
 def asked(url: str, scratch: Path) -> set[str]:
     """The targets that reach the server when the URL is given as a source."""
     Site.targets.clear()
-    (source,) = expand([url])
-    fetched = fetch(source, scratch)
+    (source,) = expand_sources([url])
+    fetched = fetch_source(source, scratch)
     assert fetched.path.read_bytes() == DATA
     fetched.discard()
     return set(Site.targets)
@@ -158,7 +158,7 @@ def test_rows_of_a_manifest_on_the_web_are_urls_beside_it(tmp_path: Path) -> Non
 
     with served(List) as port:
         base = f"http://127.0.0.1:{port}"
-        assert [source.uri for source in expand([f"{base}/dir/list.txt?token=%2F"])] == [
+        assert [source.uri for source in expand_sources([f"{base}/dir/list.txt?token=%2F"])] == [
             f"{base}/dir/a.mp4?sig=x%2Fy//z/../w",
             f"{base}/dir/sub//b.mp4",
             f"{base}/c.mp4",
@@ -172,7 +172,7 @@ def refused(url: str, scratch: Path) -> tuple[ErrorCode, str, int]:
     """The code, the sentence, and after how many requests."""
     Site.targets.clear()
     with pytest.raises(ClipError) as caught:
-        fetch(Source(url), scratch)
+        fetch_source(Source(url), scratch)
     assert list(scratch.iterdir()) == []
     return caught.value.code, caught.value.detail, len(Site.targets)
 
@@ -191,8 +191,8 @@ def test_a_status_that_may_pass_is_asked_again(site: str, status: int, tmp_path:
     Site.answers["/go?later"] = (status, None)
     code, detail, requests = refused(f"{site}/go?later", tmp_path)
     assert code == ErrorCode.STORAGE_ERROR
-    assert f"failed {remote.ATTEMPTS} times: the server answers {status}" in detail
-    assert requests == 2 * remote.ATTEMPTS
+    assert f"failed {object_store.ATTEMPTS} times: the server answers {status}" in detail
+    assert requests == 2 * object_store.ATTEMPTS
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -249,7 +249,7 @@ def test_a_manifest_that_the_server_refuses_is_one_sentence(
 ) -> None:
     Site.answers["/list.csv"] = (status, location)
     with pytest.raises(UsageError, match=f"the manifest {site}/list.csv cannot be read: {words}"):
-        list(expand([f"{site}/list.csv"]))
+        list(expand_sources([f"{site}/list.csv"]))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import program
 import pytest
 from numbered import number_of
 
-from pipeline import encode
+from pipeline.formats.clip_decode import decode_clip
 
 CASES = Path(__file__).parents[1] / "data/cases"
 
@@ -54,7 +54,7 @@ def test_every_frame_of_a_case_is_in_its_place(ingested: program.Out, name: str)
     assert {clip["status"] for clip in clips} == {"kept"}
     samples = ingested.samples()
     for clip in clips:
-        numbers = [number_of(picture) for picture in encode.decode(samples[clip["clip_id"]]["mp4"])]
+        numbers = [number_of(picture) for picture in decode_clip(samples[clip["clip_id"]]["mp4"])]
         last = first + round(shown_s(name, clip["end_s"] - begin_s) * 25)
         start_s = shown_s(name, clip["start_s"] - begin_s)
         assert numbers == [min(first + int((start_s + k / 16) * 25 + 0.03), last) for k in range(len(numbers))]
@@ -81,7 +81,7 @@ def test_pictures_of_the_cases(ingested: program.Out) -> None:
     assert sizes["portrait_360x640.mp4"] == (352, 640)
     assert sizes["crop.mkv"] == (320, 160)
     samples = {
-        Path(clip["source_uri"]).name: encode.decode(ingested.samples()[clip["clip_id"]]["mp4"])
+        Path(clip["source_uri"]).name: decode_clip(ingested.samples()[clip["clip_id"]]["mp4"])
         for clip in clips
         if Path(clip["source_uri"]).name in ("crop.mkv", "gray_limited_hevc.mp4")
     }
@@ -93,6 +93,6 @@ def test_pictures_of_the_cases(ingested: program.Out) -> None:
     circles = [clip for clip in clips if Path(clip["source_uri"]).name == "circle.ts"]
     assert len(circles) == 2
     for clip in circles:
-        picture = encode.decode(ingested.samples()[clip["clip_id"]]["mp4"])[8].max(axis=-1) > 128
+        picture = decode_clip(ingested.samples()[clip["clip_id"]]["mp4"])[8].max(axis=-1) > 128
         wide, high = (np.flatnonzero(picture.any(axis=axis)).size for axis in (0, 1))
         assert wide == pytest.approx(high, rel=0.04)

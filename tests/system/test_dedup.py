@@ -15,9 +15,9 @@ import pytest
 import real_clips
 import small_videos
 
-from pipeline.shards import members
-from pipeline.storage import Folder
-from pipeline.verify import verify
+from pipeline.formats.shards import members
+from pipeline.storage.folder import Folder
+from pipeline.upkeep.verify import verify
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 import small_videos
 import yaml
 
-from benchmarks.kills import measure
+from benchmarks.ingest.kills import measure
 
 
 @pytest.mark.slow

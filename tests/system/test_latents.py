@@ -12,10 +12,12 @@ import program
 import pytest
 import tiny_model
 
-from pipeline import encode, shards
-from pipeline.conditions import gray
-from pipeline.storage import Folder
-from training import model_folder, stored_latents
+from pipeline.formats import shards
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.conditions import gray
+from pipeline.storage.folder import Folder
+from training.data import latents_file
+from training.models import folder
 
 MEMBER = "latents.safetensors"
 
@@ -38,13 +40,13 @@ def gpu() -> Iterator[str]:
         yield made.address
 
 
-def layer(out: program.Out) -> dict[str, tuple[dict[str, Any], stored_latents.Stored]]:
+def layer(out: program.Out) -> dict[str, tuple[dict[str, Any], latents_file.Stored]]:
     """Clip id -> the row of its latents, and what is stored."""
     found = {}
     for row in out.query("SELECT * FROM clips WHERE layer = 'latents'"):
         members = shards.sample(Folder(out.url), row["clip_id"], row["shard"], row["offset"], row["bytes"])
         assert set(members) == {MEMBER, "latents.json"}
-        found[row["clip_id"]] = row, stored_latents.read(members[MEMBER])
+        found[row["clip_id"]] = row, latents_file.read(members[MEMBER])
     return found
 
 
@@ -70,7 +72,7 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
     how = ("annotate", out.url, "--with", "latents", "--address", gpu)
     done = vdot(*how, env={"VDOT_MODEL": model.name}, cwd=model.parent, timeout=300)
     assert done.returncode == 0, done.stderr
-    here = model_folder.fingerprints(model)
+    here = folder.fingerprints(model)
     stored = layer(out)
     assert stored.keys() == base.keys()
     for clip, (row, found) in stored.items():
@@ -81,9 +83,9 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
         assert made["weights_sha256"] == f"{here['vae']}+{here['text_encoder']}"
         assert [entry["name"] for entry in row["lineage"]] == ["scribble", "latents"]
         if clip == min(stored):
-            frames = encode.decode(base[clip]["mp4"])
+            frames = decode_clip(base[clip]["mp4"])
             for key, shown in (
-                ("clip", frames), ("gray", gray(frames)), ("scribble", encode.decode(base[clip]["scribble.mp4"])),
+                ("clip", frames), ("gray", gray(frames)), ("scribble", decode_clip(base[clip]["scribble.mp4"])),
             ):  # fmt: skip
                 np.testing.assert_allclose(found.tensors[key], encoded(model, shown), rtol=6e-4, atol=1e-4)
     assert vdot("verify", out.url).returncode == 0
@@ -93,11 +95,11 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
 
     other = tiny_model.write(tmp_path / "other", seed=1)
     assert "made by another vae" in str(
-        found.misfit(model_folder.fingerprints(other) | {"text_encoder": here["text_encoder"]})
+        found.misfit(folder.fingerprints(other) | {"text_encoder": here["text_encoder"]})
     )
     renewed = vdot(*how, env={"VDOT_MODEL": str(other)}, timeout=300)
     assert renewed.returncode == 0, renewed.stderr
-    assert all(latents.misfit(model_folder.fingerprints(other)) is None for _, latents in layer(out).values())
+    assert all(latents.misfit(folder.fingerprints(other)) is None for _, latents in layer(out).values())
     assert vdot("verify", out.url).returncode == 0
 
 

@@ -13,10 +13,10 @@ import program
 import pytest
 import small_videos
 
-from pipeline import shards
-from pipeline.select import saved, select
-from pipeline.storage import Folder
-from pipeline.verify import verify
+from pipeline.curation.select import saved, select
+from pipeline.formats import shards
+from pipeline.storage.folder import Folder
+from pipeline.upkeep.verify import verify
 
 pytestmark = pytest.mark.slow
 

@@ -53,7 +53,7 @@ def test_the_wheel_is_what_ran(installed: Path, tmp_path: Path) -> None:
 def test_the_wheel_holds_the_five_rooms_and_nothing_else(installed: Path) -> None:
     found = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert found == {*ROOMS, "bin"}
-    assert (installed / "pipeline" / "default.yaml").is_file()
+    assert (installed / "pipeline" / "recipe" / "default.yaml").is_file()
     assert not list(installed.rglob("test_*.py"))
 
 
@@ -67,12 +67,12 @@ def python(script: str, cwd: Path, **env: str) -> str:
 def test_trainers_import_neither_ray_nor_a_decoder_of_wild_video(tmp_path: Path) -> None:
     names = [
         "training",
-        "training.stored_latents",
-        "training.model_folder",
-        "pipeline.schema",
-        "pipeline.catalog",
-        "pipeline.shards",
-        "pipeline.storage",
+        "training.data.latents_file",
+        "training.models.folder",
+        "pipeline.formats.schema",
+        "pipeline.catalog.catalog",
+        "pipeline.formats.shards",
+        "pipeline.storage.folder",
     ]
     script = f"""
 import importlib, json, sys

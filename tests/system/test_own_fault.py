@@ -15,7 +15,7 @@ import small_videos
 SITECUSTOMIZE = """
 import sys
 
-if "pipeline.sandbox" in sys.orig_argv:
+if "pipeline.video.sandbox" in sys.orig_argv:
     from pipeline import encode
 
     written = encode.encode

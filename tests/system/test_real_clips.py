@@ -11,8 +11,8 @@ import pytest
 import real_clips
 from numpy.typing import NDArray
 
-from pipeline import encode
-from pipeline.verify import verify
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.upkeep.verify import verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -45,7 +45,7 @@ def pictures(out: Any) -> Any:
     def first(name: str) -> NDArray[np.uint8]:
         uri = str(real_clips.path(name))
         kept = [row for row in rows.values() if row["source_uri"].endswith(uri) and row["status"] == "kept"]
-        return encode.decode(samples[min(kept, key=lambda row: row["start_s"])["clip_id"]]["mp4"])
+        return decode_clip(samples[min(kept, key=lambda row: row["start_s"])["clip_id"]]["mp4"])
 
     return first
 

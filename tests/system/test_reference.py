@@ -22,7 +22,7 @@ import yaml
 from reference_check import Comparison, Stored
 from reference_sources import Source
 
-from pipeline import encode
+from pipeline.formats.clip_decode import decode_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -86,7 +86,7 @@ def test_the_whole_program_stores_what_ffmpeg_shows(
     faults, points = {}, 0
     for name, source in files.items():
         clips = [
-            Stored(row["start_s"], encode.decode(samples[row["clip_id"]]["mp4"]))
+            Stored(row["start_s"], decode_clip(samples[row["clip_id"]]["mp4"]))
             for row in rows
             if row["source_uri"].endswith(f"/{name}") and row["status"] == "kept"
         ]

@@ -8,9 +8,9 @@ from typing import Any
 import program
 import pytest
 
-from pipeline import engine
-from pipeline.ingest import ingest
-from pipeline.progress import Progress
+from pipeline.engine import engine
+from pipeline.engine.progress import Progress
+from pipeline.ingest.commands import ingest
 
 
 @pytest.mark.long

@@ -14,8 +14,8 @@ import tiny_run
 import yaml
 from small_mixture import STEPS, seen
 
-from pipeline.mixture import Step
-from training.stream import Stream
+from pipeline.mixture.mixture import Step
+from training.data.stream import Stream
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny_run import DISTILL, train
 
 from pipeline.errors import UsageError
-from training import conversion, keys, models, run
+from training import commands
+from training.export import conversion
+from training.models import networks, weight_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Tensors = dict[str, torch.Tensor]
@@ -62,8 +64,8 @@ def velocity(transformer: Any) -> torch.Tensor:
 
 def adapted(folder: Path, **settings: Any) -> Any:
     """A transformer with an adapter of random numbers."""
-    transformer = models.load(folder, torch.float32)
-    config = {"r": 4, "lora_alpha": 4, "target_modules": models.LORA_TARGETS} | settings
+    transformer = networks.load(folder, torch.float32)
+    config = {"r": 4, "lora_alpha": 4, "target_modules": networks.LORA_TARGETS} | settings
     transformer.add_adapter(LoraConfig(**config), adapter_name="student")
     generator = torch.Generator().manual_seed(0)
     for name, parameter in transformer.named_parameters():
@@ -109,8 +111,8 @@ def test_an_export_is_what_diffusers_and_comfyui_load(
     config: Any, model: Path, tmp_path: Path, complaints: Callable[[], list[str]]
 ) -> None:
     train("distill", config(DISTILL, model={"lora_rank": 4}, steps=2), tmp_path / "run")
-    run.export(tmp_path / "run", tmp_path / "whole")
-    run.export(tmp_path / "run", tmp_path / "adapters", lora=True)
+    commands.export(tmp_path / "run", tmp_path / "whole")
+    commands.export(tmp_path / "run", tmp_path / "adapters", lora=True)
     card = (tmp_path / "adapters/README.md").read_text()
     assert "pipe.load_lora_weights(folder)" in card
     names = load_file(tmp_path / "adapters" / ADAPTERS)
@@ -121,7 +123,7 @@ def test_an_export_is_what_diffusers_and_comfyui_load(
     pipe.load_lora_weights(tmp_path / "adapters")
     assert complaints() == []
     layers = [name for name, module in pipe.transformer.named_modules() if hasattr(module, "lora_A")]
-    trained = models.adapted(models.load(model, torch.float32), 4, ("student",))
+    trained = networks.adapted(networks.load(model, torch.float32), 4, ("student",))
     assert len(layers) == sum(hasattr(module, "lora_A") for module in trained.modules()) == len(names) // 2 == 50
     fused_export = pipeline(tmp_path / "whole").transformer
     wanted = velocity(fused_export)
@@ -129,10 +131,10 @@ def test_an_export_is_what_diffusers_and_comfyui_load(
     assert (before - wanted).abs().max() > 1e-4
 
     conversion.convert([tmp_path / "adapters" / ADAPTERS], tmp_path / "original.safetensors")
-    base = keys.to_original(models.load(model, torch.float32).state_dict())
+    base = weight_names.to_original(networks.load(model, torch.float32).state_dict())
     merged, count = applied(base, load_file(tmp_path / "original.safetensors"))
     assert count == 50
-    close(merged, keys.to_original(fused_export.state_dict()))
+    close(merged, weight_names.to_original(fused_export.state_dict()))
     conversion.convert([tmp_path / "original.safetensors"], tmp_path / "again.safetensors")
     again = load_file(tmp_path / "again.safetensors")
     assert again.keys() == names.keys()
@@ -167,8 +169,8 @@ def test_the_scale_of_an_adapter_of_diffusers_is_kept(
     file = saved(adapted(tiny, **settings), tmp_path / "saved", metadata=True)
     wanted = fused(adapted(tiny, **settings))
     conversion.convert([file], tmp_path / "original.safetensors")
-    base = keys.to_original(models.load(tiny, torch.float32).state_dict())
-    close(applied(base, load_file(tmp_path / "original.safetensors"))[0], keys.to_original(wanted))
+    base = weight_names.to_original(networks.load(tiny, torch.float32).state_dict())
+    close(applied(base, load_file(tmp_path / "original.safetensors"))[0], weight_names.to_original(wanted))
     # And back: what diffusers then loads adds the same, at every layer.
     conversion.convert([tmp_path / "original.safetensors"], tmp_path / "back.safetensors")
     pipe = pipeline(tiny)

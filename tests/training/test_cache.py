@@ -16,8 +16,8 @@ import pytest
 import small_mixture
 
 from pipeline.errors import RunError, UsageError
-from training.cache import Cache
-from training.stream import Stream
+from training.data.range_cache import Cache
+from training.data.stream import Stream
 
 
 def seen(stream: Stream, steps: int) -> list[Any]:
@@ -61,7 +61,7 @@ def test_a_store_that_stays_away_ends_the_run_with_a_sentence(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixed = small_mixture.make(tmp_path, url=f"{s3.url}/data")
-    monkeypatch.setattr("pipeline.remote.ATTEMPTS", 2)
+    monkeypatch.setattr("pipeline.storage.object_store.ATTEMPTS", 2)
     s3.faults(1.0, ("dropped",))
     with pytest.raises(RunError, match=r"a clip cannot be read: .*failed 2 times"):
         seen(Stream(str(mixed)), 1)

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from small_dataset import identity
 from small_mixture import STEPS, run, seen
 
-from pipeline import shards
 from pipeline.errors import RunError
-from pipeline.mixture import read_all
-from training.stream import Stream
+from pipeline.formats import shards
+from pipeline.mixture.mixture import read_all
+from training.data.stream import Stream
 
 
 def shard_of(mixture: Path, number: int) -> tuple[Path, int, int]:

@@ -13,13 +13,15 @@ import torch
 from tiny_run import DISTILL, LONG, equal, logged, options, processes, stored, train
 
 from pipeline.errors import UsageError
-from pipeline.mixture import Step
-from training import assemble, models, run, student
+from pipeline.mixture.mixture import Step
+from training import commands
 from training import config as config_module
-from training.examples import Examples
-from training.loop import held_out
-from training.models import Conditions, Denoiser
-from training.parallel import world
+from training.distributed import world
+from training.encoding.examples import Examples
+from training.export import trained_model
+from training.models import assemble, networks
+from training.models.networks import Conditions, Denoiser
+from training.trainer.loop import held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -112,11 +114,11 @@ def test_looking_changes_nothing_and_sees_the_average(
             seen.append(method.student.velocity(example.clean, torch.ones(len(example.clean)), example.conditions))
         return np.zeros((1, 16, 16, 3), np.uint8)
 
-    monkeypatch.setattr(run, "_shown", look)
+    monkeypatch.setattr(commands, "_shown", look)
     train(command, config(told, **mixture, evaluation={"every": 1, "clips": 1}), tmp_path / "run")
     train(command, config(told, **mixture), tmp_path / "blind")
     equal(stored(tmp_path / "run", 4), stored(tmp_path / "blind", 4))
-    found = student.load(tmp_path / "run", torch.device("cpu"))
+    found = trained_model.load(tmp_path / "run", torch.device("cpu"))
     assert found.told is not None
     trained = config_module.parsed(found.told.kind, found.told.config, "config")
     examples = Examples(model, trained.model, trained.data, torch.device("cpu"))
@@ -146,7 +148,7 @@ def test_every_objective_goes_through_the_loop(changes: dict[str, Any], config: 
 
 
 def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> None:
-    from training.models import Conditions, Denoiser, adapted, load
+    from training.models.networks import Conditions, Denoiser, adapted, load
 
     alone, base = load(model, torch.float32), adapted(load(model, torch.float32), 4)
     for name, one in base.named_parameters():
@@ -166,8 +168,8 @@ def test_the_teacher_sees_no_adapter_and_the_student_its_own(model: Path) -> Non
 
 
 def test_a_network_is_narrowed_as_diffusers_loads_it(model: Path) -> None:
-    narrowed = models.narrowed(models.load(model, torch.float32), torch.bfloat16)
-    for name, one in models.load(model, torch.bfloat16).named_parameters():
+    narrowed = networks.narrowed(networks.load(model, torch.float32), torch.bfloat16)
+    for name, one in networks.load(model, torch.bfloat16).named_parameters():
         found = narrowed.get_parameter(name)
         assert found.dtype == one.dtype, name
         assert torch.equal(found, one), name
@@ -181,11 +183,11 @@ def test_time_is_embedded_in_float32_whatever_the_rest_computes_in(model: Path, 
     conditions = Conditions(torch.randn((1, 8, 32), generator=drawn), torch.randn((1, 96, 3, 4, 4), generator=drawn))
     with world() as here, torch.no_grad():
         sharded = assemble.distillation(told, model, here).student
-        for network in (sharded, Denoiser(models.load(model, torch.float32), torch.float32)):
+        for network in (sharded, Denoiser(networks.load(model, torch.float32), torch.float32)):
 
             def keep(_module: Any, _given: Any, found: torch.Tensor, of: torch.dtype = network.dtype) -> None:
                 made[of] = found
 
-            models.time_embedder(network.transformer).register_forward_hook(keep)
+            networks.time_embedder(network.transformer).register_forward_hook(keep)
             network.velocity(noisy, torch.tensor([0.9375]), conditions)
     assert torch.equal(made[torch.bfloat16], made[torch.float32])

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from training.discriminator import Discriminator
-from training.flow import clean_of, finite, guided, noised, shifted, velocity
+from training.diffusion.flow_matching import clean_of, finite, guided, noised, shifted, velocity
+from training.diffusion.schedule import Levels, Schedule, parse
+from training.models.discriminator import Discriminator
 from training.objectives import dmd, gan
-from training.schedule import Levels, Schedule, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from training.handover import Receiver, Sender, hear, tell
+from training.data.shared_memory import Receiver, Sender, hear, tell
 
 KINDS = st.sampled_from(["u1", "?", "<f4", "<i8", "<u2"])
 ARRAYS = KINDS.flatmap(lambda kind: arrays_of.arrays(np.dtype(kind), arrays_of.array_shapes(min_dims=0, min_side=0)))

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.errors import UsageError
-from training import conversion, keys, models
+from training.export import conversion
+from training.models import networks, weight_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -18,21 +19,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tiny_model.write(tmp_path_factory.mktemp("model"))
-    return dict(models.load(folder, torch.float32).state_dict())
+    return dict(networks.load(folder, torch.float32).state_dict())
 
 
 def test_there_and_back(weights: dict[str, torch.Tensor]) -> None:
-    theirs = keys.to_original(weights)
+    theirs = weight_names.to_original(weights)
     assert len(theirs) == len(weights)
-    assert keys.original(theirs)
-    assert not keys.original(weights)
-    again = keys.to_diffusers(theirs)
+    assert weight_names.original(theirs)
+    assert not weight_names.original(weights)
+    again = weight_names.to_diffusers(theirs)
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 def test_the_names_are_those_of_the_release(weights: dict[str, torch.Tensor]) -> None:
-    theirs = keys.to_original(weights)
+    theirs = weight_names.to_original(weights)
     for name in (
         "patch_embedding.weight", "vace_patch_embedding.bias", "text_embedding.2.weight", "time_projection.1.bias",
         "blocks.1.self_attn.norm_q.weight", "blocks.2.cross_attn.o.bias", "blocks.0.norm3.weight",
@@ -46,7 +47,7 @@ def test_the_names_are_those_of_the_release(weights: dict[str, torch.Tensor]) ->
 def test_diffusers_reads_what_we_write(weights: dict[str, torch.Tensor]) -> None:
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    found = convert_wan_transformer_to_diffusers(keys.to_original(weights))
+    found = convert_wan_transformer_to_diffusers(weight_names.to_original(weights))
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
 
@@ -58,7 +59,7 @@ def test_files_there_and_back(weights: dict[str, torch.Tensor], tmp_path: Path) 
         save_file({name: weights[name].contiguous() for name in some}, part)
     theirs, again = tmp_path / "original.safetensors", tmp_path / "again.safetensors"
     conversion.convert(parts, theirs)
-    assert keys.original(load_file(theirs))
+    assert weight_names.original(load_file(theirs))
     conversion.convert([theirs], again)
     found = load_file(again)
     assert found.keys() == weights.keys()
@@ -86,4 +87,4 @@ def test_files_that_cannot_be_converted_leave_nothing(weights: dict[str, torch.T
 
 def test_a_name_of_something_else_is_refused() -> None:
     with pytest.raises(UsageError, match=r"'lm_head\.weight' is no weight of a VACE"):
-        keys.to_diffusers({"lm_head.weight": torch.zeros(1)})
+        weight_names.to_diffusers({"lm_head.weight": torch.zeros(1)})

@@ -13,11 +13,12 @@ import tiny_model
 from small_dataset import identity
 
 from annotators.base import Sample
-from pipeline import decode, encode
 from pipeline.errors import UsageError
-from pipeline.mixture import Step
-from training import model_folder
-from training.stream import Stream
+from pipeline.formats import clip_decode
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.mixture.mixture import Step
+from training.data.stream import Stream
+from training.models import folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoder(model: Path) -> Any:
     diffusers = pytest.importorskip("diffusers")
-    from training import vcu
+    from training.encoding import vcu
 
     return vcu.encoder(diffusers.AutoencoderKLWan.from_pretrained(model / "vae", low_cpu_mem_usage=False).eval())
 
@@ -41,8 +42,8 @@ def encoder(model: Path) -> Any:
 def layers(model: Path) -> small_mixture.Layers:
     """Both layers of latents, as the annotators make them."""
     pytest.importorskip("diffusers")
-    from training.latents import Latents
-    from training.masked_latents import MaskedLatents
+    from training.encoding.latents import Latents
+    from training.encoding.masked_latents import MaskedLatents
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VDOT_MODEL", str(model))
@@ -53,11 +54,11 @@ def layers(model: Path) -> small_mixture.Layers:
         members = small_mixture.members(number)
         sample = Sample(
             identity(f"s{number}"),
-            {name: partial(encode.decode, members[f"{name}.mp4"]) for name in ("pose", "mask")},
-            {"ref": [decode.picture(members[name]) for name in sorted(members) if name.startswith("ref.")]},
+            {name: partial(decode_clip, members[f"{name}.mp4"]) for name in ("pose", "mask")},
+            {"ref": [clip_decode.picture(members[name]) for name in sorted(members) if name.startswith("ref.")]},
             members["txt"].decode(),
         )
-        return {maker.name: maker(encode.decode(members["mp4"]), 16.0, sample=sample).files for maker in makers}
+        return {maker.name: maker(decode_clip(members["mp4"]), 16.0, sample=sample).files for maker in makers}
 
     return made
 
@@ -67,10 +68,10 @@ def test_the_context_of_latents_is_that_of_the_pixels(
 ) -> None:
     import torch
 
-    from training import vcu
+    from training.encoding import vcu
 
     mixed = str(small_mixture.make(tmp_path, 6, layers=layers, step=Step(1, 60)))
-    of_model = {"form": "latents", "model": model_folder.fingerprints(model)}
+    of_model = {"form": "latents", "model": folder.fingerprints(model)}
     latents, pixels = Stream(mixed, workers=1, **of_model), Stream(mixed)  # type: ignore[arg-type]
     tasks = set()
     nothing = cache(partial(vcu.nothing, encoder))
@@ -104,14 +105,14 @@ def test_masked_latents_are_those_of_masked_pixels(
     import torch
 
     mixed = str(small_mixture.make(tmp_path, 2, layers=layers))
-    stream = Stream(mixed, form="latents", model=model_folder.fingerprints(model))
+    stream = Stream(mixed, form="latents", model=folder.fingerprints(model))
     numbers = {identity(f"s{number}"): number for number in range(2)}
     drawn = set()
     for step in islice(stream, STEPS):
         for batch in step:
             if batch.bucket.task != "inpaint":
                 continue
-            frames = encode.decode(small_mixture.members(numbers[batch.keys[0]])["mp4"])
+            frames = decode_clip(small_mixture.members(numbers[batch.keys[0]])["mp4"])
             mask = batch.arrays["mask"][0, 0]
             drawn.add((batch.keys[0], mask.tobytes()))
             kept = np.where(mask[..., None], 0, np.asarray(frames, np.float32) / 127.5 - 1)
@@ -134,7 +135,7 @@ def test_where_no_latents_fit_there_are_pixels_and_it_is_said(
         return made
 
     mixed = str(small_mixture.make(tmp_path, 6, layers=some, step=Step(2, 100)))
-    fingerprints = model_folder.fingerprints(model)
+    fingerprints = folder.fingerprints(model)
     found, plain = Stream(mixed, form="latents", model=fingerprints), Stream(mixed)
     told = set()
     for step, other in zip(islice(found, STEPS), plain, strict=False):

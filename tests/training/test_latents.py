@@ -20,15 +20,17 @@ from hypothesis import strategies as st
 
 from annotators.base import Sample
 from annotators.weights import MissingWeights
-from pipeline import registry
-from pipeline.blueprint import Blueprint
-from pipeline.conditions import MASKS, condition, generator, gray
 from pipeline.errors import UsageError
-from pipeline.recipe import parse
-from training import latents as module
-from training import masked_latents, model_folder, stored_latents
-from training.latents import Latents
-from training.masked_latents import MaskedLatents
+from pipeline.formats.conditions import MASKS, condition, generator, gray
+from pipeline.recipe import registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import parse
+from training.data import latents_file
+from training.encoding import latents as module
+from training.encoding import masked_latents
+from training.encoding.latents import Latents
+from training.encoding.masked_latents import MaskedLatents
+from training.models import folder as model_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,9 +79,9 @@ def data(model: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def made(data: bytes) -> stored_latents.Stored:
+def made(data: bytes) -> latents_file.Stored:
     """What is in it."""
-    return stored_latents.read(data)
+    return latents_file.read(data)
 
 
 def encoded(model: Path, values: Any) -> Any:
@@ -153,7 +155,7 @@ def test_text_is_the_padded_embedding_without_its_padding(made: Any, model: Path
 def test_a_long_caption_is_cut_and_a_missing_one_left_out() -> None:
     latents = Latents(Latents.choose())
     long, none = (
-        stored_latents.read(latents(FRAMES, 16.0, sample=sample(caption=caption)).files["latents.safetensors"])
+        latents_file.read(latents(FRAMES, 16.0, sample=sample(caption=caption)).files["latents.safetensors"])
         for caption in ("red " * 600, None)
     )
     assert long.tensors["text"].shape == (512, 32)
@@ -166,7 +168,7 @@ def test_a_caption_is_cut_before_it_is_embedded_as_the_pipeline_does(model: Path
     from diffusers import WanVACEPipeline
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    from training.examples import text_embedder
+    from training.encoding.examples import text_embedder
 
     parts: dict[str, Any] = dict.fromkeys(("transformer", "vae", "scheduler"))
     text_encoder = UMT5EncoderModel.from_pretrained(model / "text_encoder").eval()
@@ -191,7 +193,7 @@ def test_what_the_autoencoder_would_drop_or_the_names_confuse_is_refused() -> No
 def test_the_same_clip_gives_the_same_bytes(data: bytes) -> None:
     script = """
 import hashlib, test_latents
-from training.latents import Latents
+from training.encoding.latents import Latents
 made = Latents(Latents.choose())(test_latents.FRAMES, 16.0, sample=test_latents.sample())
 print(hashlib.sha256(made.files["latents.safetensors"]).hexdigest())
 """
@@ -221,7 +223,7 @@ def test_masking_a_latent_is_not_masking_its_pixels(made: Any, model: Path) -> N
 def test_masked_variants_are_the_conditions_of_their_draws(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masked_latents, "VARIANTS", 3)
     annotation = MaskedLatents(MaskedLatents.choose())(FRAMES, 16.0, sample=sample())
-    made = stored_latents.read(annotation.files["masked_latents.safetensors"])
+    made = latents_file.read(annotation.files["masked_latents.safetensors"])
     assert set(made.made_by) == {"vae"}
     for task in MASKS:
         draws = (generator(0, epoch, "0" * 32, task) for epoch in range(3))
@@ -264,21 +266,21 @@ def test_latents_of_another_model_are_refused_in_a_sentence(made: Any, model: Pa
 )
 def test_other_bytes_are_no_latents(data: bytes, spoilt: Any) -> None:
     with pytest.raises(ValueError, match="these bytes are no stored latents"):
-        stored_latents.read(spoilt(data) if callable(spoilt) else spoilt)
+        latents_file.read(spoilt(data) if callable(spoilt) else spoilt)
 
 
 def test_a_newer_format_and_a_file_of_somebody_else_are_refused(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors.numpy import save
 
     with pytest.raises(ValueError, match="no stored latents"):
-        stored_latents.read(save({"clip": np.zeros(3, np.float16)}))
+        latents_file.read(save({"clip": np.zeros(3, np.float16)}))
     with monkeypatch.context() as patch:
-        patch.setattr(stored_latents, "FORMAT", 2)
-        newer = stored_latents.written(made)
+        patch.setattr(latents_file, "FORMAT", 2)
+        newer = latents_file.written(made)
     with pytest.raises(ValueError, match="these latents have format 2, and this version reads 1"):
-        stored_latents.read(newer)
+        latents_file.read(newer)
     with pytest.raises(ValueError, match="the latents of clip are not finite"):
-        stored_latents.written(stored_latents.Stored({"clip": np.full(3, np.inf, np.float16)}, {}))
+        latents_file.written(latents_file.Stored({"clip": np.full(3, np.inf, np.float16)}, {}))
 
 
 def test_lineage_names_the_weights_and_their_licence(model: Path) -> None:
@@ -358,7 +360,7 @@ def test_the_registry_loads_these_annotators_without_a_framework() -> None:
 import json, sys
 from pipeline import registry
 found = [registry.annotator(name).files for name in ("latents", "masked_latents")]
-import training.stored_latents
+import training.data.latents_file
 print(json.dumps(sorted({"torch", "diffusers", "transformers", "safetensors"} & set(sys.modules))))
 """
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)

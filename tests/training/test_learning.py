@@ -16,19 +16,20 @@ import torch
 from tiny_run import DISTILL, TEACH
 from torch import Tensor, nn
 
-from pipeline.mixture import Bucket
-from training import assemble, draws
+from pipeline.mixture.mixture import Bucket
 from training.config import Average, Distill, Optimizer, Teach, load
-from training.distill import Distillation
-from training.examples import Example, Examples, Remembered
-from training.models import Conditions, Denoiser
-from training.parallel import whole, world
-from training.rollout import integrate, rollout
-from training.schedule import Schedule
-from training.signals import Saturation, Signals
-from training.stream import Stream
-from training.teach import Teaching
-from training.updates import MovingAverage, Updates
+from training.data.stream import Stream
+from training.diffusion import seeded_random
+from training.diffusion.schedule import Schedule
+from training.distributed import whole, world
+from training.encoding.examples import Example, Examples, Remembered
+from training.models import assemble
+from training.models.networks import Conditions, Denoiser
+from training.sampling.rollout import integrate, rollout
+from training.trainer.distill import Distillation
+from training.trainer.metrics import Saturation, Signals
+from training.trainer.optimizer import MovingAverage, Updates
+from training.trainer.teach import Teaching
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,7 +147,7 @@ SLOWLY["gan"] = DISTILL["gan"] | {"lr": 1e-5}
 
 def test_a_step_moves_the_student_against_its_gradient_and_the_teacher_not_at_all(model: Path, config: Any) -> None:
     with distilling(config(DISTILL | SLOWLY), model) as (told, networks, method):
-        one, last = example(), draws.integer(told.schedule.steps, told.seed, "last", 0)
+        one, last = example(), seeded_random.integer(told.schedule.steps, told.seed, "last", 0)
 
         def made() -> Tensor:
             with torch.no_grad():
@@ -176,7 +177,7 @@ def test_adapters_move_and_what_they_adapt_does_not(model: Path, config: Any) ->
 
 def test_a_step_lowers_what_the_critics_lose(model: Path, config: Any) -> None:
     with distilling(config(DISTILL | SLOWLY), model) as (told, _, method):
-        one, last = example(), draws.integer(told.schedule.steps, told.seed, "last", 1)
+        one, last = example(), seeded_random.integer(told.schedule.steps, told.seed, "last", 1)
 
         def lost() -> float:
             with torch.no_grad():
@@ -192,8 +193,8 @@ def test_a_step_of_teaching_lowers_its_loss(model: Path, config: Any) -> None:
     told = load(config(TEACH, optimizer=SLOWLY["student"]), Teach)
     with world() as here:
         method, one = Teaching(told, assemble.teaching(told, model, here)), example()
-        noise = draws.normal(SHAPE, torch.device("cpu"), told.seed, "noise", one.position)
-        u = draws.uniform(len(noise), told.seed, "level", one.position)
+        noise = seeded_random.normal(SHAPE, torch.device("cpu"), told.seed, "noise", one.position)
+        u = seeded_random.uniform(len(noise), told.seed, "level", one.position)
         sigma = (told.shift * u / (1 + (told.shift - 1) * u)).float()
 
         def lost() -> float:

@@ -16,22 +16,24 @@ import torch
 from tiny_run import DISTILL, TEACH
 
 import training
-from benchmarks.step import SHAPES
+from benchmarks.training.step import SHAPES
 from pipeline.errors import UsageError
-from pipeline.mixture import Bucket
-from training import models, plan, run
+from pipeline.mixture.mixture import Bucket
+from training import commands
 from training.config import Distill, Teach, load
-from training.plan import Part
+from training.models import networks
+from training.trainer import memory_estimate
+from training.trainer.memory_estimate import Part
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def parts(file: Path, *, teaching: bool = False, devices: int = 1) -> dict[str, float]:
-    return {part.name: part.size for part in run.planned(file, teaching, devices).parts}
+    return {part.name: part.size for part in commands.planned(file, teaching, devices).parts}
 
 
 def test_weights_are_counted_exactly_and_shared_by_devices(model: Path, config: Any) -> None:
-    parameters = sum(one.numel() for one in models.load(model, torch.float32).parameters())
+    parameters = sum(one.numel() for one in networks.load(model, torch.float32).parameters())
     whole, half = parts(config(DISTILL)), parts(config(DISTILL), devices=2)
     # Student and fake score: weight, gradient and two moments, float32; the average, and what it takes the place of.
     assert whole["trained networks"] == 2 * 16 * parameters
@@ -39,18 +41,18 @@ def test_weights_are_counted_exactly_and_shared_by_devices(model: Path, config: 
     assert whole["teacher"] == 4 * parameters
     assert half["trained networks"] == whole["trained networks"] / 2
     # On the host one network at a time, however many devices there are.
-    assert run.planned(config(DISTILL), False, 2).host == 4 * parameters
+    assert commands.planned(config(DISTILL), False, 2).host == 4 * parameters
     assert parts(config(TEACH), teaching=True)["trained networks"] == 16 * parameters
 
 
 def test_adapters_are_counted_as_they_are_made(model: Path, config: Any) -> None:
-    adapted = models.adapted(models.load(model, torch.float32), 4)
-    adapters = sum(one.numel() for name, one in adapted.named_parameters() if f".{models.STUDENT}." in name)
+    adapted = networks.adapted(networks.load(model, torch.float32), 4)
+    adapters = sum(one.numel() for name, one in adapted.named_parameters() if f".{networks.STUDENT}." in name)
     told = parts(config(DISTILL, model={"lora_rank": 4}))
     assert told["adapters"] == adapters * (2 * 16 + 4)
     assert "trained networks" not in told
     half = config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"})
-    assert run.planned(half, False, 1).host == 2 * sum(one.numel() for one in models.scratch(model).parameters())
+    assert commands.planned(half, False, 1).host == 2 * sum(one.numel() for one in networks.scratch(model).parameters())
 
 
 @pytest.mark.parametrize("rank", [None, 16])
@@ -66,7 +68,7 @@ def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
     network.save_config(wide / "transformer")
     told = config(DISTILL, model={"folder": str(wide), "dtype": "bfloat16", "lora_rank": rank}, gan=None)
     if rank is not None:
-        network = models.adapted(network.bfloat16().requires_grad_(False), rank, ["student"])
+        network = networks.adapted(network.bfloat16().requires_grad_(False), rank, ["student"])
     weights = {one.untyped_storage().data_ptr() for one in network.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -99,7 +101,7 @@ def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
         )
     bucket = Bucket("films", "depth", 13, 256, 256, 0)
     assert bucket.tokens == 1024
-    found = {part.name: part.size for part in plan.sized(load(told, Distill), wide, bucket, 1, 1).parts}
+    found = {part.name: part.size for part in memory_estimate.sized(load(told, Distill), wide, bucket, 1, 1).parts}
     assert found["one block at work"] == pytest.approx(sum(kept.values()), rel=0.1)
 
 
@@ -121,7 +123,7 @@ def test_the_ready_configurations_need_as_many_gpus_as_they_say(
     (tmp_path / "transformer/config.json").write_text(json.dumps(asdict(SHAPES[shape])))
     file = Path(training.__path__[0]) / f"configs/{ready}.yaml"
     told = load(file, Teach) if "teach" in ready else load(file, Distill)
-    made = plan.sized(told, tmp_path, Bucket("films", "depth", 81, 480, 832, 0), 1, devices)
+    made = memory_estimate.sized(told, tmp_path, Bucket("films", "depth", 81, 480, 832, 0), 1, devices)
     with nullcontext() if fits else pytest.raises(UsageError, match=rf"on each of {devices} devices"):
         made.refuse(80e9)
 
@@ -132,7 +134,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, confi
     # There is nothing to load.
     (empty / "transformer/diffusion_pytorch_model.safetensors").unlink()
     file = config(DISTILL, model={"folder": str(empty)})
-    planned = run.planned(file, False, 1)
+    planned = commands.planned(file, False, 1)
     planned.refuse(planned.total / 0.9)
     with pytest.raises(UsageError, match=r"which have .* GB.*No run fits into so little"):
         planned.refuse(planned.total)

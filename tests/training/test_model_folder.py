@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from annotators.weights import MissingWeights
-from training import model_folder
-from training.latents import Latents
+from training.encoding.latents import Latents
+from training.models import folder as model_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,16 +19,21 @@ import torch
 from safetensors.torch import load_file
 from tiny_run import DISTILL, TEACH, equal, stored, train
 
-from pipeline.decode import pictures
-from pipeline.encode import encode
 from pipeline.errors import RunError, UsageError
-from pipeline.mixture import Step
-from training import draws, make, model_folder, models, run, student, tiny, video_files
+from pipeline.formats.clip_decode import pictures
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.mixture.mixture import Step
+from training import commands
 from training.config import Size, Teach, load
-from training.examples import Examples
-from training.loop import held_out
-from training.models import Conditions, Denoiser
-from training.scheduler import StoredSteps
+from training.demo import tiny_model
+from training.diffusion import seeded_random
+from training.encoding import video_files
+from training.encoding.examples import Examples
+from training.export import generate, trained_model
+from training.models import folder, networks
+from training.models.networks import Conditions, Denoiser
+from training.sampling.diffusers_scheduler import StoredSteps
+from training.trainer.loop import held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,10 +73,10 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
     for name, changes in {"whole": {}, "lora": {"model": {"lora_rank": 4}}}.items():
         out = tmp_path / name
         train("distill", config(DISTILL, **changes), out)
-        run.export(out, tmp_path / f"{name}-model")
+        commands.export(out, tmp_path / f"{name}-model")
         made = []
         for where in (out, out / "checkpoints/step-0000004", tmp_path / f"{name}-model"):
-            run.sample(where, tmp_path / "made.mp4", "a red dog", None, None, [], (9, 32, 48), 5)
+            commands.sample(where, tmp_path / "made.mp4", "a red dog", None, None, [], (9, 32, 48), 5)
             made.append((tmp_path / "made.mp4").read_bytes())
         assert made[0] == made[1]
         if name == "whole":
@@ -88,13 +93,13 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
         assert "4 steps at the timesteps 1000, 937.5, 833.333, 625 (shift 5)" in card
         assert "license: apache-2.0" in card
     with pytest.raises(UsageError, match="exists already"):
-        run.export(tmp_path / "whole", tmp_path / "whole-model")
+        commands.export(tmp_path / "whole", tmp_path / "whole-model")
     with pytest.raises(UsageError, match="has no adapters"):
-        run.export(tmp_path / "whole", tmp_path / "other", lora=True)
-    run.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
+        commands.export(tmp_path / "whole", tmp_path / "other", lora=True)
+    commands.export(tmp_path / "lora", tmp_path / "adapters", lora=True)
     with pytest.raises(UsageError, match="adapters has adapters alone, for other programs"):
-        student.load(tmp_path / "adapters", torch.device("cpu"))
-    base, trained = models.load(model, torch.float32), student.load(tmp_path / "lora", torch.device("cpu"))
+        trained_model.load(tmp_path / "adapters", torch.device("cpu"))
+    base, trained = networks.load(model, torch.float32), trained_model.load(tmp_path / "lora", torch.device("cpu"))
     base.load_lora_adapter(tmp_path / "adapters/pytorch_lora_weights.safetensors", adapter_name="student")
     asked = Conditions(torch.randn(1, 8, 32), torch.randn(1, 96, 3, 4, 4))
     given = torch.randn(1, 16, 3, 4, 4), torch.tensor([0.8]), asked
@@ -107,7 +112,7 @@ def test_a_student_is_sampled_and_exported_as_it_was_trained(config: Any, model:
 @pytest.mark.parametrize(("fps", "shown"), [(24, [0, 1, 3, 4, 6, 7, 9, 10, 12]), (8, [0, 0, 1, 1, 2, 2, 3, 3, 4])])
 def test_a_condition_shows_what_was_on_the_screen(fps: int, shown: list[int], tmp_path: Path) -> None:
     frames = np.stack([np.full((64, 64, 3), 16 * number, np.uint8) for number in range(max(shown) + 1)])
-    (tmp_path / "video.mp4").write_bytes(encode(frames, fps))
+    (tmp_path / "video.mp4").write_bytes(encode_clip(frames, fps))
     found = video_files.read_video(tmp_path / "video.mp4", (9, 64, 64))
     assert [round(float(frame.mean()) / 16) for frame in found] == shown
     # A clip that was cut from a longer one begins later, and shows the same.
@@ -134,7 +139,7 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
     from diffusers import WanVACEPipeline
 
     train("distill", config(DISTILL), tmp_path / "run")
-    run.export(tmp_path / "run", tmp_path / "model")
+    commands.export(tmp_path / "run", tmp_path / "model")
     pipe = WanVACEPipeline.from_pretrained(tmp_path / "model")
     pipe.scheduler = StoredSteps.from_pretrained(tmp_path / "model", subfolder="scheduler")
     pipe.set_progress_bar_config(disable=True)
@@ -163,7 +168,7 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
     ):
         file.write_text(json.dumps(said | changes))
         with pytest.raises(UsageError, match=told):
-            student.load(tmp_path / "model", torch.device("cpu"))
+            trained_model.load(tmp_path / "model", torch.device("cpu"))
 
 
 def test_the_pipeline_of_diffusers_makes_what_sample_makes(
@@ -174,23 +179,23 @@ def test_the_pipeline_of_diffusers_makes_what_sample_makes(
     from PIL import Image
 
     train("distill", config(DISTILL), tmp_path / "run")
-    run.export(tmp_path / "run", tmp_path / "model")
+    commands.export(tmp_path / "run", tmp_path / "model")
     drawn = np.random.default_rng(0)
     shape, latent = (9, 32, 48), (1, 16, 4, 4, 6)
     video, shown = drawn.integers(256, size=(9, 32, 48, 3), dtype=np.uint8), drawn.integers(256, size=(32, 48, 3))
     mask = np.zeros(shape, bool)
     mask[:, 8:24, 16:40] = True
     reference = shown.astype(np.uint8)
-    trained = student.load(tmp_path / "model", torch.device("cpu"))
+    trained = trained_model.load(tmp_path / "model", torch.device("cpu"))
 
     def ours(prompt: str, seed: int) -> Any:
-        return make.video(
+        return generate.video(
             trained, prompt, shape=shape, condition=video, mask=mask, references=[reference], seed=seed
         ).astype(float)
 
     wanted = ours("a red  dog &amp; fast", 5)
     # It draws after the last step too, and counts that as nothing.
-    noises = iter([draws.normal(latent, torch.device("cpu"), 5, "sample", step) for step in range(1, 5)])
+    noises = iter([seeded_random.normal(latent, torch.device("cpu"), 5, "sample", step) for step in range(1, 5)])
     monkeypatch.setattr(scheduling_flow_match_euler_discrete, "randn_tensor", lambda *_, **__: next(noises))
     pipe = WanVACEPipeline.from_pretrained(tmp_path / "model")
     pipe.scheduler = StoredSteps.from_pretrained(tmp_path / "model", subfolder="scheduler")
@@ -200,7 +205,7 @@ def test_the_pipeline_of_diffusers_makes_what_sample_makes(
         video=[Image.fromarray(frame) for frame in video],
         mask=[Image.fromarray(np.uint8(255 * frame)) for frame in mask],
         reference_images=[Image.fromarray(reference)],
-        latents=draws.normal(latent, torch.device("cpu"), 5, "sample", 0),
+        latents=seeded_random.normal(latent, torch.device("cpu"), 5, "sample", 0),
         height=32, width=48, num_frames=9, num_inference_steps=4, guidance_scale=1.0, max_sequence_length=8,
     ).frames[0] * 255  # fmt: skip
     assert np.abs(made - wanted).max() <= 1
@@ -233,7 +238,7 @@ def test_what_cannot_be_sampled_is_named(options: dict[str, Any], said: str, con
 
     pictures_ = [tmp_path / one for one in options.get("references", [])]
     with pytest.raises(UsageError, match=said):
-        run.sample(
+        commands.sample(
             at("trained") or tmp_path / "run", at("out") or tmp_path / "made.mp4", "", at("video"), at("mask"),
             pictures_, options.get("shape", (9, 32, 48)), 0,
         )  # fmt: skip
@@ -247,7 +252,7 @@ def test_a_video_that_memory_does_not_hold_is_named(config: Any, tmp_path: Path)
     try:
         # The pixels alone take 380 MB.
         with pytest.raises(RunError, match=r"121 frames of 512 x 512 does not fit into memory: .*allocate"):
-            run.sample(tmp_path / "run", tmp_path / "made.mp4", "", None, None, [], (121, 512, 512), 0)
+            commands.sample(tmp_path / "run", tmp_path / "made.mp4", "", None, None, [], (121, 512, 512), 0)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
@@ -255,9 +260,9 @@ def test_a_video_that_memory_does_not_hold_is_named(config: Any, tmp_path: Path)
 def test_the_demonstrations_model_is_one_that_the_pipeline_can_count_on(mixture: Path, tmp_path: Path) -> None:
     from diffusers import AutoencoderKLWan
 
-    psnr = tiny.make(str(mixture), Size(frames=5, height=32, width=48), tmp_path, pictures=1, steps=1)
+    psnr = tiny_model.make(str(mixture), Size(frames=5, height=32, width=48), tmp_path, pictures=1, steps=1)
     assert 0 < psnr < 30
-    model_folder.check(tmp_path, ("vae", "text_encoder", "transformer"))
+    folder.check(tmp_path, ("vae", "text_encoder", "transformer"))
     vae = AutoencoderKLWan.from_pretrained(tmp_path / "vae").config
     # As `WanVACEPipeline` counts.
     assert 2 ** len(vae.temperal_downsample) == vae.scale_factor_spatial == 8

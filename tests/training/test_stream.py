@@ -17,11 +17,12 @@ import small_mixture
 from small_dataset import identity
 from small_mixture import STEPS, run, seen
 
-from pipeline import encode
-from pipeline.conditions import condition, generator
 from pipeline.errors import RunError, UsageError
-from pipeline.mixture import Step
-from training.stream import Stream
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_png
+from pipeline.formats.conditions import condition, generator
+from pipeline.mixture.mixture import Step
+from training.data.stream import Stream
 
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 2), (2, 3), (4, 1), (4, 0)])
@@ -90,7 +91,7 @@ def test_pixels_are_those_of_the_task(frames: int | None, workers: int, mixed: P
             stored = small_mixture.members(numbers[key])
             tasks.add(bucket.task)
             # Conditions are made for the frames that are asked for: what is to follow the last one is not cut off.
-            clip = encode.decode(stored["mp4"])[:frames]
+            clip = decode_clip(stored["mp4"])[:frames]
             assert bucket.frames == step.bucket.frames == len(clip)
             assert (np.moveaxis(batch.arrays["clip"][0], 0, -1) == clip).all()
             made = condition(
@@ -110,14 +111,14 @@ def test_pixels_are_those_of_the_task(frames: int | None, workers: int, mixed: P
             assert len(item) == bucket.references == (made.references != ()) * small_mixture.SHAPES[numbers[key] % 2][3]
             for name, picture in item.items():
                 k = int(name.removeprefix("reference."))
-                assert encode.png(picture) == stored[f"ref.{k}.png"]
+                assert encode_png(picture) == stored[f"ref.{k}.png"]
             assert batch.captions in ((f"clip {numbers[key]}",), ("",))
     stream.close()
     assert tasks == {*small_mixture.PARTS}
 
 
 def first(mp4: bytes, frames: int | None) -> Any:
-    return encode.decode(mp4)[:frames]
+    return decode_clip(mp4)[:frames]
 
 
 def test_captions_are_left_out_as_often_as_the_mixture_says(mixed: Path) -> None:
@@ -209,7 +210,7 @@ class Only:
             raise ImportError(f"{name} is not there")
 
 sys.meta_path.insert(0, Only())
-from training.stream import Stream
+from training.data.stream import Stream
 
 stream = Stream(sys.argv[1], workers=1)
 for _, step in zip(range(3), stream):

@@ -19,13 +19,13 @@ import pytest
 from processes import PATIENCE_S, children, remaining
 from small_mixture import STEPS, seen
 
-from pipeline import encode
 from pipeline.errors import RunError, UsageError
-from training.stream import Stream
+from pipeline.formats import clip_encode
+from training.data.stream import Stream
 
 
 def workers_of(process: int) -> list[psutil.Process]:
-    return children(process, "training.worker")
+    return children(process, "training.data.worker")
 
 
 def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None:
@@ -66,7 +66,7 @@ def mapped(process: int) -> set[str]:
 
 PROGRAM = """
 import json, sys, time
-from training.stream import Stream
+from training.data.stream import Stream
 
 stream = Stream(sys.argv[1], workers=2, state=json.loads(sys.argv[2]))
 for step in stream:
@@ -127,15 +127,15 @@ def test_ctrl_c_ends_the_workers_with_the_job(mixed: Path, tmp_path: Path) -> No
 
 def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A module that stands before ours on the workers' path, and whose decoder crashes at one clip.
-    text = Path(encode.__file__).with_name("decode.py").read_text()
+    text = Path(clip_encode.__file__).with_name("decode.py").read_text()
     shadow = tmp_path / "shadow"
-    original = Path(encode.__file__).parent
+    original = Path(clip_encode.__file__).parent
     (shadow / "pipeline").mkdir(parents=True)
     for path in original.glob("*"):
         (shadow / "pipeline" / path.name).symlink_to(path)
-    (shadow / "pipeline/decode.py").unlink()
+    (shadow / "pipeline/formats/clip_decode.py").unlink()
     crash = "    if shape == (9, 48, 64):\n        import os\n\n        os.abort()\n"
-    (shadow / "pipeline/decode.py").write_text(
+    (shadow / "pipeline/formats/clip_decode.py").write_text(
         text.replace("    clip = np.empty((3", crash + "    clip = np.empty((3", 1)
     )
     monkeypatch.syspath_prepend(str(shadow))
@@ -164,7 +164,7 @@ def first_of(stream: Stream) -> int:
 
 FORKING = """
 import os, sys, time
-from training.stream import Stream
+from training.data.stream import Stream
 
 stream = Stream(sys.argv[1], workers=1)
 for step in stream:

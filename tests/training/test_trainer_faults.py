@@ -21,10 +21,12 @@ from small_mixture import make
 from tiny_run import DISTILL, TEACH, equal, logged, stored, train
 
 from pipeline.errors import RunError, UsageError
-from pipeline.lock import alone
-from pipeline.mixture import read_all, write
-from pipeline.storage import Folder
-from training import distill, run, signals, student
+from pipeline.mixture.mixture import read_all, write
+from pipeline.storage.folder import Folder
+from pipeline.storage.lock import alone
+from training import commands
+from training.export import trained_model
+from training.trainer import distill, metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,10 +107,10 @@ def test_a_checkpoint_is_gone_on_from_with_other_settings_in_another_folder(
     assert [one["step"] for one in logged(out)] == [3, 4]
     # From then on it is that run, however often it is ended.
     train("teach", config(TEACH | {"optimizer": {"lr": 5e-4}}, steps=5), out, "latest")
-    found = student.load(out, torch.device("cpu")).told
+    found = trained_model.load(out, torch.device("cpu")).told
     assert found is not None
     assert [(one.step, one.config["optimizer"]["lr"]) for one in found.earlier] == [(2, 1e-3)]
-    run.export(out, tmp_path / "model")
+    commands.export(out, tmp_path / "model")
     assert "; others until step 2." in (tmp_path / "model/README.md").read_text()
     with pytest.raises(UsageError, match=r"it holds updates of student, and this run|is of `teach`"):
         train("distill", config(DISTILL), tmp_path / "third", str(at))
@@ -164,7 +166,7 @@ def test_a_full_disk_is_named_where_the_log_meets_it(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     train("teach", config(TEACH, steps=2), tmp_path / "run")
-    monkeypatch.setattr(signals.Log, "write", full)
+    monkeypatch.setattr(metrics.Log, "write", full)
     with pytest.raises(
         RunError, match=r"the log of step 3: .*No space left.*step-0000002 is whole\. .*--resume latest"
     ):
@@ -181,7 +183,7 @@ def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, t
         told["config"]["schedule"] |= change
         file.write_text(json.dumps(told))
         with pytest.raises(UsageError, match=r"step-0000002 contradicts itself: .*937\.5.*'s . steps at shift 8"):
-            student.load(tmp_path / "run", torch.device("cpu"))
+            trained_model.load(tmp_path / "run", torch.device("cpu"))
 
 
 def test_a_folder_is_one_runs_alone(config: Any, tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_file_system_without_locks_is_warned_of(
     def none(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("pipeline.lock.fcntl.flock", none)
+    monkeypatch.setattr("pipeline.storage.lock.fcntl.flock", none)
     with alone(Folder(str(tmp_path))):
         pass
     assert "has no locks (No locks available)" in caplog.text

@@ -21,10 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.conditions import Condition, condition, generator
-from pipeline.mixture import Step
-from training.stream import Stream
-from training.vcu import Encode, context, covered, encoder, fitted, latent_shape, of_batch, of_latents, pixels, trim
+from pipeline.formats.conditions import Condition, condition, generator
+from pipeline.mixture.mixture import Step
+from training.data.stream import Stream
+from training.encoding.vcu import (
+    Encode,
+    context,
+    covered,
+    encoder,
+    fitted,
+    latent_shape,
+    of_batch,
+    of_latents,
+    pixels,
+    trim,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -364,7 +375,7 @@ def test_a_latent_shape_is_refused_like_a_context() -> None:
 
 
 def test_importing_it_needs_torch_alone() -> None:
-    code = "import sys, training.vcu; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    code = "import sys, training.encoding.vcu; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "torch" in loaded
     assert not {"diffusers", "transformers", "ray", "cv2", "av", "annotators", "pipeline"} & set(loaded)

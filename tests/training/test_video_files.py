@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from numbered import LIMIT, four_corners, number_of, numbered, write
 from PIL import Image, ImageOps
 
-from pipeline import video
-from pipeline.display import display_of, to_rgb
 from pipeline.errors import UsageError
-from pipeline.grid import Grid, shots_of
-from training.video_files import read_picture, read_video
+from pipeline.video.display import display_of, to_rgb
+from pipeline.video.frames import cut_windows, read_frames, read_thumbnails
+from pipeline.video.grid import Grid, shots_of
+from pipeline.video.probe import probe_video
+from training.encoding.video_files import read_picture, read_video
 
 CASES = Path(__file__).parents[1] / "data/cases"
 FPS, LENGTH = 16.0, 17
@@ -31,12 +32,12 @@ TINT = np.array([1.0, 0.6, 0.4])
 def ingested(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """The first clip that ingest makes of a file of one shot, before it is encoded."""
     length, height, width = shape
-    source = video.probe(path, LIMIT)
-    pieces = [*video.thumbnails(video.frames(path, source))]
+    source = probe_video(path, LIMIT)
+    pieces = [*read_thumbnails(read_frames(path, source))]
     times, joined = (np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("times", "joined"))
     shots = shots_of([(0, len(times) - 1)], times, float(pieces[-1].ends[-1]), joined)
     windows = Grid(FPS, length, min_frames=length).windows("x", shots[:1], times)
-    ((_, clip),) = video.cut(video.frames(path, source), source, windows[:1], FPS, (width, height))
+    ((_, clip),) = cut_windows(read_frames(path, source), source, windows[:1], FPS, (width, height))
     return clip
 
 

@@ -20,7 +20,7 @@ BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
 IMPORTS = """
 import importlib, pkgutil, training
 for module in pkgutil.iter_modules(training.__path__, "training."):
-    if module.name != "training.demo":
+    if module.name != "training.demo.__main__":
         importlib.import_module(module.name)
 """
 COMMANDS = """

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.flow import finite
+from training.diffusion.flow_matching import finite
 
 # The side of a token, in latents.
 _SIDE = 2

@@ -1,0 +1,1 @@
+"""Optical flow, and maps carried along it."""

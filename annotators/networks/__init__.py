@@ -1,0 +1,1 @@
+"""How networks are run, and the one that turns pictures into words and vectors."""

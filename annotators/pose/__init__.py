@@ -1,0 +1,1 @@
+"""Body keypoints: found, smoothed and drawn."""

@@ -1,0 +1,1 @@
+"""Selections and duplicates measured on generated catalogs."""

@@ -1,0 +1,53 @@
+"""Ingest against its floor, measured before and after it, because a machine's speed drifts within minutes."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ingest.floor import expanded, floor, videos
+from pipeline.ingest.commands import ingest
+from pipeline.recipe import recipe as recipes
+
+
+def measure(clips: Path, recipe_file: Path | None, repeat: int, cores: int) -> dict[str, Any]:
+    """Wall seconds of floor and ingest without their start-up, their ratio, and where ingest's seconds went."""
+    recipe = recipes.load(recipe_file)
+    with tempfile.TemporaryDirectory(prefix="vdot-bench-") as temporary:
+        folder = Path(temporary) / "videos"
+        folder.mkdir()
+        paths = expanded(videos(clips), repeat, folder)
+        before = floor(paths, recipe, cores)
+        summary = ingest([str(folder)], str(Path(temporary) / "out"), recipe_file=recipe_file, cpus=cores)
+        after = floor(paths, recipe, cores)
+    # Not its wall: a long source that comes last would leave the floor's other cores idle, and flatter ingest.
+    bare_s = (before.busy_s + after.busy_s) / 2
+    steady = summary.wall_s - summary.startup_s
+    made = sum(sum(reasons.values()) for reasons in summary.clips.values())
+    return {
+        "machine": f"{platform.processor() or platform.machine()}, {cores} cores",
+        "sources": len(paths),
+        "clips": made,
+        "floor": {
+            "wall_s": [round(before.wall_s, 1), round(after.wall_s, 1)],
+            "busy_s": [round(before.busy_s, 1), round(after.busy_s, 1)],
+            "startup_s": [round(before.startup_s, 1), round(after.startup_s, 1)],
+            "clips": before.clips,
+        },
+        "ingest": {
+            "wall_s": round(steady, 1),
+            "startup_s": round(summary.startup_s, 1),
+            "kept": summary.clips["kept"][""],
+        },
+        "ratio": round(bare_s / steady, 3),
+        "clips_per_s": round(made / steady, 3),
+        "cpu_seconds": {
+            step: {
+                "floor": round((before.seconds.get(step, 0.0) + after.seconds.get(step, 0.0)) / 2, 1),
+                "ingest": round(seconds, 1),
+            }
+            for step, seconds in summary.seconds.items()
+        },
+    }

@@ -1,0 +1,1 @@
+"""Our stream beside other loaders."""

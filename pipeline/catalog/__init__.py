@@ -1,0 +1,1 @@
+"""The dataset's tables: what is kept, why, and what a new run may build on."""

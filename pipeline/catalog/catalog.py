@@ -1,0 +1,206 @@
+"""The catalog: Parquet parts that are appended by one committer and never changed, and the views that read them.
+
+A part exists or it does not: parts are numbered, and number n is created only if no other run has created it. A run
+first commits a row of its own; from then on an older run that still lives cannot commit any more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import RunError, UsageError
+from pipeline.formats.schema import COLUMNS, FORMAT_VERSION
+from pipeline.recipe.rules import first_line, quoted
+from pipeline.storage.folder import Folder, parquet
+
+PARTS = "catalog"
+# Memory that DuckDB may take for a catalog, and for each of its rows beside that: its indexes of keys cannot spill.
+_MEMORY, _ROW_MEMORY = 128 << 20, 1 << 10
+# Rows that are in memory at once where a whole catalog passes by.
+BATCH = 10_000
+# Other files in the folder are not ours, and not read.
+_PART = re.compile(r"\d{12}\.parquet")
+
+# Latest row per clip and layer, and per source; one part never holds two rows of one. A forgotten clip never counts
+# again; a forgotten source's rows do not, up to the part that records it (the file may hold something else by now).
+_VIEWS = """
+CREATE OR REPLACE VIEW runs AS SELECT * FROM parts WHERE kind = 'run';
+CREATE OR REPLACE VIEW forgotten AS SELECT * FROM parts WHERE kind = 'forgotten';
+CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE kind = 'clip'
+  AND clip_id NOT IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)
+  QUALIFY row_number() OVER (PARTITION BY clip_id, layer ORDER BY sequence DESC) = 1;
+CREATE OR REPLACE VIEW sources AS SELECT * FROM parts p WHERE kind = 'source'
+  AND NOT EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
+    AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence)
+  QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY sequence DESC) = 1;
+"""
+
+
+def new_run_id() -> str:
+    """A name for a run, or for anything else that writes shards: 12 hex digits."""
+    return uuid.uuid4().hex[:12]
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def existing(out: str) -> Folder:
+    """The folder of a dataset. Raises `UsageError` where there is none."""
+    folder = Folder(out)
+    if not any(_PART.fullmatch(entry.name) for entry in folder.names(PARTS)):
+        raise UsageError(f"{out} is not a dataset: it has no catalog. `vdot-data ingest` makes one.")
+    return folder
+
+
+def _most() -> int:
+    """What DuckDB itself would take: four fifths of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 4 // 5
+
+
+def check_no_dataset(folder: Folder) -> None:
+    """Raises `UsageError` where something else is to be written into a dataset."""
+    if folder.names(PARTS):
+        raise UsageError(f"{folder.url} is a dataset, which belongs to `ingest` alone: choose another folder")
+
+
+class Catalog:
+    """The catalog of one OUT, read through DuckDB and appended to by its one committer."""
+
+    def __init__(self, out: Folder, scratch: Path) -> None:
+        """Parts of a remote OUT are copied to `scratch`; those on a disk are read where they are."""
+        self.out = out
+        self._mirror = out.local / PARTS if out.local else scratch / PARTS
+        self._copy = out.local is None
+        self._copied: set[str] = set()
+        # Of each part: its columns, and how many rows it has.
+        self._parts: dict[str, tuple[pa.Schema, int]] = {}
+        self._spill = scratch
+        self.sequence = max(self.sequences(), default=0)
+
+    def _names(self) -> list[str]:
+        return sorted(entry.name for entry in self.out.names(PARTS) if _PART.fullmatch(entry.name))
+
+    def sequences(self) -> list[int]:
+        """The numbers of the parts that are there."""
+        return [int(name.removesuffix(".parquet")) for name in self._names()]
+
+    def empty(self) -> bool:
+        """Whether nothing was ever committed here."""
+        return self.sequence == 0
+
+    def connect(self, columns: pa.Schema = COLUMNS, upto: int | None = None) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with the views `parts`, `clips`, `sources`, `runs`, `forgotten` on what is committed now,
+        or was when part `upto` was the newest.
+
+        Every view has all of `columns`, null where the parts lack them. Raises `RunError` when a part cannot be read,
+        `UsageError` when a column is of another type there.
+        """
+        names = [name for name in self._names() if upto is None or name <= _name(upto)]
+        if self._copy:
+            self._mirror.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                if name not in self._copied:
+                    self.out.download(f"{PARTS}/{name}", self._mirror / name)
+                    self._copied.add(name)
+        # A folder of its own: two connections that spill into one would meet there.
+        spill = self._spill / f"duckdb-{secrets.token_hex(8)}"
+        con = duckdb.connect(config={"temp_directory": str(spill)})
+        con.execute("SET preserve_insertion_order = false")
+        con.register("given", columns.empty_table())
+        # A table, because what is registered is seen by this connection alone and not by its cursors.
+        con.execute("CREATE TABLE columns AS SELECT * FROM given")
+        try:
+            parts = ["SELECT * FROM columns", *(f"SELECT * FROM read_parquet([{one}])" for one in self._alike(names))]
+            con.execute(f"CREATE VIEW parts AS {' UNION ALL BY NAME '.join(parts)}")
+            con.execute(_VIEWS)
+            rows = sum(self._parts[name][1] for name in names)
+            # Else DuckDB takes, and keeps, what the machine has; it spills what is more.
+            con.execute(f"SET memory_limit = '{min(_MEMORY + rows * _ROW_MEMORY, _most()) >> 20}MiB'")
+            wrong = con.execute(
+                "SELECT c.column_name, p.column_type FROM (DESCRIBE columns) c JOIN (DESCRIBE parts) p "
+                "USING (column_name) WHERE c.column_type <> p.column_type"
+            ).fetchone()
+        except (duckdb.Error, pa.ArrowException) as error:
+            raise RunError(
+                f"the catalog in {self.out.url} cannot be read: {first_line(error)} "
+                "(`vdot-data verify` says which part is damaged)"
+            ) from error
+        if wrong:
+            raise UsageError(
+                f"{self.out.url} has a column {wrong[0]!r} of another kind ({wrong[1]}), from a manifest or another "
+                "annotator: rename the new one, or choose another OUT"
+            )
+        return con
+
+    def _alike(self, names: Iterable[str]) -> Iterator[str]:
+        """The files of the parts, quoted, in groups that have the same columns: DuckDB reads such a group file by file,
+        but keeps all readers of a union by name, which cost the driver 2 MB a part, measured."""
+        groups: dict[pa.Schema, list[str]] = {}
+        for name in names:
+            if name not in self._parts:
+                footer = pq.read_metadata(self._mirror / name)
+                schema = footer.schema.to_arrow_schema().remove_metadata()
+                # One object for all that are equal, of which there may be thousands.
+                self._parts[name] = next((one for one in groups if one == schema), schema), footer.num_rows
+            groups.setdefault(self._parts[name][0], []).append(quoted(str(self._mirror / name)))
+        return (", ".join(files) for files in groups.values())
+
+    def commit(self, rows: pa.Table) -> int:
+        """Append one part with these rows and return its sequence number, which the rows get too.
+
+        Raises `RunError` when another run has appended meanwhile: it owns OUT now, and nothing was written.
+        """
+        sequence = self.sequence + 1
+        for name, value in (("format_version", FORMAT_VERSION), ("sequence", sequence)):
+            stamp = pa.array([value] * rows.num_rows, pa.int64())
+            rows = rows.set_column(rows.schema.get_field_index(name), name, stamp)
+        if not self.out.create(f"{PARTS}/{_name(sequence)}", parquet(rows)):
+            raise RunError(
+                f"another run has taken over {self.out.url} (part {sequence} of its catalog is not ours). "
+                "This one stops; what it had committed is kept."
+            )
+        self.sequence = sequence
+        return sequence
+
+    def part(self, sequence: int) -> pa.Table:
+        """The rows of one part. Raises `RunError` when it cannot be read."""
+        try:
+            return pq.read_table(pa.BufferReader(self.out.read(f"{PARTS}/{_name(sequence)}")))
+        except pa.ArrowException as error:
+            raise RunError(f"part {sequence} of the catalog in {self.out.url} cannot be read: {error}") from error
+
+    def rewrite(self, sequence: int, rows: pa.Table) -> None:
+        """Replace a part that is there, whole or not at all. For `forget` alone: history never changes otherwise."""
+        self.out.put(f"{PARTS}/{_name(sequence)}", parquet(rows))
+        self._copied.discard(_name(sequence))
+        self._parts.pop(_name(sequence), None)
+
+    def committed_at(self) -> float:
+        """When the newest part was written, by the clock of the storage (seconds since 1970)."""
+        name = _name(self.sequence)
+        return next(entry.modified for entry in self.out.names(PARTS) if entry.name == name)
+
+
+def _name(sequence: int) -> str:
+    return f"{sequence:012d}.parquet"
+
+
+def values(con: duckdb.DuckDBPyConnection, sql: str, parameters: Iterable[Any] = ()) -> list[dict[str, Any]]:
+    """The rows of a query as dictionaries."""
+    cursor = con.execute(sql, list(parameters))
+    assert cursor.description is not None
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -1,0 +1,75 @@
+"""The second half of `forget`, which every run does first: a takedown that was interrupted must not stay half done."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.catalog.catalog import Catalog, values
+from pipeline.formats import embeddings
+from pipeline.formats.schema import DUPLICATES
+
+
+def finish_forgetting(catalog: Catalog) -> None:
+    """Delete the shards and the rows that are left of what the catalog records as forgotten; usually there are none.
+
+    To be called by whoever holds OUT.
+    """
+    con = catalog.connect()
+    if not values(con, "SELECT 1 FROM forgotten LIMIT 1"):
+        return
+    con.execute(LEFT)
+    # First the bytes: their names are in the rows.
+    for row in values(con, "FROM shard_left"):
+        catalog.out.delete(row["name"])
+    parts = values(con, "SELECT DISTINCT sequence FROM part_left ORDER BY sequence")
+    if parts:
+        ids = {row["clip_id"] for row in values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")}
+        # Before the rows, which are what says that there is something left to do.
+        embeddings.forget(catalog.out, ids)
+        gone = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
+        for part in parts:
+            catalog.rewrite(part["sequence"], _without(catalog.part(part["sequence"]), ids, gone))
+
+
+# Rows of what is forgotten in any part: its clips, its sources, the windows of clips in rows of other sources, and near
+# duplicates that name a clip.
+LEFT = """
+CREATE OR REPLACE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts WHERE kind = 'clip'
+  AND clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
+CREATE OR REPLACE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p WHERE kind = 'source'
+  AND EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
+    AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence);
+CREATE OR REPLACE TEMP TABLE window_left AS SELECT DISTINCT sequence FROM (
+    SELECT sequence, unnest(windows).clip_id AS clip_id FROM parts WHERE kind = 'source')
+  WHERE clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
+CREATE OR REPLACE TEMP TABLE duplicate_left AS SELECT DISTINCT sequence FROM parts WHERE kind = 'clip'
+  AND (duplicate_of IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)
+    OR duplicate_group IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL));
+CREATE OR REPLACE TEMP VIEW part_left AS SELECT sequence FROM clip_left UNION ALL SELECT sequence FROM source_left
+  UNION ALL SELECT sequence FROM window_left UNION ALL SELECT sequence FROM duplicate_left;
+CREATE OR REPLACE TEMP TABLE shard_left AS
+  (SELECT shard AS name FROM clip_left UNION SELECT preview_shard FROM clip_left)
+  EXCEPT (SELECT shard FROM clips UNION SELECT preview_shard FROM clips UNION SELECT NULL);
+"""
+
+
+def _without(part: pa.Table, ids: set[str], gone: set[tuple[int, str]]) -> pa.Table:
+    """A part without the forgotten: the other rows as they are, but for windows that list a forgotten clip, and near
+    duplicates that name one, of which nothing is known then until the next `dedup`."""
+    columns = [name for name in ("duplicate_of", "duplicate_group") if name in part.column_names]
+    kept, windows, unknown = [], [], []
+    for row in part.select(["kind", "sequence", "source_uri", "clip_id", "windows", *columns]).to_pylist():
+        clip = row["kind"] == "clip" and row["clip_id"] in ids
+        source = row["kind"] == "source" and (row["sequence"], row["source_uri"]) in gone
+        kept.append(not clip and not source)
+        listed = row["windows"]
+        windows.append(None if listed is None else [window for window in listed if window["clip_id"] not in ids])
+        unknown.append(any(row[name] in ids for name in columns))
+    changed = {"windows": pa.array(windows, part.schema.field("windows").type)}
+    if any(unknown):
+        changed |= {name: pc.if_else(pa.array(unknown), None, part[name]) for name in DUPLICATES}
+    for name, column in changed.items():
+        at = part.schema.get_field_index(name)
+        part = part.set_column(at, part.schema.field(at), column)
+    return part.filter(pa.array(kept, pa.bool_()))

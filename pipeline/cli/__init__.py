@@ -1,0 +1,1 @@
+"""The `vdot-data` program."""

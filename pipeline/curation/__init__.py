@@ -1,0 +1,1 @@
+"""Selections, mixtures and duplicates, from the catalog alone."""

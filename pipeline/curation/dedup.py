@@ -1,0 +1,211 @@
+"""Near duplicates, as a pass of its own over everything committed: embed what is new, compare all, write what changed.
+
+Clips that show the same (re-encoded, cropped, mirrored, with a logo) form a group, and one of each group is its best:
+a kept one before one that is pending, so that whoever takes only the best loses nothing that is in use; then the one
+whose source has the most pixels; then the highest `sharpness`, the lowest `noise` and the lowest `blockiness`, as far
+as they were measured; then the smallest clip id. All follows from the clips alone, whatever order they came in.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+import pipeline
+from annotators.networks.picture_embedding import SIZE, Likeness
+from pipeline.catalog.catalog import BATCH, Catalog, existing, new_run_id, now, values
+from pipeline.catalog.cleanup import sweep
+from pipeline.catalog.dataset import owned, stored_recipe
+from pipeline.catalog.erase import finish_forgetting
+from pipeline.curation import similarity
+from pipeline.curation.embedding_run import STORED, Embedder
+from pipeline.engine.progress import Progress, Watcher
+from pipeline.engine.rounds import Stop
+from pipeline.errors import StoppedError, UsageError
+from pipeline.formats import embeddings
+from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
+from pipeline.storage.scratch import Scratch
+
+THRESHOLD = 0.85
+"""Cosine from which on two clips show the same. Of 67 real files those that share nothing come up to 0.74; copies come
+down to 0.98 (a tenth cropped off, re-encoded) and 0.86 (damaged by a codec)."""
+
+# Unreadable clips that people are shown; the others are counted. A dataset that lost its disk has millions of them.
+_SHOWN = 20
+# What the rows say of their clip, as those of any layer do.
+_CLIP = ("clip_id", "source_uri", "source_hash", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
+# The better a clip, the earlier: see the top of this file.
+_QUALITY = {"sharpness": "DESC", "noise": "ASC", "blockiness": "ASC"}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a pass ended: clips that were embedded now, compared, and are not the best of their group (`duplicates`);
+    groups; rows written, as only what changed is; and clips that could not be read (id -> why), which are left out."""
+
+    out: str
+    run_id: str
+    threshold: float
+    embedded: int
+    compared: int
+    groups: int
+    duplicates: int
+    changed: int
+    unreadable: dict[str, str]
+    wall_s: float
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def dedup(
+    out: str,
+    *,
+    threshold: float = THRESHOLD,
+    address: str | None = None,
+    cpus: int | None = None,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Find the near duplicates among the stored clips of OUT; what is known already is not embedded again.
+
+    `threshold`: the least cosine of clips that show the same. The others are as in `ingest`, and so is what it raises.
+    """
+    if not 0 < threshold <= 1:
+        raise UsageError(f"the threshold {threshold:g} is no cosine above 0 and up to 1, which is the same")
+    started, stamp, run_id = time.monotonic(), now(), new_run_id()
+    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+        recipe = stored_recipe(catalog)
+        run = {"kind": "run", "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
+        run |= {"started": stamp, "detail": f"near duplicates: a cosine of {threshold:g} and more"}
+        catalog.commit(pa.Table.from_pylist([run], schema=COLUMNS))
+        finish_forgetting(catalog)
+        sweep(catalog)
+        con = catalog.connect()
+        # An older run that still lived may have written some after they were removed.
+        forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
+        embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
+        embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
+        with Stop() as stop:
+            embedder.go(address, cpus, stop)
+            compared = _compare(con, catalog, threshold, scratch.path, watcher, stop)
+        # In one part, so that no clip is ever named the best by one row and a duplicate by another.
+        rows = pa.concat_tables([COLUMNS.empty_table(), *_changed(con, run_id)])
+        if rows.num_rows:
+            catalog.commit(rows)
+        catalog.commit(pa.Table.from_pylist([run | {"finished": now()}], schema=COLUMNS))
+        sweep(catalog)
+        groups, members = con.execute("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM team").fetchall()[0]
+        return Summary(
+            out=catalog.out.url,
+            run_id=run_id,
+            threshold=threshold,
+            embedded=embedder.done,
+            compared=compared,
+            groups=groups,
+            duplicates=members - groups,
+            changed=rows.num_rows,
+            unreadable=embedder.unreadable,
+            wall_s=time.monotonic() - started,
+        )
+
+
+def _compare(
+    con: duckdb.DuckDBPyConnection, catalog: Catalog, threshold: float, scratch: Path, watcher: Watcher, stop: Stop
+) -> int:
+    """Make the tables `compared` (a row per clip), `team` (one per group) and `member`; how many clips."""
+    con.execute(
+        "CREATE TABLE compared AS SELECT row_number() OVER (ORDER BY clip_id) - 1 AS position, clip_id, "
+        f"dense_rank() OVER (ORDER BY source_hash) AS source, row_number() OVER (ORDER BY {_best(con)}) AS rank "
+        f"FROM clips WHERE {STORED} AND clip_id IN (FROM embedded)"
+    )
+    clips = con.sql("SELECT clip_id, source, rank FROM compared ORDER BY position").to_arrow_table()
+    vectors = embeddings.load(catalog.out, Likeness.version, clips["clip_id"], SIZE, scratch / "vectors")
+    sources = clips["source"].to_numpy()
+    progress = Progress("pairs", work=len(vectors) * (len(vectors) - 1) // 2)
+
+    def near() -> Iterator[pa.Table]:
+        for done, pairs in similarity.near(vectors, sources, threshold):
+            progress.done += done
+            watcher(progress)
+            if stop.asked:
+                raise StoppedError("stopped on request; the embeddings are kept, and the next `dedup` compares them")
+            yield pairs
+
+    chains = similarity.groups(similarity.matches(con, near()), sources)
+    groups = similarity.around_the_best(chains, clips["rank"].to_numpy(), vectors, threshold)
+    rows = [
+        {"position": position, "number": number, "cosine": cosine}
+        for number, (group, cosines) in enumerate(groups)
+        for position, cosine in zip(group, cosines.tolist(), strict=True)
+    ]
+    kinds = pa.schema([("position", pa.int64()), ("number", pa.int64()), ("cosine", pa.float64())])
+    con.register("given_rows", pa.Table.from_pylist(rows, schema=kinds))
+    con.execute("CREATE TABLE member AS FROM given_rows")
+    con.execute(
+        "CREATE TABLE team AS SELECT number, min(clip_id) AS name, arg_min(position, rank) AS best, "
+        "arg_min(clip_id, rank) AS best_clip, count(*) AS size FROM member JOIN compared USING (position) "
+        "GROUP BY number"
+    )
+    return len(vectors)
+
+
+def _best(con: duckdb.DuckDBPyConnection) -> str:
+    """SQL for the order of clips from the best on; null, which is not measured, comes last."""
+    described = values(con, "SELECT column_name, column_type FROM (DESCRIBE clips)")
+    measured = {row["column_name"] for row in described if row["column_type"] == "DOUBLE"}
+    # "kept" comes before "pending".
+    order = ["status", "source_width * source_height DESC NULLS LAST"]
+    order += [f"{name} {way} NULLS LAST" for name, way in _QUALITY.items() if name in measured]
+    return ", ".join([*order, "clip_id"])
+
+
+def _changed(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[pa.Table]:
+    """The rows of the layer that say something else than those that are there.
+
+    A clip that is not compared any more (it is rejected now) gets one that says nothing, and one that cannot be read
+    gets one that says why.
+    """
+    told = ("status", "code", "detail", *DUPLICATES)
+    old, new = (", ".join(f"{table}.{name}" for name in told) for table in ("old", "new"))
+    rows = con.sql(
+        f"WITH new AS (SELECT c.clip_id, '{COMPARED}' AS status, NULL AS code, NULL AS detail, "
+        "t.name AS duplicate_group, "
+        "CASE WHEN c.position <> t.best THEN t.best_clip END AS duplicate_of, coalesce(t.size, 1) AS duplicates, "
+        f"CASE WHEN c.position <> t.best THEN m.cosine END AS duplicate_similarity, '{Likeness.version}' AS version "
+        "FROM compared c LEFT JOIN member m USING (position) LEFT JOIN team t USING (number) "
+        "UNION ALL SELECT clip_id, 'failed', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
+        f"UNION ALL SELECT clip_id, '{COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
+        f"WHERE layer = '{DUPLICATES_LAYER}' AND clip_id NOT IN (SELECT clip_id FROM compared) "
+        "AND clip_id NOT IN (SELECT clip_id FROM unreadable)) "
+        f"SELECT {', '.join(f'base.{name}' for name in _CLIP)}, {new}, new.version AS vdot_version FROM new "
+        f"JOIN clips base ON base.clip_id = new.clip_id AND base.layer = '{BASE_LAYER}' "
+        f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND old.layer = '{DUPLICATES_LAYER}' "
+        f"WHERE ({old}, old.lineage[1].version) IS DISTINCT FROM ({new}, new.version) ORDER BY base.clip_id"
+    )
+    (weight,) = Likeness.weights
+    made = {"name": DUPLICATES_LAYER, "version": Likeness.version}
+    made |= {"weights_id": weight.id, "weights_sha256": weight.sha256, "weights_licence": weight.licence}
+    stamp = {"kind": "clip", "layer": DUPLICATES_LAYER, "run_id": run_id}
+    for batch in rows.to_arrow_reader(BATCH):
+        found = [stamp | row | {"lineage": [made] if row.pop("vdot_version") else None} for row in batch.to_pylist()]
+        for row in found:
+            row["stage"] = "embed" if row["status"] == "failed" else None
+        yield pa.Table.from_pylist(found, schema=COLUMNS)
+
+
+def summary(done: Summary) -> str:
+    """What was found, for people."""
+    told = (
+        f"{done.out}: compared {done.compared} clips ({done.embedded} of them new): {done.groups} groups of near "
+        f"duplicates, in which {done.duplicates} clips are not the best"
+    )
+    left = [f"left out, as it cannot be read: clip {clip}: {why}" for clip, why in sorted(done.unreadable.items())]
+    more = [f"... and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+    return "\n".join([told, *left[:_SHOWN], *more])

@@ -1,0 +1,1 @@
+"""Work spread over a Ray cluster; Ray is imported here and nowhere else."""

@@ -1,0 +1,1 @@
+"""A run from sources to shards, and what it will cost."""

@@ -1,0 +1,201 @@
+"""The Python API of the three commands that do work: `ingest`, `annotate` and `retry`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from annotators.weights import MissingWeights, path
+from pipeline.catalog.catalog import BATCH, Catalog, existing
+from pipeline.catalog.dataset import check_geometry, manifest_columns, owned, stored_recipe
+from pipeline.catalog.ledger import Ledger, check_foundations
+from pipeline.engine.progress import Watcher
+from pipeline.errors import OUR_FAULT, UsageError
+from pipeline.formats.schema import COLUMNS
+from pipeline.ingest.run import Run
+from pipeline.recipe import recipe, registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.rules import named
+from pipeline.sources import source_list
+from pipeline.sources.expand import Source, expand_sources
+from pipeline.sources.source_list import Listing
+from pipeline.storage.folder import Folder
+from pipeline.storage.scratch import Scratch
+from pipeline.video.shots import TransNet
+
+# Columns of a source's row that make it a source again.
+_SOURCE = ("source_uri", "source_size", "source_stamp", "licence")
+
+
+@dataclass(slots=True)
+class Summary:
+    """How a run ended: all of OUT by verdict, and what this run did.
+
+    clips: status -> reason (rule or code, "" for kept) -> count. sources likewise. seconds: step -> seconds of work,
+    summed over workers.
+    """
+
+    out: str
+    layer: str
+    run_id: str
+    clips: dict[str, dict[str, int]]
+    sources: dict[str, dict[str, int]]
+    done: dict[str, int]
+    wall_s: float
+    startup_s: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    def defects(self) -> int:
+        """How many sources and clips failed by a fault of vdot-data itself."""
+        failed = (*self.clips.get("failed", {}).items(), *self.sources.get("failed", {}).items())
+        return sum(count for code, count in failed if code in OUR_FAULT)
+
+
+def ingest(
+    sources: Iterable[str],
+    out: str,
+    *,
+    recipe_file: Path | None = None,
+    exclude: str | None = None,
+    limit: int | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    rehash: bool = False,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Bring sources into OUT; what is there already stays and is not done again.
+
+    `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of its own
+    with `cpus` CPUs. `watcher` is called with the progress a few times a second. Raises `UsageError` before anything
+    starts, and `RunError` when the run cannot go on.
+    """
+    chosen = recipe.load(recipe_file)
+    with Scratch() as scratch:
+        listed = source_list.write(expand_sources(sources, exclude), limit, scratch.path / "listing.parquet")
+        folder = Folder(out)
+        folder.check_creates()
+        if folder.url.startswith("memory:"):
+            raise UsageError(f"{out} is seen by one process alone; OUT must be a disk or a bucket that all workers see")
+        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen)))
+        folder.check_writable()
+        with owned(folder, scratch.path) as catalog:
+            if not catalog.empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
+                check_geometry(chosen, stored_recipe(catalog), out)
+            ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
+            return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
+
+
+def retry(
+    out: str,
+    *,
+    recipe_file: Path | None = None,
+    address: str | None = None,
+    cpus: int | None = None,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Try everything that failed in OUT once more, by its own recipe or another. Raises as `ingest`."""
+    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+        stored = stored_recipe(catalog)
+        chosen = recipe.load(recipe_file) if recipe_file else stored
+        check_geometry(chosen, stored, out)
+        listed = source_list.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
+        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen)))
+        ledger = Ledger(catalog, blueprint, listed, retry=True)
+        return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
+
+
+def annotate(
+    out: str,
+    annotator: str,
+    *,
+    retry: bool = False,
+    address: str | None = None,
+    cpus: int | None = None,
+    watcher: Watcher = lambda _: None,
+) -> Summary:
+    """Add one layer to the stored clips of OUT: what an annotator makes, under the same clip ids.
+
+    One that builds on others finds what they made in the base layer. Clips that have the layer from this version of the
+    annotator are left alone, and so are those for which it failed, unless `retry`. Raises as `ingest`.
+    """
+    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+        chosen = stored_recipe(catalog)
+        if annotator in chosen.annotators:
+            raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
+        blueprint = with_weights(Blueprint.layered(chosen, annotator))
+        check_foundations(catalog, blueprint)
+        return _go(catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher)
+
+
+def with_weights(blueprint: Blueprint) -> Blueprint:
+    """A blueprint for a run, with the weights that the user names.
+
+    Raises `UsageError` when a weight is missing here or is not what it should be.
+    """
+    annotators = [name for stage in blueprint.stages for name in stage]
+    detector = TransNet.weights if blueprint.recipe.shots == TransNet.name else ()
+    for weight in (*detector, *registry.weights(annotators, blueprint.filters).values()):
+        try:
+            path(weight)
+        except MissingWeights as error:
+            raise UsageError(str(error)) from error
+    return blueprint.equipped()
+
+
+def manifest_of(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+    """The manifest columns of this listing and those that the dataset has from earlier ones."""
+    return tuple(dict.fromkeys([*listed.manifest, *manifest_columns(catalog, chosen)]))
+
+
+def _go(
+    catalog: Catalog,
+    blueprint: Blueprint,
+    ledger: Ledger,
+    scratch: Path,
+    address: str | None,
+    cpus: int | None,
+    watcher: Watcher,
+) -> Summary:
+    started = time.monotonic()
+    run = Run(catalog, blueprint, ledger, scratch)
+    run.go(address, cpus, watcher)
+    ledger.refresh()
+    clips: dict[str, dict[str, int]] = {}
+    sources: dict[str, dict[str, int]] = {}
+    for (status, reason), count in sorted(ledger.counts().items()):
+        table = sources if status.startswith("source ") else clips
+        table.setdefault(status.removeprefix("source "), {})[reason] = count
+    return Summary(
+        out=catalog.out.url,
+        layer=blueprint.layer,
+        run_id=run.id,
+        clips=clips,
+        sources=sources,
+        done=dict(run.done),
+        wall_s=time.monotonic() - started,
+        startup_s=run.progress.begun - started if run.progress.begun else 0.0,
+        seconds=dict(run.timings),
+    )
+
+
+def _failed_sources(catalog: Catalog) -> Iterator[Source]:
+    """The sources that failed, or of which a clip did, with their manifest columns."""
+    rows = catalog.connect().sql(
+        f"SELECT * EXCLUDE ({', '.join(named(name) for name in COLUMNS.names if name not in _SOURCE)}) FROM sources "
+        "WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
+        "ORDER BY source_uri"
+    )
+    for batch in rows.to_arrow_reader(BATCH):
+        for row in batch.to_pylist():
+            uri, size, stamp, licence = (row.pop(name) for name in _SOURCE)
+            # What is left are the manifest's columns, and signals, which a source has none of.
+            extra = {name: str(value) for name, value in row.items() if value is not None}
+            yield Source(uri, size, stamp, extra | ({"licence": licence} if licence else {}))

@@ -1,0 +1,1 @@
+"""Mixtures of datasets, and the order in which trainers meet their clips."""

@@ -1,0 +1,1 @@
+"""What a run does to its clips: annotators, filters, rules and limits."""

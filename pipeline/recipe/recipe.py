@@ -1,0 +1,148 @@
+"""The recipe: one YAML file that says grid, shots, annotators, rules and tasks, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from pipeline.errors import did_you_mean
+from pipeline.formats.strict_yaml import Strict, content, mapping, validated
+from pipeline.video.grid import Grid
+
+
+class Limits(Strict):
+    """Bounds on untrusted input."""
+
+    pixels: Annotated[int, Field(gt=0, description="largest picture, width x height")] = 8192 * 4320
+    duration_s: Annotated[float, Field(gt=0, description="longest source")] = 4 * 3600.0
+    stall_s: Annotated[float, Field(gt=0, description="longest the decoder may stand still")] = 60.0
+    memory_mb: Annotated[int, Field(ge=256, description="memory of one decoder process")] = 4096
+    worker_deaths: Annotated[
+        int, Field(ge=1, description="workers that one input may kill before it is left alone")
+    ] = 5
+
+
+class Commit(Strict):
+    """When finished clips become a shard and a catalog part: at a size or an age, whichever comes first."""
+
+    shard_mb: Annotated[float, Field(gt=0)] = 256.0
+    every_s: Annotated[float, Field(gt=0)] = 120.0
+
+
+class Encode(Strict):
+    """How clips and tracks are encoded (x264)."""
+
+    crf: Annotated[int, Field(ge=0, le=51)] = 18
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+
+
+class Recipe(Strict):
+    """Everything that decides what a clip becomes."""
+
+    grid: Grid = Grid()
+    shots: Literal["transnetv2", "adaptive"] = "transnetv2"
+    crop_bars: bool = False
+    filters: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+    rules: Mapping[str, str] = Field(default_factory=dict)
+    tasks: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    score_all: bool = False
+    encode: Encode = Encode()
+    limits: Limits = Limits()
+    commit: Commit = Commit()
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_have_annotators(cls, stages: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        if not stages or not all(stages):
+            raise ValueError("at least one stage is needed, and every stage needs an annotator, as in [[scribble]]")
+        return stages
+
+    @field_validator("stages", "filters")
+    @classmethod
+    def _once(cls, named: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [name for part in named for name in ([part] if isinstance(part, str) else part)]
+        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is named twice")
+        return named
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _composites_have_parts(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, Mapping):
+            return tasks
+        single = [str(name) for name, given in tasks.items() if isinstance(given, str)]
+        for name, given in tasks.items():
+            if isinstance(given, str):
+                continue
+            if not isinstance(given, list | tuple) or not given:
+                raise ValueError(
+                    f"the task {name!r} must be a predicate (in quotes, if it is true or false) or a list of tasks, as "
+                    f"in [reference, pose]; found {given!r}"
+                )
+            for part in given:
+                if part not in single:
+                    raise ValueError(
+                        f"the task {name!r} is a list, and its parts must be tasks that have a predicate; {part!r} is "
+                        f"none{did_you_mean(str(part), single)}"
+                    )
+        return tasks
+
+    @property
+    def fitness(self) -> dict[str, str]:
+        """Each task's predicate; a clip is fit for a composite when it is fit for every part of it."""
+        return {
+            name: given if isinstance(given, str) else " AND ".join(f"({self.tasks[part]}\n)" for part in given)
+            for name, given in self.tasks.items()
+        }
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The tasks that each task is made of: itself, unless it is a composite."""
+        return {name: (name,) if isinstance(given, str) else tuple(given) for name, given in self.tasks.items()}
+
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Every annotator named, in the order in which it runs."""
+        return tuple(name for stage in self.stages for name in stage)
+
+    @cached_property
+    def geometry(self) -> str:
+        """What one OUT cannot mix: clips of another grid, shot detector or crop have other ids."""
+        return f"grid {self.grid.key()}, shots {self.shots}, crop_bars {str(self.crop_bars).lower()}"
+
+    @cached_property
+    def text(self) -> str:
+        """The recipe as YAML, as kept in the catalog; in its own order, because the first rule that is true decides."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits over everything that can change a verdict or a sample's bytes (not `limits`, not `commit`)."""
+        body = self.model_dump(mode="json", exclude={"limits", "commit"})
+        return hashlib.sha256(json.dumps(body).encode()).hexdigest()[:16]
+
+
+def default_text() -> str:
+    """The YAML of the default recipe, as shipped."""
+    return resources.files("pipeline.recipe").joinpath("default.yaml").read_text()
+
+
+def parse(text: str, where: str) -> Recipe:
+    """A recipe from YAML; keys left out come from the default recipe. Raises `UsageError` that names `where`."""
+    name = f"recipe {where}"
+    return validated(Recipe, yaml.safe_load(default_text()) | mapping(text, name), name)
+
+
+def load(path: Path | None) -> Recipe:
+    """The recipe in a file, or the default one. Raises `UsageError` when it cannot be read or is not valid."""
+    return parse(default_text(), "default.yaml") if path is None else parse(content(path, "recipe"), str(path))

@@ -1,0 +1,1 @@
+"""What people see of a dataset: reports, explanations and pages."""

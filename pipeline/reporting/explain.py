@@ -1,0 +1,286 @@
+"""Why a clip is in or out: everything the catalog knows about one clip or source, in sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+
+from annotators.base import Signal
+from pipeline.catalog.catalog import Catalog, existing, values
+from pipeline.catalog.find import find
+from pipeline.errors import ADVICE, ErrorCode, UsageError
+from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER
+from pipeline.recipe import recipe, registry
+from pipeline.recipe.recipe import Recipe
+from pipeline.storage.scratch import Scratch
+
+Facts = dict[str, Any]
+"""What is known, as plain JSON-able values; see `explain`."""
+
+_SOURCE = (
+    *("source_uri", "source_hash", "source_size", "same_as", "source_width", "source_height", "source_fps"),
+    *("source_duration_s", "source_frames", "source_frames_unused", "source_frames_missing", "source_codec"),
+    *("detector", "content_box", "licence"),
+)
+_LAYER = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
+# Most files have a frame or two whose times are off; of more than this, and of 1 %, people are told.
+_FEW_FRAMES = 3
+_CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
+
+
+def explain(out: str, what: str) -> Facts:
+    """What is known of a clip (`what`: its id, or six digits of it and more) or a source (URI, path or file name).
+
+    kind: clip or source; verdict: status with its rule or code and what these mean; for a clip its signals, lineage,
+    layers with the place of their bytes, what `dedup` found of it, and the history of its verdicts; for a source its
+    clips. Raises `UsageError` when there is no such thing.
+    """
+    with Scratch() as scratch:
+        catalog = Catalog(existing(out), scratch.path)
+        con = catalog.connect()
+        found = find(con, what)
+        facts = _clip(con, found.clip_id) if found.clip_id else _source(con, found.source_uri)
+        return {"out": catalog.out.url, **facts}
+
+
+def _source(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
+    row = values(con, "SELECT * FROM sources WHERE source_uri = ?", [uri])[0]
+    clips = values(
+        con,
+        "SELECT clip_id, start_s, end_s, status, coalesce(rule, code) AS why FROM clips "
+        "WHERE source_uri = ? AND layer = ? ORDER BY start_s",
+        [uri, BASE_LAYER],
+    )
+    twins = values(con, "SELECT source_uri FROM sources WHERE same_as = ? ORDER BY source_uri", [uri])
+    open_ = {window["clip_id"] for window in row["windows"] or []} - {clip["clip_id"] for clip in clips}
+    return {
+        "kind": "source",
+        "source": {name: row[name] for name in _SOURCE},
+        "shots": len(row["shots"] or []),
+        "manifest": _manifest(row, _recipe(con, row)),
+        "verdict": _verdict(row, _recipe(con, row)),
+        "clips": clips,
+        "clips_without_verdict": len(open_),
+        "twins": [twin["source_uri"] for twin in twins],
+        "history": _history(con, "kind = 'source' AND source_uri = ?", uri),
+    }
+
+
+def _clip(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
+    layers = values(con, "SELECT * FROM clips WHERE clip_id = ? ORDER BY layer <> ?, layer", [clip_id, BASE_LAYER])
+    row, chosen = layers[0], _recipe(con, layers[0])
+    return {
+        "kind": "clip",
+        "clip": {name: row[name] for name in _CLIP},
+        "manifest": _manifest(row, chosen),
+        "verdict": _verdict(row, chosen),
+        "tasks": row["tasks"] or [],
+        "duplicates": next(
+            ({name: layer[name] for name in DUPLICATES} for layer in layers if layer["layer"] == DUPLICATES_LAYER), None
+        ),
+        "signals": {name: signal for layer in layers for name, signal in _signals(layer, chosen).items()},
+        "captions": {layer["layer"]: layer["caption"] for layer in layers if layer["caption"]},
+        # What a layer builds on is of the base layer.
+        "lineage": [
+            made | {"layer": layer["layer"]}
+            for layer in layers
+            for made in layer["lineage"] or []
+            if layer["layer"] in (BASE_LAYER, made["name"])
+        ],
+        "layers": [{name: layer[name] for name in _LAYER} | {"verdict": _verdict(layer, None)} for layer in layers],
+        "preview": {name: row[f"preview_{name}"] for name in ("shard", "offset", "bytes")},
+        "history": _history(con, "kind = 'clip' AND clip_id = ?", clip_id),
+    }
+
+
+def _recipe(con: duckdb.DuckDBPyConnection, row: Facts) -> Recipe | None:
+    """The recipe that gave a row its verdict, if the catalog has it."""
+    texts = values(
+        con,
+        "SELECT recipe FROM runs WHERE recipe_hash = ? AND recipe IS NOT NULL ORDER BY sequence DESC LIMIT 1",
+        [row["recipe_hash"]],
+    )
+    return recipe.parse(texts[0]["recipe"], "of the dataset") if texts else None
+
+
+def _known(chosen: Recipe | None, layer: str) -> dict[str, Signal]:
+    """What the signals of a layer mean, as far as the packages that make them are installed here."""
+    known: dict[str, Signal] = {}
+    annotators = [layer] if layer != BASE_LAYER else chosen.annotators if chosen else ()
+    filters = chosen.filters if chosen and layer == BASE_LAYER else ()
+    for one in [*(([], [name]) for name in filters), *(([name], []) for name in annotators)]:
+        try:
+            known |= registry.signals(*one)
+        except (UsageError, ImportError):
+            continue
+    return known
+
+
+def _signals(row: Facts, chosen: Recipe | None) -> Facts:
+    """The signals of one layer: value, unit and meaning (None where its package is not installed)."""
+    known = _known(chosen, row["layer"])
+    return {
+        name: {"value": row.get(name), "unit": signal.unit, "meaning": signal.meaning}
+        for name, signal in known.items()
+        if name in row and (row["layer"] == BASE_LAYER or row[name] is not None)
+    }
+
+
+def _manifest(row: Facts, chosen: Recipe | None) -> Facts:
+    """Columns that are neither the catalog's nor a known signal: those of the manifest."""
+    known = _known(chosen, BASE_LAYER)
+    return {n: value for n, value in row.items() if n not in COLUMNS.names and n not in known and value is not None}
+
+
+def _verdict(row: Facts, chosen: Recipe | None) -> Facts:
+    verdict = {name: row[name] for name in ("status", "rule", "code", "stage", "detail", "same_as", "recipe_hash")}
+    verdict["rule_sql"] = chosen.rules.get(row["rule"]) if chosen and row["rule"] else None
+    verdict["advice"] = ADVICE[ErrorCode(row["code"])] if row["code"] in ADVICE else None
+    return verdict
+
+
+def _history(con: duckdb.DuckDBPyConnection, where: str, name: str) -> list[Facts]:
+    """Every row there ever was, oldest first."""
+    return values(
+        con,
+        "SELECT sequence, layer, run_id, recipe_hash, status, coalesce(rule, code) AS why, "
+        "(SELECT any_value(r.started) FROM runs r WHERE r.run_id = p.run_id) AS started "
+        f"FROM parts p WHERE {where} ORDER BY sequence",
+        [name],
+    )
+
+
+def text(facts: Facts) -> str:
+    """The facts in sentences, for people."""
+    return "\n".join(_clip_text(facts) if facts["kind"] == "clip" else _source_text(facts))
+
+
+def as_json(facts: Facts) -> str:
+    """One line of JSON."""
+    return json.dumps(facts)
+
+
+def _why(verdict: Facts) -> Iterator[str]:
+    status, detail = verdict["status"], verdict["detail"]
+    if status == "rejected":
+        yield f"It is rejected by the rule {verdict['rule']}: {detail or verdict['rule_sql']}"
+    elif status == "failed":
+        yield f"It failed with {verdict['code']} in the step {verdict['stage']}: {detail}"
+        if verdict["advice"]:
+            yield f"What to do: {verdict['advice']}"
+    elif status == "pending":
+        rule = f" on the rule {verdict['rule']}: {verdict['rule_sql']}" if verdict["rule"] else ""
+        yield f"It is pending{rule} ({detail})"
+    elif status == "same":
+        yield f"It has the same content as {verdict['same_as']}, which holds the clips."
+    elif status == "forgotten":
+        yield "Its content was removed with `vdot-data forget` and is refused."
+    elif status == "cut":
+        yield "It was cut into clips."
+    else:
+        yield f"It is {status}: no rule of the recipe {verdict['recipe_hash']} rejects it."
+
+
+def _source_text(facts: Facts) -> Iterator[str]:
+    source = facts["source"]
+    yield f"Source {source['source_uri']}"
+    if source["source_width"]:
+        yield (
+            f"{source['source_width']}x{source['source_height']}, {source['source_fps']:.2f} fps, "
+            f"{source['source_duration_s']:.2f} s, {source['source_codec']}"
+        )
+    yield from _frames_text(source)
+    if source["detector"]:
+        yield f"Shots: {facts['shots']}, found by {source['detector']}"
+    yield from _why(facts["verdict"])
+    if source["licence"]:
+        yield f"Licence: {source['licence']}"
+    yield from (f"{name}: {value}" for name, value in facts["manifest"].items())
+    for clip in facts["clips"]:
+        why = f" ({clip['why']})" if clip["why"] else ""
+        yield f"  clip {clip['clip_id']}  {clip['start_s']:.2f} to {clip['end_s']:.2f} s  {clip['status']}{why}"
+    if facts["clips_without_verdict"]:
+        yield f"{facts['clips_without_verdict']} of its clips have no verdict yet; the next ingest goes on with them."
+    if facts["twins"]:
+        yield f"The same content came also as {', '.join(facts['twins'])}."
+    yield from _history_text(facts["history"])
+
+
+def _frames_text(source: Facts) -> Iterator[str]:
+    """How many frames a source gave, and of those that are not in use more than a few."""
+    count = source["source_frames"]
+    if count is None:
+        return
+    few = max(_FEW_FRAMES, count / 100)
+    yield f"Decoded frames: {count}"
+    if (source["source_frames_unused"] or 0) > few:
+        yield f"{source['source_frames_unused']} of them are not used: their time stamps repeat or go back."
+    if (source["source_frames_missing"] or 0) > few:
+        missing = source["source_frames_missing"]
+        yield f"Between them there is room for {missing} more: the file has lost them, or nothing was recorded."
+
+
+def _of_layer(layer: str) -> str:
+    return "" if layer == BASE_LAYER else f" (layer {layer})"
+
+
+def _clip_text(facts: Facts) -> Iterator[str]:
+    clip = facts["clip"]
+    yield f"Clip {clip['clip_id']}"
+    size = f", {clip['width']}x{clip['height']}" if clip["width"] else ""
+    rate = f" at {clip['fps']:g} fps" if clip["fps"] else ""
+    yield f"It shows {clip['source_uri']} from {clip['start_s']:.3f} to {clip['end_s']:.3f} s."
+    yield f"It has {clip['frames']} frames{rate}{size}."
+    yield from _why(facts["verdict"])
+    yield from _duplicates_text(facts["duplicates"] or {})
+    if facts["tasks"]:
+        yield f"Tasks: {', '.join(facts['tasks'])}"
+    for layer, caption in facts["captions"].items():
+        yield f"Caption{_of_layer(layer)}: {caption}"
+    if clip["licence"]:
+        yield f"Licence: {clip['licence']}"
+    yield from (f"{name}: {value}" for name, value in facts["manifest"].items())
+    if facts["signals"]:
+        yield "Signals:"
+    for name, signal in facts["signals"].items():
+        value = signal["value"]
+        shown = "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        yield f"  {name} = {shown}  [{signal['unit']}] {signal['meaning']}"
+    if facts["lineage"]:
+        yield "Made by:"
+    for made in facts["lineage"]:
+        weights = f", weights {made['weights_id']} ({made['weights_licence']})" if made["weights_id"] else ""
+        yield f"  {made['name']} {made['version']}{weights}{_of_layer(made['layer'])}"
+    for layer in facts["layers"]:
+        if layer["status"] == "failed" and layer["layer"] != BASE_LAYER:
+            yield f"Layer {layer['layer']}:"
+            yield from _why(layer["verdict"])
+        elif layer["shard"]:
+            yield f"Layer {layer['layer']}: {layer['shard']}, {layer['bytes']} bytes from {layer['offset']} on"
+            if "://" not in facts["out"]:
+                yield f"  tar -xf '{facts['out']}/{layer['shard']}' --wildcards '{clip['clip_id']}.*'"
+    yield from _history_text(facts["history"])
+
+
+def _duplicates_text(found: Facts) -> Iterator[str]:
+    if found.get("duplicate_of"):
+        cosine = f"cosine {found['duplicate_similarity']:.3f}"
+        yield f"It is a near duplicate of {found['duplicate_of']} ({cosine}), the best of {found['duplicates']}."
+    elif found.get("duplicate_group"):
+        yield f"It is the best of {found['duplicates']} near duplicates."
+    elif found.get("duplicates"):
+        yield "It has no near duplicate."
+
+
+def _history_text(history: list[Facts]) -> Iterator[str]:
+    if len(history) > 1:
+        yield "History:"
+        for row in history:
+            why = f" ({row['why']})" if row["why"] else ""
+            when = f", started {row['started']}" if row["started"] else ""
+            chosen = f", recipe {row['recipe_hash']}" if row["recipe_hash"] else ""
+            verdict = f"{row['status']}{why} by run {row['run_id']}{when}{chosen}"
+            yield f"  part {row['sequence']}, layer {row['layer']}: {verdict}"

@@ -1,0 +1,178 @@
+"""Clips to annotated samples with a verdict: in the worker that cut them, or in further stages of the Ray plan.
+
+Whatever goes wrong with one clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from annotators.base import Annotation, Annotator, Frames, Picture, Sample
+from pipeline.engine.coordinator import WatchClient
+from pipeline.errors import ClipError, ErrorCode, Failure, attempt
+from pipeline.formats import clip_decode
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.clip_encode import encode_clip, encode_png
+from pipeline.formats.conditions import track_names
+from pipeline.formats.schema import BASE_LAYER
+from pipeline.recipe import output_checks, registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.stages.item import Item, items
+from pipeline.video import process
+
+
+class AnnotateStage:
+    """Clips to samples: one decode, then every annotator of this stage on the same frames."""
+
+    def __init__(self, blueprint: Blueprint, number: int, watch: Any) -> None:
+        """`number` counts the recipe's stages from 0; the last one gives the verdict."""
+        process.prepare()
+        self._blueprint, self._number, self._watch = blueprint, number, WatchClient(watch)
+        self._annotators: list[Annotator] = [blueprint.made(name) for name in blueprint.stages[number]]
+        self._before = sum(len(stage) for stage in blueprint.stages[:number])
+        self._rules = blueprint.rules()
+        self._layered = blueprint.layer != BASE_LAYER
+        self._at = "decode"
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for item in items(batch):
+            if self.annotate(item):
+                yield item.table()
+
+    def annotate(self, item: Item) -> bool:
+        """Do this stage's part of a clip, unless it is settled or was here before; False when the run is to stop."""
+        if "status" in item.record or item.record.get("stages_done", 0) > self._number:
+            return True
+        unit = f"stage {self._number} of clip {item.record['clip_id']}"
+        go = self._watch.begin(unit)
+        if go == "stop":
+            return False
+        if go == "dead":
+            detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
+            item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
+            return True
+        failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._annotate(item))
+        if isinstance(failure, Failure):
+            item.fail(failure, self._at)
+        self._watch.end(unit)
+        return True
+
+    def _names(self) -> list[str]:
+        return [annotator.name for annotator in self._annotators]
+
+    def _annotate(self, item: Item) -> None:
+        record = item.record
+        timed = Timer(record.setdefault("timings", {}))
+        self._at = "decode"
+        frames = decode_clip(item.members["mp4"]) if self._layered else _reread(item.members["mp4"])
+        timed("redecode")
+        # What was there before this layer: it may be needed, and lies elsewhere already.
+        stored = {name: item.members.pop(name) for name in [*item.members] if self._layered}
+        known: dict[str, Any] = json.loads(stored.get("json", b"{}")).get("signals", {})
+        known |= {name: record[name] for name in self._blueprint.signals if name in record}
+        data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
+        for position, annotator in enumerate(self._annotators, self._before + 1):
+            self._at = annotator.name
+            needed = _needed(annotator, known, stored | item.members, record["clip_id"])
+            timed("redecode")
+            found = output_checks.annotate(annotator, frames, record["fps"], needed)
+            timed(annotator.name)
+            item.members |= self._encoded(found, record["fps"])
+            if found.caption is not None:
+                record["caption"] = found.caption
+            timed("encode")
+            record |= found.signals
+            known |= found.signals
+            twice = found.data.keys() & {*data, *output_checks.SAMPLE_KEYS}
+            if twice:
+                detail = f"{annotator.name} gave data under the names {sorted(twice)}, which are taken"
+                raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
+            data |= found.data
+            record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
+            verdict = self._rules.judge(record, position)
+            settled = verdict.status == "rejected" and not self._blueprint.recipe.score_all
+            if settled:
+                break
+        item.members["json"] = json.dumps(data, allow_nan=False).encode()
+        record["stages_done"] = self._number + 1
+        last = self._number == len(self._blueprint.stages) - 1
+        if last or settled:
+            record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+            if verdict.status == "rejected":
+                item.members.clear()
+            else:
+                self._finish(item, data)
+
+    def _finish(self, item: Item, data: dict[str, Any]) -> None:
+        """Give a clip its tasks and its JSON."""
+        record = item.record
+        record["tasks"] = self._rules.tasks(record)
+        signals = {name: record.get(name) for name in sorted(self._blueprint.signals)}
+        sample = {name: signals if name == "signals" else record[name] for name in output_checks.SAMPLE_KEYS}
+        text = json.dumps(sample | data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        item.members["json"] = text.encode()
+        if self._layered:
+            # Two layers of one clip must not share a member's name.
+            for name in item.members.keys() & {"json", "txt"}:
+                item.members[f"{self._blueprint.layer}.{name}"] = item.members.pop(name)
+
+    def _encoded(self, found: Annotation, fps: float) -> dict[str, bytes]:
+        """The members that an annotation adds to a sample."""
+        options = self._blueprint.recipe.encode
+        made = {
+            f"{name}.mp4": encode_clip(track, fps, options.crf, options.preset) for name, track in found.tracks.items()
+        }
+        for name, pictures in found.pictures.items():
+            made |= {f"{name}.{number}.png": encode_png(picture) for number, picture in enumerate(pictures)}
+        made |= found.files
+        return made if found.caption is None else made | {"txt": found.caption.encode()}
+
+
+def _needed(
+    annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes], clip_id: str
+) -> dict[str, Any]:
+    """What an annotator asks for: a signal of that name, else the track, as a trainer will see it; or the sample."""
+    needed: dict[str, Any] = {}
+    for name in registry.needs(annotator):
+        if name not in signals and f"{name}.mp4" not in members:
+            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip has not")
+        needed[name] = signals[name] if name in signals else decode_clip(members[f"{name}.mp4"])
+    return needed | {"sample": _sample(clip_id, members)} if registry.takes_sample(annotator) else needed
+
+
+def _reread(mp4: bytes) -> Frames:
+    """The frames of a clip that this run wrote. Raises ClipError ENCODE_ERROR: whatever is wrong with it, we did it."""
+    frames = attempt(ErrorCode.INTERNAL_ERROR, lambda: decode_clip(mp4))
+    if isinstance(frames, Failure) and frames.code == ErrorCode.CLIP_DAMAGED:
+        raise ClipError(ErrorCode.ENCODE_ERROR, frames.detail)
+    if isinstance(frames, Failure):
+        raise frames.raised()
+    return frames
+
+
+def _sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
+    """The members of a sample as an annotator sees them; a track is decoded when it is asked for."""
+    tracks = {track: partial(decode_clip, members[name]) for track, name in track_names(members).items()}
+    pictures: dict[str, list[Picture]] = {}
+    shown = [(*name.removesuffix(".png").rpartition(".")[::2], name) for name in members if name.endswith(".png")]
+    for kind, _, name in sorted(shown, key=lambda one: (one[0], int(one[1]))):
+        pictures.setdefault(kind, []).append(clip_decode.picture(members[name]))
+    return Sample(clip_id, tracks, pictures, members["txt"].decode() if "txt" in members else None)
+
+
+class Timer:
+    """Adds the CPU seconds since its last call to one step; wall seconds would count the neighbours' work too."""
+
+    def __init__(self, timings: dict[str, float]) -> None:
+        self._timings, self._last = timings, time.process_time()
+
+    def __call__(self, step: str) -> None:
+        now = time.process_time()
+        self._timings[step] = self._timings.get(step, 0.0) + now - self._last
+        self._last = now

@@ -1,0 +1,56 @@
+"""The one stage of the Ray plan of `dedup`: stored clips in, their embeddings out.
+
+Whatever goes wrong with one clip becomes its failure here (`errors.attempt`); only `RunError` leaves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from annotators.networks.picture_embedding import SIZE, Likeness
+from pipeline.engine.coordinator import WatchClient
+from pipeline.errors import ErrorCode, Failure, attempt
+from pipeline.formats import shards
+from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.embeddings import Vectors
+from pipeline.storage.folder import Folder
+from pipeline.video import process
+
+_SCHEMA = pa.schema(
+    [("clip_id", pa.string()), ("embedding", pa.list_(pa.float16(), SIZE))]
+    + [(name, pa.string()) for name in ("code", "detail")]
+)
+
+
+class EmbedStage:
+    """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or code and detail."""
+
+    def __init__(self, out: Folder, watch: Any) -> None:
+        process.prepare()
+        self._out, self._watch, self._likeness = out, WatchClient(watch), Likeness()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        rows = []
+        for clip in batch.to_pylist():
+            unit = f"embedding of clip {clip['clip_id']}"
+            go = self._watch.begin(unit)
+            if go == "stop":
+                break
+            died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
+            found = died if go == "dead" else self._embedded(clip)
+            row = {"code": found.code, "detail": found.detail} if isinstance(found, Failure) else {"embedding": found}
+            rows.append({"clip_id": clip["clip_id"], **row})
+            self._watch.end(unit)
+        return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+    def _embedded(self, clip: dict[str, Any]) -> Vectors | Failure:
+        def read() -> bytes:
+            return shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
+
+        mp4 = attempt(ErrorCode.STORAGE_ERROR, read)
+        if isinstance(mp4, Failure):
+            return mp4
+        return attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._likeness(decode_clip(mp4)).astype(np.float16))

@@ -1,0 +1,184 @@
+"""What is done to one source's bytes inside the decoder's child process: measure, cut, judge and encode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from annotators.base import Filter, Frames, Value
+from pipeline.errors import ClipError, ErrorCode, Failure, attempt
+from pipeline.formats.clip_encode import encode_clip
+from pipeline.recipe import output_checks, registry
+from pipeline.recipe.blueprint import Blueprint
+from pipeline.recipe.rules import Rules
+from pipeline.stages.item import failed
+from pipeline.video import sandbox
+from pipeline.video.content_box import content_box
+from pipeline.video.frames import Decoded, Thumbs, cut_windows, read_frames, read_thumbnails
+from pipeline.video.grid import Window
+from pipeline.video.probe import Probe, probe_video
+from pipeline.video.timeline import Tally
+
+# A preview strip: five frames side by side, small enough to keep for every clip ever seen.
+STRIP_FRAMES = 5
+STRIP_HEIGHT = 96
+# Decoded frames are kept up to this many bytes: ten seconds of 720p. Much more would not pay for the memory.
+KEPT_BYTES = 512 << 20
+
+
+@dataclass(slots=True)
+class Scanned:
+    """The end of a scan: what the source is, how many frames it gave, when the last one ends, and its content box if
+    that was asked for."""
+
+    probe: Probe
+    tally: Tally
+    end_s: float
+    box: tuple[int, int, int, int] | None
+    seconds: float
+
+
+@dataclass(slots=True)
+class Cut:
+    """One clip out of a source: its values so far and, unless it is rejected or failed, its bytes."""
+
+    window: Window
+    values: dict[str, Any]
+    mp4: bytes | None = None
+    preview: bytes | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
+    """Decode a whole source once, to thumbnails for the shot detector; the last item is a `Scanned`."""
+    limits = blueprint.recipe.limits
+    started = time.process_time()
+    probe = probe_video(path, limits.pixels)
+    if probe.duration_s is not None and probe.duration_s > limits.duration_s:
+        raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
+    box = content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
+    end_s, first_s, tally = 0.0, None, Tally()
+    for thumbs in read_thumbnails(_kept.keep(path, read_frames(path, probe, sandbox.alive, tally))):
+        # A broadcast's timestamps begin anywhere.
+        first_s = thumbs.times[0] if first_s is None else first_s
+        if thumbs.times[-1] - first_s > limits.duration_s:
+            raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
+        end_s = float(thumbs.ends[-1])
+        yield thumbs
+    yield Scanned(probe, tally, end_s, box, time.process_time() - started)
+
+
+def clips(
+    path: Path,
+    windows: list[Window],
+    size: tuple[int, int],
+    box: list[int] | None,
+    base: dict[str, Any],
+    blueprint: Blueprint,
+) -> Iterator[Cut]:
+    """Make a source's clips, in order of time; decodes it once more unless it was just scanned and is small.
+
+    `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a
+    rule rejects on cheap signals is not encoded, unless the recipe says `score_all`.
+    """
+    recipe = blueprint.recipe
+    probe = probe_video(path, recipe.limits.pixels)
+    crop = (box[0], box[1], box[2], box[3]) if box else None
+    before = time.process_time()
+    pictures = _kept.take(path) or read_frames(path, probe, sandbox.alive)
+    for window, frames in cut_windows(pictures, probe, windows, recipe.grid.fps, size, crop):
+        cut = Cut(window, asdict(window))
+        cut.timings["decode"] = time.process_time() - before
+        # What a filter or a rule cannot take in one clip is no fault of the next one.
+        failure = attempt(ErrorCode.INTERNAL_ERROR, partial(_finish, cut, frames, base, blueprint))
+        if isinstance(failure, Failure):
+            cut.values |= failed(failure, "cut")
+            cut.mp4 = None
+        yield cut
+        before = time.process_time()
+
+
+def _finish(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blueprint) -> None:
+    """Measure, judge and encode one clip."""
+    recipe, started = blueprint.recipe, time.process_time()
+    cut.preview = strip(frames)
+    cut.values |= measure(frames, recipe.grid.fps, blueprint.filters)
+    verdict = _rules(blueprint).judge(base | cut.values, 0)
+    measured = time.process_time()
+    if verdict.status == "rejected" and not recipe.score_all:
+        cut.values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+    else:
+        cut.mp4 = encode_clip(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
+    cut.timings |= {"filters": measured - started, "encode": time.process_time() - measured}
+
+
+def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, Value]:
+    """The signals of these filters on one clip. Raises `ClipError` where one of them fails."""
+    values: dict[str, Value] = {}
+    for one in _filters(filters):
+        values |= output_checks.measure(one, frames, fps)
+        sandbox.alive()
+    return values
+
+
+def strip(frames: Frames) -> bytes:
+    """Evenly spread frames side by side as a JPEG, 96 pixels high."""
+    height, width = frames.shape[1:3]
+    wide = max(1, round(width * STRIP_HEIGHT / height))
+    chosen = frames[np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)]
+    small = [cv2.resize(frame, (wide, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for frame in chosen]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(small), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return data.tobytes()
+
+
+class _Kept:
+    """The frames of the source that was scanned last, as long as they are small together."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._frames: list[Decoded] = []
+
+    def keep(self, path: Path, decoded: Iterator[Decoded]) -> Iterator[Decoded]:
+        """Pass frames on and keep them; what was kept of another source is let go."""
+        self._path, self._frames = None, []
+        left = KEPT_BYTES
+        for one in decoded:
+            left -= sum(plane.buffer_size for plane in one.frame.planes)
+            if left >= 0:
+                self._frames.append(one)
+            else:
+                self._frames.clear()
+            yield one
+        self._path = path if left >= 0 else None
+
+    def take(self, path: Path) -> Iterator[Decoded] | None:
+        """All frames of a source, once, or None if they were not kept."""
+        frames, whole = self._frames, self._path == path
+        self._path, self._frames = None, []
+        return iter(frames) if whole else None
+
+
+_kept = _Kept()
+
+
+@lru_cache(maxsize=4)
+def _filters(names: tuple[str, ...]) -> list[Filter]:
+    return [registry.filter_(name)() for name in names]
+
+
+_RULES: dict[str, Rules] = {}
+
+
+def _rules(blueprint: Blueprint) -> Rules:
+    # The child lives through many sources and gets the blueprint with each: the rules are made once.
+    key = repr((blueprint.recipe.text, blueprint.manifest))
+    if key not in _RULES:
+        _RULES[key] = blueprint.rules()
+    return _RULES[key]

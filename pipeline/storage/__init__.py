@@ -1,0 +1,1 @@
+"""Where bytes lie: folders of any store, atomic writes and locks."""

@@ -1,0 +1,191 @@
+"""So that every store is opened in one way and all calls share one patience with transient errors."""
+
+from __future__ import annotations
+
+import errno
+import random
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fsspec import get_filesystem_class
+from fsspec.core import url_to_fs
+
+from pipeline import extras
+from pipeline.errors import RunError, UsageError
+
+T = TypeVar("T")
+
+ATTEMPTS = 8
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 10.0
+_FINAL = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FINAL_ERRNOS = {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOSYS, errno.EPERM, errno.EMSGSIZE, errno.EREMCHG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# S3 answers that s3fs files under "invalid argument" although the same request may well succeed next time.
+_DAMAGED_ON_THE_WAY = {"IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+# Network errors of the client libraries that are no OSError; looked up only where the library is loaded.
+_LIBRARY_ERRORS = {
+    "aiohttp": "ClientError",
+    "botocore.exceptions": "BotoCoreError",
+    "botocore.parsers": "ResponseParserError",
+    "gcsfs.retry": "HttpError",
+}
+_BOTOCORE_TRANSIENT = ("HTTPClientError", "ConnectionError", "IncompleteReadError")
+
+
+# Stores of flat keys, in which `//` and a slash in front are part of a name; fsspec's names for them.
+KEYED = frozenset(("s3", "s3a", "gs", "gcs"))
+WEB = frozenset(("http", "https"))
+
+
+class StorageError(OSError):
+    """Storage kept failing after all retries, or refused in a way that no retry can mend."""
+
+
+class AnswerError(StorageError):
+    """A server's last word about one URL: asking again brings the same, and other URLs may well be fine."""
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of `url`, without a listing cache, and the path there: of a key, every character.
+
+    Raises UsageError for a protocol that is unknown or whose package is not installed.
+    """
+    protocol, _, rest = url.partition("://")
+    try:
+        if protocol in WEB:
+            return _web(url)
+        # "::" chains filesystems (`zip://a.mp4::s3://bucket/a.zip`), but what begins at a bucket is a key to its end.
+        fs, path = url_to_fs(url.replace("::", ":") if protocol in KEYED else url, use_listings_cache=False)
+    except ImportError as error:
+        raise UsageError(f"{url}: {extras.advice(error) or error}") from error
+    except ValueError as error:
+        raise UsageError(f"{url} is not a URL that can be used: {error}") from error
+    if "s3" in protocols(fs):
+        # botocore retries each call and `retried` each operation; a third loop between the two would turn a
+        # server that never answers into an hour of waiting.
+        fs.retries = 1
+    return fs, rest if protocol in KEYED else str(path)
+
+
+def _web(url: str) -> tuple[Any, str]:
+    get_filesystem_class("http")  # its ImportError says which packages are needed
+    # Loaded only for the web, as its package may be absent.
+    from pipeline.storage.web import Web, as_written
+
+    as_written(url)
+    return Web(use_listings_cache=False), url
+
+
+def split_authority(rest: str) -> tuple[str, str]:
+    """What follows `http://`, cut behind the host and port."""
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    return authority, rest[len(authority) :]
+
+
+def protocols(fs: Any) -> set[str]:
+    """The names under which fsspec knows this filesystem."""
+    return {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+
+
+def stamp_of(info: dict[str, Any]) -> str | None:
+    """What changes when an object of a store does, by its fsspec description; None if nothing tells."""
+    for key in ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created"):
+        if info.get(key):
+            return str(info[key]).strip('"')
+    return None
+
+
+def retried(what: str, work: Callable[[], T]) -> T:
+    """Run `work`, which talks to a store, again after each transient error, with backoff and jitter.
+
+    Raises the error itself where it is final (missing, forbidden, exists already), StorageError with a
+    sentence that begins with `what` otherwise, and RunError when the local disk is full.
+    """
+    delay, failures = FIRST_DELAY_S, 0
+    while True:
+        try:
+            return work()
+        except _transport_errors() as error:
+            final = _final(error, what)
+            if final is error:
+                raise
+            if final is not None:
+                raise final from error
+            failures += 1
+            if failures == ATTEMPTS:
+                raise StorageError(f"{what} failed {ATTEMPTS} times: {said(error)}") from error
+        time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311
+        delay = min(delay * 2, LONGEST_DELAY_S)
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    loaded = ((sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS.items())
+    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
+
+
+def said(error: BaseException) -> str:
+    """An error in a few words; its type first, unless the system or a server has words for it."""
+    aiohttp = sys.modules.get("aiohttp")
+    if aiohttp is not None and isinstance(error, aiohttp.ClientResponseError) and error.status:
+        from pipeline.storage.web import answer
+
+        return answer(error)
+    if aiohttp is not None and isinstance(error, aiohttp.ClientPayloadError):
+        return "the server broke off before it had sent the whole file"
+    if isinstance(error, OSError) and error.strerror and error.errno:
+        return error.strerror
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def answer_code(error: BaseException) -> str:
+    """The S3 error code behind an error that s3fs has translated; empty where there is none."""
+    response = getattr(error.__cause__ or error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _final(error: Exception, what: str) -> Exception | None:
+    """What to raise at once because no retry helps; None for a transient error."""
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, _transport_errors()):
+        return _final(error.__cause__, what)  # fsspec says "not found" of every error at a URL of the web
+    if isinstance(error, (*_FINAL, StorageError)):
+        return error
+    answer = _final_answer_of_web(error)
+    if answer is not None:
+        return answer
+    if isinstance(error, OSError):
+        if error.errno in FULL:
+            return RunError(f"no space left on the disk: {what}")
+        if error.errno in _FINAL_ERRNOS and answer_code(error) not in _DAMAGED_ON_THE_WAY:
+            return StorageError(error.errno, f"{what} was refused: {said(error)}")
+    return _final_of_library(error, what)
+
+
+def _final_answer_of_web(error: Exception) -> Exception | None:
+    aiohttp = sys.modules.get("aiohttp")
+    if aiohttp is None or not isinstance(error, aiohttp.ClientError):
+        return None
+    from pipeline.storage.web import final_answer
+
+    return final_answer(error)
+
+
+def _final_of_library(error: Exception, what: str) -> Exception | None:
+    status = vars(error).get("code")  # of gcsfs
+    if status in (401, 403):
+        return PermissionError(errno.EACCES, f"{what} was refused: {said(error)}")
+    if status in (404, 410):
+        return FileNotFoundError(errno.ENOENT, f"{what}: {said(error)}")
+    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 425, 429):
+        return StorageError(f"{what} was refused: {said(error)}")
+    botocore = sys.modules.get("botocore.exceptions")
+    if botocore is not None and isinstance(error, botocore.BotoCoreError):
+        if isinstance(error, tuple(getattr(botocore, name) for name in _BOTOCORE_TRANSIENT)):
+            return None
+        if isinstance(error, botocore.NoCredentialsError | botocore.PartialCredentialsError):
+            return PermissionError(errno.EACCES, f"{what}: {error}")
+        return StorageError(f"{what} was refused: {said(error)}")
+    return None

@@ -1,0 +1,1 @@
+"""Datasets kept sound: verified, mended, forgotten in part; and the machine checked."""

@@ -1,0 +1,211 @@
+"""Most of what stops a run can be seen before it starts: on this machine, in OUT, and on every node of a cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import av
+import duckdb
+from rich.markup import escape
+from rich.table import Table
+
+from annotators.weights import MissingWeights, path
+from pipeline.catalog.catalog import Catalog, values
+from pipeline.errors import RunError, UsageError
+from pipeline.formats.schema import BASE_LAYER
+from pipeline.recipe import recipe, registry
+from pipeline.storage.folder import Folder
+from pipeline.storage.object_store import StorageError
+from pipeline.storage.scratch import Scratch
+
+Status = Literal["ok", "warn", "fail"]
+
+PYTHON = (3, 11)
+# What a run needs; the other extras are for training and for stores that may not be in use.
+EXTRAS = {"", "ingest"}
+# name -> decoders or encoders of which any one does.
+DECODERS = {"h264": ["h264"], "hevc": ["hevc"], "vp9": ["vp9", "libvpx-vp9"], "av1": ["libdav1d", "av1"]}
+ENCODER = "libx264"
+# Two workers of 1.7 GB (see `engine.CORE_MEMORY`); Ray and its object store take the rest.
+MEMORY = 4e9
+SHM = 1e9
+# A source is fetched to scratch before it is cut, one per worker.
+SCRATCH = 10e9
+FREE = 10e9
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: what was found, and what to do unless it is ok."""
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def doctor(out: str | None = None, address: str | None = None) -> list[Check]:
+    """Every check of this machine; of OUT and of the Ray cluster at `address` too where they are given."""
+    checks = [*_packages(), *_codecs(), *_weights(), *_machine()]
+    if out is not None:
+        checks += _dataset(out)
+    if address is not None:
+        from pipeline.engine.cluster import cluster
+
+        checks += cluster(address)
+    return checks
+
+
+def table(checks: Iterable[Check]) -> Table:
+    """The checks for people."""
+    shown = Table()
+    for column in ("check", "", "found", "what to do"):
+        shown.add_column(column, overflow="fold")
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        texts = [escape(text) for text in (check.name, check.found, check.advice)]
+        shown.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
+    return shown
+
+
+def as_json(checks: Iterable[Check]) -> str:
+    """One line of JSON."""
+    return json.dumps([asdict(check) for check in checks])
+
+
+def weights_table() -> Table:
+    """Every weight, with its licence and whether it is here and sound."""
+    shown = Table()
+    for column in ("weight", "source", "licence", "sha256", "path"):
+        # A hash is to be copied: never in two pieces.
+        shown.add_column(column, overflow="fold", no_wrap=column == "sha256")
+    for weight in registry.weights().values():
+        try:
+            where = str(path(weight))
+        except MissingWeights as error:
+            where = str(error)
+        shown.add_row(*map(escape, (weight.id, weight.source, weight.licence, weight.sha256, where)))
+    return shown
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def _packages() -> Iterator[Check]:
+    have = sys.version_info[:3]
+    fit: Status = "ok" if have >= PYTHON else "fail"
+    yield Check("python", fit, platform.python_version(), "" if fit == "ok" else "install Python 3.11 or newer")
+    for line in metadata.requires("vdot-data") or []:
+        extra = re.search(r"extra == ['\"](\w+)['\"]", line)
+        wanted = re.match(r"([\w.-]+)(?:\[.*?\])?(?:>=([\w.]+))?", line)
+        assert wanted is not None
+        name, least = wanted[1], wanted[2] or "0"
+        if (extra[1] if extra else "") not in EXTRAS or name == "vdot-data":
+            continue
+        install = "pip install 'vdot-data[ingest]'"
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Check(name, "fail", "is not installed", install)
+            continue
+        if _numbers(version) >= _numbers(least):
+            yield Check(name, "ok", version)
+        else:
+            yield Check(name, "fail", f"{version}; at least {least} is needed", install)
+
+
+def _codecs() -> Iterator[Check]:
+    for name, codecs in DECODERS.items():
+        found = next((codec for codec in codecs if _codec(codec, "r")), None)
+        advice = "" if found else f"sources in {name} will fail; install a PyAV wheel from PyPI (`pip install av`)"
+        yield Check(f"{name} decoder", "ok" if found else "warn", found or "is missing", advice)
+    there = _codec(ENCODER, "w")
+    advice = "" if there else "clips cannot be written; install a PyAV wheel from PyPI (`pip install av`)"
+    yield Check("h264 encoder", "ok" if there else "fail", ENCODER if there else "is missing", advice)
+
+
+def _codec(name: str, mode: Literal["r", "w"]) -> bool:
+    try:
+        av.codec.Codec(name, mode)
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _weights() -> Iterator[Check]:
+    try:
+        weights = registry.weights()
+    except UsageError as error:
+        yield Check("annotators", "fail", str(error), "mend or remove the package that registers it")
+        return
+    for weight in weights.values():
+        try:
+            yield Check(weight.id, "ok", str(path(weight)))
+        except MissingWeights as error:
+            yield Check(weight.id, "fail", str(error), "run `vdot-data weights`")
+
+
+def _machine() -> Iterator[Check]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Check("cores", "ok", str(os.cpu_count()))
+    yield _enough("memory", memory, MEMORY, "expect one worker at most: a smaller grid or a larger machine helps")
+    shm = Path("/dev/shm")  # noqa: S108 (Linux's shared memory, where Ray puts its store)
+    if shm.is_dir():
+        advice = "Ray falls back to slow files: in Docker, give --shm-size=2g"
+        yield _enough("free shared memory", shutil.disk_usage(shm).free, SHM, advice)
+    scratch = Path(os.environ.get("VDOT_SCRATCH") or tempfile.gettempdir())
+    if scratch.is_dir():
+        advice = "point VDOT_SCRATCH to a larger disk"
+        yield _enough(f"free space in {scratch}", shutil.disk_usage(scratch).free, SCRATCH, advice)
+    else:
+        yield Check(f"free space in {scratch}", "warn", "does not exist yet", "the first run makes it")
+
+
+def _enough(name: str, have: float, need: float, advice: str) -> Check:
+    enough = have >= need
+    return Check(name, "ok" if enough else "warn", f"{have / 1e9:.1f} GB", "" if enough else advice)
+
+
+def _dataset(out: str) -> Iterator[Check]:
+    name, advice = f"OUT {out}", "choose another OUT"
+    try:
+        folder = Folder(out)
+        if folder.local is not None and not folder.local.exists():
+            yield Check(name, "warn", "does not exist", "`vdot-data ingest` makes it; check the name if it should")
+            return
+        advice = "let this user write there, or choose another OUT"
+        folder.check_writable()
+        advice = "`vdot-data verify` says what is damaged"
+        yield Check(name, "ok", "can be written to")
+        if folder.local is not None:
+            yield _enough(
+                f"free space in {out}",
+                shutil.disk_usage(folder.local).free,
+                FREE,
+                "free some space, or choose another OUT",
+            )
+        with Scratch() as scratch:
+            catalog = Catalog(folder, scratch.path)
+            con = catalog.connect()
+            texts = values(con, "SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC LIMIT 1", [BASE_LAYER])
+            tally = values(con, "SELECT status, count(*) AS n FROM clips WHERE layer = ? GROUP BY ALL", [BASE_LAYER])
+        if not texts:
+            yield Check(name, "ok", "the catalog is empty")
+            return
+        counts = ", ".join(f"{row['n']} {row['status']}" for row in sorted(tally, key=lambda row: str(row["status"])))
+        yield Check(name, "ok", f"catalog of {catalog.sequence} parts: {counts or 'no clips'}")
+        yield Check(name, "ok", recipe.parse(texts[0]["recipe"], f"stored in {out}").geometry)
+    except (RunError, UsageError, StorageError, ValueError, duckdb.Error) as error:
+        yield Check(name, "fail", str(error), advice)

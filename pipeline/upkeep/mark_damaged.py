@@ -1,0 +1,62 @@
+"""What is lost or damaged becomes a failure in the catalog, so that `vdot-data retry` makes it again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.catalog.catalog import BATCH
+from pipeline.catalog.dataset import owned
+from pipeline.errors import ErrorCode
+from pipeline.formats.schema import COLUMNS, PREVIEW, SAMPLE
+from pipeline.storage.folder import Folder
+from pipeline.storage.scratch import Scratch
+from pipeline.upkeep.verify import Report
+
+_DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])
+
+
+def mark_failed(report: Report) -> int:
+    """Commit a failure for every clip and layer whose bytes `verify` found lost or damaged; returns how many.
+
+    Only what the catalog still places in that shard is marked. A clip whose preview alone is no good loses that, and
+    keeps its verdict. Raises `RunError` when another run is writing to the dataset, or when its catalog has gaps.
+    """
+    failed = 0
+    with Scratch() as scratch, owned(Folder(report.out), scratch.path) as catalog:
+        con = catalog.connect()
+        con.register("given", pa.Table.from_pylist([asdict(one) for one in report.damage], schema=_DAMAGE))
+        con.execute("CREATE TEMP TABLE damage AS FROM given")
+        hit = ", ".join(
+            f"EXISTS (FROM damage d WHERE d.shard = c.{place[0]} AND (d.clip_id IS NULL "
+            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{what}'))) AS vdot_{what}"
+            for what, place in (("sample", SAMPLE), ("preview", PREVIEW))
+        )
+        rows = con.sql(f"FROM (SELECT *, {hit} FROM clips c) WHERE vdot_sample OR vdot_preview ORDER BY clip_id, layer")
+        for batch in rows.to_arrow_reader(BATCH):
+            marked = batch.to_pylist()
+            for row in marked:
+                shard, sample, preview = row["shard"], row.pop("vdot_sample"), row.pop("vdot_preview")
+                if preview:
+                    lose(row, PREVIEW, "", "")
+                if sample:
+                    lose(row, SAMPLE, "verify", f"its bytes in {shard} are lost or damaged")
+                    failed += row["status"] == "failed"
+            schema = committed(batch.schema)
+            catalog.commit(pa.Table.from_pylist(marked, schema=pa.schema(list(schema)[:-2])))
+    return failed
+
+
+def lose(row: dict[str, Any], place: tuple[str, ...], stage: str, detail: str) -> None:
+    """Change a clip's row to say that its sample (`place` is SAMPLE) or its preview (PREVIEW) is no more."""
+    row |= dict.fromkeys(place)
+    if place == SAMPLE and row["status"] in ("kept", "pending"):
+        row |= {"status": "failed", "code": ErrorCode.STORAGE_ERROR.value, "stage": stage, "detail": detail}
+        row |= {"rule": None, "tasks": None}
+
+
+def committed(schema: pa.Schema) -> pa.Schema:
+    """A query's schema with the catalog's own types, which DuckDB's differ from in detail."""
+    return pa.schema([COLUMNS.field(field.name) if field.name in COLUMNS.names else field for field in schema])

@@ -1,0 +1,277 @@
+"""A dataset is worth what its bytes are worth, so this holds every row against its bytes and lists what is wrong."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.catalog.catalog import PARTS, Catalog, existing, values
+from pipeline.catalog.cleanup import FOLDERS, unreferenced
+from pipeline.catalog.erase import LEFT
+from pipeline.errors import RunError
+from pipeline.formats import embeddings
+from pipeline.formats.schema import BASE_LAYER, FORMAT_VERSION
+from pipeline.recipe.rules import quoted
+from pipeline.storage.folder import Folder
+from pipeline.storage.scratch import Scratch
+from pipeline.upkeep.shard_check import Damage, Problem, Stored, inspect
+
+# Why there is no command that mends a part.
+_NO_PART = "nothing else says what it held"
+_MEND = "`vdot-data verify --mark-failed` and then `vdot-data retry` make damaged samples again, from their sources"
+# Problems kept as lines; the others are counted. A dataset that lost its disk has millions of them.
+MOST = 1000
+
+
+@dataclass(slots=True)
+class Report:
+    """What `verify` found: the first `MOST` problems and their whole number, all damage that can be made good, remarks
+    that are no problem, and counts of what was checked (parts, clips, layers, ...)."""
+
+    out: str
+    problems: list[Problem] = field(default_factory=list)
+    count: int = 0
+    damage: set[Damage] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+
+    def add(self, *found: Problem) -> None:
+        """Count problems, and keep the first ones; damage is kept whole."""
+        self.count += len(found)
+        self.problems += found[: MOST - len(self.problems)]
+        self.damage |= {problem.damage for problem in found if problem.damage}
+
+    def as_json(self) -> str:
+        """One line of JSON."""
+        damage = [asdict(one) for one in sorted(self.damage, key=repr)]
+        return json.dumps(asdict(self) | {"damage": damage})
+
+
+def verify(out: str, workers: int | None = None) -> Report:
+    """Check the catalog and every stored byte of OUT; nothing is changed. `workers`: processes, else one per core.
+
+    Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot go on.
+    """
+    folder, report = existing(out), Report(out)
+    if not _parts(folder, report):
+        report.notes.append("the rest of the checks need a catalog that can be read, and were left out")
+        return report
+    with Scratch() as scratch:
+        catalog = Catalog(folder, scratch.path)
+        con = catalog.connect()
+        for check in _CHECKS:
+            for row in values(con, check.sql):
+                report.add(Problem(check.kind, row["name"], check.sentence.format(**row)))
+        _remarks(con, catalog, report)
+        _embeddings(con, folder, report)
+        stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.names(name)}
+        _shards(folder, con, stored, workers or os.cpu_count() or 1, report)
+    return report
+
+
+def _parts(folder: Folder, report: Report) -> bool:
+    """Whether every part of the catalog can be read."""
+    names = [entry.name for entry in folder.names(PARTS) if entry.name.endswith(".parquet")]
+    expected, sound = 1, True
+    for name in names:
+        number = name.removesuffix(".parquet")
+        if not number.isdigit():
+            report.add(Problem("part", name, "is not the name of a part; the catalog has a file that no run wrote"))
+            return False
+        if int(number) != expected:
+            report.add(Problem("part", name, f"part {expected} should come before it, and is missing; {_NO_PART}"))
+        expected = int(number) + 1
+        try:
+            table = pq.read_table(pa.BufferReader(folder.read(f"{PARTS}/{name}")))
+        except (pa.ArrowException, OSError) as error:
+            why = str(error).splitlines()[0]
+            report.add(Problem("part", name, f"cannot be read ({why}); bring it back from a copy of OUT: {_NO_PART}"))
+            sound = False
+            continue
+        for column, value in (("format_version", FORMAT_VERSION), ("sequence", int(number))):
+            if column not in table.column_names:
+                report.add(Problem("part", name, f"has no column {column}"))
+                sound = False
+            elif not pc.all(pc.equal(table[column], value), min_count=0, skip_nulls=False).as_py():
+                report.add(Problem("part", name, f"has rows whose {column} is not {value}"))
+    report.checked["parts"] = len(names)
+    return sound
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A query whose every row is a problem; `sentence` names its columns."""
+
+    kind: str
+    sql: str
+    sentence: str
+
+
+def _overlaps(place: str) -> str:
+    order = f"(PARTITION BY {place}shard ORDER BY c.{place}offset, clip_id, layer"
+    return (
+        f"SELECT clip_id AS name, {place}shard AS shard, other FROM (SELECT clip_id, {place}shard, "
+        f"c.{place}offset AS first, lag(clip_id) OVER {order}) AS other, "
+        f"max(c.{place}offset + {place}bytes) OVER {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) "
+        f"AS reached FROM clips c WHERE {place}shard IS NOT NULL) "
+        "WHERE reached > first ORDER BY ALL"
+    )
+
+
+_CHECKS = (
+    _Check(
+        "clip",
+        "SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE kind = 'clip' "
+        "GROUP BY clip_id, layer, sequence HAVING n > 1 ORDER BY ALL",
+        "part {sequence} has {n} rows of its layer {layer}; it must have one",
+    ),
+    _Check(
+        "source",
+        "SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE kind = 'source' "
+        "GROUP BY source_uri, sequence HAVING n > 1 ORDER BY ALL",
+        "part {sequence} has {n} rows of this source; it must have one",
+    ),
+    _Check(
+        "clip",
+        "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
+        "(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
+        "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM clips) "
+        "AND (vdot_since IS NULL OR vdot_since > c.sequence) "
+        "GROUP BY clip_id, c.source_uri ORDER BY ALL",
+        "part {sequence} names it before any row of its source {uri}",
+    ),
+    _Check(
+        "clip",
+        "SELECT clip_id AS name, layer FROM clips WHERE status = 'kept' AND shard IS NULL ORDER BY ALL",
+        "its layer {layer} is kept, but the catalog names no shard for it",
+    ),
+    _Check("clip", _overlaps(""), "its bytes in {shard} are also those of clip {other}"),
+    _Check("clip", _overlaps("preview_"), "its preview in {shard} is also that of clip {other}"),
+)
+
+
+_COUNTS = {
+    "clips": f"clips WHERE layer = {quoted(BASE_LAYER)}",
+    "layers": f"clips WHERE layer <> {quoted(BASE_LAYER)}",
+    "sources": "sources",
+    "forgotten": "forgotten",
+}
+
+
+def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -> None:
+    """What a reader should know although nothing is wrong."""
+    open_ = values(
+        con,
+        "SELECT count(DISTINCT source_uri) AS sources, count(*) AS clips FROM (SELECT source_uri, unnest(windows) AS w "
+        "FROM sources WHERE status = 'cut') WHERE w.clip_id NOT IN (SELECT clip_id FROM parts WHERE kind = 'clip' "
+        "UNION ALL SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)",
+    )[0]
+    if open_["sources"]:
+        report.notes.append(
+            f"{open_['sources']} sources are incomplete ({open_['clips']} clips have no verdict yet); "
+            "the next ingest goes on"
+        )
+    left = len(unreferenced(catalog))
+    # Where a part is missing, what it named only seems to be left over.
+    if left and len(catalog.sequences()) == catalog.sequence:
+        report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
+    if _interrupted(con):
+        report.notes.append("a forget was interrupted; the next forget, ingest or dedup finishes it")
+    for name, view in _COUNTS.items():
+        report.checked[name] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
+
+
+def _interrupted(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether rows are left of what was forgotten: then bytes may be as well."""
+    con.execute(LEFT)
+    return bool(values(con, "SELECT 1 FROM part_left LIMIT 1"))
+
+
+def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
+    """The parts of the table of embeddings: all of it can be made again, and none of it may outlive its clip."""
+    names = embeddings.names(folder)
+    if names:
+        report.checked["parts of embeddings"] = len(names)
+        gone = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+        forgotten = [] if _interrupted(con) else values(con, gone)
+        for name, sentence in embeddings.problems(folder, (row["clip_id"] for row in forgotten)):
+            report.add(Problem("embeddings", name, sentence))
+
+
+def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
+    """Every shard that a current row names, with what should lie in it; one shard's rows in memory at a time."""
+    cursor = con.execute(
+        "SELECT shard, clip_id, layer, 'sample', c.offset, bytes, frames, height, width FROM clips c "
+        "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', preview_offset, "
+        "preview_bytes, NULL, NULL, NULL FROM clips WHERE preview_shard IS NOT NULL ORDER BY ALL"
+    )
+    rows = iter(cursor.fetchone, None)
+    for shard, group in groupby(rows, key=lambda row: row[0]):
+        yield shard, [Stored(*row[1:]) for row in group]
+
+
+def _shards(
+    folder: Folder, con: duckdb.DuckDBPyConnection, stored: dict[str, int], workers: int, report: Report
+) -> None:
+    """Inspect every shard, `workers` at once, each in a process of its own."""
+    report.checked |= {"shards": 0, "bytes": 0}
+
+    def present() -> Iterator[tuple[str, list[Stored]]]:
+        for shard, rows in _wanted(con):
+            if shard in stored:
+                report.checked["shards"] += 1
+                report.checked["bytes"] += stored[shard]
+                yield shard, rows
+            else:
+                gone = f"does not exist, and {len(rows)} rows of the catalog name it"
+                report.add(Problem("shard", shard, gone, Damage(shard)))
+
+    if workers == 1:
+        for shard, rows in present():
+            report.add(*inspect(folder, shard, rows))
+        return
+    # Not forked: DuckDB and the object stores' clients have threads.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        waiting: set[Future[list[Problem]]] = set()
+        try:
+            for shard, rows in present():
+                waiting.add(pool.submit(inspect, folder, shard, rows))
+                if len(waiting) > 2 * workers:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for each in done:
+                        report.add(*each.result())
+            for each in wait(waiting).done:
+                report.add(*each.result())
+        except BrokenProcessPool as error:
+            raise RunError("a process that checked shards died (often memory): try fewer with --workers") from error
+    report.problems.sort(key=lambda problem: (problem.kind, problem.name))
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The problems, one line each, and a last line that counts those left out."""
+    for problem in report.problems:
+        yield problem.text
+    if report.count > len(report.problems):
+        yield f"... and {report.count - len(report.problems)} more"
+
+
+def summary(report: Report) -> str:
+    """What was checked, what is wrong and what is worth knowing, for people."""
+    checked = ", ".join(f"{count} {name}" for name, count in report.checked.items())
+    verdict = {0: "no problem", 1: "1 problem"}.get(report.count, f"{report.count} problems")
+    notes = [*report.notes, *([_MEND] if report.damage else [])]
+    return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *notes])
+
+
+__all__ = ["Problem", "Report", "lines", "summary", "verify"]

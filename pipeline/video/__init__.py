@@ -1,0 +1,1 @@
+"""Wild video files as frames at the right time, in a sandbox."""

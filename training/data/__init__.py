@@ -1,0 +1,1 @@
+"""From a mixture's shards to micro-batches; imports no torch."""

@@ -1,0 +1,1 @@
+"""A tiny student from the shards of the demonstration."""

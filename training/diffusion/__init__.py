@@ -1,0 +1,1 @@
+"""Noise, its schedule, and where the random numbers come from."""

@@ -1,0 +1,1 @@
+"""Pixels, text and latents as a VACE model is given them."""

@@ -1,0 +1,1 @@
+"""What was trained, as files that other tools load and as videos."""

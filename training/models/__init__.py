@@ -1,0 +1,1 @@
+"""The networks of a run: found, loaded, put together and named."""

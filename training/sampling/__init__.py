@@ -1,0 +1,1 @@
+"""From noise to clean latents, in a few steps or many."""

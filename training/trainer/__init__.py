@@ -1,0 +1,1 @@
+"""The loop of a run, its methods, checkpoints and metrics."""
