@@ -23,6 +23,7 @@ test: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -m "not long" -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.

@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole programs first, each minutes long: what comes last is short, so that no worker waits long for another."""
-    items.sort(key=lambda item: "tests/system/" not in item.nodeid)
+    items.sort(key=lambda item: "tests/integration/" not in item.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -179,7 +179,7 @@ def _works(command: str) -> bool:
 
 
 def _decodes(command: str) -> bool:
-    return "pipeline.video.sandbox" in command
+    return "pipeline.video.sandbox_child" in command
 
 
 class _Cluster:

@@ -71,6 +71,6 @@ def _sizes(driver: int) -> list[tuple[str, float]]:
             found.append(("driver_mb", size))
         elif command.startswith("ray::MapWorker"):
             found.append(("worker_mb", size))
-        elif "pipeline.video.sandbox" in command:
+        elif "pipeline.video.sandbox_child" in command:
             found.append(("decoder_mb", size))
     return found

@@ -216,12 +216,14 @@ def doctor(
 ) -> None:
     """Check this machine, a dataset and every node of a cluster; exits with 1 if something would not work."""
     from pipeline.upkeep import doctor as checkup
+    from pipeline.upkeep.checks import as_json as as_json_line
+    from pipeline.upkeep.checks import table as check_table
 
     checks = checkup.doctor(out, address)
     if as_json:
-        typer.echo(checkup.as_json(checks))
+        typer.echo(as_json_line(checks))
     else:
-        _wide().print(checkup.table(checks))
+        _wide().print(check_table(checks))
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
 

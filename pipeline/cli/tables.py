@@ -176,7 +176,7 @@ def exported(done: Exported) -> Iterator[Table | str]:
 
 def planned(done: Plan) -> Iterator[Table | str]:
     """What an ingest would make and cost, and what stands in its way."""
-    from pipeline.upkeep.doctor import table as checked
+    from pipeline.upkeep.checks import table as checked
 
     if not done.sources:
         yield "nothing to do: every source is there already, or left out"

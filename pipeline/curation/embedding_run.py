@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from annotators.networks.picture_embedding import Likeness
 from annotators.weights import MissingWeights, path
-from pipeline.engine.engine import Engine, give_back
+from pipeline.engine.engine import Engine, Pool, give_back
 from pipeline.engine.progress import Progress, Watcher
 from pipeline.engine.rounds import Stop, ahead, rounds
 from pipeline.errors import UsageError
@@ -72,7 +72,7 @@ class Embedder:
                 raise UsageError(str(error)) from error
             deaths = self.recipe.limits.worker_deaths
             progress = Progress("embeddings", work=self._missing())
-            with Engine(address, cpus, self.out, self.scratch / "contents.sqlite", deaths) as engine:
+            with Engine(address, cpus, self.scratch / "contents.sqlite", deaths) as engine:
                 once = partial(self._round, engine, stop, progress)
                 rounds(engine, stop, once, self._missing, self._missing, "clips got no embedding")
 
@@ -80,8 +80,10 @@ class Embedder:
         found: list[pa.Table] = []
         since = time.monotonic()
         try:
-            chunks = self._chunks(engine.round * _TOGETHER)
-            with closing(ahead(engine.map(EmbedStage, (self.out, engine.watch), chunks))) as tables:
+            chunks = [*self._chunks(engine.round * _TOGETHER)]
+            workers = engine.workers(len(chunks))
+            pool = Pool(EmbedStage, (self.out, engine.attempts), workers, workers, in_flight=2)
+            with closing(ahead(engine.map(pool, chunks))) as tables:
                 for table in tables:
                     self.watcher(progress)
                     if stop.asked:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 
-class Watch:
+class Coordinator:
     """Workers tell it what they begin and end. It holds only what is in flight, and one index of contents on disk."""
 
     def __init__(self, index: str, deaths: int) -> None:
@@ -58,8 +58,8 @@ class Watch:
         return self._begun
 
 
-class WatchClient:
-    """The watch as workers call it; every call waits for its answer."""
+class CoordinatorClient:
+    """The coordinator as workers call it; every call waits for its answer."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle

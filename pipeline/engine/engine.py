@@ -1,8 +1,7 @@
-"""The Ray plan: work in, settled blocks out, sized from whatever cluster it runs on.
+"""Work in, settled blocks out, through pools of workers that are sized from whatever cluster there is.
 
-Ray Data moves the rows: `CutStage`, which annotates the clips of short sources itself -> one `AnnotateStage` per list
-in the recipe -> the driver, which sees references only. Every row is a block of its own, so that a clip goes on the
-moment it is made and a lost worker loses one clip.
+Ray Data moves the rows. Every row is a block of its own, so that a clip goes on the moment it is made and a lost worker
+loses one clip.
 """
 
 from __future__ import annotations
@@ -11,8 +10,10 @@ import ctypes
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,12 +23,6 @@ import pyarrow as pa
 
 from pipeline.engine.cluster import unreachable
 from pipeline.errors import RunError
-from pipeline.formats.schema import BASE_LAYER
-from pipeline.recipe import registry
-from pipeline.recipe.blueprint import Blueprint
-from pipeline.stages.annotate import AnnotateStage
-from pipeline.stages.cut import CutStage
-from pipeline.storage.folder import Folder
 
 # Before ray is imported: no usage report, and no bars and lines between ours. What it has to say comes with `LOST`.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -45,8 +40,7 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.engine.coordinator import Watch
-from pipeline.stages.pack import ray_pack, ray_peek
+from pipeline.engine.coordinator import Coordinator, CoordinatorClient
 
 # A worker of each stage holds its networks and one decoder process with the frames that it keeps: about 1.7 GB
 # together, measured.
@@ -71,16 +65,31 @@ ROUND = 1_000
 LONGEST = 40_000
 
 
-class Engine:
-    """A connection to Ray, local or remote, that runs blueprints. A context manager."""
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Workers that each make `stage(*arguments)` once, then call it with tables of one row.
 
-    def __init__(self, address: str | None, cpus: int | None, out: Folder, index: Path, deaths: int) -> None:
+    There are `least` to `most` of them, as work comes; `in_flight` tables are on their way to one. Where there are GPUs
+    one that is `on_gpu` has a share of one.
+    """
+
+    stage: type
+    arguments: tuple[Any, ...]
+    least: int
+    most: int
+    in_flight: int
+    on_gpu: bool = False
+
+
+class Engine:
+    """A connection to Ray, local or remote, that runs tables of work through pools of workers. A context manager."""
+
+    def __init__(self, address: str | None, cpus: int | None, index: Path, deaths: int) -> None:
         """`address`: a running cluster, or None for a local Ray of this process's own, with `cpus` CPUs
-        (None: all). `index`: see `Watch`.
+        (None: all). `index`, `deaths`: see `Coordinator`.
 
         Raises `RunError` when the cluster cannot be reached.
         """
-        self._out = out
         # Workers must not import a folder `pipeline/` of the user's from the current directory.
         self._empty = tempfile.TemporaryDirectory(prefix="vdot-empty-")
         local: dict[str, Any] = {"object_store_memory": _store_bytes(), "include_dashboard": False, "num_cpus": cpus}
@@ -106,13 +115,15 @@ class Engine:
         # One row, one block: see the top of this file.
         context.target_max_block_size = 1
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(Watch)
-        self.watch: Any = remote.remote(str(index), deaths)
+        remote = ray.remote(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)(Coordinator)
+        self._coordinator: Any = remote.remote(str(index), deaths)
+        self.attempts = CoordinatorClient(self._coordinator)
+        """For the stages."""
         resources = ray.cluster_resources()
         self.cpus = max(1, int(resources.get("CPU", 1)))
         self._gpus = int(resources.get("GPU", 0))
-        self._pool = max(1, min(self.cpus, int(resources.get("memory", 4e9) / CORE_MEMORY)))
-        self.round = min(LONGEST, ROUND * self._pool)
+        self.most_workers = max(1, min(self.cpus, int(resources.get("memory", 4e9) / CORE_MEMORY)))
+        self.round = min(LONGEST, ROUND * self.most_workers)
 
     def __enter__(self) -> Engine:
         return self
@@ -124,72 +135,47 @@ class Engine:
         self._empty.cleanup()
 
     def own(self, pairs: list[tuple[str, str]]) -> None:
-        """Tell the watch which contents the catalog holds: (hash, URI)."""
-        ray.get(self.watch.own.remote(pairs))
+        """Tell the coordinator which contents the catalog holds: (hash, URI)."""
+        ray.get(self._coordinator.own.remote(pairs))
 
     def begun(self) -> float | None:
         """When the first worker was ready, by this machine's monotonic clock; None before that."""
-        begun: float | None = ray.get(self.watch.begun.remote())
+        begun: float | None = ray.get(self._coordinator.begun.remote())
         return begun
 
     def fresh(self) -> None:
         """Begin a round."""
-        ray.get(self.watch.fresh.remote())
+        ray.get(self._coordinator.fresh.remote())
 
     def drain(self) -> None:
         """Let what is in hand finish, and begin nothing more."""
-        ray.get(self.watch.drain.remote())
+        ray.get(self._coordinator.drain.remote())
 
-    def run(self, blueprint: Blueprint, chunks: Iterable[pa.Table]) -> Iterator[tuple[Any, int, Any]]:
-        """Run the plan over chunks of work; yields (block, its size in bytes, its records to come) as rows settle."""
-        data, workers = self._given(chunks)
-        # A layer's one stage is done by the worker that opens the clip.
-        stages = range(blueprint.layer != BASE_LAYER, len(blueprint.stages))
-        on_gpu = [self._gpus > 0 and any(map(registry.takes_gpu, stage)) for stage in blueprint.stages]
-        # Each GPU gets one worker of every pool that uses it; the one that cuts holds the first stage too.
-        sharing = on_gpu[0] + sum(on_gpu[number] for number in stages)
+    def workers(self, chunks: int) -> int:
+        """How many workers so many chunks of work are worth."""
+        return max(1, min(self.most_workers, chunks))
 
-        def placed(number: int, least: int, most: int, in_flight: int) -> dict[str, Any]:
-            """Where the workers of a pool that holds this stage run, and how many there are."""
-            options = _options(1 + len(stages))
-            if on_gpu[number]:
-                least, most = min(least, self._gpus), min(most, self._gpus)
-                # A block has one row; Ray asks for the size of a batch where a GPU is meant.
-                options |= {"num_gpus": 1 / sharing, "batch_size": 1}
-            return options | {"compute": _actors(least, most, in_flight)}
+    def run(self, pools: Sequence[Pool], chunks: Iterable[pa.Table]) -> Iterator[tuple[Any, int]]:
+        """Run chunks of work through pools, one after the other; yields (block, its size in bytes) as rows settle."""
+        for block in _blocks(self._plan(pools, chunks)):
+            yield block.ref, block.metadata.size_bytes or 0
 
-        data = data.map_batches(
-            CutStage,
-            fn_constructor_args=(blueprint, self._out, self.watch),
-            # One source at a time: one that waits behind another could be done by a worker that is idle at the end.
-            **placed(0, workers, workers, 1),
-        )
-        for number in stages:
-            data = data.map_batches(
-                AnnotateStage,
-                fn_constructor_args=(blueprint, number, self.watch),
-                # One source may have a thousand clips: this pool grows with what comes. Two in flight: the next clip is
-                # already there when a worker is done with one.
-                **placed(number, 1 if number == 0 else workers, self._pool, 2),
-            )
-        for block in _blocks(data):
-            yield block.ref, block.metadata.size_bytes or 0, ray_peek.remote(block.ref)
-
-    def map(self, stage: type, arguments: tuple[Any, ...], chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Run one stage, made with `arguments` once per worker, over chunks of work; yields its tables as they come."""
-        data, workers = self._given(chunks)
-        pool = _actors(workers, workers, 2)
-        for block in _blocks(data.map_batches(stage, fn_constructor_args=arguments, compute=pool, **_options(1))):
+    def map(self, pool: Pool, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Run chunks of work through one pool; yields its tables as they come."""
+        for block in _blocks(self._plan([pool], chunks)):
             yield ray.get(block.ref)
 
-    def _given(self, chunks: Iterable[pa.Table]) -> tuple[Any, int]:
-        """Chunks of work as Ray's data, and how many workers they are worth."""
-        references = [ray.put(chunk) for chunk in chunks]
-        return ray.data.from_arrow_refs(references), max(1, min(self._pool, len(references)))
+    def _plan(self, pools: Sequence[Pool], chunks: Iterable[pa.Table]) -> Any:
+        """Ray's data, from chunks of work through pools."""
+        data = ray.data.from_arrow_refs([ray.put(chunk) for chunk in chunks])
+        for pool, options in zip(pools, reservations(pools, self._gpus), strict=True):
+            data = data.map_batches(pool.stage, fn_constructor_args=pool.arguments, **options)
+        return data
 
-    def pack(self, blueprint: Blueprint, run_id: str, blocks: list[Any]) -> Any:
-        """Start writing settled blocks into shards; the answer, through `result`, is their catalog rows."""
-        return ray_pack.remote(self._out, run_id, blueprint.layer, *blocks)
+    def submit(self, function: Callable[..., Any], *arguments: Any, tries: int = 3) -> Any:
+        """Start a function in some worker of the cluster, again up to `tries` times if that is lost (-1: always); what
+        it returns is to be had through `result`."""
+        return _remote(function, tries).remote(*arguments)
 
     def result(self, future: Any) -> Any:
         """Wait for what a future holds."""
@@ -204,13 +190,31 @@ class Engine:
 LOST = (ray.exceptions.RayError,)
 
 
-def _options(stages: int) -> dict[str, Any]:
-    """What each of so many stages is run with."""
-    return {"batch_format": "pyarrow", "batch_size": None, "zero_copy_batch": True, "num_cpus": RESERVED / stages}
+def reservations(pools: Sequence[Pool], gpus: int) -> list[dict[str, Any]]:
+    """What each pool of a plan is run with, on a cluster of so many GPUs, as options of Ray Data's `map_batches`."""
+    # Each GPU gets one worker of every pool that uses it.
+    sharing = sum(pool.on_gpu for pool in pools)
+    every: list[dict[str, Any]] = []
+    for pool in pools:
+        on_gpu = pool.on_gpu and gpus > 0
+        least, most = (min(pool.least, gpus), min(pool.most, gpus)) if on_gpu else (pool.least, pool.most)
+        options = {
+            "batch_format": "pyarrow",
+            # A block has one row; Ray asks for the size of a batch where a GPU is meant.
+            "batch_size": 1 if on_gpu else None,
+            "zero_copy_batch": True,
+            "num_cpus": RESERVED / len(pools),
+            "compute": ray.data.ActorPoolStrategy(
+                min_size=least, max_size=most, max_tasks_in_flight_per_actor=pool.in_flight
+            ),
+        }
+        every.append(options | {"num_gpus": 1 / sharing} if on_gpu else options)
+    return every
 
 
-def _actors(least: int, most: int, in_flight: int) -> Any:
-    return ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=in_flight)
+@cache
+def _remote(function: Callable[..., Any], tries: int) -> Any:
+    return ray.remote(num_cpus=0, max_retries=tries)(function)
 
 
 def _blocks(data: Any) -> Iterator[Any]:

@@ -36,7 +36,8 @@ from pipeline.sources.expand import Source, expand_sources
 from pipeline.stages.cut import FEW
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.doctor import Check, Status, doctor
+from pipeline.upkeep.checks import Check, Status
+from pipeline.upkeep.doctor import doctor
 from pipeline.video.sandbox import Sandbox
 
 PROBE = 20

@@ -22,6 +22,7 @@ from pipeline.engine.progress import Progress
 from pipeline.engine.rounds import Stop, ahead, rounds
 from pipeline.errors import RunError
 from pipeline.formats.schema import BASE_LAYER
+from pipeline.ingest import graph
 from pipeline.recipe.blueprint import Blueprint
 
 log = logging.getLogger("vdot_data")
@@ -65,10 +66,10 @@ class Run:
     def _rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
         limits = self._blueprint.recipe.limits
         with (
-            Engine(address, cpus, self._catalog.out, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
+            Engine(address, cpus, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
             Stop() as stop,
         ):
-            # Once: what this run adds, the watch learns as it happens.
+            # Once: what this run adds, the coordinator learns as it happens.
             known = self._ledger.contents()
 
             def once() -> None:
@@ -94,11 +95,12 @@ class Run:
         early: _Early = {}
         lost: Exception | None = None
         try:
-            with closing(ahead(engine.run(self._blueprint, self._ledger.chunks(engine.round)))) as blocks:
+            chunks = self._ledger.chunks(engine.round)
+            with closing(ahead(graph.run(engine, self._blueprint, self._catalog.out, chunks))) as blocks:
                 for arrived in blocks:
                     watchers(self.progress)
                     if stop.asked:
-                        # Said again and again: the watch forgets it if its process dies.
+                        # Said again and again: the coordinator forgets it if its process dies.
                         self.progress.draining = True
                         engine.drain()
                     if arrived is not None:
@@ -108,14 +110,14 @@ class Run:
                         self._take(group, early, block, size, record)
                     aged = group.rows and (stop.asked or time.monotonic() - group.since >= commit.every_s)
                     if aged or group.size >= commit.shard_mb * 1e6:
-                        packing.append(engine.pack(self._blueprint, self.id, group.blocks))
+                        packing.append(self._write(engine, group))
                         group = _Group()
                     while packing and (len(packing) > PACKING or engine.ready(packing[0])):
                         self._commit_rows(engine.result(packing.popleft()))
         except LOST as error:
             lost = error
         if group.rows:
-            packing.append(engine.pack(self._blueprint, self.id, group.blocks))
+            packing.append(self._write(engine, group))
         while packing:
             try:
                 self._commit_rows(engine.result(packing.popleft()))
@@ -124,6 +126,9 @@ class Run:
             watchers(self.progress)
         if lost is not None:
             raise lost
+
+    def _write(self, engine: Engine, group: _Group) -> Any:
+        return graph.write(engine, self._blueprint, self._catalog.out, self.id, group.blocks)
 
     def _take(
         self,

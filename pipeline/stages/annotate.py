@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 
 from annotators.base import Annotation, Annotator, Frames, Picture, Sample
-from pipeline.engine.coordinator import WatchClient
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats import clip_decode
 from pipeline.formats.clip_decode import decode_clip
@@ -23,6 +22,7 @@ from pipeline.formats.conditions import track_names
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
+from pipeline.stages.attempts import Attempts
 from pipeline.stages.item import Item, items
 from pipeline.video import process
 
@@ -30,10 +30,10 @@ from pipeline.video import process
 class AnnotateStage:
     """Clips to samples: one decode, then every annotator of this stage on the same frames."""
 
-    def __init__(self, blueprint: Blueprint, number: int, watch: Any) -> None:
+    def __init__(self, blueprint: Blueprint, number: int, attempts: Attempts) -> None:
         """`number` counts the recipe's stages from 0; the last one gives the verdict."""
         process.prepare()
-        self._blueprint, self._number, self._watch = blueprint, number, WatchClient(watch)
+        self._blueprint, self._number, self._attempts = blueprint, number, attempts
         self._annotators: list[Annotator] = [blueprint.made(name) for name in blueprint.stages[number]]
         self._before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
@@ -50,7 +50,7 @@ class AnnotateStage:
         if "status" in item.record or item.record.get("stages_done", 0) > self._number:
             return True
         unit = f"stage {self._number} of clip {item.record['clip_id']}"
-        go = self._watch.begin(unit)
+        go = self._attempts.begin(unit)
         if go == "stop":
             return False
         if go == "dead":
@@ -60,7 +60,7 @@ class AnnotateStage:
         failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._annotate(item))
         if isinstance(failure, Failure):
             item.fail(failure, self._at)
-        self._watch.end(unit)
+        self._attempts.end(unit)
         return True
 
     def _names(self) -> list[str]:

@@ -15,7 +15,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotators.base import Frames
-from pipeline.engine.coordinator import WatchClient
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
@@ -25,6 +24,7 @@ from pipeline.sources.expand import Source
 from pipeline.sources.fetch import Fetched, fetch_source
 from pipeline.stages import sandboxed
 from pipeline.stages.annotate import AnnotateStage
+from pipeline.stages.attempts import Attempts
 from pipeline.stages.item import Item, failed
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
@@ -49,14 +49,14 @@ class CutStage:
     Work on clips that exist (another layer, a newer annotator) starts here as well: their bytes come from the shard.
     """
 
-    def __init__(self, blueprint: Blueprint, out: Folder, watch: Any) -> None:
+    def __init__(self, blueprint: Blueprint, out: Folder, attempts: Attempts) -> None:
         process.prepare()
         limits = blueprint.recipe.limits
-        self._blueprint, self._out, self._watch = blueprint, out, WatchClient(watch)
+        self._blueprint, self._out, self._attempts = blueprint, out, attempts
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)
         self._scratch = Scratch()
         self._detector = shots.detector(blueprint.recipe.shots)
-        self._first = AnnotateStage(blueprint, 0, watch)
+        self._first = AnnotateStage(blueprint, 0, attempts)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for work in batch.to_pylist():
@@ -69,7 +69,7 @@ class CutStage:
     def _load(self, clip: dict[str, Any]) -> Iterator[Item]:
         """A stored clip, ready to be annotated anew. Should that fail, its row still says where the old sample lies."""
         unit = f"stored clip {clip['clip_id']}"
-        go = self._watch.begin(unit)
+        go = self._attempts.begin(unit)
         if go == "stop":
             return
         drop = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
@@ -79,7 +79,7 @@ class CutStage:
         if isinstance(failure, Failure):
             item.fail(failure, "load")
         yield item
-        self._watch.end(unit)
+        self._attempts.end(unit)
 
     def _reopen(self, item: Item, clip: dict[str, Any]) -> None:
         sample = shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
@@ -103,13 +103,13 @@ class CutStage:
         manifest = json.loads(work["manifest"])
         base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
         source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
-        while (go := self._watch.begin(unit)) == "go":
+        while (go := self._attempts.begin(unit)) == "go":
             try:
                 yield from self._try(source, dict(base), known)
             except _KilledError:
                 time.sleep(_PAUSE_S)
             else:
-                self._watch.end(unit)
+                self._attempts.end(unit)
                 return
         if go == "dead":
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
@@ -139,7 +139,7 @@ class CutStage:
             windows, box = _windows(known["missing"]), row["content_box"]
             yield _source_item(row, {})
         else:
-            owner = self._watch.claim(fetched.sha256, base["source_uri"])
+            owner = self._attempts.claim(fetched.sha256, base["source_uri"])
             if owner != base["source_uri"]:
                 status = {"status": "same", "same_as": owner} if owner else {"status": "forgotten"}
                 yield _source_item(base, status | {"timings": timings})
@@ -174,9 +174,9 @@ class CutStage:
             record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
             record["elsewhere"] = len(windows) > FEW
             # Should this worker die while it annotates the clip, the source is not to blame.
-            self._watch.end(unit)
+            self._attempts.end(unit)
             yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
-            if self._watch.begin(unit) != "go":
+            if self._attempts.begin(unit) != "go":
                 return
         if not left:
             # To its end, or the child would be taken for abandoned; what a file holds after its last clip is not asked.
@@ -246,7 +246,7 @@ class CutStage:
 
 
 def _unit(uri: str) -> str:
-    """What the watch calls a source."""
+    """What attempts on a source are counted under."""
     return f"source {uri}"
 
 

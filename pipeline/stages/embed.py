@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from annotators.networks.picture_embedding import SIZE, Likeness
-from pipeline.engine.coordinator import WatchClient
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.embeddings import Vectors
+from pipeline.stages.attempts import Attempts
 from pipeline.storage.folder import Folder
 from pipeline.video import process
 
@@ -28,22 +28,22 @@ _SCHEMA = pa.schema(
 class EmbedStage:
     """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or code and detail."""
 
-    def __init__(self, out: Folder, watch: Any) -> None:
+    def __init__(self, out: Folder, attempts: Attempts) -> None:
         process.prepare()
-        self._out, self._watch, self._likeness = out, WatchClient(watch), Likeness()
+        self._out, self._attempts, self._likeness = out, attempts, Likeness()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = []
         for clip in batch.to_pylist():
             unit = f"embedding of clip {clip['clip_id']}"
-            go = self._watch.begin(unit)
+            go = self._attempts.begin(unit)
             if go == "stop":
                 break
             died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
             found = died if go == "dead" else self._embedded(clip)
             row = {"code": found.code, "detail": found.detail} if isinstance(found, Failure) else {"embedding": found}
             rows.append({"clip_id": clip["clip_id"], **row})
-            self._watch.end(unit)
+            self._attempts.end(unit)
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
     def _embedded(self, clip: dict[str, Any]) -> Vectors | Failure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from pipeline.formats import shards
 from pipeline.formats.schema import BASE_LAYER
@@ -48,7 +47,3 @@ def pack(out: Folder, run_id: str, layer: str, *tables: pa.Table) -> list[dict[s
                 "preview_bytes": preview.size,
             }
     return rows
-
-
-ray_peek = ray.remote(num_cpus=0)(peek)
-ray_pack = ray.remote(num_cpus=0, max_retries=-1)(pack)

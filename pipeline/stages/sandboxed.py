@@ -19,7 +19,7 @@ from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import Rules
 from pipeline.stages.item import failed
-from pipeline.video import sandbox
+from pipeline.video import sandbox_child
 from pipeline.video.content_box import content_box
 from pipeline.video.frames import Decoded, Thumbs, cut_windows, read_frames, read_thumbnails
 from pipeline.video.grid import Window
@@ -63,9 +63,9 @@ def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
     probe = probe_video(path, limits.pixels)
     if probe.duration_s is not None and probe.duration_s > limits.duration_s:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
-    box = content_box(path, probe, sandbox.alive) if blueprint.recipe.crop_bars else None
+    box = content_box(path, probe, sandbox_child.alive) if blueprint.recipe.crop_bars else None
     end_s, first_s, tally = 0.0, None, Tally()
-    for thumbs in read_thumbnails(_kept.keep(path, read_frames(path, probe, sandbox.alive, tally))):
+    for thumbs in read_thumbnails(_kept.keep(path, read_frames(path, probe, sandbox_child.alive, tally))):
         # A broadcast's timestamps begin anywhere.
         first_s = thumbs.times[0] if first_s is None else first_s
         if thumbs.times[-1] - first_s > limits.duration_s:
@@ -92,7 +92,7 @@ def clips(
     probe = probe_video(path, recipe.limits.pixels)
     crop = (box[0], box[1], box[2], box[3]) if box else None
     before = time.process_time()
-    pictures = _kept.take(path) or read_frames(path, probe, sandbox.alive)
+    pictures = _kept.take(path) or read_frames(path, probe, sandbox_child.alive)
     for window, frames in cut_windows(pictures, probe, windows, recipe.grid.fps, size, crop):
         cut = Cut(window, asdict(window))
         cut.timings["decode"] = time.process_time() - before
@@ -124,7 +124,7 @@ def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, V
     values: dict[str, Value] = {}
     for one in _filters(filters):
         values |= output_checks.measure(one, frames, fps)
-        sandbox.alive()
+        sandbox_child.alive()
     return values
 
 

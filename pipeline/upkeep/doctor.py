@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -28,8 +26,7 @@ from pipeline.recipe import recipe, registry
 from pipeline.storage.folder import Folder
 from pipeline.storage.object_store import StorageError
 from pipeline.storage.scratch import Scratch
-
-Status = Literal["ok", "warn", "fail"]
+from pipeline.upkeep.checks import Check, Status
 
 PYTHON = (3, 11)
 # What a run needs; the other extras are for training and for stores that may not be in use.
@@ -45,43 +42,16 @@ SCRATCH = 10e9
 FREE = 10e9
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing looked at: what was found, and what to do unless it is ok."""
-
-    name: str
-    status: Status
-    found: str
-    advice: str = ""
-
-
 def doctor(out: str | None = None, address: str | None = None) -> list[Check]:
     """Every check of this machine; of OUT and of the Ray cluster at `address` too where they are given."""
     checks = [*_packages(), *_codecs(), *_weights(), *_machine()]
     if out is not None:
         checks += _dataset(out)
     if address is not None:
-        from pipeline.engine.cluster import cluster
+        from pipeline.upkeep.cluster_checks import check_cluster
 
-        checks += cluster(address)
+        checks += check_cluster(address)
     return checks
-
-
-def table(checks: Iterable[Check]) -> Table:
-    """The checks for people."""
-    shown = Table()
-    for column in ("check", "", "found", "what to do"):
-        shown.add_column(column, overflow="fold")
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    for check in checks:
-        texts = [escape(text) for text in (check.name, check.found, check.advice)]
-        shown.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
-    return shown
-
-
-def as_json(checks: Iterable[Check]) -> str:
-    """One line of JSON."""
-    return json.dumps([asdict(check) for check in checks])
 
 
 def weights_table() -> Table:

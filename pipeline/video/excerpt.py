@@ -13,7 +13,7 @@ from typing import IO
 import av
 
 from pipeline.storage.object_store import filesystem
-from pipeline.video import sandbox
+from pipeline.video import sandbox_child
 from pipeline.video.header_length import duration
 from pipeline.video.probe import open_video
 
@@ -46,7 +46,7 @@ def cut(uri: str, into: Path, max_pixels: int, longest_s: float, at: float) -> I
                     break
                 packet.stream = track
                 copy.mux(packet)
-                sandbox.alive()
+                sandbox_child.alive()
         yield (whole_s, taken_s) if taken_s else None
 
 

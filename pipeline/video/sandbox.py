@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import queue
 import re
-import resource
 import select
 import signal
 import struct
@@ -17,45 +15,29 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import threading
-import time
 from collections.abc import Iterator
-from importlib import import_module
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
-from pipeline.errors import ClipError, ErrorCode, Failure, RunError, attempt
+from pipeline.errors import ClipError, ErrorCode, RunError
+from pipeline.video.messages import LENGTH, parts, write
 
 # A new child has this long to import numpy and OpenCV, on a busy machine with a cold disk.
 _START_S = 120.0
-_LENGTH = struct.Struct(">Q")
-_END = object()
 # Signals that no decoder raises: the node is going down, or the system is out of memory.
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP")
-# Signs of life are this far apart, or a quarter of the time that the parent waits where that is less.
-_TICK_S = 1.0
 # As much of what a dying child wrote goes into its verdict.
 _LINES = 5
 _LINE_CHARACTERS = 200
-
-
-def alive() -> None:
-    """For generators in a sandbox: tell the parent that work goes on, though no item is ready yet.
-
-    To be called as often as there is progress; what it sends is at most one small message a second. Elsewhere it does
-    nothing.
-    """
-    if _link is not None:
-        _link.tick()
 
 
 class Sandbox:
     """Runs generators in one long-lived child process; a child that fails is replaced at the next call.
 
     `memory_mb` bounds the child's own memory (its RLIMIT_DATA); `stall_s` is the longest silence before it is
-    killed: neither an item nor a call of `alive`. For one thread at a time.
+    killed: neither an item nor a call of `sandbox_child.alive`. For one thread at a time.
     """
 
     def __init__(self, memory_mb: int, stall_s: float) -> None:
@@ -130,7 +112,7 @@ class _Child:
         # A process of our own rather than multiprocessing, which imports the parent's main module again; and
         # pipes of our own, so that a library that prints cannot break the messages.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.video.sandbox", *numbers],
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.video.sandbox_child", *numbers],
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=subprocess.STDOUT,
@@ -167,15 +149,15 @@ class _Child:
 
     def send(self, message: object) -> None:
         try:
-            _write(self._out, _parts(message))
+            write(self._out, parts(message))
         except BrokenPipeError:
             raise self._death() from None
 
     def receive(self, stall_s: float) -> Any:
         if self._in < 0:
             raise RuntimeError("this stream was ended by a later one of the same sandbox")
-        (count,) = _LENGTH.unpack(self._read(_LENGTH.size, stall_s))
-        lengths = struct.unpack(f">{count}Q", self._read(_LENGTH.size * count, stall_s))
+        (count,) = LENGTH.unpack(self._read(LENGTH.size, stall_s))
+        lengths = struct.unpack(f">{count}Q", self._read(LENGTH.size * count, stall_s))
         body, *buffers = [self._read(length, stall_s) for length in lengths]
         return pickle.loads(body, buffers=buffers)  # noqa: S301
 
@@ -228,133 +210,3 @@ def _environment() -> dict[str, str]:
         known = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
     return environment
-
-
-def _parts(message: object) -> list[memoryview | bytes]:
-    """A pickle and the buffers of the arrays in it."""
-    buffers: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(message, 5, buffer_callback=buffers.append)
-    return [body, *(buffer.raw() for buffer in buffers)]
-
-
-def _write(pipe: BinaryIO, parts: list[memoryview | bytes]) -> None:
-    lengths = [len(part) for part in parts]
-    pipe.write(struct.pack(f">{1 + len(parts)}Q", len(parts), *lengths))
-    for part in parts:
-        pipe.write(part)
-    pipe.flush()
-
-
-def _read_message(pipe: BinaryIO) -> Any:
-    """The next message, or None at the end of the pipe."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (count,) = _LENGTH.unpack(head)
-    lengths = struct.unpack(f">{count}Q", pipe.read(_LENGTH.size * count))
-    body, *buffers = [pipe.read(length) for length in lengths]
-    return pickle.loads(body, buffers=buffers)  # noqa: S301
-
-
-class _Link:
-    """The child's end of the pipe to its parent; the kernel's alarm ends a child that is silent for too long."""
-
-    def __init__(self, pipe: BinaryIO, stall_s: float) -> None:
-        self._pipe = pipe
-        # longer than the parent waits: it is the one to end a hang, while it lives
-        self._patience_s = stall_s * 1.5 + 5
-        self._tick_s = min(_TICK_S, stall_s / 4)
-        self._sent_s = 0.0
-
-    def arm(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, self._patience_s)
-
-    def disarm(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def send(self, message: list[memoryview | bytes]) -> None:
-        # no alarm while the parent is slow to take a message
-        self.disarm()
-        try:
-            _write(self._pipe, message)
-        except BrokenPipeError:
-            os._exit(0)
-        self._sent_s = time.monotonic()
-        self.arm()
-
-    def tick(self) -> None:
-        if time.monotonic() - self._sent_s >= self._tick_s:
-            self.send(_parts(("tick", None)))
-
-
-# What `alive` speaks through, in the child alone.
-_link: _Link | None = None
-
-
-def _child_main(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None:
-    """Serve requests until the parent closes the pipe or dies."""
-    global _link
-    # Ctrl-C reaches the whole terminal group; the parent decides what becomes of the child
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from pipeline.video import process
-
-    process.prepare()
-    resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
-
-    # The lifeline: a thread that reads requests sees at once that the parent is gone, whatever the generator is
-    # doing. Unless that holds the interpreter lock; then the kernel's alarm ends the process a little later.
-    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(os.fdopen(fd_in, "rb"), requests), daemon=True).start()
-    with os.fdopen(fd_out, "wb") as pipe:
-        _link = _Link(pipe, stall_s)
-        _link.send(_parts(("ready", None)))
-        while True:
-            _link.disarm()
-            target, args, kwargs = requests.get()
-            _link.arm()
-            for message in _answers(target, args, kwargs):
-                _link.send(message)
-
-
-def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
-    try:
-        while (request := _read_message(pipe)) is not None:
-            requests.put(request)
-    finally:
-        # also where the parent died within a message
-        os._exit(0)
-
-
-def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
-    """The generator's items and its end as messages."""
-
-    items: Iterator[object] | None = None
-
-    def step() -> list[memoryview | bytes] | None:
-        nonlocal items
-        if items is None:
-            module, _, function = target.partition(":")
-            items = iter(getattr(import_module(module), function)(*args, **kwargs))
-        item = next(items, _END)
-        return None if item is _END else _parts(("item", item))
-
-    try:
-        while not isinstance(message := attempt(ErrorCode.INTERNAL_ERROR, step), Failure):
-            if message is None:
-                yield _parts(("end", None))
-                return
-            yield message
-    except RunError as error:
-        yield _parts(("run", str(error)))
-    else:
-        yield _parts(("failure", message))
-
-
-if __name__ == "__main__":
-    # in the module that generators import, not in this copy of it: they share `_link`
-    from pipeline.video import sandbox
-
-    sandbox._child_main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

@@ -29,12 +29,11 @@ OWNS: dict[str, tuple[str, ...]] = {
         *("training.cli", "training.encoding.latents", "training.encoding.masked_latents", "training.models.folder"),
         *("training.data.latents_file", "benchmarks.cli", "benchmarks.curation.curate"),
     ),
-    "ingest": tuple(
-        f"pipeline.{name}"
-        for name in (
-            *("annotate_stage", "cut_stage", "cutting", "dedup", "demo", "embed", "embed_stage", "engine", "ingest"),
-            *("packing", "plan", "rounds", "run", "watch", "worker"),
-        )
+    "ingest": (
+        *("pipeline.curation.dedup", "pipeline.curation.embedding_run", "pipeline.cli.demo", "pipeline.video.process"),
+        *("pipeline.engine.engine", "pipeline.engine.rounds", "pipeline.engine.coordinator"),
+        *(f"pipeline.ingest.{name}" for name in ("commands", "forecast", "graph", "run")),
+        *(f"pipeline.stages.{name}" for name in ("annotate", "cut", "embed", "pack", "sandboxed")),
     ),
     "train": ("training",),
     "bench": ("benchmarks",),

@@ -18,7 +18,6 @@ from annotators import weights
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_clip
 from pipeline.sources import sample_clips
-from pipeline.video import frames
 from pipeline.video.frames import read_frames
 from pipeline.video.probe import probe_video
 

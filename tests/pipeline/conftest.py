@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import small_dataset
 
-from pipeline.stages import annotate
-
 
 @pytest.fixture(scope="session")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -35,22 +33,3 @@ def tree(tmp_path: Path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
     return root
-
-
-class Unwatched:
-    """The watch of a run that goes on."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def begin(self, unit: str) -> str:
-        return "go"
-
-    def end(self, unit: str) -> None:
-        pass
-
-
-@pytest.fixture
-def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a stage run without the actor that counts workers' deaths."""
-    monkeypatch.setattr(annotate, "WatchClient", Unwatched)

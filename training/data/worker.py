@@ -1,6 +1,7 @@
 """A process that reads and decodes micro-batches for a trainer, and ends with it, however the trainer ends.
 
-Started by `training.data.worker_pool` as `python -m training.data.worker FD`; needs neither torch nor the trainer's own code.
+Started by `training.data.worker_pool` as `python -m training.data.worker FD`; needs neither torch nor the trainer's own
+code.
 """
 
 from __future__ import annotations

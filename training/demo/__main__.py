@@ -1,6 +1,6 @@
 """`make demo-train`: from the shards of `make demo` to a tiny student, and a video that it makes in four steps.
 
-`python -m training.demo.__main__ DIR`: a model of four million parameters is taught on the six clips of the demonstration,
+`python -m training.demo DIR`: a model of four million parameters is taught on the six clips of the demonstration,
 distilled, and shown. It shows that the parts fit, not what a VACE model can do.
 """
 

@@ -130,7 +130,7 @@ def _card(trained: Trained, told: Told, lora: bool) -> str:
             "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers make others. The "
             "pipeline's `generator` decides the first noise alone; `torch.manual_seed` decides all.\n\n"
             "```python\nfrom diffusers import WanVACEPipeline\n"
-            "from training.sampling.diffusers_scheduler import StoredSteps  # vdot-data\n\n"
+            "from training import StoredSteps  # vdot-data\n\n"
             'folder = "."  # where this card lies\n'
             f"{_LOADED_LORA.format(base=base) if lora else _LOADED}"
             'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'

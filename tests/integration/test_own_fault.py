@@ -15,11 +15,11 @@ import small_videos
 SITECUSTOMIZE = """
 import sys
 
-if "pipeline.video.sandbox" in sys.orig_argv:
-    from pipeline import encode
+if "pipeline.video.sandbox_child" in sys.orig_argv:
+    from pipeline.stages import sandboxed
 
-    written = encode.encode
-    encode.encode = lambda *arguments: written(*arguments)[:-100]
+    encode_clip = sandboxed.encode_clip
+    sandboxed.encode_clip = lambda *arguments: encode_clip(*arguments)[:-100]
 """
 
 

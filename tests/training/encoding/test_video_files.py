@@ -24,7 +24,7 @@ from pipeline.video.grid import Grid, shots_of
 from pipeline.video.probe import probe_video
 from training.encoding.video_files import read_picture, read_video
 
-CASES = Path(__file__).parents[1] / "data/cases"
+CASES = Path(__file__).parents[2] / "data/cases"
 FPS, LENGTH = 16.0, 17
 TINT = np.array([1.0, 0.6, 0.4])
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from pipeline.recipe import rules
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import parse
 from pipeline.stages import sandboxed
-from pipeline.video import sandbox as module
+from pipeline.video import content_box, sandbox_child
 from pipeline.video.frames import read_frames
 from pipeline.video.grid import Grid, Window
 from pipeline.video.sandbox import Sandbox
@@ -84,21 +85,20 @@ def work_on(seconds: float, then_hang: bool) -> Iterator[str]:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.01)
-        module.alive()
+        sandbox_child.alive()
     time.sleep(60 if then_hang else 0)
     yield "done"
 
 
 def slowly(step: str, frame_s: float, *args: object) -> Iterator[object]:
     """A step of `cutting` where every frame takes this long to decode."""
-    decode = read_frames
 
-    def frames(*given: object) -> Iterator[object]:
-        for frame in decode(*given):
+    def read_slowly(*arguments: Any) -> Iterator[object]:
+        for frame in read_frames(*arguments):
             time.sleep(frame_s)
             yield frame
 
-    read_frames = frames
+    sandboxed.read_frames = content_box.read_frames = read_slowly
     yield from getattr(sandboxed, step)(*args)
 
 
@@ -222,14 +222,14 @@ def test_slow_progress_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()
         assert code_of(box, "work_on", 3, True)[0] == ErrorCode.DECODE_TIMEOUT
         assert 3 < time.monotonic() - began < 9
-    module.alive()  # nothing, out of a child
+    sandbox_child.alive()  # nothing, out of a child
 
 
 def test_ticks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
-    monkeypatch.setattr(module._Link, "send", lambda link, message: sent.append(message))
+    monkeypatch.setattr(sandbox_child._Link, "send", lambda link, message: sent.append(message))
     monkeypatch.setattr(time, "monotonic", iter(np.arange(1.0, 2.0, 0.001)).__next__)
-    link = module._Link(sys.stdout.buffer, 60)
+    link = sandbox_child._Link(sys.stdout.buffer, 60)
     link._sent_s = 0.5
     for _ in range(400):
         link.tick()

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.engine import engine
+from pipeline.engine.engine import reservations
+from pipeline.ingest import graph
 from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import parse
-
-
-class Plan:
-    """Ray's data, as far as the plan that is built on it goes."""
-
-    def __init__(self) -> None:
-        self.pools: list[dict[str, Any]] = []
-
-    def map_batches(self, stage: type, **options: Any) -> Plan:
-        self.pools.append({"stage": stage.__name__} | options)
-        return self
+from pipeline.storage.folder import Folder
 
 
 class Heavy:
@@ -35,18 +27,15 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`planned(blueprint, gpus)`: stage, least and most workers, and share of a GPU, of each pool on eight CPUs."""
     known = registry.annotator
     monkeypatch.setattr(registry, "annotator", lambda name: Heavy if name == "heavy" else known(name))
-    monkeypatch.setattr(engine, "_blocks", lambda data: [])
+    cluster: Any = SimpleNamespace(workers=lambda chunks: min(8, chunks), most_workers=8, attempts=None)
 
     def plan(blueprint: Blueprint, gpus: int) -> list[tuple[Any, ...]]:
-        made: Any = object.__new__(engine.Engine)
-        made._out = made.watch = None
-        made._pool, made._gpus, data = 8, gpus, Plan()
-        monkeypatch.setattr(made, "_given", lambda chunks: (data, 8))
-        list(made.run(blueprint, []))
-        assert all(pool["batch_size"] == (1 if "num_gpus" in pool else None) for pool in data.pools)
+        pools = graph.pools(cluster, blueprint, Folder("memory://out"), 8)
+        options = reservations(pools, gpus)
+        assert all(option["batch_size"] == (1 if "num_gpus" in option else None) for option in options)
         return [
-            (pool["stage"], pool["compute"].min_size, pool["compute"].max_size, pool.get("num_gpus"))
-            for pool in data.pools
+            (pool.stage.__name__, option["compute"].min_size, option["compute"].max_size, option.get("num_gpus"))
+            for pool, option in zip(pools, options, strict=True)
         ]
 
     return plan

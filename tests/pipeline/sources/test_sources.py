@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ClipError, ErrorCode, UsageError
+from pipeline.sources import expand
 from pipeline.sources import fetch as fetching
 from pipeline.sources.expand import Source, expand_sources, normalise
 from pipeline.sources.fetch import fetch_source
@@ -138,7 +139,7 @@ def test_memory_sources_carry_their_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     (source,) = expand_sources(["memory://carry"])
     assert (source.uri, source.size, source.content) == ("memory://carry/one.mp4", 5, b"bytes")
     assert uris("memory:///carry/one.mp4", "memory://carry/*") == ["memory://carry/one.mp4"] * 2
-    monkeypatch.setattr(expand_sources, "MOST_CARRIED_BYTES", 4)
+    monkeypatch.setattr(expand, "MOST_CARRIED_BYTES", 4)
     with pytest.raises(UsageError, match="too large to carry"):
         uris("memory://carry")
 
@@ -307,7 +308,7 @@ def test_what_is_no_readable_file_fails_with_a_code(tree: Path, tmp_path: Path) 
 
 def test_scratch_removes_what_the_killed_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VDOT_SCRATCH", str(tmp_path / "scratch"))
-    code = "import os; from pipeline.sources.fetch import Scratch; scratch = Scratch(); os.kill(os.getpid(), 9)"
+    code = "import os; from pipeline.storage.scratch import Scratch; scratch = Scratch(); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], check=False)
     (orphan,) = (tmp_path / "scratch").iterdir()
     (tmp_path / "scratch/vdot-mine-keep").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from processes import PATIENCE_S, children, remaining
 from small_mixture import STEPS, seen
 
 from pipeline.errors import RunError, UsageError
-from pipeline.formats import clip_encode
+from pipeline.formats import clip_decode
 from training.data.stream import Stream
 
 
@@ -28,25 +29,31 @@ def workers_of(process: int) -> list[psutil.Process]:
     return children(process, "training.data.worker")
 
 
+def ready_worker(stream: Stream, killed: set[int]) -> Any:
+    """A worker's process that has begun; what two died at is let alone, as the third death would be the end of it."""
+    pool = stream._crew
+    assert pool is not None
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        pool.look()
+        for worker in pool._workers:
+            if worker.ready and worker.process.pid not in killed and all(pool._deaths[t] < 2 for t in worker.tickets):
+                return worker.process
+        time.sleep(0.01)
+    raise AssertionError("no worker began")
+
+
 def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None:
     stream = Stream(str(mixed), workers=2)
-    assert stream._crew is not None
     found, killed = [], set()
     for step in islice(stream, STEPS):
         for batch in step:
             found.append(seen(batch))
-            # Those that have begun, at whatever they are at but what two died at: the third death is the end of it.
-            deaths = stream._crew._deaths
-            begun = [
-                one.process
-                for one in stream._crew._workers
-                if one.ready and one.process.pid not in killed and all(deaths[ticket] < 2 for ticket in one.tickets)
-            ]
-            if begun and len(found) % 5 == 0:
-                begun[0].kill()
-                begun[0].wait()
-                killed.add(begun[0].pid)
-            time.sleep(0.02)
+            if len(found) % 5 == 0:
+                process = ready_worker(stream, killed)
+                process.kill()
+                process.wait()
+                killed.add(process.pid)
     assert found == calm
     assert len(killed) >= 4
     stream.close()
@@ -127,16 +134,11 @@ def test_ctrl_c_ends_the_workers_with_the_job(mixed: Path, tmp_path: Path) -> No
 
 def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A module that stands before ours on the workers' path, and whose decoder crashes at one clip.
-    text = Path(clip_encode.__file__).with_name("decode.py").read_text()
-    shadow = tmp_path / "shadow"
-    original = Path(clip_encode.__file__).parent
-    (shadow / "pipeline").mkdir(parents=True)
-    for path in original.glob("*"):
-        (shadow / "pipeline" / path.name).symlink_to(path)
-    (shadow / "pipeline/formats/clip_decode.py").unlink()
+    original, shadow = Path(clip_decode.__file__), tmp_path / "shadow"
+    shutil.copytree(original.parents[1], shadow / "pipeline")
     crash = "    if shape == (9, 48, 64):\n        import os\n\n        os.abort()\n"
     (shadow / "pipeline/formats/clip_decode.py").write_text(
-        text.replace("    clip = np.empty((3", crash + "    clip = np.empty((3", 1)
+        original.read_text().replace("    clip = np.empty((3", crash + "    clip = np.empty((3", 1)
     )
     monkeypatch.syspath_prepend(str(shadow))
     stream = Stream(str(own), workers=1)

@@ -13,7 +13,6 @@ from numbered import remuxed, write
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages import sandboxed
-from pipeline.video import frames as video
 from pipeline.video.frames import Thumbs, read_frames
 from pipeline.video.grid import shots_of
 from pipeline.video.probe import probe_video
@@ -32,9 +31,8 @@ def test_what_was_kept_is_what_is_decoded_again(
     source: Path, monkeypatch: pytest.MonkeyPatch, budget: int, decodes: int
 ) -> None:
     calls: list[Any] = []
-    frames = read_frames
     monkeypatch.setattr(sandboxed, "KEPT_BYTES", budget)
-    monkeypatch.setattr(video, "frames", lambda *args: calls.append(args) or frames(*args))
+    monkeypatch.setattr(sandboxed, "read_frames", lambda *args: calls.append(args) or read_frames(*args))
     blueprint = Blueprint.ingest(recipe.parse("grid: {frames: 17, min_frames: 9}", "test"), ())
     *parts, end = sandboxed.scan(source, blueprint)
     times = np.concatenate([part.times for part in parts if isinstance(part, Thumbs)])

@@ -358,7 +358,7 @@ def test_workers_elsewhere_find_a_folder_that_was_named_from_here(
 def test_the_registry_loads_these_annotators_without_a_framework() -> None:
     script = """
 import json, sys
-from pipeline import registry
+from pipeline.recipe import registry
 found = [registry.annotator(name).files for name in ("latents", "masked_latents")]
 import training.data.latents_file
 print(json.dumps(sorted({"torch", "diffusers", "transformers", "safetensors"} & set(sys.modules))))

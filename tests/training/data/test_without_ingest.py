@@ -36,7 +36,7 @@ def python(tmp_path: Path) -> Any:
     """Runs a program in a Python that lacks those packages."""
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/sitecustomize.py").write_text(BLOCKED)
-    path = [str(tmp_path / "bare"), str(Path(__file__).parents[2])]
+    path = [str(tmp_path / "bare"), str(Path(__file__).parents[3])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
     def run(program: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

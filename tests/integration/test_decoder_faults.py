@@ -20,7 +20,7 @@ import small_videos
 SITECUSTOMIZE = """
 import sys
 
-if "pipeline.video.sandbox" in sys.orig_argv:
+if "pipeline.video.sandbox_child" in sys.orig_argv:
     import ctypes
     import pathlib
     import re

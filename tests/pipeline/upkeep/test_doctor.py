@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app
 from pipeline.cli.tables import closing
-from pipeline.engine.cluster import compared, node_facts
+from pipeline.engine.cluster import node_facts
 from pipeline.ingest.commands import Summary
 from pipeline.recipe import registry
 from pipeline.upkeep import doctor as module
-from pipeline.upkeep.doctor import Check, doctor
+from pipeline.upkeep.checks import Check, table
+from pipeline.upkeep.cluster_checks import compare_nodes
+from pipeline.upkeep.doctor import doctor
 
 
 def found(checks: list[Check], name: str) -> Check:
@@ -103,7 +105,7 @@ def test_an_out_that_is_empty_and_one_that_is_not_there(tmp_path: Path) -> None:
 
 def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(module.table([Check("OUT /a[b]", "fail", "[red]", "pip install 'vdot-data[ingest]'")]))
+    console.print(table([Check("OUT /a[b]", "fail", "[red]", "pip install 'vdot-data[ingest]'")]))
     console.print(closing(Summary("/a[b]", "base", "r", {"kept": {"": 1}}, {}, {}, 1.0, 1.0)))
     text = console.export_text()
     assert "OUT /a[b]" in text
@@ -115,8 +117,7 @@ def test_what_looks_like_markup_is_printed_as_it_is() -> None:
 def test_nodes_that_differ() -> None:
     here = node_facts()
     other = here | {"host": "n2", "av": "1.0"}
-    silent = Check("node n3", "fail", "no such module", "install")
-    checks = list(compared({"1": here, "2": other}, [silent]))
+    checks = list(compare_nodes([here, other], {"n3": "no such module"}))
     assert [check.status for check in checks] == ["fail", "ok", "fail"]
     assert checks[2].found == f"av 1.0 (here {here['av']})"
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import real_clips
 import yaml
+from attempts import FirstAttempts
 
 from annotators.base import Annotation, Frames, Sample
 from annotators.subjects import Subjects
@@ -25,7 +26,7 @@ FPS = 16.0
 
 
 @pytest.fixture(autouse=True)
-def alone(unwatched: None) -> None:
+def alone() -> None:
     real_clips.loaded(Subjects)
 
 
@@ -58,7 +59,7 @@ def through(chosen: Recipe) -> Item:
     made.record |= sandboxed.measure(decode_clip(made.members["mp4"]), FPS, chosen.filters)
     blueprint = Blueprint.ingest(chosen, ())
     for number in range(len(blueprint.stages)):
-        assert AnnotateStage(blueprint, number, None).annotate(made)
+        assert AnnotateStage(blueprint, number, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     return made
 
@@ -77,7 +78,7 @@ def test_a_layer_builds_on_the_stored_sample_and_adds_only_its_own() -> None:
     base = {name: data for name, data in stored.items() if name != "depth.mp4"}
     made = item()
     made.members = dict(base)
-    assert AnnotateStage(Blueprint.layered(layered, "depth_heuristic"), 0, None).annotate(made)
+    assert AnnotateStage(Blueprint.layered(layered, "depth_heuristic"), 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"depth.mp4", "depth_heuristic.json"}
     assert made.members["depth.mp4"] == stored["depth.mp4"]
@@ -89,7 +90,7 @@ def test_signals_of_the_stored_sample_are_there_for_a_layer() -> None:
     base = through(chosen).members
     made = item()
     made.members = dict(base)
-    assert AnnotateStage(Blueprint.layered(chosen, "caption_template"), 0, None).annotate(made)
+    assert AnnotateStage(Blueprint.layered(chosen, "caption_template"), 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"caption_template.txt", "caption_template.json"}
     assert made.record["caption"] == made.members["caption_template.txt"].decode()
@@ -100,7 +101,7 @@ def test_a_layer_may_make_pictures() -> None:
     chosen = recipe(["pose"])
     made = item()
     made.members = dict(through(chosen).members)
-    assert AnnotateStage(Blueprint.layered(chosen, "subjects"), 0, None).annotate(made)
+    assert AnnotateStage(Blueprint.layered(chosen, "subjects"), 0, FirstAttempts()).annotate(made)
     assert set(made.members) == {"mask.mp4", "ref.0.png", "subjects.json"}
     assert made.record["ref_pictures"] == 1
 
@@ -132,7 +133,7 @@ def test_an_annotator_may_take_the_whole_sample_and_make_a_file(filer: list[Samp
     made = item()
     made.members = base | {f"ref.{number}.png": base["ref.0.png"] for number in range(1, 11)}
     made.members["ref.10.png"] = encode_png(np.zeros((2, 3, 3), np.uint8))
-    assert AnnotateStage(Blueprint.layered(chosen, "filer"), 0, None).annotate(made)
+    assert AnnotateStage(Blueprint.layered(chosen, "filer"), 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"filer.bin", "filer.json"}
     assert made.members["filer.bin"] == b"['flow', 'mask', 'pose']"
@@ -156,7 +157,7 @@ def test_a_manifest_column_is_no_track() -> None:
     made.record |= {"mask": "yes", "pose_coverage": "no"}
     made.record |= sandboxed.measure(decode_clip(made.members["mp4"]), FPS, ("luma",))
     blueprint = Blueprint.ingest(recipe(["pose", "subjects", "depth_heuristic"]), ())
-    assert AnnotateStage(blueprint, 0, None).annotate(made)
+    assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
 
 
@@ -170,7 +171,7 @@ def test_a_layer_is_as_old_as_what_it_was_made_from() -> None:
 def test_a_stored_sample_that_lacks_what_is_needed_fails() -> None:
     made = item(json=b"{}")
     blueprint = Blueprint.layered(recipe(["pose", "subjects"]), "depth_heuristic")
-    assert AnnotateStage(blueprint, 0, None).annotate(made)
+    assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(made)
     assert (made.record["status"], made.record["code"]) == ("failed", "ANNOTATOR_ERROR")
     assert "depth_heuristic needs 'mask'" in made.record["detail"]
 
@@ -179,9 +180,9 @@ def test_a_clip_that_cannot_be_read_back_is_our_fault_and_a_stored_one_is_damage
     chosen = recipe(["pose"])
     fresh = item()
     fresh.members["mp4"] = fresh.members["mp4"][:-100]
-    assert AnnotateStage(Blueprint.ingest(chosen, ()), 0, None).annotate(fresh)
+    assert AnnotateStage(Blueprint.ingest(chosen, ()), 0, FirstAttempts()).annotate(fresh)
     assert (fresh.record["status"], fresh.record["code"]) == ("failed", "ENCODE_ERROR")
     stored = item()
     stored.members["mp4"] = stored.members["mp4"][:-100]
-    assert AnnotateStage(Blueprint.layered(recipe(["pose"]), "flow"), 0, None).annotate(stored)
+    assert AnnotateStage(Blueprint.layered(recipe(["pose"]), "flow"), 0, FirstAttempts()).annotate(stored)
     assert (stored.record["status"], stored.record["code"]) == ("failed", "CLIP_DAMAGED")

@@ -15,6 +15,7 @@ import pytest
 import real_clips
 import tiny_model
 import yaml
+from attempts import FirstAttempts
 
 from annotators.base import Frames
 from pipeline.errors import ClipError, ErrorCode
@@ -121,14 +122,14 @@ NAMES = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) fo
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.values != ("masked_latents",)])
-def test_an_annotator_that_fails_makes_a_failed_clip(name: str, unwatched: None) -> None:
+def test_an_annotator_that_fails_makes_a_failed_clip(name: str) -> None:
     owner = registry.annotator(name)
     before, values, tracks = given_to(name)
     stages = [before, [name]] if before else [[name]]
     recipe = parse(yaml.safe_dump({"filters": FILTERS, "stages": stages, "rules": {}, "tasks": {}}), "of this test")
     number = len(stages) - 1
     blueprint = Blueprint.ingest(recipe, ()).equipped()
-    stage = real_clips.loaded(lambda: annotate.AnnotateStage(blueprint, number, None))
+    stage = real_clips.loaded(lambda: annotate.AnnotateStage(blueprint, number, FirstAttempts()))
 
     def annotated() -> Item:
         record = {

@@ -1,0 +1,21 @@
+"""What a stage asks before it begins with a source or a clip, so that nothing takes down one worker after another."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Attempts(Protocol):
+    """Counts attempts across all workers of a run, and knows which source holds which content."""
+
+    def begin(self, unit: str) -> str:
+        """ "go"; "stop" where the run is ending; "dead" where every attempt so far ended with the worker's death."""
+        ...
+
+    def end(self, unit: str) -> None:
+        """The unit was worked on to its end."""
+        ...
+
+    def claim(self, content: str, uri: str) -> str:
+        """The URI that holds this content, by its hash: `uri` itself unless another one came first."""
+        ...

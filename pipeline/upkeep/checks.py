@@ -1,0 +1,40 @@
+"""One thing looked at before a run: what was found, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at: what was found, and what to do unless it is ok."""
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""
+
+
+def table(checks: Iterable[Check]) -> Table:
+    """The checks for people."""
+    shown = Table()
+    for column in ("check", "", "found", "what to do"):
+        shown.add_column(column, overflow="fold")
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for check in checks:
+        texts = [escape(text) for text in (check.name, check.found, check.advice)]
+        shown.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
+    return shown
+
+
+def as_json(checks: Iterable[Check]) -> str:
+    """One line of JSON."""
+    return json.dumps([asdict(check) for check in checks])

@@ -1,0 +1,138 @@
+"""The child process of a sandbox: it runs generators for its parent, and ends with it, however that ends.
+
+Started by `pipeline.video.sandbox` as `python -m pipeline.video.sandbox_child FD_IN FD_OUT MEMORY_MB STALL_S`.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, BinaryIO
+
+from pipeline.errors import ErrorCode, Failure, RunError, attempt
+from pipeline.video.messages import parts, read, write
+
+_END = object()
+# Signs of life are this far apart, or a quarter of the time that the parent waits where that is less.
+_TICK_S = 1.0
+
+
+def alive() -> None:
+    """For generators in a sandbox: tell the parent that work goes on, though no item is ready yet.
+
+    To be called as often as there is progress; what it sends is at most one small message a second. Elsewhere it does
+    nothing.
+    """
+    if _link is not None:
+        _link.tick()
+
+
+class _Link:
+    """The child's end of the pipe to its parent; the kernel's alarm ends a child that is silent for too long."""
+
+    def __init__(self, pipe: BinaryIO, stall_s: float) -> None:
+        self._pipe = pipe
+        # longer than the parent waits: it is the one to end a hang, while it lives
+        self._patience_s = stall_s * 1.5 + 5
+        self._tick_s = min(_TICK_S, stall_s / 4)
+        self._sent_s = 0.0
+
+    def arm(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self._patience_s)
+
+    def disarm(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def send(self, message: list[memoryview | bytes]) -> None:
+        # no alarm while the parent is slow to take a message
+        self.disarm()
+        try:
+            write(self._pipe, message)
+        except BrokenPipeError:
+            os._exit(0)
+        self._sent_s = time.monotonic()
+        self.arm()
+
+    def tick(self) -> None:
+        if time.monotonic() - self._sent_s >= self._tick_s:
+            self.send(parts(("tick", None)))
+
+
+# What `alive` speaks through, in the child alone.
+_link: _Link | None = None
+
+
+def serve(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None:
+    """Serve requests until the parent closes the pipe or dies."""
+    global _link
+    # Ctrl-C reaches the whole terminal group; the parent decides what becomes of the child
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from pipeline.video import process
+
+    process.prepare()
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
+
+    # The lifeline: a thread that reads requests sees at once that the parent is gone, whatever the generator is
+    # doing. Unless that holds the interpreter lock; then the kernel's alarm ends the process a little later.
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(os.fdopen(fd_in, "rb"), requests), daemon=True).start()
+    with os.fdopen(fd_out, "wb") as pipe:
+        _link = _Link(pipe, stall_s)
+        _link.send(parts(("ready", None)))
+        while True:
+            _link.disarm()
+            target, args, kwargs = requests.get()
+            _link.arm()
+            for message in _answers(target, args, kwargs):
+                _link.send(message)
+
+
+def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
+    try:
+        while (request := read(pipe)) is not None:
+            requests.put(request)
+    finally:
+        # also where the parent died within a message
+        os._exit(0)
+
+
+def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
+    """The generator's items and its end as messages."""
+
+    items: Iterator[object] | None = None
+
+    def step() -> list[memoryview | bytes] | None:
+        nonlocal items
+        if items is None:
+            module, _, function = target.partition(":")
+            items = iter(getattr(import_module(module), function)(*args, **kwargs))
+        item = next(items, _END)
+        return None if item is _END else parts(("item", item))
+
+    try:
+        while not isinstance(message := attempt(ErrorCode.INTERNAL_ERROR, step), Failure):
+            if message is None:
+                yield parts(("end", None))
+                return
+            yield message
+    except RunError as error:
+        yield parts(("run", str(error)))
+    else:
+        yield parts(("failure", message))
+
+
+if __name__ == "__main__":
+    # in the module that generators import, not in this copy of it: they share `_link`
+    from pipeline.video import sandbox_child
+
+    sandbox_child.serve(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
