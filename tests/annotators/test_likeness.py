@@ -40,6 +40,7 @@ def test_a_unit_vector_of_any_clip(likeness: Likeness) -> None:
         assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.long
 def test_made_up_clips(likeness: Likeness) -> None:
     clip = small_videos.frames(1, 1, 17, (60, 90, 160))
     for name, copy in copies(clip).items():

@@ -59,6 +59,7 @@ def test_the_mask_lies_on_a_composited_subject(subjects: Subjects, behind: str, 
     assert found.signals["subject_area"] == pytest.approx(truth.mean(), rel=0.3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["VACE__test.mp4", "learning-area__pig.webm"])
 def test_what_is_carried_is_as_good_as_what_is_seen(subjects: Subjects, name: str) -> None:
     frames = real_clips.frames(name, 17, width=480, height=272)

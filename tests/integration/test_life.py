@@ -153,6 +153,7 @@ def test_a_layer_adds_and_a_new_annotator_supersedes(
     assert clean(out)
 
 
+@pytest.mark.long
 def test_sigterm_drains_and_the_same_command_goes_on(vdot: Any, recipe: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "videos", tmp_path / "out"
     folder.mkdir()

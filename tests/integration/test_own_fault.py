@@ -23,6 +23,7 @@ if "pipeline.video.sandbox_child" in sys.orig_argv:
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_defect_of_ours_ends_with_status_1(vdot: Any, recipe: Any, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)

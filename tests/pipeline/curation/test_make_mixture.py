@@ -118,7 +118,7 @@ def test_a_cap_takes_the_same_clips_of_each_source(many: Any, tmp_path: Path) ->
     assert samples(tmp_path / "again") == samples(tmp_path / "mixed")
 
 
-@pytest.mark.parametrize("without", [(), ("m5", "m6")])
+@pytest.mark.parametrize("without", [(), pytest.param(("m5", "m6"), marks=pytest.mark.long)])
 def test_nothing_leaks_into_the_held_out_part(many: Any, tmp_path: Path, without: tuple[str, ...]) -> None:
     """Sources that near duplicates connect, through others too, are on one side, though a filter take one of each pair
     (as `duplicate_rank = 1` does)."""

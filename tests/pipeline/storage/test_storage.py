@@ -115,7 +115,7 @@ def race(url: str, count: int) -> list[set[int]]:
     return [set(map(int, racer.communicate(timeout=300)[0].split())) for racer in racers]
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_of_two_processes_exactly_one_creates_each_name(
     where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

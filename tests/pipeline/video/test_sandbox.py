@@ -262,6 +262,7 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
                     list(call)
 
 
+@pytest.mark.long
 def test_a_slow_consumer_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with Sandbox(memory_mb=512, stall_s=0.2) as box:

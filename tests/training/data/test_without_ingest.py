@@ -55,6 +55,7 @@ def test_every_module_of_the_trainers_is_imported(python: Any) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.long
 def test_every_command_of_a_trainer_runs(python: Any, config: Any, tmp_path: Path) -> None:
     teach = config(TEACH, "teach", steps=1, saves={"every": 1}, evaluation={"every": 1}, data={"workers": 1})
     distill = config(DISTILL, "distill", steps=1, saves={"every": 1}, model={"lora_rank": 2})

@@ -190,6 +190,7 @@ def test_what_the_autoencoder_would_drop_or_the_names_confuse_is_refused() -> No
             latents(FRAMES, 16.0, sample=sample(tracks={name: lambda: POSE}))
 
 
+@pytest.mark.long
 def test_the_same_clip_gives_the_same_bytes(data: bytes) -> None:
     script = """
 import hashlib, test_latents

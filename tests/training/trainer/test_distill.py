@@ -91,6 +91,7 @@ def test_everything_learns_and_the_frozen_does_not(config: Any, tmp_path: Path) 
     assert not torch.equal(after[f"average.student.{name}"], after[f"student.{name}"])
 
 
+@pytest.mark.long
 def test_adapters_learn_and_nothing_else(config: Any, tmp_path: Path) -> None:
     train("distill", config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"}), tmp_path / "run")
     before, after = stored(tmp_path / "run", 2), stored(tmp_path / "run", 4)

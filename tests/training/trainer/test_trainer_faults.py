@@ -239,6 +239,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     train("distill", config(DISTILL), tmp_path / "run", "latest")
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_last_checkpoint(config: Any, tmp_path: Path) -> None:
     with program.mounted(tmp_path / "small", "size=9m") as small:
         with pytest.raises(
