@@ -1,4 +1,4 @@
-"""The command line of the measurements: what they print on stdout is what the README quotes."""
+"""The command line of the measurements: docs/accuracy.md and docs/measured.md quote what they print."""
 
 from __future__ import annotations
 

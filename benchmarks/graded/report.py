@@ -194,7 +194,7 @@ def _ends_in_the_middle(values: Values) -> bool:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The reporting half as the README's Markdown: of each strength the share found in per cent and its interval."""
+    """The reporting half as a table in Markdown: the share found at each strength, in per cent, and its interval."""
     lines = [
         "| fault, by what | strength: % found (95 % interval) | false alarms |",
         "|---|---|---|",

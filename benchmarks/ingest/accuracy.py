@@ -348,7 +348,7 @@ def _largest(signal: str, unit: str, errors: dict[str, float | None]) -> Iterato
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as the README's Markdown tables."""
+    """The result as tables in Markdown."""
     lines = [
         "| what | told by | found | false alarms | precision | recall |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The package that the README shows is built, installed and run, word for word."""
+"""The package that docs/extending.md shows is built, installed and run, word for word."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with the installed package of README's section "Extending"."""
+    """A folder for PYTHONPATH with the installed package of docs/extending.md."""
     pytest.importorskip("setuptools")
     folder: Path = tmp_path_factory.mktemp("extension")
-    section = (ROOT / "README.md").read_text().partition("\n## Extending\n")[2].partition("\n## ")[0]
+    page = (ROOT / "docs/extending.md").read_text()
     source = folder / "source"
     source.mkdir()
     for kind, name in (("toml", "pyproject.toml"), ("python", "brightest.py")):
-        (block,) = re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
+        (block,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
         (source / name).write_text(block)
     assert sum(len(path.read_text().splitlines()) for path in source.iterdir()) < 30
     return program.installed(source, folder / "site")

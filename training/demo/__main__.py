@@ -66,7 +66,7 @@ def main(folder: Path) -> None:
         f"\ndone in {time.monotonic() - begun:.0f} s. {folder}/sample.mp4: a control track (left), what the student "
         f"makes of it in four steps (middle), and the clip that it was taken from (right).\n"
         f"Losses and signals: {folder}/student/log.jsonl, or tensorboard --logdir {folder}\n"
-        "What comes next stands in README.md, `Into a few steps`; first: . .venv/bin/activate",
+        "What comes next: docs/distillation.md, `The demonstration`; first: . .venv/bin/activate",
         soft_wrap=True,
     )
 
