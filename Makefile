@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo demo-train test test-long extras clean
+.PHONY: demo demo-train test test-long extras docs clean
 
 # What each of them needs to be installed.
 EXTRAS_demo := ingest
 EXTRAS_demo-train := ingest,train
 EXTRAS_dev := dev
+EXTRAS_docs := docs
 
 demo: .venv/demo
 	$(BIN)/vdot-data weights
@@ -36,6 +37,10 @@ test-long: .venv/dev
 extras: .venv/dev
 	$(BIN)/python tests/extras/matrix.py
 
+# The site of docs/, in site/. Any warning is an error. The variable silences a notice of the theme.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # A stamp per set of extras: an install is done again when the metadata or the tested versions change. Python compiles
 # what it imports; compiling all of it ahead takes as long as installing it.
 .venv/%: pyproject.toml constraints.txt
@@ -44,4 +49,4 @@ extras: .venv/dev
 	touch $@
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
