@@ -213,7 +213,7 @@ def main() -> None:
     except (UsageError, RunError) as error:
         _end(2 if isinstance(error, UsageError) else 1, str(error))
     except ImportError as error:
-        advice = extras.advice(error, "bench")
+        advice = extras.suggest_install(error, "bench")
         if advice is None:
             raise
         _end(2, advice)

@@ -1,11 +1,11 @@
-"""Which extra brings a package that is not installed, so that every program can say what to install."""
+"""Which extra installs a missing package, so that every program can say what to install."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 _INGEST, _TRAIN = ("ingest", "bench"), ("train", "bench")
-# What an extra brings, by the name under which it is imported -> the extras that do. The core does without all of it.
+# Import name of a package -> the extras that install it. The core needs none of them.
 MODULES: dict[str, tuple[str, ...]] = {
     "PIL": _TRAIN,
     "ai_edge_litert": _INGEST,
@@ -35,21 +35,21 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def advice(error: ImportError, own: str = "") -> str | None:
-    """A sentence that says what to install; None where the error is a defect of ours, which no extra mends.
+def suggest_install(error: ImportError, preferred: str = "") -> str | None:
+    """A sentence that says what to install; None where the error is our own defect, which no extra fixes.
 
-    `own`: the extra of the program that asks, named where it is one of several that would do.
+    `preferred`: the extra of the calling program, named when several extras would do.
     """
-    for name in _absent(error):
+    for name in _missing_modules(error):
         extras = MODULES.get(name.partition(".")[0])
         if extras:
-            extra = own if own in extras else extras[0]
+            extra = preferred if preferred in extras else extras[0]
             return f"{name} is not installed: this needs pip install 'vdot-data[{extra}]'"
     return None
 
 
-def _absent(error: BaseException | None) -> Iterator[str]:
-    """The modules that were not there, from the error back to its first cause: fsspec, for one, raises its own."""
+def _missing_modules(error: BaseException | None) -> Iterator[str]:
+    """The modules that are missing, from the error back to its first cause: fsspec, e.g., raises its own."""
     while error is not None:
         if isinstance(error, ModuleNotFoundError) and error.name:
             yield error.name

@@ -148,7 +148,7 @@ def main() -> None:
     except (UsageError, MissingWeights) as error:
         _end(2, str(error))
     except ImportError as error:
-        advice = extras.advice(error, "train")
+        advice = extras.suggest_install(error, "train")
         if advice is None:
             raise
         _end(2, advice)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import UsageError
-from pipeline.formats.strict_yaml import Strict, content, mapping, validated
+from pipeline.formats.strict_yaml import StrictModel, parse_mapping, read_text, validate
 from training.diffusion.schedule import Levels, Schedule
 from training.objectives.ot import Transport
 
@@ -20,7 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
-class Size(Strict):
+class Size(StrictModel):
     """What clips are brought to: the first `frames` of them, scaled and cropped. Only for data of the form pixels."""
 
     frames: Count
@@ -34,7 +34,7 @@ class Size(Strict):
         return self
 
 
-class Model(Strict):
+class Model(StrictModel):
     """Whose weights. `folder`: the VACE model in diffusers' layout, or a hub id: the teacher, and what the student
     begins as, unless `student` names another. `lora_rank`: adapters on one frozen network instead of full
     fine-tuning. `text_tokens`: longer captions are cut; of stored latents, which have up to 512, their embeddings
@@ -56,7 +56,7 @@ class Model(Strict):
         return prompt
 
 
-class Data(Strict):
+class Data(StrictModel):
     """What it is trained on: a folder that `vdot-data mix` made, as latents of the model or as pixels."""
 
     mixture: str
@@ -72,7 +72,7 @@ class Data(Strict):
         return self
 
 
-class Optimizer(Strict):
+class Optimizer(StrictModel):
     """AdamW; `clip`: the largest norm of all gradients together; `warmup`: updates until the rate is whole."""
 
     lr: Annotated[float, Field(gt=0, le=1)]
@@ -82,7 +82,7 @@ class Optimizer(Strict):
     warmup: Annotated[int, Field(ge=0)] = 0
 
 
-class Average(Strict):
+class Average(StrictModel):
     """The moving average of the trained weights, which is what is evaluated, sampled and exported: it begins as they
     are after `start` updates."""
 
@@ -90,14 +90,14 @@ class Average(Strict):
     start: Annotated[int, Field(ge=0)] = 200
 
 
-class Saves(Strict):
+class Saves(StrictModel):
     """When a checkpoint is written, in steps, and how many are kept; the newest is never removed."""
 
     every: Count = 200
     keep: Count = 3
 
 
-class Evaluation(Strict):
+class Evaluation(StrictModel):
     """Samples of the same held-out clips every so many steps; 0: never."""
 
     every: Annotated[int, Field(ge=0)] = 200
@@ -108,7 +108,7 @@ class Evaluation(Strict):
         return self.every > 0 and step % self.every == 0
 
 
-class Run(Strict):
+class Run(StrictModel):
     """What teaching and distilling share. `steps`: those of the stream, each one update or a set of them."""
 
     model: Model
@@ -137,7 +137,7 @@ class Teach(Run):
         return self
 
 
-class Adversary(Strict):
+class Adversary(StrictModel):
     """The adversarial loss. `ratio`: the norm of its gradient at the student's sample, of the other gradient's.
     `start`: after so many updates of the student; before, the discriminator learns alone. `lr`: of the discriminator,
     which begins at random and has to learn faster than what is fine-tuned. `critic_weight`: of its loss beside the fake
@@ -195,7 +195,7 @@ _FREE = (
 def load(path: Path, kind: type[Kind]) -> Kind:
     """The configuration in a file. Raises UsageError where it cannot be read, is not valid, or is one of the other
     kind."""
-    given = mapping(content(path, "configuration"), str(path))
+    given = parse_mapping(read_text(path, "configuration"), str(path))
     # What only one of them knows, and has to say.
     marks = {"teach": "optimizer", "distill": "critic"}
     own = kind.__name__.lower()
@@ -203,14 +203,14 @@ def load(path: Path, kind: type[Kind]) -> Kind:
         if other != own and mark in given and marks[own] not in given:
             hint = "plan --teach" if other == "teach" else "plan"
             raise UsageError(f"{path} is a configuration of `{other}` (and of `{hint}`), not of `{own}`")
-    return validated(kind, given, str(path))
+    return validate(kind, given, str(path))
 
 
 def parsed(kind: str, stored: dict[str, Any], name: str) -> Run:
     """The configuration that a checkpoint holds. Raises UsageError that names it where it is of another version."""
     if kind == "distill":
-        return validated(Distill, stored, name)
-    return validated(Teach, stored, name)
+        return validate(Distill, stored, name)
+    return validate(Teach, stored, name)
 
 
 def changes(now: Run, stored: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from pipeline.catalog.catalog import Catalog, new_run_id, now
+from pipeline.catalog.catalog import Catalog, new_run_id, utc_now
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.storage.folder import Folder
@@ -68,10 +68,10 @@ def _generate(out: Path, scratch: Path, clips: int) -> int:
     folder = Folder(str(out))
     catalog = Catalog(folder, scratch)
     chosen = recipe.load(None)
-    blueprint = Blueprint.ingest(chosen, ())
+    blueprint = Blueprint.for_ingest(chosen, ())
     schema = blueprint.schema()
     folder.put(_SHARD, b"")
-    run = {"kind": "run", "layer": "base", "recipe": chosen.text, "recipe_hash": chosen.hash, "started": now()}
+    run = {"kind": "run", "layer": "base", "recipe": chosen.text, "recipe_hash": chosen.hash, "started": utc_now()}
     catalog.commit(pa.Table.from_pylist([run | {"run_id": new_run_id()}], schema=schema))
     rng = np.random.default_rng(0)
     tasks = list(chosen.fitness)
@@ -100,4 +100,4 @@ def _generate(out: Path, scratch: Path, clips: int) -> int:
         drawn["luma"] = np.where(status == "rejected", rng.uniform(0, 40, count), rng.uniform(40, 210, count))
         columns = [pa.array((fixed | drawn).get(field.name, [None] * count), field.type) for field in schema]
         catalog.commit(pa.table(columns, schema=schema))
-    return sum(entry.size for entry in folder.names("catalog"))
+    return sum(entry.size for entry in folder.list_files("catalog"))

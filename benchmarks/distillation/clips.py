@@ -14,7 +14,7 @@ from torch.nn import functional
 from benchmarks.distillation import scenes
 from benchmarks.distillation.scenes import FRAMES, SIDE, Scene
 from pipeline.errors import UsageError
-from pipeline.formats.clip_decode import planar
+from pipeline.formats.clip_decode import decode_planar
 from pipeline.mixture.mixture import HELD_OUT, TRAIN
 from training.data.stream import Stream
 from training.encoding import vcu
@@ -78,7 +78,9 @@ def _windows(mixture: str, split: str) -> dict[str, list[Window]]:
                     seen.add(key)
                     shape = bucket.frames, bucket.height, bucket.width
                     source = json.loads(item["json"].tobytes())["source_hash"]
-                    found.setdefault(source, []).extend(_small(planar(item["mp4"].tobytes(), shape, _WINDOWS * FRAMES)))
+                    found.setdefault(source, []).extend(
+                        _small(decode_planar(item["mp4"].tobytes(), shape, _WINDOWS * FRAMES))
+                    )
     return found
 
 

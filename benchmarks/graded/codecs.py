@@ -29,7 +29,7 @@ def _through(frames: Frames, codec: str, options: dict[str, str]) -> Frames:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for picture in clip_encode._yuv(frames):
+        for picture in clip_encode._convert_to_yuv(frames):
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     buffer.seek(0)

@@ -16,7 +16,7 @@ from benchmarks.graded.study import STANDS, UNTOUCHED, Measured, Values
 from pipeline.curation.dedup import THRESHOLD
 from pipeline.recipe import registry
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.rules import SQL_TYPES, columns_of, connect, named
+from pipeline.recipe.rules import SQL_TYPES, connect, parse_columns, quote_name
 from pipeline.video.shots import Evidence, TransNet
 
 # The normal quantile of a 95 % interval.
@@ -68,7 +68,7 @@ def report(measured: Iterable[Measured], recipe: Recipe, tags: dict[str, frozens
     """
     rows = list(measured)
     con = connect()
-    kinds: dict[str, str] = {name: signal.kind for name, signal in registry.signals(*_makers(recipe)).items()}
+    kinds: dict[str, str] = {name: signal.kind for name, signal in registry.collect_signals(*_makers(recipe)).items()}
     kinds |= dict.fromkeys(("width", "height", "source_width", "source_height"), "int") | {"source_fps": "float"}
     ladders = [asdict(_ladder(rows, fault, half, recipe, tags, con, kinds)) for fault in FAULTS for half in HALVES]
     return {
@@ -142,8 +142,11 @@ class _Predicate:
     """An SQL predicate as a function of what was measured."""
 
     def __init__(self, text: str, con: duckdb.DuckDBPyConnection, kinds: dict[str, str]) -> None:
-        self.columns = columns_of("rule", text, con)
-        row = ", ".join(f"CAST(? AS {SQL_TYPES[kinds[column]]}) AS {named(column)}" for column in self.columns) or "1"
+        self.columns = parse_columns("rule", text, con)
+        row = (
+            ", ".join(f"CAST(? AS {SQL_TYPES[kinds[column]]}) AS {quote_name(column)}" for column in self.columns)
+            or "1"
+        )
         self._sql = f"SELECT ({text}\n) FROM (SELECT {row})"
         self._con = con
 

@@ -148,7 +148,7 @@ class Study:
 
     def _maker(self, name: str) -> Any:
         if name not in self._makers:
-            owner = registry.annotator(name) if name in _annotators() else registry.filter_(name)
+            owner = registry.load_annotator(name) if name in _annotators() else registry.load_filter(name)
             self._makers[name] = owner()
         return self._makers[name]
 
@@ -209,7 +209,7 @@ def _chosen(sources: Sequence[Source], source: Source, faults: Sequence[Fault]) 
 
 
 def _annotators() -> frozenset[str]:
-    return frozenset(registry.available("annotators"))
+    return frozenset(registry.find_registered("annotators"))
 
 
 def _as_long(other: Frames, frames: Frames) -> Frames:

@@ -26,10 +26,10 @@ from pipeline.formats.schema import DUPLICATES_LAYER
 from pipeline.ingest.commands import ingest
 from pipeline.recipe import recipe as recipes
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.rules import columns_of
+from pipeline.recipe.rules import parse_columns
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.video.content_box import content_box
+from pipeline.video.content_box import find_content_box
 from pipeline.video.probe import probe_video
 
 # What a clip keeps when another one is made from it.
@@ -197,7 +197,7 @@ def _kinds(labels: list[_Label], con: duckdb.DuckDBPyConnection, recipe: Recipe)
         rules = [rule for rule in kind.rules if rule in recipe.rules]
         if not rules and not kind.predicate:
             continue
-        if kind.predicate and not columns.issuperset(columns_of(kind.name, kind.predicate, con)):
+        if kind.predicate and not columns.issuperset(parse_columns(kind.name, kind.predicate, con)):
             continue
         predicate = kind.predicate or " OR ".join(f"({recipe.rules[rule]}\n)" for rule in rules)
         rows = con.execute(
@@ -312,7 +312,7 @@ def _boxes(labels: list[_Label], folder: Path) -> Iterator[Error]:
         if box is None and across is None:
             continue
         path = folder / label.file
-        found = content_box(path, probe_video(path, _PIXELS))
+        found = find_content_box(path, probe_video(path, _PIXELS))
         if found is None:
             errors[label.file] = None
         else:

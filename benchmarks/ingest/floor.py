@@ -109,10 +109,10 @@ class _One:
     """Everything that one process needs, loaded once."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._blueprint = Blueprint.ingest(recipe, ())
+        self._blueprint = Blueprint.for_ingest(recipe, ())
         self._rules = self._blueprint.rules()
-        self._detector = shots.detector(recipe.shots)
-        self._annotators = [registry.annotator(name)() for name in recipe.annotators]
+        self._detector = shots.make_detector(recipe.shots)
+        self._annotators = [registry.load_annotator(name)() for name in recipe.annotators]
         self._needed = {name for annotator in self._annotators for name in registry.needs(annotator)}
         self.seconds: dict[str, float] = {}
 

@@ -88,10 +88,10 @@ def state(out: str) -> State:
         why = f"{row['code']}: {row['detail']}" if row["code"] else row["rule"]
         verdicts[row["clip_id"]] = (row["status"], why)
         if row["shard"]:
-            members = shards.sample(folder, row["clip_id"], row["shard"], row["offset"], row["bytes"])
+            members = shards.read_sample(folder, row["clip_id"], row["shard"], row["offset"], row["bytes"])
             samples[row["clip_id"]] = hashlib.sha256(repr(sorted(members.items())).encode()).hexdigest()
-    for entry in folder.names("shards"):
-        stored.update(shards.members(folder.read(f"shards/{entry.name}")).keys())
+    for entry in folder.list_files("shards"):
+        stored.update(shards.group_members(folder.read(f"shards/{entry.name}")).keys())
     return State(verdicts, samples, dict(stored))
 
 

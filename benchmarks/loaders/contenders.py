@@ -250,14 +250,16 @@ class Vdot:
                 rows.append(said | shape | {"places": [where]})
         streams = (mixture.Stream("data", "text", count, Fraction(1)),)
         step, datasets = mixture.Step(micro_batches=1), {"data": (out.url, 1)}
-        made = mixture.Mixture("benchmark", SEED, 0.0, step, mixture.Begins(), datasets, {"text": ("text",)}, streams)
+        made = mixture.Mixture(
+            "benchmark", SEED, 0.0, step, mixture.StartPoint(), datasets, {"text": ("text",)}, streams
+        )
         mixture.write(made, pa.Table.from_pylist(rows, schema=mixture.SCHEMA), str(folder / "mixed"))
 
     def read(self, folder: Path, workers: int, views: bool, state: Any | None) -> Pass:
         """One pass over the mixture, which is endless."""
         stream = self._stream(str(folder / "mixed"), form="members", workers=workers, state=state)
         (bucket,) = stream.order.buckets
-        left = stream.order.clips(bucket) - stream.position
+        left = stream.order.count_clips(bucket) - stream.position
         payloads = (memoryview(batch.items[0]["bin"]) for step in islice(stream, left) for batch in step)
         # With workers, views of the memory that a worker filled: there is nothing to copy.
         return Pass(payloads if views or workers else map(bytes, payloads), stream.state_dict)

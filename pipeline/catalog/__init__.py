@@ -1,1 +1,1 @@
-"""The dataset's tables: what is kept, why, and what a new run may build on."""
+"""The tables of a dataset: what is kept, why, and what a new run may build on."""

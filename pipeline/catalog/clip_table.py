@@ -1,9 +1,9 @@
-"""The catalog as people query it: one row per clip, wide with what every layer added to it.
+"""The catalog as users query it: one row per clip, with columns from every layer.
 
-A predicate may name any column of the catalog, any signal of any layer, any column of a manifest, and those that are
-made here: `layers` (the layers that a clip has), `made_by` and `weights_licence` (from the name of an annotator or
-filter to its version and to the licence of its weights: `made_by['pose'] = '3'`), and `duplicate_rank` (a clip's place
-among the near duplicates that are kept today: 1 for the best, and for a clip that has none).
+A predicate may name any column of the catalog, any signal of any layer, any column of a manifest, and the columns
+derived here: `layers` (the layers that a clip has), `made_by` and `weights_licence` (maps from the name of an annotator
+or filter to its version and to the licence of its weights: `made_by['pose'] = '3'`), and `duplicate_rank` (the rank of
+a clip among its near duplicates that are currently kept: 1 for the best, and for a clip that has none).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import duckdb
 
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES
-from pipeline.recipe.rules import RuleError, columns_of, first_line, named, quoted
+from pipeline.recipe.rules import RuleError, first_line, parse_columns, quote_name, quote_text
 
-# What only rows of sources and runs have, and what says how the catalog is kept rather than what a clip is.
+# Columns of rows of sources and runs, and columns about the catalog rather than about a clip.
 _INTERNAL = {
     "format_version",
     "kind",
@@ -29,29 +29,29 @@ _INTERNAL = {
     "windows",
     "same_as",
 }
-# Of a layer, what was made for it: its lineage also holds what it builds on, which is the base layer's to tell.
-_OWN = f"flatten(list(list_filter(lineage, lambda e: e.name = layer)) FILTER (WHERE layer <> '{BASE_LAYER}'))"
-_BASE = f"flatten(list(lineage) FILTER (WHERE layer = '{BASE_LAYER}'))"
+# Only what was made for a layer: its lineage also lists what it builds on, which the base layer records.
+_LAYER_LINEAGE = f"flatten(list(list_filter(lineage, lambda e: e.name = layer)) FILTER (WHERE layer <> '{BASE_LAYER}'))"
+_BASE_LINEAGE = f"flatten(list(lineage) FILTER (WHERE layer = '{BASE_LAYER}'))"
 
 
-def _by_name(value: str) -> str:
-    """SQL for a map of names to what their lineage says. An annotator that made a layer may be part of the recipe
-    since: then the base layer's word counts."""
+def _map_sql(value: str) -> str:
+    """SQL for a map of names to a field of their lineage. An annotator that made a layer may have joined the recipe
+    since: then the base layer's entry counts."""
     maps = (
         f"map_from_entries(list_transform(coalesce({entries}, []), lambda e: (e.name, e.{value})))"
-        for entries in (_OWN, _BASE)
+        for entries in (_LAYER_LINEAGE, _BASE_LINEAGE)
     )
     return f"map_concat({', '.join(maps)})"
 
 
-_MADE = {
+_DERIVED = {
     "layers": f"list(layer ORDER BY layer) FILTER (WHERE layer <> '{BASE_LAYER}' AND status IN ('kept', '{COMPARED}'))",
-    "made_by": _by_name("version"),
-    "weights_licence": _by_name("weights_licence"),
+    "made_by": _map_sql("version"),
+    "weights_licence": _map_sql("weights_licence"),
 }
 
 
-# The best of a group may have lost its place since: a rule that became stricter, a takedown.
+# The best of a group may no longer be kept: a rule became stricter, or there was a takedown.
 _RANK = "duplicate_rank"
 _RANKED = (
     "row_number() OVER (PARTITION BY coalesce(vdot_group, clip_id) "
@@ -63,33 +63,33 @@ _FOR_RANK = {
 }  # fmt: skip
 
 
-def columns(con: duckdb.DuckDBPyConnection) -> list[str]:
-    """What a predicate may name; `con` is a connection of `Catalog.connect`."""
+def list_columns(con: duckdb.DuckDBPyConnection) -> list[str]:
+    """The columns that a predicate may name; `con` is a connection of `Catalog.connect`."""
     described = con.execute("SELECT column_name FROM (DESCRIBE clips)").fetchall()
-    return [name for (name,) in described if name not in _INTERNAL] + [*_MADE, _RANK]
+    return [name for (name,) in described if name not in _INTERNAL] + [*_DERIVED, _RANK]
 
 
-def used(predicates: Iterable[str], con: duckdb.DuckDBPyConnection) -> list[str]:
-    """The columns that predicates ask for, as the catalog spells them.
+def resolve_columns(predicates: Iterable[str], con: duckdb.DuckDBPyConnection) -> list[str]:
+    """The columns that predicates name, as the catalog spells them.
 
-    Raises `UsageError` for what is no predicate over columns, and for an unknown column, with the nearest name.
+    Raises `UsageError` for anything but a predicate over columns, and for an unknown column, with the nearest name.
     """
-    known = {name.lower(): name for name in columns(con)}
-    found: dict[str, None] = {}
+    names = {name.lower(): name for name in list_columns(con)}
+    resolved: dict[str, None] = {}
     for text in predicates:
         try:
-            asked = columns_of("where", text, con)
+            requested = parse_columns("where", text, con)
         except RuleError as error:
             raise UsageError(str(error)) from error
-        for column in asked:
-            if column.lower() not in known:
-                raise UsageError(f"where: no column named {column!r}{did_you_mean(column, known.values())}")
-            found[known[column.lower()]] = None
-    return list(found)
+        for column in requested:
+            if column.lower() not in names:
+                raise UsageError(f"where: no column named {column!r}{did_you_mean(column, names.values())}")
+            resolved[names[column.lower()]] = None
+    return list(resolved)
 
 
-def check(predicates: Iterable[str], table: str, con: duckdb.DuckDBPyConnection) -> None:
-    """Raises `UsageError` for a predicate that cannot be asked of `table`, or that is neither true nor false."""
+def check_predicates(predicates: Iterable[str], table: str, con: duckdb.DuckDBPyConnection) -> None:
+    """Raises `UsageError` for a predicate that cannot be evaluated on `table`, or that is not boolean."""
     for text in predicates:
         try:
             ((kind,),) = con.execute(
@@ -101,29 +101,29 @@ def check(predicates: Iterable[str], table: str, con: duckdb.DuckDBPyConnection)
             raise UsageError(f"where: {text!r} is {kind.lower()}, and must be true or false, as `luma > 40` is")
 
 
-def make(con: duckdb.DuckDBPyConnection, table: str, wanted: Iterable[str], where: str = "true") -> None:
-    """Make `table` with `clip_id` and the `wanted` columns of every clip for whose base row `where` is true."""
-    asked = [name for name in wanted if name != "clip_id"]
-    values = {name: _value(name) for name in asked if name != _RANK}
-    if _RANK in asked:
-        values |= {name: _value(column) for name, column in _FOR_RANK.items()}
-    made = "".join(f", {value} AS {named(name)}" for name, value in values.items())
-    ranked = f"* EXCLUDE ({', '.join(_FOR_RANK)}), {_RANKED} AS {_RANK}" if _RANK in asked else "*"
+def create(con: duckdb.DuckDBPyConnection, table: str, columns: Iterable[str], where: str = "true") -> None:
+    """Create `table` with `clip_id` and these columns of every clip with a base row for which `where` is true."""
+    names = [name for name in columns if name != "clip_id"]
+    values = {name: _value_sql(name) for name in names if name != _RANK}
+    if _RANK in names:
+        values |= {name: _value_sql(column) for name, column in _FOR_RANK.items()}
+    selection = "".join(f", {value} AS {quote_name(name)}" for name, value in values.items())
+    projection = f"* EXCLUDE ({', '.join(_FOR_RANK)}), {_RANKED} AS {_RANK}" if _RANK in names else "*"
     con.execute(
-        f"CREATE TABLE {table} AS SELECT {ranked} FROM (SELECT clip_id{made} FROM clips GROUP BY clip_id "
-        f"HAVING bool_or(layer = {quoted(BASE_LAYER)} AND ({where})))"
+        f"CREATE TABLE {table} AS SELECT {projection} FROM (SELECT clip_id{selection} FROM clips GROUP BY clip_id "
+        f"HAVING bool_or(layer = {quote_text(BASE_LAYER)} AND ({where})))"
     )
 
 
-def _value(name: str) -> str:
+def _value_sql(name: str) -> str:
     """SQL for a column's value among the rows of one clip."""
-    if name in _MADE:
-        return _MADE[name]
-    column, base = named(name), f"layer = {quoted(BASE_LAYER)}"
+    if name in _DERIVED:
+        return _DERIVED[name]
+    column, base = quote_name(name), f"layer = {quote_text(BASE_LAYER)}"
     if name == "caption":
-        # Whoever adds captions as a layer wants them instead.
+        # Captions added as a layer replace those of the base layer.
         return f"coalesce(arg_max(caption, sequence) FILTER (WHERE NOT {base}), any_value(caption))"
     if name in COLUMNS.names and name not in DUPLICATES:
         return f"any_value({column}) FILTER (WHERE {base})"
-    # A signal is one layer's alone, unless its annotator came into the recipe later: then it is the base layer's.
+    # A signal belongs to one layer, unless its annotator joined the recipe later: then to the base layer.
     return f"coalesce(any_value({column}) FILTER (WHERE {base}), any_value({column}))"

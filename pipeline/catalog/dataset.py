@@ -1,4 +1,4 @@
-"""A dataset that is there: to be written to by one alone, and what it says of itself: recipe and manifest columns."""
+"""An existing dataset: exclusive access to its catalog, and its stored recipe and manifest columns."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pipeline.formats.schema import BASE_LAYER, COLUMNS
 from pipeline.recipe import recipe, registry
 from pipeline.recipe.recipe import Recipe
 from pipeline.storage.folder import Folder
-from pipeline.storage.lock import alone
+from pipeline.storage.lock import hold_lock
 
 
 @contextmanager
-def owned(out: Folder, scratch: Path) -> Iterator[Catalog]:
-    """The catalog of an OUT that is the caller's alone. Raises `RunError` as `alone`, and when the catalog has gaps."""
-    with alone(out):
+def lock_catalog(out: Folder, scratch: Path) -> Iterator[Catalog]:
+    """The catalog of an OUT, locked for the caller. Raises `RunError` as `hold_lock`, and if the catalog has gaps."""
+    with hold_lock(out):
         catalog = Catalog(out, scratch)
         check_complete(catalog)
         yield catalog
 
 
 def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:
-    """The recipe of the newest ingest into a dataset, of its first `upto` parts. Raises `RunError` when the catalog has
-    none."""
+    """The recipe of the newest ingest into a dataset, or into its first `upto` parts. Raises `RunError` if the catalog
+    has none."""
     con = catalog.connect(upto=upto)
     row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
     if row is None:
@@ -36,14 +36,14 @@ def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:
 
 
 def manifest_columns(catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
-    """The manifest columns that a dataset has, which rules may name."""
-    ours = {*COLUMNS.names, *registry.signals(chosen.annotators, chosen.filters)}
+    """The manifest columns of a dataset, which rules may name."""
+    own_columns = {*COLUMNS.names, *registry.collect_signals(chosen.annotators, chosen.filters)}
     described = catalog.connect().execute("SELECT column_name, column_type FROM (DESCRIBE parts)").fetchall()
-    return tuple(name for name, kind, *_ in described if kind == "VARCHAR" and name not in ours)
+    return tuple(name for name, kind, *_ in described if kind == "VARCHAR" and name not in own_columns)
 
 
 def check_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
-    """Raises `UsageError` when a recipe would make clips that one OUT cannot mix with those it holds."""
+    """Raises `UsageError` if a recipe would make clips that cannot be mixed with those that OUT holds."""
     if stored.geometry != chosen.geometry:
         raise UsageError(
             f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "

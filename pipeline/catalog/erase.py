@@ -1,4 +1,4 @@
-"""The second half of `forget`, which every run does first: a takedown that was interrupted must not stay half done."""
+"""The second half of `forget`, which every run does first, so that an interrupted takedown is always completed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from pipeline.formats.schema import DUPLICATES
 
 
 def finish_forgetting(catalog: Catalog) -> None:
-    """Delete the shards and the rows that are left of what the catalog records as forgotten; usually there are none.
+    """Delete the remaining shards and rows of what the catalog records as forgotten; usually there are none.
 
-    To be called by whoever holds OUT.
+    The caller must hold the lock of OUT.
     """
     con = catalog.connect()
     if not values(con, "SELECT 1 FROM forgotten LIMIT 1"):
         return
-    con.execute(LEFT)
-    # First the bytes: their names are in the rows.
+    con.execute(REMAINING_SQL)
+    # The bytes first: their names are in the rows.
     for row in values(con, "FROM shard_left"):
         catalog.out.delete(row["name"])
     parts = values(con, "SELECT DISTINCT sequence FROM part_left ORDER BY sequence")
     if parts:
         ids = {row["clip_id"] for row in values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")}
-        # Before the rows, which are what says that there is something left to do.
+        # Before the rows, which record that there is something left to do.
         embeddings.forget(catalog.out, ids)
-        gone = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
+        forgotten_sources = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
         for part in parts:
-            catalog.rewrite(part["sequence"], _without(catalog.part(part["sequence"]), ids, gone))
+            catalog.rewrite(
+                part["sequence"], _remove_forgotten(catalog.read_part(part["sequence"]), ids, forgotten_sources)
+            )
 
 
-# Rows of what is forgotten in any part: its clips, its sources, the windows of clips in rows of other sources, and near
-# duplicates that name a clip.
-LEFT = """
+# Rows about forgotten clips and sources in any part: their own rows, windows of the clips in rows of other sources, and
+# near duplicates that name a clip.
+REMAINING_SQL = """
 CREATE OR REPLACE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts WHERE kind = 'clip'
   AND clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
 CREATE OR REPLACE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p WHERE kind = 'source'
@@ -54,22 +56,22 @@ CREATE OR REPLACE TEMP TABLE shard_left AS
 """
 
 
-def _without(part: pa.Table, ids: set[str], gone: set[tuple[int, str]]) -> pa.Table:
-    """A part without the forgotten: the other rows as they are, but for windows that list a forgotten clip, and near
-    duplicates that name one, of which nothing is known then until the next `dedup`."""
+def _remove_forgotten(part: pa.Table, ids: set[str], forgotten_sources: set[tuple[int, str]]) -> pa.Table:
+    """A part without the forgotten rows. Other rows are unchanged, except that windows of forgotten clips are removed,
+    and near duplicates that name a forgotten clip are unknown until the next `dedup`."""
     columns = [name for name in ("duplicate_of", "duplicate_group") if name in part.column_names]
-    kept, windows, unknown = [], [], []
+    is_kept, windows, names_forgotten = [], [], []
     for row in part.select(["kind", "sequence", "source_uri", "clip_id", "windows", *columns]).to_pylist():
-        clip = row["kind"] == "clip" and row["clip_id"] in ids
-        source = row["kind"] == "source" and (row["sequence"], row["source_uri"]) in gone
-        kept.append(not clip and not source)
+        is_forgotten_clip = row["kind"] == "clip" and row["clip_id"] in ids
+        is_forgotten_source = row["kind"] == "source" and (row["sequence"], row["source_uri"]) in forgotten_sources
+        is_kept.append(not is_forgotten_clip and not is_forgotten_source)
         listed = row["windows"]
         windows.append(None if listed is None else [window for window in listed if window["clip_id"] not in ids])
-        unknown.append(any(row[name] in ids for name in columns))
+        names_forgotten.append(any(row[name] in ids for name in columns))
     changed = {"windows": pa.array(windows, part.schema.field("windows").type)}
-    if any(unknown):
-        changed |= {name: pc.if_else(pa.array(unknown), None, part[name]) for name in DUPLICATES}
+    if any(names_forgotten):
+        changed |= {name: pc.if_else(pa.array(names_forgotten), None, part[name]) for name in DUPLICATES}
     for name, column in changed.items():
-        at = part.schema.get_field_index(name)
-        part = part.set_column(at, part.schema.field(at), column)
-    return part.filter(pa.array(kept, pa.bool_()))
+        index = part.schema.get_field_index(name)
+        part = part.set_column(index, part.schema.field(index), column)
+    return part.filter(pa.array(is_kept, pa.bool_()))

@@ -50,7 +50,7 @@ def videos(folder: Path) -> list[Path]:
     """Put the clips and a damaged copy of one into `folder`. Raises `RunError` when they cannot be fetched."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        weights.fetch(registry.weights().values())
+        weights.fetch(registry.collect_weights().values())
     except weights.MissingWeights as error:
         raise RunError(str(error)) from error
     clips = [

@@ -239,7 +239,7 @@ def weights(
 
     if not only_list:
         try:
-            files.fetch(registry.weights().values())
+            files.fetch(registry.collect_weights().values())
         except files.MissingWeights as error:
             raise RunError(str(error)) from error
     _wide().print(weights_table())
@@ -288,7 +288,7 @@ def main() -> None:
             raise
         _end(1, "stopped on request")
     except ImportError as error:
-        advice = extras.advice(error, "ingest")
+        advice = extras.suggest_install(error, "ingest")
         if advice is None:
             raise
         _end(2, advice)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 
 from pipeline.errors import UsageError
-from pipeline.mixture.mixture import Begins, read_all
+from pipeline.mixture.mixture import StartPoint, read_all
 from pipeline.mixture.order import Order
 
 
-def begins(after: str, order: Order, samples: pa.Table) -> Begins:
+def begins(after: str, order: Order, samples: pa.Table) -> StartPoint:
     """What the mixture with this order and these samples begins with, if it comes after `after`, as in
     `demo/mixed@4800`: a mixture and a position of it.
 
@@ -28,7 +28,7 @@ def begins(after: str, order: Order, samples: pa.Table) -> Begins:
             f"{micro_batches} from there on"
         )
     before = Order(old, old_samples)
-    drawn = before.drawn(position)
+    drawn = before.count_drawn(position)
     for bucket in order.buckets:
         was, now = (
             table["clip_id"].take(pa.array(one.rows(bucket)))
@@ -36,4 +36,4 @@ def begins(after: str, order: Order, samples: pa.Table) -> Begins:
         )
         if bucket in drawn and len(was) and not was.equals(now):
             drawn[bucket] = -(-drawn[bucket] // len(was)) * len(now)
-    return Begins(position, drawn)
+    return StartPoint(position, drawn)

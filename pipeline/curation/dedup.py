@@ -19,9 +19,9 @@ import pyarrow as pa
 
 import pipeline
 from annotators.networks.picture_embedding import SIZE, Likeness
-from pipeline.catalog.catalog import BATCH, Catalog, existing, new_run_id, now, values
+from pipeline.catalog.catalog import BATCH, Catalog, new_run_id, open_dataset, utc_now, values
 from pipeline.catalog.cleanup import sweep
-from pipeline.catalog.dataset import owned, stored_recipe
+from pipeline.catalog.dataset import lock_catalog, stored_recipe
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.curation import similarity
 from pipeline.curation.embedding_run import STORED, Embedder
@@ -79,8 +79,8 @@ def dedup(
     """
     if not 0 < threshold <= 1:
         raise UsageError(f"the threshold {threshold:g} is no cosine above 0 and up to 1, which is the same")
-    started, stamp, run_id = time.monotonic(), now(), new_run_id()
-    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+    started, stamp, run_id = time.monotonic(), utc_now(), new_run_id()
+    with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         recipe = stored_recipe(catalog)
         run = {"kind": "run", "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
         run |= {"started": stamp, "detail": f"near duplicates: a cosine of {threshold:g} and more"}
@@ -99,7 +99,7 @@ def dedup(
         rows = pa.concat_tables([COLUMNS.empty_table(), *_changed(con, run_id)])
         if rows.num_rows:
             catalog.commit(rows)
-        catalog.commit(pa.Table.from_pylist([run | {"finished": now()}], schema=COLUMNS))
+        catalog.commit(pa.Table.from_pylist([run | {"finished": utc_now()}], schema=COLUMNS))
         sweep(catalog)
         groups, members = con.execute("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM team").fetchall()[0]
         return Summary(

@@ -59,7 +59,7 @@ class Embedder:
         `UsageError` when the network is not on this machine."""
         self.con.execute("CREATE TABLE embedded (clip_id VARCHAR)")
         self.con.execute("CREATE TABLE unreadable (clip_id VARCHAR, code VARCHAR, detail VARCHAR)")
-        for ids in embeddings.ids(self.out, Likeness.version):
+        for ids in embeddings.read_ids(self.out, Likeness.version):
             self._settle("embedded", pa.table({"clip_id": ids}))
         self.con.execute(
             f'CREATE VIEW missing AS SELECT clip_id, shard, "offset", bytes FROM clips WHERE {STORED} '
@@ -108,7 +108,7 @@ class Embedder:
         self._settle("unreadable", failed)
         sound = rows.filter(pc.is_null(rows["code"])).select(["clip_id", "embedding"])
         if sound.num_rows:
-            embeddings.append(self.out, self.run_id, self._parts, Likeness.version, sound)
+            embeddings.append_part(self.out, self.run_id, self._parts, Likeness.version, sound)
             self._parts += 1
             self.done += sound.num_rows
             self._settle("embedded", sound.select(["clip_id"]))

@@ -30,7 +30,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from pipeline.catalog import clip_table
-from pipeline.catalog.catalog import Catalog, check_no_dataset, existing
+from pipeline.catalog.catalog import Catalog, check_no_dataset, open_dataset
 from pipeline.catalog.dataset import stored_recipe
 from pipeline.curation.continue_mixture import begins as take_over
 from pipeline.curation.held_out import held_out
@@ -38,20 +38,20 @@ from pipeline.curation.select import saved
 from pipeline.curation.shares import task_shares
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.formats.schema import BASE_LAYER
-from pipeline.formats.strict_yaml import Strict, content, mapping, validated
+from pipeline.formats.strict_yaml import StrictModel, parse_mapping, read_text, validate
 from pipeline.mixture.mixture import (
     HELD_OUT,
     SCHEMA,
     TRAIN,
-    Begins,
     Mixture,
+    StartPoint,
     Step,
     Stream,
-    digest,
+    compute_digest,
     write,
 )
 from pipeline.mixture.order import Order
-from pipeline.recipe.rules import first_line, named, quoted
+from pipeline.recipe.rules import first_line, quote_name, quote_text
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
@@ -59,7 +59,7 @@ from pipeline.storage.scratch import Scratch
 _MOST = 65_536
 
 
-class Part(Strict):
+class Part(StrictModel):
     """One dataset of a mixture, and what of it is drawn."""
 
     path: str
@@ -69,7 +69,7 @@ class Part(Strict):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-class Definition(Strict):
+class Definition(StrictModel):
     """The YAML; see the top of this file."""
 
     datasets: Annotated[dict[str, Part], Field(min_length=1)]
@@ -151,7 +151,7 @@ def mix(file: Path, out: str | None = None, after: str | None = None) -> Mixed:
     an unknown column, selection or task, shares that cannot be had, and an `out` that holds another mixture.
     """
     name = f"mixture {file}"
-    given = validated(Definition, mapping(content(file, "mixture"), name), name)
+    given = validate(Definition, parse_mapping(read_text(file, "mixture"), name), name)
     warnings: list[str] = []
     con = duckdb.connect()
     if out:
@@ -161,7 +161,7 @@ def mix(file: Path, out: str | None = None, after: str | None = None) -> Mixed:
         made_of: dict[str, tuple[str, ...]] = {}
         for dataset, part in given.datasets.items():
             url = part.path if "://" in part.path else str(file.parent / part.path)
-            catalog = Catalog(existing(url), scratch.path / dataset)
+            catalog = Catalog(open_dataset(url), scratch.path / dataset)
             sequence = part.sequence or catalog.sequence
             if sequence > catalog.sequence:
                 raise UsageError(f"{name}: {url} has {catalog.sequence} catalog parts, and no part {sequence}")
@@ -193,15 +193,17 @@ def mix(file: Path, out: str | None = None, after: str | None = None) -> Mixed:
     _cap(given, con)
     shares, streams = _streams(given, con, name)
     samples = con.sql(
-        f"SELECT {', '.join(map(named, SCHEMA.names))} FROM (SELECT * EXCLUDE tasks FROM clip) "
+        f"SELECT {', '.join(map(quote_name, SCHEMA.names))} FROM (SELECT * EXCLUDE tasks FROM clip) "
         "JOIN drawn USING (dataset, clip_id) ORDER BY dataset, clip_id"
     )
     table = samples.to_arrow_table().cast(SCHEMA)
     parts = {task: made_of.get(task, (task,)) for task in given.names}
-    mixture = Mixture(digest(table), given.seed, given.caption_dropout, given.step, Begins(), datasets, parts, streams)
+    mixture = Mixture(
+        compute_digest(table), given.seed, given.caption_dropout, given.step, StartPoint(), datasets, parts, streams
+    )
     order = Order(mixture, table)
     _sound(order, given.step, name)
-    begins = take_over(after, order, table) if after else Begins()
+    begins = take_over(after, order, table) if after else StartPoint()
     mixture = replace(mixture, begins=begins)
     warnings += _small(order, given.step)
     counts = _counts(con, shares)
@@ -224,10 +226,12 @@ class _Pool:
 def _pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Pool:
     con = catalog.connect(upto=sequence)
     where = [part.where] if isinstance(part.where, str) else list(part.where)
-    measured = [name for name in ("ref_pictures",) if name in clip_table.columns(con)]
+    measured = [name for name in ("ref_pictures",) if name in clip_table.list_columns(con)]
     needed = ("source_hash", "duplicates", "start_s", "end_s", "tasks", "frames", "height", "width")
-    clip_table.make(con, "pool", dict.fromkeys([*needed, *measured, *clip_table.used(where, con)]), "status = 'kept'")
-    clip_table.check(where, "pool", con)
+    clip_table.create(
+        con, "pool", dict.fromkeys([*needed, *measured, *clip_table.resolve_columns(where, con)]), "status = 'kept'"
+    )
+    clip_table.check_predicates(where, "pool", con)
     dropped = 0
     if part.selection is not None:
         con.register("selected_ids", saved(catalog.out, part.selection))
@@ -238,13 +242,13 @@ def _pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Pool:
     # Of two layers with a member of one name the newer one counts, so it comes last.
     con.execute(
         'CREATE TABLE places AS SELECT clip_id, list(struct_pack(layer, shard, "offset", bytes, crc32) '
-        f"ORDER BY layer <> {quoted(BASE_LAYER)}, sequence) AS places FROM clips "
+        f"ORDER BY layer <> {quote_text(BASE_LAYER)}, sequence) AS places FROM clips "
         "WHERE shard IS NOT NULL AND status = 'kept' GROUP BY clip_id"
     )
     references = f"coalesce({measured[0]}, 0)::BIGINT" if measured else "0::BIGINT"
     try:
         con.execute(
-            f"CREATE TABLE drawn AS SELECT {quoted(dataset)} AS dataset, clip_id, source_hash, "
+            f"CREATE TABLE drawn AS SELECT {quote_text(dataset)} AS dataset, clip_id, source_hash, "
             f'end_s - start_s AS seconds, tasks, frames, height, width, {references} AS "references", places, '
             f"duplicates FROM pool JOIN places USING (clip_id) "
             f"WHERE {' AND '.join(f'({one}{chr(10)})' for one in where) or 'true'}"
@@ -254,8 +258,8 @@ def _pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Pool:
     _check_shards(catalog.out, con)
     # Of all that the dataset holds: two films are copies though one of each pair of clips may not be drawn.
     pairs = con.sql(
-        f"SELECT DISTINCT b.source_hash, {quoted(dataset + ' ')} || d.duplicate_group AS duplicate_group "
-        f"FROM clips b JOIN clips d USING (clip_id) WHERE b.layer = {quoted(BASE_LAYER)} "
+        f"SELECT DISTINCT b.source_hash, {quote_text(dataset + ' ')} || d.duplicate_group AS duplicate_group "
+        f"FROM clips b JOIN clips d USING (clip_id) WHERE b.layer = {quote_text(BASE_LAYER)} "
         "AND d.duplicate_group IS NOT NULL"
     ).to_arrow_table()
     ((uncompared,),) = con.execute("SELECT count(*) FILTER (duplicates IS NULL) FROM drawn").fetchall()
@@ -268,7 +272,7 @@ def _check_shards(out: Folder, con: duckdb.DuckDBPyConnection) -> None:
     rows = con.execute("SELECT DISTINCT unnest(places).shard FROM drawn").fetchall()
     needed = {shard for (shard,) in rows}
     folders = {shard.rpartition("/")[0] for shard in needed}
-    there = {f"{folder}/{entry.name}" for folder in folders for entry in out.names(folder)}
+    there = {f"{folder}/{entry.name}" for folder in folders for entry in out.list_files(folder)}
     gone = sorted(needed - there)
     if gone:
         raise UsageError(
@@ -373,7 +377,7 @@ def _buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
 def _sound(order: Order, step: Step, name: str) -> None:
     """Raises UsageError for steps that no machine could hold."""
     largest = min(order.buckets, key=lambda one: one.tokens)
-    clips = step.clips(largest.tokens)
+    clips = step.count_clips(largest.tokens)
     if max(clips, step.micro_batches) > _MOST:
         raise UsageError(
             f"{name}: step: {step.micro_batches} micro-batches of up to {clips} clips ({largest.task} {largest.width}x"
@@ -383,13 +387,13 @@ def _sound(order: Order, step: Step, name: str) -> None:
 
 def _small(order: Order, step: Step) -> list[str]:
     """A warning where buckets have fewer clips than a step of them draws."""
-    small = [one for one in order.buckets if order.clips(one) < step.micro_batches * step.clips(one.tokens)]
+    small = [one for one in order.buckets if order.count_clips(one) < step.micro_batches * step.count_clips(one.tokens)]
     if not small:
         return []
-    least = min(small, key=order.clips)
+    least = min(small, key=order.count_clips)
     told = (
         f"{len(small)} of {len(order.buckets)} buckets have fewer clips than a step of them draws, so that clips come "
         f"several times in a step; the smallest: {least.task} {least.width}x{least.height}, {least.frames} frames, "
-        f"{least.references} references, with {order.clips(least)}"
+        f"{least.references} references, with {order.count_clips(least)}"
     )
     return [told]

@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.catalog import clip_table
-from pipeline.catalog.catalog import Catalog, existing
+from pipeline.catalog.catalog import Catalog, open_dataset
 from pipeline.catalog.dataset import check_geometry, manifest_columns, stored_recipe
-from pipeline.catalog.ledger import made
+from pipeline.catalog.ledger import made_by_sql
 from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe import recipe as recipes
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.rules import first_line, named, quoted
+from pipeline.recipe.rules import first_line, quote_name, quote_text
 from pipeline.storage.folder import Folder, parquet
 from pipeline.storage.scratch import Scratch
 
@@ -105,20 +105,20 @@ def select(
     if name is not None and not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a selection: up to 100 letters, digits, '.', '_' and '-' make one")
     with Scratch() as scratch:
-        catalog = Catalog(existing(out), scratch.path)
+        catalog = Catalog(open_dataset(out), scratch.path)
         chosen = recipes.load(recipe_file) if recipe_file else None
         if rules:
             chosen = _changed(chosen or stored_recipe(catalog), rules)
         blueprint = _blueprint(catalog, chosen, out)
         con = catalog.connect(blueprint.schema()) if blueprint else catalog.connect()
         parts = [part for text in where for part in conditions(text, con)]
-        asked = clip_table.used(parts, con)
+        asked = clip_table.resolve_columns(parts, con)
         if blueprint is None:
-            clip_table.make(con, "judged", dict.fromkeys([*_SUMS, *asked]), _ALL)
+            clip_table.create(con, "judged", dict.fromkeys([*_SUMS, *asked]), _ALL)
         else:
             _judge(con, blueprint, asked)
         ruled = _rules(con, chosen) if chosen else []
-        clip_table.check(parts, "judged", con)
+        clip_table.check_predicates(parts, "judged", con)
         con.execute("CREATE VIEW pool AS SELECT * FROM judged WHERE status = 'kept'")
         found = _conditions(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
         ((selected, undecided, seconds, size),) = con.execute(
@@ -196,24 +196,24 @@ def _blueprint(catalog: Catalog, chosen: Recipe | None, out: str) -> Blueprint |
     if chosen is None:
         return None
     check_geometry(chosen, stored_recipe(catalog), out)
-    return Blueprint.ingest(chosen, manifest_columns(catalog, chosen))
+    return Blueprint.for_ingest(chosen, manifest_columns(catalog, chosen))
 
 
 def _judge(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, asked: Iterable[str]) -> None:
     """Make the table `judged`, with the verdicts that an ingest with this recipe would come to before it works."""
     rules = blueprint.rules()
-    measured = "".join(f", {named(column)}" for column in rules.columns if column not in ("clip_id", "shard"))
+    measured = "".join(f", {quote_name(column)}" for column in rules.columns if column not in ("clip_id", "shard"))
     con.execute(
         f"CREATE TABLE candidate AS SELECT clip_id{measured}, "
-        f"shard IS NOT NULL AND {made(blueprint.lineage, any_version=True)} AS vdot_whole "
-        f"FROM clips WHERE layer = {quoted(BASE_LAYER)} AND {_JUDGED}"
+        f"shard IS NOT NULL AND {made_by_sql(blueprint.lineage, any_version=True)} AS vdot_whole "
+        f"FROM clips WHERE layer = {quote_text(BASE_LAYER)} AND {_JUDGED}"
     )
     try:
         con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
         con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
     except duckdb.Error as error:
         raise _unfit(error) from error
-    clip_table.make(con, "stored", dict.fromkeys([*_SUMS, "tasks", *asked]), _ALL)
+    clip_table.create(con, "stored", dict.fromkeys([*_SUMS, "tasks", *asked]), _ALL)
     con.execute(
         "CREATE TABLE judged AS SELECT s.* REPLACE (CASE WHEN v.status = 'kept' AND NOT vdot_whole THEN 'pending' "
         "ELSE coalesce(v.status, s.status) END AS status, v.rule AS rule, "
@@ -264,7 +264,9 @@ def _file(name: str) -> str:
 
 def _kept(out: Folder) -> list[tuple[str, float]]:
     """The selections of OUT by name, each with when it was written."""
-    files = [(one.name.removesuffix(".parquet"), one.modified) for one in out.names(FOLDER) if ".parquet" in one.name]
+    files = [
+        (one.name.removesuffix(".parquet"), one.modified) for one in out.list_files(FOLDER) if ".parquet" in one.name
+    ]
     return [(name, modified) for name, modified in files if _NAME.fullmatch(name)]
 
 

@@ -38,9 +38,9 @@ from pipeline.formats.conditions import (
     MASKS,
     REFERENCE,
     TEXT,
-    caption,
-    condition,
-    generator,
+    build_condition,
+    make_generator,
+    read_caption,
     reference_names,
     track_names,
 )
@@ -112,10 +112,10 @@ def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list
     members: dict[str, bytes] = {}
     try:
         for place in sample["places"]:
-            members |= shards.sample(out, clip_id, place["shard"], place["offset"], place["bytes"])
+            members |= shards.read_sample(out, clip_id, place["shard"], place["offset"], place["bytes"])
     except (FileNotFoundError, KeyError, tarfile.TarError):
         return [], Counter({"clips whose shard is damaged or gone (`vdot-data verify`)": 1})
-    prompt = caption(members)
+    prompt = read_caption(members)
     if not prompt:
         return [], Counter({"clips without a caption": 1})
     _write(to, f"videos/{clip_id}.mp4", members["mp4"])
@@ -158,7 +158,7 @@ def _given(
         fps = json.loads(members["json"])["fps"]
         tracks = {track: partial(decode_clip, members[name]) for track, name in track_names(members).items()}
         frames = decode_clip(members["mp4"])
-        made = condition(shown, frames, tracks, [], generator(seed, 0, clip_id, task))
+        made = build_condition(shown, frames, tracks, [], make_generator(seed, 0, clip_id, task))
         assert made.video is not None
         if made.mask is not None:
             white = np.repeat(np.uint8(255) * made.mask[..., None], 3, axis=-1)

@@ -29,7 +29,7 @@ def node_facts() -> dict[str, str]:
             facts[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             facts[name] = "missing"
-    for weight in registry.weights().values():
+    for weight in registry.collect_weights().values():
         try:
             path(weight)
             facts[weight.id] = "sound"

@@ -1,1 +1,1 @@
-"""What is written and read back: catalog rows, shards, clips, condition tracks, embeddings and strict YAML."""
+"""Stored formats, written and read back: catalog rows, shards, clips, condition tracks, embeddings and strict YAML."""

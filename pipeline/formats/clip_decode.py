@@ -1,7 +1,6 @@
-"""Our own clips back as frames, exactly as they were shown to whoever annotated them; light, because trainers import
-it.
+"""Decodes our own clips to the exact frames that the annotators saw; light, because trainers import it.
 
-FFmpeg makes planar RGB in half the time of packed RGB, and planes are what a trainer wants.
+FFmpeg makes planar RGB in half the time of packed RGB, and trainers want planes.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ PLANAR = "gbrp"
 # Full chroma and exact rounding: without them swscale's fast paths darken a picture by 1 to 2 levels.
 _TO_RGB = Interpolation.AREA | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
 
-# A clip's pictures may take this many times the pixels that are promised, and this many more. It bounds what a damaged
-# or hostile header makes FFmpeg allocate; that each picture has the promised shape is checked once it is there. FFmpeg
-# counts pixels after it has rounded sides up, by how much depends on the processor: this is far above any of that.
-_PIXELS_FACTOR, _PIXELS_MORE = 4, 1 << 22
+# A clip's pictures may take this many times the declared pixels, and this many more. It bounds what a damaged or
+# hostile header makes FFmpeg allocate; the shape of each picture is checked once it is decoded. FFmpeg counts pixels
+# after rounding sides up, by an amount that depends on the processor: this is far above any of that.
+_PIXELS_FACTOR, _EXTRA_PIXELS = 4, 1 << 22
 
-# How a PNG begins, and the pixels of the largest one that is decoded.
-_PNG, _LARGEST = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 4096 * 4096
+# The first bytes of a PNG, and the most pixels that one may have to be decoded.
+_PNG_HEADER, _MAX_PNG_PIXELS = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", 4096 * 4096
 
 Shape = tuple[int, int, int]
 """Frames, height and width."""
 
 
-def planar(mp4: bytes, shape: Shape, frames: int | None = None) -> NDArray[np.uint8]:
-    """A clip made by `encode_clip` as uint8 [3, T, H, W] RGB; with `frames` the first so many of it, no others decoded.
+def decode_planar(mp4: bytes, shape: Shape, frames: int | None = None) -> NDArray[np.uint8]:
+    """A clip made by `encode_clip` as uint8 [3, T, H, W] RGB; with `frames` only that many are decoded.
 
-    Raises ClipError CLIP_DAMAGED where the bytes are not whole, or not of this shape, before anything larger is made.
+    Raises ClipError CLIP_DAMAGED if bytes are missing or the shape differs, before anything larger is allocated.
     """
     count = shape[0] if frames is None else min(frames, shape[0])
     clip = np.empty((3, count, *shape[1:]), np.uint8)
-    # To its end, which shows whether all was there, where all is asked for.
-    for index, (_, frame) in enumerate(islice(pictures(mp4, shape), None if count == shape[0] else count)):
+    # When all frames are wanted, read to the end, which shows whether any are missing.
+    for index, (_, frame) in enumerate(islice(decode_frames(mp4, shape), None if count == shape[0] else count)):
         for channel, plane in zip(clip, planes(frame), strict=True):
             channel[index] = plane
     return clip
@@ -54,20 +53,20 @@ def planar(mp4: bytes, shape: Shape, frames: int | None = None) -> NDArray[np.ui
 def decode_clip(mp4: bytes) -> NDArray[np.uint8]:
     """A clip made by `encode_clip` as uint8 [T, H, W, 3] RGB.
 
-    Raises ClipError CLIP_DAMAGED where the bytes are not whole.
+    Raises ClipError CLIP_DAMAGED if bytes are missing.
     """
     clip = np.empty(0, np.uint8)
-    for index, (shape, frame) in enumerate(pictures(mp4)):
+    for index, (shape, frame) in enumerate(decode_frames(mp4)):
         if not index:
             clip = np.empty((*shape, 3), np.uint8)
-        clip[index] = packed(frame)
+        clip[index] = to_packed(frame)
     return clip
 
 
-def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape, av.VideoFrame]]:
-    """Every frame of a clip made by `encode_clip`, in planar RGB, and with each the clip's shape.
+def decode_frames(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape, av.VideoFrame]]:
+    """Yields the clip's shape and a frame in planar RGB, for every frame of a clip made by `encode_clip`.
 
-    Raises ClipError CLIP_DAMAGED where the bytes are not whole, are no H.264, or are not of the `expected` shape.
+    Raises ClipError CLIP_DAMAGED if bytes are missing, are not H.264, or do not have the `expected` shape.
     """
     scaler = VideoReformatter()
     try:
@@ -79,13 +78,15 @@ def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape,
                 raise ValueError(f"it is {codec.name if codec else 'of no known codec'}, not h264")
             shape = stream.frames, stream.height, stream.width
             if expected and shape != expected:
-                raise ValueError(f"it is {_told(shape)}, and should be {_told(expected)}")
+                raise ValueError(f"it is {_describe_shape(shape)}, and should be {_describe_shape(expected)}")
             codec.thread_count = 1
-            codec.options = {"max_pixels": str(_PIXELS_FACTOR * shape[1] * shape[2] + _PIXELS_MORE)}
+            codec.options = {"max_pixels": str(_PIXELS_FACTOR * shape[1] * shape[2] + _EXTRA_PIXELS)}
             count = 0
             for count, frame in enumerate(container.decode(stream), 1):
                 if count > shape[0] or (frame.height, frame.width) != shape[1:]:
-                    raise ValueError(f"frame {count} of {frame.width}x{frame.height} is not of {_told(shape)}")
+                    raise ValueError(
+                        f"frame {count} of {frame.width}x{frame.height} is not of {_describe_shape(shape)}"
+                    )
                 yield (
                     shape,
                     scaler.reformat(
@@ -101,7 +102,7 @@ def pictures(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[Shape,
 
 
 def planes(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], ...]:
-    """The red, green and blue plane of a frame in planar RGB, with or without alpha, uint8 [H, W]; views of it."""
+    """The red, green and blue planes of a frame in planar RGB, with or without alpha: views, uint8 [H, W]."""
     green, blue, red = (
         np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
         for plane in frame.planes[:3]
@@ -109,24 +110,24 @@ def planes(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], ...]:
     return red, green, blue
 
 
-def packed(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """A frame in the `PLANAR` format as the packed array uint8 [H, W, 3] RGB that annotators and filters work on."""
+def to_packed(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """A frame in the `PLANAR` format as the packed uint8 [H, W, 3] RGB array that annotators and filters use."""
     picture = np.empty((frame.height, frame.width, 3), np.uint8)
     for channel, plane in enumerate(planes(frame)):
         picture[..., channel] = plane
     return picture
 
 
-def picture(png: bytes) -> NDArray[np.uint8]:
+def decode_png(png: bytes) -> NDArray[np.uint8]:
     """A picture made by `encode_png` as uint8 [H, W, 3] RGB.
 
-    Raises ClipError CLIP_DAMAGED where the bytes are not whole, or claim more pixels than a reference can have.
+    Raises ClipError CLIP_DAMAGED if bytes are missing, or claim more pixels than a reference can have.
     """
     try:
-        if png[:16] != _PNG:
-            raise ValueError("it is no PNG")
+        if png[:16] != _PNG_HEADER:
+            raise ValueError("it is not a PNG")
         width, height = struct.unpack(">II", png[16:24])
-        if width * height > _LARGEST:
+        if width * height > _MAX_PNG_PIXELS:
             raise ValueError(f"it has {width}x{height} pixels")
         (frame,) = av.CodecContext.create("png", "r").decode(av.Packet(png))
     except (FFmpegError, ValueError, struct.error) as error:
@@ -134,6 +135,6 @@ def picture(png: bytes) -> NDArray[np.uint8]:
     return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 
-def _told(shape: Shape) -> str:
+def _describe_shape(shape: Shape) -> str:
     frames, height, width = shape
     return f"{frames} frames of {width}x{height}"

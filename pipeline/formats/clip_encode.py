@@ -1,4 +1,4 @@
-"""Clips as small H.264 files that any reader gives back frame for frame, the same bytes from run to run."""
+"""Encodes clips as small H.264 files: any reader returns every frame, and the bytes are the same in every run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-# AVCOL_SPC_SMPTE170M, that is BT.601: the matrix that readers assume where none is given, so that those which
-# ignore the tag (OpenCV) and those which follow it agree.
+# AVCOL_SPC_SMPTE170M, i.e. BT.601: the matrix that readers assume if none is given, so that readers which ignore
+# the tag (OpenCV) and readers which follow it agree.
 _BT601 = 6
 # Full chroma and exact rounding: without them swscale's fast paths darken a picture by 1 to 2 levels.
 _TO_YUV = Interpolation.AREA | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
@@ -27,7 +27,7 @@ def encode_clip(frames: NDArray[np.uint8], fps: float, crf: float = 18, preset: 
 
     One thread, because x264's bytes depend on the thread count. No B-frames, so that pts equal dts and there
     is no edit list, which some readers get wrong. The index comes first (faststart), and nothing in the file
-    names a date or a version. `crf` and `preset` are x264's; 18 is commonly taken as visually lossless.
+    contains a date or a version. `crf` and `preset` are x264's; 18 is commonly taken as visually lossless.
     """
     buffer = io.BytesIO()
     with av.open(
@@ -38,7 +38,7 @@ def encode_clip(frames: NDArray[np.uint8], fps: float, crf: float = 18, preset: 
         # to move the index to the front the muxer reads back what it has written
         io_open=lambda url, flags, options: io.BytesIO(buffer.getvalue()),
     ) as container:
-        # x264's macroblock tree reads memory that it has not written (seen with one thread): other bytes each time.
+        # x264's macroblock tree reads memory that it has not written (seen with one thread): the bytes vary.
         options = {"crf": str(crf), "preset": preset, "bf": "0", "threads": "1", "mbtree": "0"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width = frames.shape[1:3]
@@ -49,10 +49,10 @@ def encode_clip(frames: NDArray[np.uint8], fps: float, crf: float = 18, preset: 
         codec.colorspace = _BT601
         codec.color_range = ColorRange.MPEG
         # x264 writes its version and settings into an SEI message (NAL unit type 6), bitexact or not
-        plain = BitStreamFilterContext("filter_units=remove_types=6", in_stream=stream)
-        for picture in _yuv(frames):
-            container.mux(_filtered(plain, stream.encode(picture)))
-        container.mux(_filtered(plain, stream.encode(None)))
+        sei_filter = BitStreamFilterContext("filter_units=remove_types=6", in_stream=stream)
+        for picture in _convert_to_yuv(frames):
+            container.mux(_filter_packets(sei_filter, stream.encode(picture)))
+        container.mux(_filter_packets(sei_filter, stream.encode(None)))
     return buffer.getvalue()
 
 
@@ -65,7 +65,7 @@ def encode_png(picture: NDArray[np.uint8]) -> bytes:
     return b"".join(bytes(packet) for packet in packets)
 
 
-def _yuv(frames: NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
+def _convert_to_yuv(frames: NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
     scaler = VideoReformatter()
     for index, picture in enumerate(frames):
         frame = scaler.reformat(
@@ -80,5 +80,7 @@ def _yuv(frames: NDArray[np.uint8]) -> Iterator[av.VideoFrame]:
         yield frame
 
 
-def _filtered(plain: BitStreamFilterContext, packets: Iterable[Packet[VideoStream]]) -> list[Packet[VideoStream]]:
-    return [kept for packet in packets for kept in plain.filter(packet)]
+def _filter_packets(
+    bitstream_filter: BitStreamFilterContext, packets: Iterable[Packet[VideoStream]]
+) -> list[Packet[VideoStream]]:
+    return [filtered for packet in packets for filtered in bitstream_filter.filter(packet)]

@@ -1,8 +1,8 @@
-"""The table OUT/embeddings/*.parquet: a vector for each clip, in parts that any reader of Parquet reads as they are.
+"""The table OUT/embeddings/*.parquet: a vector for each clip, in parts that are plain Parquet files.
 
-A part is written once and never changed, except by `forget`. All of it can be made anew from the clips, so a part that
-is damaged may be deleted. A clip may be there more than once (a worker was retried, a killed run still lived): any of
-its vectors will do, and the one in the part that comes first by name is taken.
+A part is written once and never changed, except by `forget`. All of it can be recomputed from the clips, so a damaged
+part may be deleted. A clip may be in it more than once (a worker was retried, a killed run was still alive): any of its
+vectors will do, and the one in the part that is first by name is used.
 """
 
 from __future__ import annotations
@@ -30,79 +30,79 @@ _COLUMNS = ("clip_id", "model", "embedding")
 _PART = re.compile(r"[0-9a-f]{12}-\d{6}\.parquet")
 
 
-def names(out: Folder) -> list[str]:
-    """The parts that are there, sorted."""
-    return [entry.name for entry in out.names(FOLDER) if _PART.fullmatch(entry.name)]
+def list_parts(out: Folder) -> list[str]:
+    """The names of the stored parts, sorted."""
+    return [entry.name for entry in out.list_files(FOLDER) if _PART.fullmatch(entry.name)]
 
 
-def append(out: Folder, run_id: str, number: int, model: str, rows: pa.Table) -> None:
-    """Write one part: the vectors (clip_id, embedding) of some clips, by one version of the model."""
+def append_part(out: Folder, run_id: str, number: int, model: str, rows: pa.Table) -> None:
+    """Write one part: the vectors (clip_id, embedding) of some clips, from one version of the model."""
     table = pa.table([rows["clip_id"], pa.array([model] * rows.num_rows), rows["embedding"]], names=_COLUMNS)
     name = f"{FOLDER}/{run_id}-{number:06d}.parquet"
     if not out.create(name, parquet(table, write_page_checksum=True)):
-        raise RunError(f"{out.url}/{name} is there already, and is not of this run")
+        raise RunError(f"{out.url}/{name} exists already, and is not from this run")
 
 
-def ids(out: Folder, model: str) -> Iterator[pa.ChunkedArray]:
-    """The ids of the clips that have a vector by this version of the model, part by part."""
-    for name in names(out):
-        yield _by(_read(out, name, ["clip_id", "model"]), model)["clip_id"]
+def read_ids(out: Folder, model: str) -> Iterator[pa.ChunkedArray]:
+    """The ids of the clips that have a vector from this version of the model, part by part."""
+    for name in list_parts(out):
+        yield _select_model(_read(out, name, ["clip_id", "model"]), model)["clip_id"]
 
 
-def load(out: Folder, model: str, wanted: pa.ChunkedArray, size: int, file: Path) -> Vectors:
-    """The vectors (of `size` numbers) of the clips `wanted`, sorted ids that are all there, in a file mapped to memory.
+def load(out: Folder, model: str, clips: pa.ChunkedArray, dimensions: int, file: Path) -> Vectors:
+    """The vectors (of `dimensions` numbers) of `clips`, sorted ids that are all stored, in a file mapped to memory.
 
     Raises `RunError` when a part cannot be read, and when there is no room for the file.
     """
-    keys = _keys(wanted)
+    keys = _to_keys(clips)
     if not len(keys):
-        return np.empty((0, size), np.float16)
-    room = len(keys) * size * np.dtype(np.float16).itemsize
+        return np.empty((0, dimensions), np.float16)
+    size_bytes = len(keys) * dimensions * np.dtype(np.float16).itemsize
     try:
-        # Before it is mapped: a page that finds no room then is a bus error.
-        with file.open("wb") as empty:
-            os.posix_fallocate(empty.fileno(), 0, room)
+        # Before it is mapped: running out of space later would be a bus error.
+        with file.open("wb") as reserved:
+            os.posix_fallocate(reserved.fileno(), 0, size_bytes)
     except OSError as error:
         raise RunError(
-            f"comparing {len(keys)} clips needs {room / 1e9:.1f} GB in {file.parent}: {error.strerror}; "
+            f"comparing {len(keys)} clips needs {size_bytes / 1e9:.1f} GB in {file.parent}: {error.strerror}; "
             "VDOT_SCRATCH names another place"
         ) from error
-    vectors: Vectors = np.memmap(file, np.float16, "r+", shape=(len(keys), size))
+    vectors: Vectors = np.memmap(file, np.float16, "r+", shape=(len(keys), dimensions))
     filled = np.zeros(len(keys), bool)
-    # Backwards, so that the first part has the last word.
-    for name in reversed(names(out)):
-        table = _by(_read(out, name, [*_COLUMNS]), model)
-        given = _keys(table["clip_id"])
-        places = np.searchsorted(keys, given).clip(max=len(keys) - 1)
-        known = keys[places] == given
-        rows = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, size)
-        vectors[places[known]] = rows[known]
-        filled[places[known]] = True
+    # Backwards, so that the first part wins.
+    for name in reversed(list_parts(out)):
+        table = _select_model(_read(out, name, [*_COLUMNS]), model)
+        stored = _to_keys(table["clip_id"])
+        positions = np.searchsorted(keys, stored).clip(max=len(keys) - 1)
+        matches = keys[positions] == stored
+        rows = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, dimensions)
+        vectors[positions[matches]] = rows[matches]
+        filled[positions[matches]] = True
     if not filled.all():
-        raise RunError(f"{out.url}/{FOLDER} lacks the vectors of {(~filled).sum()} clips that it had just now")
+        raise RunError(f"{out.url}/{FOLDER} lacks the vectors of {(~filled).sum()} clips that it had a moment ago")
     return vectors
 
 
-def forget(out: Folder, gone: Iterable[str]) -> None:
-    """Remove the vectors of these clips for good. A part that cannot be read goes as a whole: it may hold some."""
-    banned = pa.array(sorted(gone), pa.string())
-    for name in names(out) if len(banned) else ():
+def forget(out: Folder, forgotten: Iterable[str]) -> None:
+    """Remove the vectors of these clips for good. A part that cannot be read is deleted: it may hold some."""
+    banned = pa.array(sorted(forgotten), pa.string())
+    for name in list_parts(out) if len(banned) else ():
         try:
             table = _read(out, name, [*_COLUMNS])
         except RunError:
             out.delete(f"{FOLDER}/{name}")
             continue
-        found = pc.is_in(table["clip_id"], banned)
-        if pc.all(found).as_py():
+        is_forgotten = pc.is_in(table["clip_id"], banned)
+        if pc.all(is_forgotten).as_py():
             out.delete(f"{FOLDER}/{name}")
-        elif pc.any(found).as_py():
-            out.put(f"{FOLDER}/{name}", parquet(table.filter(pc.invert(found)), write_page_checksum=True))
+        elif pc.any(is_forgotten).as_py():
+            out.put(f"{FOLDER}/{name}", parquet(table.filter(pc.invert(is_forgotten)), write_page_checksum=True))
 
 
-def problems(out: Folder, forgotten: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(part, what is wrong with it) for `verify`."""
+def find_problems(out: Folder, forgotten: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """(part, what is wrong with it), for `verify`."""
     banned = pa.array(sorted(forgotten), pa.string())
-    for name in names(out):
+    for name in list_parts(out):
         try:
             table = _read(out, name, [*_COLUMNS])
         except RunError as error:
@@ -119,18 +119,18 @@ def _read(out: Folder, name: str, columns: list[str]) -> pa.Table:
         if table.column_names != columns:
             raise pa.ArrowInvalid(f"it has the columns {table.column_names}")
     except (pa.ArrowException, OSError) as error:
-        why = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise RunError(
-            f"{out.url}/{FOLDER}/{name} is damaged ({why}); delete it, and `vdot-data dedup` makes its vectors anew"
+            f"{out.url}/{FOLDER}/{name} is damaged ({reason}); delete it, and `vdot-data dedup` computes it again"
         ) from error
     return table
 
 
-def _by(table: pa.Table, model: str) -> pa.Table:
+def _select_model(table: pa.Table, model: str) -> pa.Table:
     return table.filter(pc.equal(table["model"], model))
 
 
-def _keys(clips: pa.ChunkedArray) -> NDArray[np.bytes_]:
-    """Ids as fixed-size strings, which numpy can search in."""
-    plain = clips.cast(pa.binary()).cast(pa.binary(32)).combine_chunks()
-    return np.frombuffer(plain.buffers()[1], "S32")[plain.offset : plain.offset + len(plain)]
+def _to_keys(clips: pa.ChunkedArray) -> NDArray[np.bytes_]:
+    """Ids as fixed-size strings, which numpy can search."""
+    ids = clips.cast(pa.binary()).cast(pa.binary(32)).combine_chunks()
+    return np.frombuffer(ids.buffers()[1], "S32")[ids.offset : ids.offset + len(ids)]

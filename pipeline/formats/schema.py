@@ -12,7 +12,7 @@ from pipeline.errors import UsageError
 FORMAT_VERSION = 1
 
 BASE_LAYER = "base"
-# What `dedup` found. Its rows bear a status of their own, because they are no verdict and have no bytes.
+# The results of `dedup`. Its rows have their own status, because they are not a verdict and have no bytes.
 DUPLICATES_LAYER = "duplicates"
 COMPARED = "compared"
 
@@ -43,8 +43,8 @@ COLUMNS = pa.schema(
         ("source_height", pa.int64()),
         ("source_fps", pa.float64()),
         ("source_duration_s", pa.float64()),
-        # What the decoder gave; what of it was not used because its times repeat or go back; and how many more frames
-        # there is room for between them, where the rate is constant.
+        # Decoded frames; those not used because their times repeat or go back; and how many more frames would fit
+        # between them, if the rate is constant.
         ("source_frames", pa.int64()),
         ("source_frames_unused", pa.int64()),
         ("source_frames_missing", pa.int64()),
@@ -75,19 +75,19 @@ COLUMNS = pa.schema(
         ("preview_shard", pa.string()),
         ("preview_offset", pa.int64()),
         ("preview_bytes", pa.int64()),
-        # What it is good for, and who says so.
+        # The tasks it suits, and what produced its values.
         ("tasks", pa.list_(pa.string())),
         ("caption", pa.string()),
         ("licence", pa.string()),
         ("lineage", pa.list_(_LINEAGE)),
         ("timings", pa.map_(pa.string(), pa.float64())),
-        # Rows of the layer `duplicates`: the group of a clip that is not alone in showing what it shows, its best clip
-        # (null for that one itself), how many are in it (1: alone), and the cosine to the best.
+        # Rows of the layer `duplicates`: the clip's group of near duplicates, the best clip of the group (null for the
+        # best itself), how many are in it (1: no duplicate), and the cosine to the best.
         ("duplicate_group", pa.string()),
         ("duplicate_of", pa.string()),
         ("duplicates", pa.int64()),
         ("duplicate_similarity", pa.float64()),
-        # Rows of kind run: what made the others.
+        # Rows of kind run: what made the other rows.
         ("recipe", pa.string()),
         ("version", pa.string()),
         ("started", pa.string()),
@@ -105,7 +105,7 @@ PLACE = (*SAMPLE, *PREVIEW)
 # Those that only rows of the layer `duplicates` have.
 DUPLICATES = ("duplicate_group", "duplicate_of", "duplicates", "duplicate_similarity")
 
-# What a rule may name beside signals and manifest columns.
+# What a rule may name besides signals and manifest columns.
 RULE_COLUMNS = {
     "width": "int", "height": "int", "fps": "float", "frames": "int", "start_s": "float", "end_s": "float",
     "source_uri": "str", "source_width": "int", "source_height": "int", "source_fps": "float",
@@ -115,26 +115,26 @@ RULE_COLUMNS = {
 _ARROW = {"float": pa.float64(), "int": pa.int64(), "str": pa.string(), "bool": pa.bool_()}
 
 
-def full(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
-    """The catalog's columns with one per signal and one per manifest column (text).
+def build_schema(signals: Mapping[str, Signal], manifest: Iterable[str]) -> pa.Schema:
+    """The catalog's columns, with one per signal and one per manifest column (text).
 
-    Raises `UsageError` when a signal or a manifest column bears the name of another column.
+    Raises `UsageError` when a signal or a manifest column has the name of another column.
     """
     schema = COLUMNS
-    # SQL does not tell capital letters from small ones.
+    # SQL ignores the case of names.
     taken = {name.lower() for name in schema.names}
     extra = [(name, _ARROW[signal.kind], "signal") for name, signal in signals.items()]
     extra += [(name, pa.string(), "manifest column") for name in manifest if name != "licence"]
-    for name, kind, of in extra:
+    for name, type_name, owner in extra:
         if name.lower().startswith(RESERVED):
             raise UsageError(f"the column {name!r}: names that begin with {RESERVED} are taken; rename it")
         if name.lower() in taken:
-            raise UsageError(f"the {of} {name!r} would be a second column of that name in the catalog; rename it")
+            raise UsageError(f"the {owner} {name!r} would be a second column of that name in the catalog; rename it")
         taken.add(name.lower())
-        schema = schema.append(pa.field(name, kind))
+        schema = schema.append(pa.field(name, type_name))
     return schema
 
 
-def kinds(signals: Mapping[str, Signal], manifest: Iterable[str]) -> dict[str, str]:
+def rule_columns(signals: Mapping[str, Signal], manifest: Iterable[str]) -> dict[str, str]:
     """The columns that rules may name, with their kinds."""
     return RULE_COLUMNS | {name: signal.kind for name, signal in signals.items()} | dict.fromkeys(manifest, "str")

@@ -1,4 +1,4 @@
-"""Shards: WebDataset tars whose name is the hash of their bytes, so that writing one twice is writing it once."""
+"""Shards: WebDataset tars named by the hash of their bytes, so that writing one twice changes nothing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NAME = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a sample lies: `size` bytes of whole tar members from `offset` on in `shard` (relative to OUT); `crc32` of
-    them."""
+    """Where a sample is: `size` bytes of complete tar members from `offset` on in `shard` (relative to OUT), and their
+    `crc32`."""
 
     shard: str
     offset: int
@@ -30,12 +30,12 @@ class Place:
 
 
 class ShardWriter:
-    """Gathers samples into one tar in a local file; `close` publishes it under the name of its bytes."""
+    """Collects samples in one tar in a local file; `close` publishes it under the hash of its bytes."""
 
     def __init__(self, scratch: Path, folder: str, run_id: str) -> None:
         """`folder` is where in OUT the shard goes: shards, pending, layers or previews.
 
-        The run's id is in the name beside the hash: a later run never makes a name again that this one may sweep.
+        The name holds the run's id too, so that a later run never reuses a name that this one may sweep.
         """
         self._path = scratch / f"{folder}.tar"
         self._folder, self._run_id = folder, run_id
@@ -44,7 +44,7 @@ class ShardWriter:
         self._places: dict[str, tuple[int, int, int]] = {}
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Append a sample: members sorted by name, no times, no owners, so that the bytes depend on nothing else."""
+        """Append a sample: members sorted by name, no times or owners, so that its bytes depend only on the members."""
         start = self._file.tell()
         for name in sorted(members):
             entry = tarfile.TarInfo(f"{key}.{name}")
@@ -56,79 +56,79 @@ class ShardWriter:
         self._places[key] = (start, end - start, zlib.crc32(self._file.read(end - start)))
 
     def close(self, out: Folder) -> dict[str, Place]:
-        """Publish the shard, whole or not at all, and say where each sample lies."""
+        """Publish the shard, whole or not at all, and return the place of each sample."""
         self._tar.close()
         self._file.close()
         if not self._places:
             self._path.unlink()
             return {}
         with self._path.open("rb") as file:
-            name = f"{self._folder}/{self._run_id}-{digest(file)}.tar"
+            name = f"{self._folder}/{self._run_id}-{compute_digest(file)}.tar"
         out.put(name, self._path)
         self._path.unlink(missing_ok=True)
         return {key: Place(name, *place) for key, place in self._places.items()}
 
 
-def promised(name: str) -> str:
+def digest_in_name(name: str) -> str:
     """The digest in a shard's name."""
     return name.rpartition("-")[2].removesuffix(".tar")
 
 
-def digest(file: BinaryIO) -> str:
-    """The name of a shard: the first 32 hex digits of its SHA-256."""
-    found = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        found.update(piece)
-    return found.hexdigest()[:32]
+def compute_digest(file: BinaryIO) -> str:
+    """The digest that names a shard: the first 32 hex digits of its SHA-256."""
+    hasher = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        hasher.update(chunk)
+    return hasher.hexdigest()[:32]
 
 
-def parts(data: memoryview) -> Iterator[tuple[str, memoryview]]:
-    """The files in (part of) a tar, as (name, view of their bytes), and nothing of theirs is copied.
+def iterate_members(data: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """The files in (part of) a tar, as (name, view of their bytes), without copying.
 
-    Raises `tarfile.TarError` for anything that a `ShardWriter` does not write: what is cut short, what is no plain
-    file, and names that could lead out of a folder. (A parser that takes every tar there is, as `tarfile` has it, takes
-    a trainer more time than all the rest of reading a sample.)
+    Raises `tarfile.TarError` for anything that a `ShardWriter` does not write: truncated data, anything but plain
+    files, and names that could lead out of a folder. (A parser for every kind of tar, such as `tarfile`, costs a
+    trainer more time than everything else in reading a sample.)
     """
-    at = 0
-    while at + tarfile.BLOCKSIZE <= len(data):
-        block = bytes(data[at : at + tarfile.BLOCKSIZE])
+    position = 0
+    while position + tarfile.BLOCKSIZE <= len(data):
+        block = bytes(data[position : position + tarfile.BLOCKSIZE])
         if not block[0] and not any(block):
             return
-        name, size = _header(block)
-        start = at + tarfile.BLOCKSIZE
+        name, size = _parse_header(block)
+        start = position + tarfile.BLOCKSIZE
         if size > len(data) - start:
             raise tarfile.ReadError(f"{name} is cut short: {len(data) - start} of {size} bytes")
         yield name, data[start : start + size]
-        at = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    if at != len(data):
+        position = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    if position != len(data):
         raise tarfile.ReadError(f"it ends within a block, after {len(data)} bytes")
 
 
-def _header(block: bytes) -> tuple[str, int]:
-    """Name and size of a plain file, from its block [POSIX.1-1988, ustar]. Raises `tarfile.TarError` for another."""
+def _parse_header(block: bytes) -> tuple[str, int]:
+    """Name and size of a plain file, from its block [POSIX.1-1988, ustar]. Raises `tarfile.TarError` for any other."""
     try:
-        size, told = int(block[124:135], 8), int(block[148:154], 8)
+        size, checksum = int(block[124:135], 8), int(block[148:154], 8)
     except ValueError as error:
         raise tarfile.ReadError("a header in it is damaged") from error
-    # The sum of all bytes, the field that holds it taken as blanks.
-    if size < 0 or told != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+    # The sum of all bytes, with blanks in place of the checksum field.
+    if size < 0 or checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
         raise tarfile.ReadError("a header in it is damaged")
     name = block[:100].rstrip(b"\0")
-    # A plain file ("0") of this format, whose name is not continued in the field `prefix`.
+    # A plain file ("0") of this format, with no part of its name in the field `prefix`.
     if block[156:157] != b"0" or block[257:263] != b"ustar\0" or block[345] or not _NAME.fullmatch(name):
         raise tarfile.ReadError(f"{name!r} in it is not a member of a sample")
     return name.decode(), size
 
 
-def members(data: bytes) -> dict[str, dict[str, bytes]]:
+def group_members(data: bytes) -> dict[str, dict[str, bytes]]:
     """The samples in (part of) a tar: key -> member name after the key -> bytes. Raises `tarfile.TarError`."""
-    found: dict[str, dict[str, bytes]] = {}
-    for path, content in parts(memoryview(data)):
+    samples: dict[str, dict[str, bytes]] = {}
+    for path, content in iterate_members(memoryview(data)):
         key, _, name = path.partition(".")
-        found.setdefault(key, {})[name] = bytes(content)
-    return found
+        samples.setdefault(key, {})[name] = bytes(content)
+    return samples
 
 
-def sample(out: Folder, clip_id: str, shard: str, offset: int, size: int) -> dict[str, bytes]:
-    """One sample's members by a single ranged read. Raises `KeyError` when another sample lies there."""
-    return members(out.read(shard, offset, size))[clip_id]
+def read_sample(out: Folder, clip_id: str, shard: str, offset: int, size: int) -> dict[str, bytes]:
+    """The members of one sample, by a single ranged read. Raises `KeyError` when another sample is there."""
+    return group_members(out.read(shard, offset, size))[clip_id]

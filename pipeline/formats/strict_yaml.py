@@ -1,4 +1,4 @@
-"""YAML files that people write (recipes, mixtures), read strictly: what is misspelt or doubled gets a sentence."""
+"""Reads YAML files that people write (recipes, mixtures) strictly: a misspelt or repeated key is an error."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-class Strict(BaseModel):
-    """A part of such a file: unknown keys are an error, because a misspelt threshold must not be ignored; and numbers
-    are numbers, neither infinite nor none."""
+class StrictModel(BaseModel):
+    """A part of such a file: unknown keys are an error, because a misspelt threshold must not be ignored, and numbers
+    must be finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Model = TypeVar("Model", bound=Strict)
+Model = TypeVar("Model", bound=StrictModel)
 
 
-def content(path: Path, what: str) -> str:
+def read_text(path: Path, kind: str) -> str:
     """The text of a file. Raises `UsageError` when it cannot be read."""
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"cannot read the {what} {path}: {why}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read the {kind} {path}: {reason}") from error
 
 
-def mapping(text: str, name: str) -> dict[Any, Any]:
-    """The keys and values in a YAML text. Raises `UsageError`, which begins with `name`, when it is something else."""
+def parse_mapping(text: str, name: str) -> dict[Any, Any]:
+    """The keys and values in a YAML text. Raises `UsageError`, which begins with `name`, for anything else."""
     try:
-        given = yaml.load(text, _Loader) or {}  # noqa: S506 (it is a SafeLoader)
-    # ValueError: something like a date that is none. RecursionError: a thousand brackets.
+        document = yaml.load(text, _Loader) or {}  # noqa: S506 (it is a SafeLoader)
+    # ValueError: an impossible date, for example. RecursionError: a thousand brackets.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
-        raise UsageError(f"{name}: expected keys and values, found {type(given).__name__}")
-    return given
+    if not isinstance(document, dict):
+        raise UsageError(f"{name}: expected keys and values, found {type(document).__name__}")
+    return document
 
 
-def validated(model: type[Model], given: dict[Any, Any], name: str) -> Model:
-    """`given` as a model. Raises `UsageError`, which begins with `name`, with a sentence for each thing wrong."""
+def validate(model: type[Model], values: dict[Any, Any], name: str) -> Model:
+    """`values` as a model. Raises `UsageError`, which begins with `name`, with a sentence for each problem."""
     try:
-        return model.model_validate(given)
+        return model.model_validate(values)
     except ValidationError as error:
-        told = "; ".join(_sentence(problem, model) for problem in error.errors())
-        raise UsageError(f"{name}: {told}") from error
+        problems = "; ".join(_describe_problem(problem, model) for problem in error.errors())
+        raise UsageError(f"{name}: {problems}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# pydantic's types of errors, in the words of those who write YAML.
+# What pydantic's types of errors expect, in terms of YAML.
 _EXPECTED = {
     "tuple_type": "a list, as in [a, b]",
     **dict.fromkeys(("dict_type", "mapping_type", "model_type", "dataclass_type"), "keys and values"),
@@ -77,20 +77,20 @@ _EXPECTED = {
 }
 
 
-def _sentence(error: ErrorDetails, model: type[Strict]) -> str:
-    """One problem that pydantic found, in a sentence."""
-    where = ".".join(map(str, error["loc"])) or "all of it"
+def _describe_problem(error: ErrorDetails, model: type[StrictModel]) -> str:
+    """One of pydantic's errors, in a sentence."""
+    location = ".".join(map(str, error["loc"])) or "all of it"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         keys: Any = model
         for part in error["loc"][:-1]:
-            # A model's field, or a name of somebody's own in a mapping.
+            # A field of a model, or a user's own name in a mapping.
             fields = getattr(keys, "model_fields", {})
             keys = fields[part].annotation if part in fields else get_args(keys)[-1]
             if isinstance(keys, UnionType):
-                # Something that may be left out: X | None.
-                keys = next(one for one in get_args(keys) if one is not NoneType)
-        known = getattr(keys, "__pydantic_fields__", None) or keys.__dataclass_fields__
-        return f"{where}: there is no such key{did_you_mean(str(error['loc'][-1]), known)}"
+                # An optional field: X | None.
+                keys = next(option for option in get_args(keys) if option is not NoneType)
+        names = getattr(keys, "__pydantic_fields__", None) or keys.__dataclass_fields__
+        return f"{location}: there is no such key{did_you_mean(str(error['loc'][-1]), names)}"
     if error["type"] in _EXPECTED:
-        return f"{where}: expected {_EXPECTED[error['type']]}; found {error['input']!r}"
-    return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'must be')}"
+        return f"{location}: expected {_EXPECTED[error['type']]}; found {error['input']!r}"
+    return f"{location}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'must be')}"

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from annotators.weights import MissingWeights, path
-from pipeline.catalog.catalog import BATCH, Catalog, existing
-from pipeline.catalog.dataset import check_geometry, manifest_columns, owned, stored_recipe
+from pipeline.catalog.catalog import BATCH, Catalog, open_dataset
+from pipeline.catalog.dataset import check_geometry, lock_catalog, manifest_columns, stored_recipe
 from pipeline.catalog.ledger import Ledger, check_foundations
 from pipeline.engine.progress import Watcher
 from pipeline.errors import OUR_FAULT, UsageError
@@ -19,7 +19,7 @@ from pipeline.ingest.run import Run
 from pipeline.recipe import recipe, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.rules import named
+from pipeline.recipe.rules import quote_name
 from pipeline.sources import source_list
 from pipeline.sources.expand import Source, expand_sources
 from pipeline.sources.source_list import Listing
@@ -84,10 +84,12 @@ def ingest(
         folder.check_creates()
         if folder.url.startswith("memory:"):
             raise UsageError(f"{out} is seen by one process alone; OUT must be a disk or a bucket that all workers see")
-        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen)))
+        blueprint = with_weights(
+            Blueprint.for_ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen))
+        )
         folder.check_writable()
-        with owned(folder, scratch.path) as catalog:
-            if not catalog.empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
+        with lock_catalog(folder, scratch.path) as catalog:
+            if not catalog.is_empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
                 check_geometry(chosen, stored_recipe(catalog), out)
             ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
             return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
@@ -102,12 +104,12 @@ def retry(
     watcher: Watcher = lambda _: None,
 ) -> Summary:
     """Try everything that failed in OUT once more, by its own recipe or another. Raises as `ingest`."""
-    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+    with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         stored = stored_recipe(catalog)
         chosen = recipe.load(recipe_file) if recipe_file else stored
         check_geometry(chosen, stored, out)
         listed = source_list.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
-        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen)))
+        blueprint = with_weights(Blueprint.for_ingest(chosen, manifest_of(listed, catalog, chosen)))
         ledger = Ledger(catalog, blueprint, listed, retry=True)
         return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
@@ -126,11 +128,11 @@ def annotate(
     One that builds on others finds what they made in the base layer. Clips that have the layer from this version of the
     annotator are left alone, and so are those for which it failed, unless `retry`. Raises as `ingest`.
     """
-    with Scratch() as scratch, owned(existing(out), scratch.path) as catalog:
+    with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         chosen = stored_recipe(catalog)
         if annotator in chosen.annotators:
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
-        blueprint = with_weights(Blueprint.layered(chosen, annotator))
+        blueprint = with_weights(Blueprint.for_layer(chosen, annotator))
         check_foundations(catalog, blueprint)
         return _go(catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher)
 
@@ -142,12 +144,12 @@ def with_weights(blueprint: Blueprint) -> Blueprint:
     """
     annotators = [name for stage in blueprint.stages for name in stage]
     detector = TransNet.weights if blueprint.recipe.shots == TransNet.name else ()
-    for weight in (*detector, *registry.weights(annotators, blueprint.filters).values()):
+    for weight in (*detector, *registry.collect_weights(annotators, blueprint.filters).values()):
         try:
             path(weight)
         except MissingWeights as error:
             raise UsageError(str(error)) from error
-    return blueprint.equipped()
+    return blueprint.with_weights()
 
 
 def manifest_of(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
@@ -189,8 +191,8 @@ def _go(
 def _failed_sources(catalog: Catalog) -> Iterator[Source]:
     """The sources that failed, or of which a clip did, with their manifest columns."""
     rows = catalog.connect().sql(
-        f"SELECT * EXCLUDE ({', '.join(named(name) for name in COLUMNS.names if name not in _SOURCE)}) FROM sources "
-        "WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
+        f"SELECT * EXCLUDE ({', '.join(quote_name(name) for name in COLUMNS.names if name not in _SOURCE)}) "
+        "FROM sources WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
         "ORDER BY source_uri"
     )
     for batch in rows.to_arrow_reader(BATCH):

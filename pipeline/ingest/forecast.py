@@ -128,9 +128,9 @@ def plan(
     with Scratch() as scratch:
         listed = source_list.write(expand_sources(sources, exclude), limit, scratch.path / "listing.parquet")
         catalog = Catalog(Folder(out if out is not None else str(scratch.path / "empty")), scratch.path)
-        if not catalog.empty():
+        if not catalog.is_empty():
             check_geometry(chosen, stored_recipe(catalog), str(out))
-        blueprint = with_weights(Blueprint.ingest(chosen, manifest_of(listed, catalog, chosen)))
+        blueprint = with_weights(Blueprint.for_ingest(chosen, manifest_of(listed, catalog, chosen)))
         ledger = Ledger(catalog, blueprint, listed)
         new = ledger.new_sources()
         picked = [
@@ -140,7 +140,7 @@ def plan(
         [(count, known, size, largest)] = new.query("new_source", _SIZES).fetchall()
         there = out is not None and (catalog.out.local is None or catalog.out.local.exists())
         checks = [check for check in doctor(out if there else None) if check.status != "ok"]
-        if (stored := ledger.work() - count) > 0:
+        if (stored := ledger.count_work() - count) > 0:
             told = f"{stored} are to be annotated anew by this recipe"
             checks.append(Check("stored clips", "warn", told, "what that takes is not in these numbers"))
         started = time.monotonic()
@@ -175,7 +175,7 @@ def _stretches(picked: Sequence[Source], limits: Limits, scratch: Path) -> list[
     found = []
     with Sandbox(limits.memory_mb, limits.stall_s) as box:
         # Its start is nobody's work.
-        [*_] = box.stream("pipeline.video.excerpt:ready")
+        [*_] = box.stream("pipeline.video.excerpt:warm_up")
         for number, source in enumerate(picked):
             started, stretch = time.monotonic(), scratch / f"stretch-{number:04}.mkv"
             at = int(hashlib.sha256(source.uri.encode()).hexdigest()[:8], 16) / 16**8

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 import pipeline
-from pipeline.catalog.catalog import Catalog, now
+from pipeline.catalog.catalog import Catalog, utc_now
 from pipeline.catalog.cleanup import sweep
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.catalog.ledger import Ledger
@@ -38,7 +38,7 @@ class Run:
         self._catalog, self._blueprint, self._ledger, self._scratch = catalog, blueprint, ledger, scratch
         self.id = ledger.run_id
         self._schema = blueprint.schema()
-        self._started = now()
+        self._started = utc_now()
         self.progress = Progress("sources" if blueprint.layer == BASE_LAYER else "stored clips")
         self.timings: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
@@ -49,7 +49,7 @@ class Run:
         Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
         """
         # Before anything is written: a recipe that cannot judge what is there must not become that of OUT.
-        revised = self._ledger.revised() if self._blueprint.layer == BASE_LAYER else iter(())
+        revised = self._ledger.revise() if self._blueprint.layer == BASE_LAYER else iter(())
         self._commit_rows([self._row_of_run()])
         finish_forgetting(self._catalog)
         swept = sweep(self._catalog)
@@ -58,9 +58,9 @@ class Run:
         for table in revised:
             self._catalog.commit(table)
         self._ledger.refresh()
-        if self._ledger.work():
+        if self._ledger.count_work():
             self._rounds(address, cpus, watchers)
-        self._commit_rows([self._row_of_run() | {"finished": now()}])
+        self._commit_rows([self._row_of_run() | {"finished": utc_now()}])
         sweep(self._catalog)
 
     def _rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
@@ -80,12 +80,12 @@ class Run:
             def state() -> tuple[int, int]:
                 self._ledger.refresh()
                 # A source that fails again is no work any more, and a new one settles without being less work.
-                work, settled = self._ledger.work(), self._ledger.settled()
+                work, settled = self._ledger.count_work(), self._ledger.count_settled()
                 self.progress.work = max(self.progress.work, work)
                 self.progress.done = self.progress.work - work
                 return work, settled
 
-            rounds(engine, stop, once, self._ledger.work, state, "sources or clips got no verdict")
+            rounds(engine, stop, once, self._ledger.count_work, state, "sources or clips got no verdict")
 
     def _round(self, engine: Engine, stop: Stop, watchers: Any) -> None:
         """One pass of the plan over the work that is left; what it finished is committed however it ends."""

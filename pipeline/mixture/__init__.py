@@ -1,1 +1,1 @@
-"""Mixtures of datasets, and the order in which trainers meet their clips."""
+"""Mixtures of datasets, and the order in which trainers read their clips."""

@@ -1,4 +1,4 @@
-"""A recipe resolved against what is installed: the one object that every worker gets and every stage reads."""
+"""A recipe resolved against the installed annotators and filters, for every worker and stage of a run."""
 
 from __future__ import annotations
 
@@ -27,42 +27,44 @@ class Blueprint:
     signals: dict[str, Signal]
     lineage: list[dict[str, Any]]
     # The columns known before the first annotator runs, after it, after the second, ...
-    known: tuple[frozenset[str], ...]
-    # The weights that the user named, of each annotator that asks for them; a run's blueprint alone has them.
+    known_columns: tuple[frozenset[str], ...]
+    # The weights that the user named, of each annotator that asks for them; only a run's blueprint has them.
     chosen: dict[str, tuple[Weight, ...]] = field(default_factory=dict)
 
     @classmethod
-    def ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
+    def for_ingest(cls, recipe: Recipe, manifest: tuple[str, ...]) -> Blueprint:
         """The base layer. Raises `UsageError` for unknown annotators, filters or columns, and for bad predicates."""
         registry.check_outputs(recipe.annotators)
-        registry.foundations(recipe.annotators, recipe.filters)
-        writers = [name for name in recipe.annotators if registry.captions(registry.annotator(name))]
+        registry.find_foundations(recipe.annotators, recipe.filters)
+        writers = [name for name in recipe.annotators if registry.writes_caption(registry.load_annotator(name))]
         if len(writers) > 1:
             raise UsageError(f"{writers[0]!r} and {writers[1]!r} both write the caption; add one as a layer (annotate)")
-        made = cls._of(recipe, schema.BASE_LAYER, manifest, recipe.filters, recipe.stages)
-        made.schema()
-        made.rules()
-        return made
+        blueprint = cls._build(recipe, schema.BASE_LAYER, manifest, recipe.filters, recipe.stages)
+        blueprint.schema()
+        blueprint.rules()
+        return blueprint
 
     @classmethod
-    def layered(cls, recipe: Recipe, annotator: str) -> Blueprint:
-        """A layer on clips that exist, made by one annotator and judged by no rule. Raises `UsageError` where a track
-        or a signal of it is in the clips already, or one that it needs is not."""
-        together = [*recipe.annotators, annotator]
-        registry.check_outputs(together)
-        beneath = registry.foundations(together, recipe.filters)[annotator]
-        registry.signals(together, recipe.filters)
-        bare = Recipe.model_validate(recipe.model_dump() | {"rules": {}, "tasks": {}})
-        made = cls._of(bare, annotator, (), (), ((annotator,),))
-        # A layer is as old as what it was made from.
-        beneath_it = registry.lineage(
-            [name for name in recipe.annotators if name in beneath],
-            [name for name in recipe.filters if name in beneath],
+    def for_layer(cls, recipe: Recipe, annotator: str) -> Blueprint:
+        """A layer on existing clips, made by one annotator and judged by no rule.
+
+        Raises `UsageError` if the clips already have one of its tracks or signals, or lack one that it needs.
+        """
+        annotators = [*recipe.annotators, annotator]
+        registry.check_outputs(annotators)
+        foundations = registry.find_foundations(annotators, recipe.filters)[annotator]
+        registry.collect_signals(annotators, recipe.filters)
+        layer_recipe = Recipe.model_validate(recipe.model_dump() | {"rules": {}, "tasks": {}})
+        blueprint = cls._build(layer_recipe, annotator, (), (), ((annotator,),))
+        # A layer is outdated when what it was made from is.
+        foundation_lineage = registry.build_lineage(
+            [name for name in recipe.annotators if name in foundations],
+            [name for name in recipe.filters if name in foundations],
         )
-        return replace(made, lineage=[*beneath_it, *made.lineage])
+        return replace(blueprint, lineage=[*foundation_lineage, *blueprint.lineage])
 
     @classmethod
-    def _of(
+    def _build(
         cls,
         recipe: Recipe,
         layer: str,
@@ -71,45 +73,51 @@ class Blueprint:
         stages: tuple[tuple[str, ...], ...],
     ) -> Blueprint:
         annotators = [name for stage in stages for name in stage]
-        signals = registry.signals(annotators, filters)
-        cheap = set(registry.signals([], filters))
-        known = [frozenset(schema.kinds({}, manifest)) | cheap]
+        signals = registry.collect_signals(annotators, filters)
+        cheap = set(registry.collect_signals([], filters))
+        known_columns = [frozenset(schema.rule_columns({}, manifest)) | cheap]
         for name in annotators:
-            known.append(known[-1] | set(registry.annotator(name).signals))
-        lineage = registry.lineage(annotators, filters)
-        return cls(recipe, layer, manifest, filters, stages, signals, lineage, tuple(known))
+            known_columns.append(known_columns[-1] | set(registry.load_annotator(name).signals))
+        lineage = registry.build_lineage(annotators, filters)
+        return cls(recipe, layer, manifest, filters, stages, signals, lineage, tuple(known_columns))
 
-    def equipped(self) -> Blueprint:
-        """The same for a run: with the weights that the user names, in its lineage too.
+    def with_weights(self) -> Blueprint:
+        """A copy for a run: with the weights that the user names, also in its lineage.
 
-        Raises `UsageError` where an annotator asks for some, and he names none that will do.
+        Raises `UsageError` if an annotator asks for weights and the user names none that fit.
         """
         makers = {entry["name"] for entry in self.lineage}
         annotators = dict.fromkeys([*self.recipe.annotators, *(name for stage in self.stages for name in stage)])
-        chosen = registry.chosen(name for name in annotators if name in makers)
-        named = {
-            name: registry.lineage_of((*registry.annotator(name).weights, *weights)) for name, weights in chosen.items()
+        chosen = registry.choose_weights(name for name in annotators if name in makers)
+        chosen_lineage = {
+            name: registry.describe_weights((*registry.load_annotator(name).weights, *weights))
+            for name, weights in chosen.items()
         }
-        lineage = [entry | named.get(entry["name"], {}) for entry in self.lineage]
+        lineage = [entry | chosen_lineage.get(entry["name"], {}) for entry in self.lineage]
         return replace(self, lineage=lineage, chosen=chosen)
 
-    def made(self, name: str) -> Annotator:
-        """An annotator with its weights loaded, of a blueprint that is `equipped`. Raises what it raises when they are
-        not to be had."""
-        owner: Any = registry.annotator(name)
-        made: Annotator = owner(self.chosen[name]) if name in self.chosen else owner()
-        return made
+    def build_annotator(self, name: str) -> Annotator:
+        """An annotator with its weights loaded; the blueprint must come from `with_weights`. Raises what the annotator
+        raises when they are not available."""
+        owner: Any = registry.load_annotator(name)
+        annotator: Annotator = owner(self.chosen[name]) if name in self.chosen else owner()
+        return annotator
 
     def schema(self) -> pa.Schema:
         """The catalog columns that this run writes."""
-        return schema.full(self.signals, self.manifest)
+        return schema.build_schema(self.signals, self.manifest)
 
     def rules(self) -> Rules:
-        """The recipe's rules, asked in the order in which their signals become known."""
+        """The recipe's rules, evaluated in the order in which their signals become known."""
         try:
-            return Rules(self.recipe.rules, self.recipe.fitness, schema.kinds(self.signals, self.manifest), self.known)
+            return Rules(
+                self.recipe.rules,
+                self.recipe.fitness,
+                schema.rule_columns(self.signals, self.manifest),
+                self.known_columns,
+            )
         except RuleError as error:
-            maker = registry.maker(error.column) if error.column else None
+            maker = registry.find_maker(error.column) if error.column else None
             if maker:
                 raise UsageError(
                     f"the rule or task {str(error).partition(':')[0]!r} asks for {error.column!r}, which {maker} "
@@ -118,6 +126,6 @@ class Blueprint:
                 ) from error
             raise UsageError(f"recipe, rule or task {error}") from error
 
-    def made_by(self, names: list[str]) -> list[dict[str, Any]]:
+    def select_lineage(self, names: list[str]) -> list[dict[str, Any]]:
         """The lineage of these annotators and filters."""
         return [entry for entry in self.lineage if entry["name"] in names]

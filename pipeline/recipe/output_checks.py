@@ -1,4 +1,4 @@
-"""What annotators and filters give, held against what they promised, because anybody may write one."""
+"""Checks the output of annotators and filters against what they declare, because anybody may write one."""
 
 from __future__ import annotations
 
@@ -15,76 +15,84 @@ from pipeline.recipe import registry
 # The Python types of a signal's kind; a whole number is a float too.
 _KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
 
-# What a sample's JSON says of the clip; an annotator's data may not bear these names.
+# The keys that describe the clip in a sample's JSON; an annotator's data may not use these names.
 SAMPLE_KEYS = (
     *("clip_id", "frames", "fps", "width", "height", "start_s", "end_s", "source_hash", "lineage"),
     "signals",
 )
 
 
-def annotate(annotator: Annotator, frames: Frames, fps: float, needed: Mapping[str, Any]) -> Annotation:
-    """An annotator's result for one clip. `needed`: the signals and tracks that it asks for.
+def annotate(annotator: Annotator, frames: Frames, fps: float, inputs: Mapping[str, Any]) -> Annotation:
+    """An annotator's result for one clip. `inputs`: the signals and tracks that it needs.
 
-    Raises `ClipError` (ANNOTATOR_ERROR) where the result is not what the annotator declares.
+    Raises `ClipError` (ANNOTATOR_ERROR) if the result is not what the annotator declares.
     """
-    found = annotator(_untouchable(frames), fps, **needed)
-    if set(found.tracks) != set(annotator.tracks):
-        raise _broken(annotator, f"gave the tracks {sorted(found.tracks)}, and declares {sorted(annotator.tracks)}")
-    for name, track in found.tracks.items():
+    annotation = annotator(_freeze(frames), fps, **inputs)
+    if set(annotation.tracks) != set(annotator.tracks):
+        raise _contract_error(
+            annotator, f"gave the tracks {sorted(annotation.tracks)}, and declares {sorted(annotator.tracks)}"
+        )
+    for name, track in annotation.tracks.items():
         if track.shape != frames.shape or track.dtype != np.uint8:
             detail = f"gave a track {name} of {track.dtype} {track.shape}; the clip is uint8 {frames.shape}"
-            raise _broken(annotator, detail)
-    if not set(found.pictures) <= set(registry.pictures(annotator)):
+            raise _contract_error(annotator, detail)
+    if not set(annotation.pictures) <= set(registry.pictures(annotator)):
         declared = sorted(registry.pictures(annotator))
-        raise _broken(annotator, f"gave the pictures {sorted(found.pictures)}, and declares {declared}")
-    for name, pictures in found.pictures.items():
+        raise _contract_error(annotator, f"gave the pictures {sorted(annotation.pictures)}, and declares {declared}")
+    for name, pictures in annotation.pictures.items():
         for picture in pictures:
             if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
-                raise _broken(annotator, f"gave a picture {name} of {picture.dtype} {picture.shape}, not uint8 RGB")
-    if set(found.files) != set(registry.files(annotator)):
+                raise _contract_error(
+                    annotator, f"gave a picture {name} of {picture.dtype} {picture.shape}, not uint8 RGB"
+                )
+    if set(annotation.files) != set(registry.files(annotator)):
         declared = sorted(registry.files(annotator))
-        raise _broken(annotator, f"gave the files {sorted(found.files)}, and declares {declared}")
-    for name, data in found.files.items():
+        raise _contract_error(annotator, f"gave the files {sorted(annotation.files)}, and declares {declared}")
+    for name, data in annotation.files.items():
         if not isinstance(data, bytes) or not data:
-            raise _broken(annotator, f"gave {type(data).__name__} for the file {name}, or nothing in it, not bytes")
-    if registry.captions(annotator) and not (isinstance(found.caption, str) and found.caption.strip()):
-        raise _broken(annotator, f"gave {found.caption!r} for a caption, and declares to write captions")
-    if not registry.captions(annotator) and found.caption is not None:
-        raise _broken(annotator, "gave a caption, and does not declare to write any")
-    found.signals = _plain(annotator, annotator.signals, found.signals)
-    return found
+            raise _contract_error(
+                annotator, f"gave {type(data).__name__} for the file {name}, or nothing in it, not bytes"
+            )
+    if registry.writes_caption(annotator) and not (isinstance(annotation.caption, str) and annotation.caption.strip()):
+        raise _contract_error(annotator, f"gave {annotation.caption!r} for a caption, and declares to write captions")
+    if not registry.writes_caption(annotator) and annotation.caption is not None:
+        raise _contract_error(annotator, "gave a caption, and does not declare to write any")
+    annotation.signals = _check_signals(annotator, annotator.signals, annotation.signals)
+    return annotation
 
 
-def measure(one: Filter, frames: Frames, fps: float) -> dict[str, Value]:
-    """A filter's signals of one clip. Raises `ClipError` (ANNOTATOR_ERROR) where it raises anything or breaks its
-    promise."""
-    given = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: one(_untouchable(frames), fps))
-    if isinstance(given, Failure):
-        raise ClipError(given.code, f"{one.name}: {given.detail}")
-    return _plain(one, one.signals, given)
+def measure(filter_: Filter, frames: Frames, fps: float) -> dict[str, Value]:
+    """A filter's signals of one clip. Raises `ClipError` (ANNOTATOR_ERROR) if it raises anything or its result is not
+    what it declares."""
+    signals = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: filter_(_freeze(frames), fps))
+    if isinstance(signals, Failure):
+        raise ClipError(signals.code, f"{filter_.name}: {signals.detail}")
+    return _check_signals(filter_, filter_.signals, signals)
 
 
-def _untouchable(frames: Frames) -> Frames:
-    """The same frames, which nobody can draw into: the next one measures them too."""
+def _freeze(frames: Frames) -> Frames:
+    """A read-only view of the frames: the next filter or annotator reads them too."""
     view = frames.view()
     view.flags.writeable = False
     return view
 
 
-def _plain(owner: Annotator | Filter, declared: Mapping[str, Signal], given: Mapping[str, Any]) -> dict[str, Value]:
-    """The signals with Python's numbers for numpy's."""
-    if not isinstance(given, Mapping) or set(given) != set(declared):
-        names = sorted(given) if isinstance(given, Mapping) else given
-        raise _broken(owner, f"gave the signals {names}, and declares {sorted(declared)}")
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+def _check_signals(
+    owner: Annotator | Filter, declared: Mapping[str, Signal], signals: Mapping[str, Any]
+) -> dict[str, Value]:
+    """The signals as declared, with Python's numbers in place of numpy's."""
+    if not isinstance(signals, Mapping) or set(signals) != set(declared):
+        names = sorted(signals) if isinstance(signals, Mapping) else signals
+        raise _contract_error(owner, f"gave the signals {names}, and declares {sorted(declared)}")
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in signals.items()}
     for name, value in plain.items():
         kind = declared[name].kind
         wrong = not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool")
-        # Not-a-number is a measurement that failed, and every number would be below it for a rule.
+        # NaN is a failed measurement, and in a rule every number would be below it.
         if value is not None and (wrong or (isinstance(value, float) and not math.isfinite(value))):
-            raise _broken(owner, f"gave {value!r} for the signal {name}, which is a {kind}")
+            raise _contract_error(owner, f"gave {value!r} for the signal {name}, which is a {kind}")
     return plain
 
 
-def _broken(owner: Annotator | Filter, sentence: str) -> ClipError:
+def _contract_error(owner: Annotator | Filter, sentence: str) -> ClipError:
     return ClipError(ErrorCode.ANNOTATOR_ERROR, f"{owner.name} {sentence}")

@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says grid, shots, annotators, rules and tasks, checked before anything starts."""
+"""The recipe: one YAML file with grid, shots, annotators, rules and tasks, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import yaml
 from pydantic import Field, field_validator
 
 from pipeline.errors import did_you_mean
-from pipeline.formats.strict_yaml import Strict, content, mapping, validated
+from pipeline.formats.strict_yaml import StrictModel, parse_mapping, read_text, validate
 from pipeline.video.grid import Grid
 
 
-class Limits(Strict):
+class Limits(StrictModel):
     """Bounds on untrusted input."""
 
     pixels: Annotated[int, Field(gt=0, description="largest picture, width x height")] = 8192 * 4320
@@ -30,22 +30,22 @@ class Limits(Strict):
     ] = 5
 
 
-class Commit(Strict):
+class Commit(StrictModel):
     """When finished clips become a shard and a catalog part: at a size or an age, whichever comes first."""
 
     shard_mb: Annotated[float, Field(gt=0)] = 256.0
     every_s: Annotated[float, Field(gt=0)] = 120.0
 
 
-class Encode(Strict):
+class Encode(StrictModel):
     """How clips and tracks are encoded (x264)."""
 
     crf: Annotated[int, Field(ge=0, le=51)] = 18
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
 
 
-class Recipe(Strict):
-    """Everything that decides what a clip becomes."""
+class Recipe(StrictModel):
+    """Everything that decides what is made of a clip."""
 
     grid: Grid = Grid()
     shots: Literal["transnetv2", "adaptive"] = "transnetv2"
@@ -68,32 +68,32 @@ class Recipe(Strict):
 
     @field_validator("stages", "filters")
     @classmethod
-    def _once(cls, named: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [name for part in named for name in ([part] if isinstance(part, str) else part)]
-        twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{twice[0]!r} is named twice")
-        return named
+    def _names_are_unique(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [name for part in values for name in ([part] if isinstance(part, str) else part)]
+        repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"{repeated[0]!r} is named twice")
+        return values
 
     @field_validator("tasks", mode="before")
     @classmethod
     def _composites_have_parts(cls, tasks: Any) -> Any:
         if not isinstance(tasks, Mapping):
             return tasks
-        single = [str(name) for name, given in tasks.items() if isinstance(given, str)]
-        for name, given in tasks.items():
-            if isinstance(given, str):
+        single = [str(name) for name, definition in tasks.items() if isinstance(definition, str)]
+        for name, definition in tasks.items():
+            if isinstance(definition, str):
                 continue
-            if not isinstance(given, list | tuple) or not given:
+            if not isinstance(definition, list | tuple) or not definition:
                 raise ValueError(
                     f"the task {name!r} must be a predicate (in quotes, if it is true or false) or a list of tasks, as "
-                    f"in [reference, pose]; found {given!r}"
+                    f"in [reference, pose]; found {definition!r}"
                 )
-            for part in given:
+            for part in definition:
                 if part not in single:
                     raise ValueError(
                         f"the task {name!r} is a list, and its parts must be tasks that have a predicate; {part!r} is "
-                        f"none{did_you_mean(str(part), single)}"
+                        f"not one{did_you_mean(str(part), single)}"
                     )
         return tasks
 
@@ -101,28 +101,28 @@ class Recipe(Strict):
     def fitness(self) -> dict[str, str]:
         """Each task's predicate; a clip is fit for a composite when it is fit for every part of it."""
         return {
-            name: given if isinstance(given, str) else " AND ".join(f"({self.tasks[part]}\n)" for part in given)
-            for name, given in self.tasks.items()
+            name: task if isinstance(task, str) else " AND ".join(f"({self.tasks[part]}\n)" for part in task)
+            for name, task in self.tasks.items()
         }
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """The tasks that each task is made of: itself, unless it is a composite."""
-        return {name: (name,) if isinstance(given, str) else tuple(given) for name, given in self.tasks.items()}
+        """The tasks that each task is composed of: itself, unless it is a composite."""
+        return {name: (name,) if isinstance(task, str) else tuple(task) for name, task in self.tasks.items()}
 
     @property
     def annotators(self) -> tuple[str, ...]:
-        """Every annotator named, in the order in which it runs."""
+        """Every annotator, in running order."""
         return tuple(name for stage in self.stages for name in stage)
 
     @cached_property
     def geometry(self) -> str:
-        """What one OUT cannot mix: clips of another grid, shot detector or crop have other ids."""
+        """What must be the same for all of one OUT: clips of another grid, shot detector or crop have other ids."""
         return f"grid {self.grid.key()}, shots {self.shots}, crop_bars {str(self.crop_bars).lower()}"
 
     @cached_property
     def text(self) -> str:
-        """The recipe as YAML, as kept in the catalog; in its own order, because the first rule that is true decides."""
+        """The recipe as YAML, as stored in the catalog; in its own order, because the first true rule decides."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @cached_property
@@ -137,12 +137,12 @@ def default_text() -> str:
     return resources.files("pipeline.recipe").joinpath("default.yaml").read_text()
 
 
-def parse(text: str, where: str) -> Recipe:
-    """A recipe from YAML; keys left out come from the default recipe. Raises `UsageError` that names `where`."""
-    name = f"recipe {where}"
-    return validated(Recipe, yaml.safe_load(default_text()) | mapping(text, name), name)
+def parse(text: str, origin: str) -> Recipe:
+    """A recipe from YAML; keys left out come from the default recipe. Raises `UsageError` that names `origin`."""
+    name = f"recipe {origin}"
+    return validate(Recipe, yaml.safe_load(default_text()) | parse_mapping(text, name), name)
 
 
 def load(path: Path | None) -> Recipe:
     """The recipe in a file, or the default one. Raises `UsageError` when it cannot be read or is not valid."""
-    return parse(default_text(), "default.yaml") if path is None else parse(content(path, "recipe"), str(path))
+    return parse(default_text(), "default.yaml") if path is None else parse(read_text(path, "recipe"), str(path))

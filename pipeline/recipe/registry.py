@@ -1,4 +1,4 @@
-"""Annotators and filters by name, found by entry point, so that another package adds one without touching this one."""
+"""Loads annotators and filters by name, from entry points, so that other packages can add some."""
 
 from __future__ import annotations
 
@@ -15,95 +15,97 @@ from pipeline.video.shots import TransNet
 
 Group = Literal["annotators", "filters"]
 
-# What the pipeline reads of a class before it makes one.
+# The attributes that the pipeline reads of a class before creating an instance.
 _FILTER = ("name", "version", "signals")
 _NEEDED: dict[Group, tuple[str, ...]] = {"annotators": (*_FILTER, "tracks", "weights"), "filters": _FILTER}
 
 
-# A file becomes a member <id>.<name>: readers group by the first dot and go by the last, and some know small letters
-# alone. The endings of the pipeline's own members mean what the pipeline makes of them. A tar has room for 100 letters.
+# A file becomes a member <id>.<name>: readers group by the first dot and decode by the last, and some know only small
+# letters. The suffixes of the pipeline's own members are reserved. A tar holds names of 100 letters.
 _FILE = re.compile(r"(?=.{3,60}$)[a-z0-9_]+(\.[a-z0-9_]+)*\.(?!(mp4|png|jpg|json|txt)$)[a-z0-9_]+")
 
 
-def available(group: Group) -> dict[str, EntryPoint]:
+def find_registered(group: Group) -> dict[str, EntryPoint]:
     """Every registered annotator or filter. Raises `UsageError` when two packages claim one name."""
-    found: dict[str, EntryPoint] = {}
+    points: dict[str, EntryPoint] = {}
     for point in entry_points(group=f"vdot_data.{group}"):
-        if point.name in found and found[point.name].value != point.value:
-            raise UsageError(f"two packages register {point.name!r}: {found[point.name].value} and {point.value}")
-        found[point.name] = point
-    return found
+        if point.name in points and points[point.name].value != point.value:
+            raise UsageError(f"two packages register {point.name!r}: {points[point.name].value} and {point.value}")
+        points[point.name] = point
+    return points
 
 
-def _class(group: Group, name: str) -> Any:
-    found = available(group)
-    if name not in found:
-        raise UsageError(f"no {group[:-1]} named {name!r}{did_you_mean(name, found)}")
-    point = found[name]
-    who = f"the {group[:-1]} {name!r} ({point.value})"
+def _load_class(group: Group, name: str) -> Any:
+    points = find_registered(group)
+    if name not in points:
+        raise UsageError(f"no {group[:-1]} named {name!r}{did_you_mean(name, points)}")
+    point = points[name]
+    subject = f"the {group[:-1]} {name!r} ({point.value})"
     # Its module may raise anything.
     owner = attempt(ErrorCode.INTERNAL_ERROR, point.load)
     if isinstance(owner, Failure):
         raise UsageError(
-            f"{who} cannot be loaded: {owner.detail}; those of vdot-data need pip install 'vdot-data[ingest]'"
+            f"{subject} cannot be loaded: {owner.detail}; those of vdot-data need pip install 'vdot-data[ingest]'"
         )
     missing = [attribute for attribute in _NEEDED[group] if not hasattr(owner, attribute)]
     if missing:
-        raise UsageError(f"{who} has no {', '.join(missing)}")
+        raise UsageError(f"{subject} has no {', '.join(missing)}")
     if name in (BASE_LAYER, DUPLICATES_LAYER):
-        raise UsageError(f"{who}: {name!r} is the name of a layer of vdot-data's own")
+        raise UsageError(f"{subject}: {name!r} is the name of a layer of vdot-data's own")
     if owner.name != name:
-        raise UsageError(f"{who} calls itself {owner.name!r}: the entry point and the class must bear one name")
+        raise UsageError(
+            f"{subject} calls itself {owner.name!r}: the entry point and the class must have the same name"
+        )
     for file in files(owner):
         if not _FILE.fullmatch(file):
             raise UsageError(
-                f"{who} makes a file {file!r}: its name must be of small letters, digits and underscores, with dots "
+                f"{subject} makes a file {file!r}: its name must be small letters, digits and underscores, with dots "
                 "between, at most 60 long, and end in a format of its own (not mp4, png, jpg, json or txt)"
             )
     return owner
 
 
-def annotator(name: str) -> type[Annotator]:
+def load_annotator(name: str) -> type[Annotator]:
     """The annotator class registered under `name`. Raises `UsageError` for an unknown name or an unfit class."""
-    return cast("type[Annotator]", _class("annotators", name))
+    return cast("type[Annotator]", _load_class("annotators", name))
 
 
-def filter_(name: str) -> type[Filter]:
+def load_filter(name: str) -> type[Filter]:
     """The filter class registered under `name`. Raises `UsageError` for an unknown name or an unfit class."""
-    return cast("type[Filter]", _class("filters", name))
+    return cast("type[Filter]", _load_class("filters", name))
 
 
-def _owners(annotators: Iterable[str], filters: Iterable[str]) -> list[type[Filter] | type[Annotator]]:
-    return [*(filter_(name) for name in filters), *(annotator(name) for name in annotators)]
+def _load_owners(annotators: Iterable[str], filters: Iterable[str]) -> list[type[Filter] | type[Annotator]]:
+    return [*(load_filter(name) for name in filters), *(load_annotator(name) for name in annotators)]
 
 
-def signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Signal]:
-    """Every signal that these make, by name. Raises `UsageError` when two make the same one."""
-    found: dict[str, Signal] = {}
-    for owner in _owners(annotators, filters):
-        for signal, meaning in owner.signals.items():
-            if signal in found:
-                raise UsageError(f"two annotators or filters make the signal {signal!r}")
-            found[signal] = meaning
-    return found
+def collect_signals(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, Signal]:
+    """Every signal that these make, by name. Raises `UsageError` if two make the same one."""
+    collected: dict[str, Signal] = {}
+    for owner in _load_owners(annotators, filters):
+        for name, signal in owner.signals.items():
+            if name in collected:
+                raise UsageError(f"two annotators or filters make the signal {name!r}")
+            collected[name] = signal
+    return collected
 
 
-def maker(made: str) -> str | None:
+def find_maker(output: str) -> str | None:
     """The name of a registered annotator or filter that makes this signal or track, or None."""
     for group in ("annotators", "filters"):
-        for name in sorted(available(group)):
+        for name in sorted(find_registered(group)):
             try:
-                owner = _class(group, name)
+                owner = _load_class(group, name)
             except UsageError:
-                # One that nobody asked for, and that does not fit.
+                # An unfit class that nobody asked for.
                 continue
-            if made in (*owner.signals, *getattr(owner, "tracks", ())):
+            if output in (*owner.signals, *getattr(owner, "tracks", ())):
                 return name
     return None
 
 
 def needs(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
-    """The signals and tracks of others that an annotator is called with."""
+    """The signals and tracks of other annotators and filters that an annotator is called with."""
     return tuple(getattr(owner, "needs", ()))
 
 
@@ -118,112 +120,116 @@ def files(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
 
 
 def takes_sample(owner: type[Annotator] | Annotator) -> bool:
-    """Whether an annotator is called with whatever was made before it."""
+    """Whether an annotator is called with everything that was made before it."""
     return getattr(owner, "sample", False) is True
 
 
 def takes_gpu(name: str) -> bool:
-    """Whether the annotator registered under `name` uses a GPU. Raises as `annotator`."""
-    return getattr(annotator(name), "gpu", False) is True
+    """Whether the annotator registered under `name` uses a GPU. Raises as `load_annotator`."""
+    return getattr(load_annotator(name), "gpu", False) is True
 
 
-def chosen(annotators: Iterable[str]) -> dict[str, tuple[Weight, ...]]:
-    """The weights that the user names, of each of these that asks for them.
+def choose_weights(annotators: Iterable[str]) -> dict[str, tuple[Weight, ...]]:
+    """The weights that the user names, for each of these that asks for them.
 
-    Raises `UsageError` where none are named, or some that will not do.
+    Raises `UsageError` if none are named, or some that do not fit.
     """
-    asking = {name: choose for name in annotators if (choose := getattr(annotator(name), "choose", None))}
+    choosers = {name: choose for name in annotators if (choose := getattr(load_annotator(name), "choose", None))}
     try:
-        return {name: tuple(choose()) for name, choose in asking.items()}
+        return {name: tuple(choose()) for name, choose in choosers.items()}
     except MissingWeights as error:
         raise UsageError(str(error)) from error
 
 
-def captions(owner: type[Annotator] | Annotator) -> bool:
+def writes_caption(owner: type[Annotator] | Annotator) -> bool:
     """Whether an annotator writes captions."""
     return getattr(owner, "caption", False) is True
 
 
 def check_outputs(annotators: Iterable[str]) -> None:
-    """Raises `UsageError` when two of these make the same track or file, or pictures of one name."""
-    found: dict[str, str] = {}
+    """Raises `UsageError` if two of these make the same track or file, or pictures of the same name."""
+    makers: dict[str, str] = {}
     for name in annotators:
-        owner = annotator(name)
-        made = [f"track {track!r}" for track in owner.tracks] + [f"pictures {one!r}" for one in pictures(owner)]
-        made += [f"file {file!r}" for file in files(owner)]
-        for one in made:
-            if found.setdefault(one, name) != name:
-                raise UsageError(f"{found[one]!r} and {name!r} both make the {one}")
+        owner = load_annotator(name)
+        outputs = [f"track {track!r}" for track in owner.tracks] + [
+            f"pictures {picture!r}" for picture in pictures(owner)
+        ]
+        outputs += [f"file {file!r}" for file in files(owner)]
+        for output in outputs:
+            if makers.setdefault(output, name) != name:
+                raise UsageError(f"{makers[output]!r} and {name!r} both make the {output}")
 
 
-def foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, set[str]]:
-    """Each annotator -> the earlier ones and the filters of which it uses something, directly or not.
+def find_foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[str, set[str]]:
+    """Each annotator -> the earlier ones and the filters that it depends on, directly or not.
 
-    Raises `UsageError` when one needs what no filter and no earlier annotator makes.
+    Raises `UsageError` if one needs what no filter and no earlier annotator makes.
     """
-    makers = {made: name for name in filters for made in filter_(name).signals}
-    signals_known, tracks_known = set(makers), set()
-    found: dict[str, set[str]] = {}
+    makers = {output: name for name in filters for output in load_filter(name).signals}
+    earlier_signals, earlier_tracks = set(makers), set()
+    foundations: dict[str, set[str]] = {}
     for name in annotators:
-        owner = annotator(name)
-        for needed in needs(owner):
-            if needed not in makers:
-                made_by = maker(needed)
-                cure = (
-                    f"put {made_by} into the recipe before it (a layer builds on the base layer)"
-                    if made_by
+        owner = load_annotator(name)
+        for input_name in needs(owner):
+            if input_name not in makers:
+                candidate = find_maker(input_name)
+                remedy = (
+                    f"put {candidate} into the recipe before it (a layer builds on the base layer)"
+                    if candidate
                     else "nothing installed makes it"
                 )
-                raise UsageError(f"{name!r} needs {needed!r}: {cure}")
-            if needed in signals_known and needed in tracks_known:
-                raise UsageError(f"{name!r} needs {needed!r}, which is a signal and a track here: rename one of them")
-        direct = {makers[needed] for needed in needs(owner)}
+                raise UsageError(f"{name!r} needs {input_name!r}: {remedy}")
+            if input_name in earlier_signals and input_name in earlier_tracks:
+                raise UsageError(
+                    f"{name!r} needs {input_name!r}, which is a signal and a track here: rename one of them"
+                )
+        direct = {makers[input_name] for input_name in needs(owner)}
         if takes_sample(owner):
-            direct |= {earlier for earlier in found if _fills_sample(annotator(earlier))}
-        found[name] = direct.union(*(found.get(one, ()) for one in direct))
+            direct |= {earlier for earlier in foundations if _fills_sample(load_annotator(earlier))}
+        foundations[name] = direct.union(*(foundations.get(maker, ()) for maker in direct))
         makers |= dict.fromkeys((*owner.signals, *owner.tracks), name)
-        signals_known |= set(owner.signals)
-        tracks_known |= set(owner.tracks)
-    return found
+        earlier_signals |= set(owner.signals)
+        earlier_tracks |= set(owner.tracks)
+    return foundations
 
 
 def _fills_sample(owner: type[Annotator]) -> bool:
-    """Whether something that an annotator makes is in a `Sample`."""
-    return bool(owner.tracks or pictures(owner) or captions(owner))
+    """Whether an annotator makes something that is part of a `Sample`."""
+    return bool(owner.tracks or pictures(owner) or writes_caption(owner))
 
 
-def weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:
-    """The weights of these, by id; of every registered annotator and filter, and of the shot detector, where none are
-    named. Those that a user chooses are not among them.
+def collect_weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:
+    """The weights of these, by id; by default of every registered annotator and filter, and of the shot detector. Those
+    that a user chooses are not included.
 
-    Raises `UsageError` when two different ones share an id.
+    Raises `UsageError` if two different ones share an id.
     """
-    found = {weight.id: weight for weight in TransNet.weights} if annotators is None and filters is None else {}
-    annotators = sorted(available("annotators")) if annotators is None else annotators
-    filters = sorted(available("filters")) if filters is None else filters
-    for owner in _owners(annotators, filters):
+    collected = {weight.id: weight for weight in TransNet.weights} if annotators is None and filters is None else {}
+    annotators = sorted(find_registered("annotators")) if annotators is None else annotators
+    filters = sorted(find_registered("filters")) if filters is None else filters
+    for owner in _load_owners(annotators, filters):
         for weight in _weights_of(owner):
-            if found.setdefault(weight.id, weight) != weight:
+            if collected.setdefault(weight.id, weight) != weight:
                 raise UsageError(f"two annotators or filters mean different files by the weight {weight.id!r}")
-    return found
+    return collected
 
 
 def _weights_of(owner: type[Filter] | type[Annotator]) -> tuple[Weight, ...]:
-    # Few filters have any, and those without need not say so.
+    # Few filters have any, and the others need not declare it.
     used: tuple[Weight, ...] = getattr(owner, "weights", ())
     return used
 
 
-def lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
-    """Who makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
+def build_lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
+    """What makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
     return [
-        {"name": owner.name, "version": owner.version} | lineage_of(_weights_of(owner))
-        for owner in _owners(annotators, filters)
+        {"name": owner.name, "version": owner.version} | describe_weights(_weights_of(owner))
+        for owner in _load_owners(annotators, filters)
     ]
 
 
-def lineage_of(used: tuple[Weight, ...]) -> dict[str, str | None]:
-    """What a lineage says of weights."""
+def describe_weights(used: tuple[Weight, ...]) -> dict[str, str | None]:
+    """The entries of a lineage for weights."""
     return {
         "weights_id": "+".join(weight.id for weight in used) or None,
         "weights_sha256": "+".join(weight.sha256 for weight in used) or None,

@@ -68,7 +68,7 @@ def card(out: Folder, row: dict[str, Any], layers: Sequence[dict[str, Any]] = ()
 
 def _sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
     try:
-        return shards.sample(out, clip, *place)
+        return shards.read_sample(out, clip, *place)
     except (KeyError, tarfile.TarError, OSError):
         # A page with a gap says more than none; `verify` is what finds damage.
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.catalog.catalog import Catalog, existing, values
+from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.errors import UsageError
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.reporting import explain
@@ -22,7 +22,7 @@ def view(out: str, what: str, file: Path) -> str:
         clips = ", ".join(clip["clip_id"] for clip in facts["clips"]) or "none"
         raise UsageError(f"{what!r} is a source; `view` opens one of its clips: {clips}")
     with Scratch() as scratch:
-        catalog = Catalog(existing(out), scratch.path)
+        catalog = Catalog(open_dataset(out), scratch.path)
         clip_id: str = facts["clip"]["clip_id"]
         # A layer's tracks lie in shards of their own.
         rows = values(

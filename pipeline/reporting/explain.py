@@ -9,7 +9,7 @@ from typing import Any
 import duckdb
 
 from annotators.base import Signal
-from pipeline.catalog.catalog import Catalog, existing, values
+from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.catalog.find import find
 from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER
@@ -39,7 +39,7 @@ def explain(out: str, what: str) -> Facts:
     clips. Raises `UsageError` when there is no such thing.
     """
     with Scratch() as scratch:
-        catalog = Catalog(existing(out), scratch.path)
+        catalog = Catalog(open_dataset(out), scratch.path)
         con = catalog.connect()
         found = find(con, what)
         facts = _clip(con, found.clip_id) if found.clip_id else _source(con, found.source_uri)
@@ -113,7 +113,7 @@ def _known(chosen: Recipe | None, layer: str) -> dict[str, Signal]:
     filters = chosen.filters if chosen and layer == BASE_LAYER else ()
     for one in [*(([], [name]) for name in filters), *(([name], []) for name in annotators)]:
         try:
-            known |= registry.signals(*one)
+            known |= registry.collect_signals(*one)
         except (UsageError, ImportError):
             continue
     return known

@@ -21,7 +21,7 @@ _CRF = 30
 
 def mosaic(members: Mapping[str, bytes], fps: float) -> tuple[bytes | None, list[str]]:
     """A sample's clip and tracks as one MP4, and the names of its tiles, row by row; (None, []) where the clip cannot
-    be read. `members` as `shards.sample` gives them; a track that cannot be read is left out."""
+    be read. `members` as `shards.read_sample` gives them; a track that cannot be read is left out."""
     names = ["mp4", *sorted(name for name in members if name.endswith(".mp4"))]
     tiles: dict[str, Frames] = {}
     for name in names:

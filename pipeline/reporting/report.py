@@ -18,12 +18,12 @@ import duckdb
 import numpy as np
 
 from annotators.base import Signal
-from pipeline.catalog.catalog import Catalog, existing, now, values
+from pipeline.catalog.catalog import Catalog, open_dataset, utc_now, values
 from pipeline.catalog.dataset import manifest_columns, stored_recipe
-from pipeline.catalog.ledger import made
+from pipeline.catalog.ledger import made_by_sql
 from pipeline.formats.schema import BASE_LAYER, PLACE
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.recipe.rules import named, quoted
+from pipeline.recipe.rules import quote_name, quote_text
 from pipeline.reporting import thresholds
 from pipeline.reporting.cards import Card, card, check_writable, render
 from pipeline.reporting.thresholds import Threshold
@@ -83,15 +83,15 @@ def report(out: str, file: Path) -> Report:
     catalog raises; a sample that cannot be read is shown without pictures."""
     check_writable(file)
     with Scratch() as scratch:
-        catalog = Catalog(existing(out), scratch.path)
+        catalog = Catalog(open_dataset(out), scratch.path)
         chosen = stored_recipe(catalog)
-        blueprint = Blueprint.ingest(chosen, manifest_columns(catalog, chosen))
+        blueprint = Blueprint.for_ingest(chosen, manifest_columns(catalog, chosen))
         con = catalog.connect(blueprint.schema())
         columns = dict.fromkeys([*_COLUMNS, *blueprint.signals, *blueprint.rules().columns])
         con.execute(
-            f"CREATE TABLE base AS SELECT {', '.join(map(named, columns))}, "
-            f"shard IS NOT NULL AND {made(blueprint.lineage, any_version=True)} AS vdot_whole "
-            f"FROM clips WHERE layer = {quoted(BASE_LAYER)}"
+            f"CREATE TABLE base AS SELECT {', '.join(map(quote_name, columns))}, "
+            f"shard IS NOT NULL AND {made_by_sql(blueprint.lineage, any_version=True)} AS vdot_whole "
+            f"FROM clips WHERE layer = {quote_text(BASE_LAYER)}"
         )
         limits = _usable(thresholds.simple(chosen.rules), blueprint)
         measured = {name: signal for name, signal in blueprint.signals.items() if signal.kind in ("float", "int")}
@@ -102,7 +102,7 @@ def report(out: str, file: Path) -> Report:
         sheets = _sheets(con, catalog.out, limits)
         page = {
             "out": catalog.out.url,
-            "made": now(),
+            "made": utc_now(),
             "sequence": catalog.sequence,
             "counts": dict(con.execute("SELECT status, count(*) FROM base GROUP BY status").fetchall()),
             "sources": dict(con.execute("SELECT status, count(*) FROM sources GROUP BY status").fetchall()),
@@ -133,14 +133,14 @@ def _usable(limits: Iterable[Threshold], blueprint: Blueprint) -> list[Threshold
     found: dict[tuple[str, bool], Threshold] = {}
     for limit in limits:
         signal = blueprint.signals.get(limit.column)
-        early = limit.null is None or limit.column in blueprint.known[0]
+        early = limit.null is None or limit.column in blueprint.known_columns[0]
         if signal is not None and signal.kind in ("float", "int") and early:
             found.setdefault((limit.column, limit.sign.startswith("<")), limit)
     return list(found.values())
 
 
 def _slider(con: duckdb.DuckDBPyConnection, name: str, signal: Signal, limits: Sequence[Threshold]) -> Slider | None:
-    column = named(name)
+    column = quote_name(name)
     ((least, most),) = con.execute(f"SELECT min({column}), max({column}) FROM base").fetchall()
     if least is None:
         return None
@@ -184,7 +184,7 @@ def _rows(
     moved = {one.rule for one in limits}
     fixed = [f"({text}\n)" for rule, text in blueprint.recipe.rules.items() if rule not in moved]
     rejected = " OR ".join(fixed) or "false"
-    columns = "".join(f", {named(one.signal)}::DOUBLE" for one in sliders)
+    columns = "".join(f", {quote_name(one.signal)}::DOUBLE" for one in sliders)
     table = con.sql(
         f"SELECT vdot_whole::INT + 2 * coalesce({rejected}, false)::INT + 4 * (({rejected}) IS NULL)::INT AS vdot_flags"
         f"{columns} FROM base WHERE status IN ('kept', 'rejected', 'pending') ORDER BY md5(clip_id) LIMIT {ROWS}"
@@ -277,9 +277,10 @@ def _sheets(con: duckdb.DuckDBPyConnection, out: Folder, limits: Sequence[Thresh
 def _near(con: duckdb.DuckDBPyConnection, limits: Sequence[Threshold]) -> list[dict[str, Any]]:
     """The clips whose verdict hangs on the least: nearest to a threshold, by the spread of that signal."""
     asks = [
-        f"(SELECT clip_id, {quoted(one.rule)} AS near_rule, {named(one.column)} AS near_value, "
-        f"abs({named(one.column)} - {one.value!r}) / nullif((SELECT stddev({named(one.column)}) FROM base), 0) AS near "
-        f"FROM base WHERE (status = 'kept' OR rule = {quoted(one.rule)}) AND {named(one.column)} IS NOT NULL "
+        f"(SELECT clip_id, {quote_text(one.rule)} AS near_rule, {quote_name(one.column)} AS near_value, "
+        f"abs({quote_name(one.column)} - {one.value!r}) "
+        f"/ nullif((SELECT stddev({quote_name(one.column)}) FROM base), 0) AS near "
+        f"FROM base WHERE (status = 'kept' OR rule = {quote_text(one.rule)}) AND {quote_name(one.column)} IS NOT NULL "
         f"ORDER BY near, clip_id LIMIT {_NEAR})"
         for one in limits
     ]

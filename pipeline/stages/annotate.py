@@ -34,7 +34,7 @@ class AnnotateStage:
         """`number` counts the recipe's stages from 0; the last one gives the verdict."""
         process.prepare()
         self._blueprint, self._number, self._attempts = blueprint, number, attempts
-        self._annotators: list[Annotator] = [blueprint.made(name) for name in blueprint.stages[number]]
+        self._annotators: list[Annotator] = [blueprint.build_annotator(name) for name in blueprint.stages[number]]
         self._before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
         self._layered = blueprint.layer != BASE_LAYER
@@ -94,7 +94,7 @@ class AnnotateStage:
                 detail = f"{annotator.name} gave data under the names {sorted(twice)}, which are taken"
                 raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
             data |= found.data
-            record["lineage"] = [*record.get("lineage", []), *self._blueprint.made_by([annotator.name])]
+            record["lineage"] = [*record.get("lineage", []), *self._blueprint.select_lineage([annotator.name])]
             verdict = self._rules.judge(record, position)
             settled = verdict.status == "rejected" and not self._blueprint.recipe.score_all
             if settled:
@@ -152,7 +152,7 @@ def _reread(mp4: bytes) -> Frames:
     if isinstance(frames, Failure) and frames.code == ErrorCode.CLIP_DAMAGED:
         raise ClipError(ErrorCode.ENCODE_ERROR, frames.detail)
     if isinstance(frames, Failure):
-        raise frames.raised()
+        raise frames.to_exception()
     return frames
 
 
@@ -162,7 +162,7 @@ def _sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
     pictures: dict[str, list[Picture]] = {}
     shown = [(*name.removesuffix(".png").rpartition(".")[::2], name) for name in members if name.endswith(".png")]
     for kind, _, name in sorted(shown, key=lambda one: (one[0], int(one[1]))):
-        pictures.setdefault(kind, []).append(clip_decode.picture(members[name]))
+        pictures.setdefault(kind, []).append(clip_decode.decode_png(members[name]))
     return Sample(clip_id, tracks, pictures, members["txt"].decode() if "txt" in members else None)
 
 

@@ -21,7 +21,7 @@ from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.schema import BASE_LAYER, PLACE
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.sources.expand import Source
-from pipeline.sources.fetch import Fetched, fetch_source
+from pipeline.sources.fetch import LocalFile, fetch_source
 from pipeline.stages import sandboxed
 from pipeline.stages.annotate import AnnotateStage
 from pipeline.stages.attempts import Attempts
@@ -29,7 +29,7 @@ from pipeline.stages.item import Item, failed
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.video import process, shots
-from pipeline.video.grid import Window, missing_frames, shots_of, typical_step
+from pipeline.video.grid import Window, count_missing_frames, shots_of, typical_step
 from pipeline.video.sandbox import Sandbox
 
 # Someone who kills the decoder may be about to kill this worker too: what it says then must not become a verdict.
@@ -55,7 +55,7 @@ class CutStage:
         self._blueprint, self._out, self._attempts = blueprint, out, attempts
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)
         self._scratch = Scratch()
-        self._detector = shots.detector(blueprint.recipe.shots)
+        self._detector = shots.make_detector(blueprint.recipe.shots)
         self._first = AnnotateStage(blueprint, 0, attempts)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -82,7 +82,7 @@ class CutStage:
         self._attempts.end(unit)
 
     def _reopen(self, item: Item, clip: dict[str, Any]) -> None:
-        sample = shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
+        sample = shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
         if self._blueprint.layer != BASE_LAYER:
             item.members |= sample
             item.record["lineage"] = [made for made in self._blueprint.lineage if made["name"] != self._blueprint.layer]
@@ -91,7 +91,7 @@ class CutStage:
             frames = decode_clip(sample["mp4"])
             item.preview = sandboxed.strip(frames)
             # What a filter of today's version measured on the source's own frames stands.
-            made = self._blueprint.made_by([*self._blueprint.filters])
+            made = self._blueprint.select_lineage([*self._blueprint.filters])
             new = tuple(entry["name"] for entry in made if entry not in clip["lineage"])
             item.record |= sandboxed.measure(frames, self._blueprint.recipe.grid.fps, new)
             item.record["lineage"] = made
@@ -127,7 +127,7 @@ class CutStage:
             fetched.discard()
 
     def _cut(
-        self, base: dict[str, Any], fetched: Fetched, known: dict[str, Any] | None, timings: dict[str, float]
+        self, base: dict[str, Any], fetched: LocalFile, known: dict[str, Any] | None, timings: dict[str, float]
     ) -> Iterator[Item]:
         base["source_hash"] = fetched.sha256
         for column, value in (("source_size", fetched.size), ("source_stamp", fetched.stamp)):
@@ -170,7 +170,7 @@ class CutStage:
                 yield from (_failed_clip(base, window, cut, "cut") for window in left)
                 return
             left.pop(0)
-            lineage = self._blueprint.made_by([*self._blueprint.filters])
+            lineage = self._blueprint.select_lineage([*self._blueprint.filters])
             record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
             record["elsewhere"] = len(windows) > FEW
             # Should this worker die while it annotates the clip, the source is not to blame.
@@ -182,13 +182,13 @@ class CutStage:
             # To its end, or the child would be taken for abandoned; what a file holds after its last clip is not asked.
             attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
 
-    def _next(self, work: Iterator[sandboxed.Cut], fetched: Fetched) -> sandboxed.Cut | None:
+    def _next(self, work: Iterator[sandboxed.Cut], fetched: LocalFile) -> sandboxed.Cut | None:
         cut = next(work, None)
         # A clip of other bytes must not be stored under the id of these.
         fetched.check_unchanged()
         return cut
 
-    def _scan(self, fetched: Fetched, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
+    def _scan(self, fetched: LocalFile, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
         """Shots and windows of a source never seen before, as columns of its row."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
         parts: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = []
@@ -221,7 +221,7 @@ class CutStage:
             "source_fps": 1 / typical_step(times, end.end_s),
             "source_frames": end.tally.decoded,
             "source_frames_unused": end.tally.unused,
-            "source_frames_missing": missing_frames(times),
+            "source_frames_missing": count_missing_frames(times),
             "source_duration_s": end.end_s - float(times[0]),
             "source_codec": probe.codec,
             "detector": f"{self._detector.name} {self._detector.version}",

@@ -48,7 +48,7 @@ class EmbedStage:
 
     def _embedded(self, clip: dict[str, Any]) -> Vectors | Failure:
         def read() -> bytes:
-            return shards.sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
+            return shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
 
         mp4 = attempt(ErrorCode.STORAGE_ERROR, read)
         if isinstance(mp4, Failure):

@@ -20,8 +20,8 @@ from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import Rules
 from pipeline.stages.item import failed
 from pipeline.video import sandbox_child
-from pipeline.video.content_box import content_box
-from pipeline.video.frames import Decoded, Thumbs, cut_windows, read_frames, read_thumbnails
+from pipeline.video.content_box import find_content_box
+from pipeline.video.frames import DecodedFrame, ThumbnailChunk, cut_windows, read_frames, read_thumbnails
 from pipeline.video.grid import Window
 from pipeline.video.probe import Probe, probe_video
 from pipeline.video.timeline import Tally
@@ -56,16 +56,16 @@ class Cut:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def scan(path: Path, blueprint: Blueprint) -> Iterator[Thumbs | Scanned]:
+def scan(path: Path, blueprint: Blueprint) -> Iterator[ThumbnailChunk | Scanned]:
     """Decode a whole source once, to thumbnails for the shot detector; the last item is a `Scanned`."""
     limits = blueprint.recipe.limits
     started = time.process_time()
     probe = probe_video(path, limits.pixels)
     if probe.duration_s is not None and probe.duration_s > limits.duration_s:
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
-    box = content_box(path, probe, sandbox_child.alive) if blueprint.recipe.crop_bars else None
+    box = find_content_box(path, probe, sandbox_child.report_progress) if blueprint.recipe.crop_bars else None
     end_s, first_s, tally = 0.0, None, Tally()
-    for thumbs in read_thumbnails(_kept.keep(path, read_frames(path, probe, sandbox_child.alive, tally))):
+    for thumbs in read_thumbnails(_kept.keep(path, read_frames(path, probe, sandbox_child.report_progress, tally))):
         # A broadcast's timestamps begin anywhere.
         first_s = thumbs.times[0] if first_s is None else first_s
         if thumbs.times[-1] - first_s > limits.duration_s:
@@ -92,7 +92,7 @@ def clips(
     probe = probe_video(path, recipe.limits.pixels)
     crop = (box[0], box[1], box[2], box[3]) if box else None
     before = time.process_time()
-    pictures = _kept.take(path) or read_frames(path, probe, sandbox_child.alive)
+    pictures = _kept.take(path) or read_frames(path, probe, sandbox_child.report_progress)
     for window, frames in cut_windows(pictures, probe, windows, recipe.grid.fps, size, crop):
         cut = Cut(window, asdict(window))
         cut.timings["decode"] = time.process_time() - before
@@ -124,7 +124,7 @@ def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, V
     values: dict[str, Value] = {}
     for one in _filters(filters):
         values |= output_checks.measure(one, frames, fps)
-        sandbox_child.alive()
+        sandbox_child.report_progress()
     return values
 
 
@@ -143,9 +143,9 @@ class _Kept:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._frames: list[Decoded] = []
+        self._frames: list[DecodedFrame] = []
 
-    def keep(self, path: Path, decoded: Iterator[Decoded]) -> Iterator[Decoded]:
+    def keep(self, path: Path, decoded: Iterator[DecodedFrame]) -> Iterator[DecodedFrame]:
         """Pass frames on and keep them; what was kept of another source is let go."""
         self._path, self._frames = None, []
         left = KEPT_BYTES
@@ -158,7 +158,7 @@ class _Kept:
             yield one
         self._path = path if left >= 0 else None
 
-    def take(self, path: Path) -> Iterator[Decoded] | None:
+    def take(self, path: Path) -> Iterator[DecodedFrame] | None:
         """All frames of a source, once, or None if they were not kept."""
         frames, whole = self._frames, self._path == path
         self._path, self._frames = None, []
@@ -170,7 +170,7 @@ _kept = _Kept()
 
 @lru_cache(maxsize=4)
 def _filters(names: tuple[str, ...]) -> list[Filter]:
-    return [registry.filter_(name)() for name in names]
+    return [registry.load_filter(name)() for name in names]
 
 
 _RULES: dict[str, Rules] = {}

@@ -1,1 +1,1 @@
-"""Where bytes lie: folders of any store, atomic writes and locks."""
+"""Storage: folders on a disk or in an object store, atomic writes and locks."""

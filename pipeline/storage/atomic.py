@@ -1,4 +1,4 @@
-"""So that a file on a local disk appears whole or not at all, and outlives a power cut."""
+"""Atomic writes to a local disk: a file appears whole or not at all, and survives a power cut."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pipeline.errors import RunError
 
 
 def is_temporary(name: str) -> bool:
-    """Whether this is the name of a file that its writer had not finished."""
+    """Whether this is the name of an unfinished file."""
     return name.startswith(".vdot-") and name.endswith(".tmp")
 
 
 def temporary_name() -> str:
-    """A fresh name of the kind that `is_temporary` knows."""
+    """A new name that `is_temporary` recognises."""
     return f".vdot-{secrets.token_hex(8)}.tmp"
 
 
 @contextmanager
 def complete_file(target: Path, data: bytes | Path) -> Iterator[Path]:
-    """A file with all of `data` beside `target`, for the body to rename or link; removed if it does neither.
+    """A file with all of `data` next to `target`, for the body to rename or link; removed if it does neither.
 
     When the block ends, the bytes and the new name are on the disk.
     """
@@ -34,8 +34,8 @@ def complete_file(target: Path, data: bytes | Path) -> Iterator[Path]:
     try:
         with temporary.open("xb") as file:
             if isinstance(data, Path):
-                with data.open("rb") as whole:
-                    shutil.copyfileobj(whole, file, 4 * 2**20)
+                with data.open("rb") as source:
+                    shutil.copyfileobj(source, file, 4 * 2**20)
             else:
                 file.write(data)
             file.flush()
@@ -70,7 +70,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name outlives a power cut only when its folder is on the disk too."""
+    """Flush a folder: a new name survives a power cut only when its folder is on the disk too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""So that what a run reads or writes, on a disk or in an object store, goes whole through a bad network."""
+"""Folders on a disk or in an object store, read and written whole even over a bad network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import complete_file, is_temporary, link_new, temporary_name
-from pipeline.storage.object_store import FULL, answer_code, filesystem, protocols, retried, said
+from pipeline.storage.object_store import FULL, describe_error, filesystem, protocols, retry, s3_error_code
 
-# Stores whose fsspec filesystem asks the server itself for "only if absent"; the fallback of fsspec looks
-# first and writes after, which two writers can both win.
+# Stores whose fsspec filesystem asks the server for "only if absent". The fallback of fsspec looks first and
+# writes after, so that two writers can both win.
 CREATES_IF_ABSENT = {"s3", "s3a", "gs", "gcs", "memory"}
-LARGEST_PUT = 5 * 2**30 - 1  # bytes: the most that S3 takes in one PUT
+LARGEST_PUT = 5 * 2**30 - 1  # bytes: the limit of S3 for one PUT
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object of a folder: its name there, its size in bytes, its last change in seconds since 1970."""
+    """One object of a folder: its name in it, its size in bytes, its last change in seconds since 1970."""
 
     name: str
     size: int
@@ -53,7 +53,7 @@ class Folder:
         try:
             self._fs, root = filesystem(url)
         except OSError as error:
-            raise UsageError(f"{url} cannot be reached: {said(error)}") from error
+            raise UsageError(f"{url} cannot be reached: {describe_error(error)}") from error
         self._root = root.rstrip("/") or "/"
         self.local: Path | None = Path(self._root) if isinstance(self._fs, LocalFileSystem) else None
         self.url = str(self.local or self._fs.unstrip_protocol(self._root))
@@ -83,28 +83,28 @@ class Folder:
         """
         if isinstance(data, Path):
             data.stat()  # a missing file is the caller's mistake, not the folder's
-        with self._writing():
+        with self._explain_write_errors():
             if self.local is not None:
                 with complete_file(self.local / rel, data) as temporary:
                     temporary.replace(self.local / rel)
             elif isinstance(data, Path):
-                retried(f"writing {self.url}/{rel}", lambda: self._upload(rel, data))
+                retry(f"writing {self.url}/{rel}", lambda: self._upload(rel, data))
             else:
-                retried(f"writing {self.url}/{rel}", lambda: self._pipe(rel, data))
+                retry(f"writing {self.url}/{rel}", lambda: self._pipe(rel, data))
 
     def create(self, rel: str, data: bytes) -> bool:
-        """Write an object unless it exists: of several writers, one alone succeeds.
+        """Write an object unless it exists: of several writers, only one succeeds.
 
-        False if it exists with other bytes. True if it was written or holds these very bytes, which is how a
-        retry finds the work of a request whose answer was lost. Raises RunError as `put` does, and for
-        a store without an atomic create.
+        False if it exists with other bytes. True if it was written or holds exactly these bytes, which is
+        what a retry finds after a request whose answer was lost. Raises RunError as `put` does, and for a store
+        without an atomic create.
         """
-        with self._writing():
+        with self._explain_write_errors():
             if self.local is not None:
                 with complete_file(self.local / rel, data) as temporary:
                     return link_new(temporary, self.local / rel) or (self.local / rel).read_bytes() == data
             self.check_creates()
-            if retried(f"creating {self.url}/{rel}", lambda: self._pipe_new(rel, data)):
+            if retry(f"creating {self.url}/{rel}", lambda: self._pipe_new(rel, data)):
                 return True
             return self.read(rel) == data
 
@@ -125,39 +125,38 @@ class Folder:
                 file.seek(start)
                 return file.read(-1 if length is None else length)
 
-        def work() -> bytes:
+        def read_range() -> bytes:
             try:
                 data: bytes = self._fs.cat_file(self._path(rel), start=start or None, end=length and start + length)
             except OSError as error:
-                if answer_code(error) in ("InvalidRange", "416"):
+                if s3_error_code(error) in ("InvalidRange", "416"):
                     return b""
                 raise
             return data
 
-        return retried(f"reading {self.url}/{rel}", work)
+        return retry(f"reading {self.url}/{rel}", read_range)
 
-    def names(self, rel: str = "", *, temporary: bool = False) -> list[Entry]:
-        """The objects right in a folder, sorted by name, as they are now; none if there is no such folder.
+    def list_files(self, rel: str = "", *, temporary: bool = False) -> list[Entry]:
+        """The objects directly in a folder, sorted by name, as they are now; none if there is no such folder.
 
-        Leaves out folders. The files that a writer has not finished, or never will, come only if `temporary`, and
-        then nothing else does.
+        Leaves out folders. With `temporary`, lists only unfinished files, which are otherwise left out.
         """
         path = self._path(rel)
 
-        def work() -> list[Entry]:
+        def list_folder() -> list[Entry]:
             try:
-                found = self._fs.ls(path, detail=True)
+                infos = self._fs.ls(path, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
             except PermissionError as error:
                 raise RunError(f"{self.url}/{rel} cannot be read: permission denied") from error
-            if any(info["type"] == "file" and info["size"] is None for info in found):
+            if any(info["type"] == "file" and info["size"] is None for info in infos):
                 raise UsageError(
                     f"{self.url} is on a web server, which lists no sizes: datasets are read from a disk or a bucket"
                 )
-            return [_entry(info) for info in found if info["type"] == "file" and _parent(info["name"]) == path]
+            return [_entry_from(info) for info in infos if info["type"] == "file" and _parent_of(info["name"]) == path]
 
-        entries = retried(f"listing {self.url}/{rel}", work)
+        entries = retry(f"listing {self.url}/{rel}", list_folder)
         return sorted(
             (entry for entry in entries if is_temporary(entry.name) == temporary), key=lambda entry: entry.name
         )
@@ -165,31 +164,31 @@ class Folder:
     def exists(self, rel: str) -> bool:
         """Whether there is an object of this name."""
 
-        def work() -> bool:
+        def check_file() -> bool:
             try:
                 return bool(self._fs.info(self._path(rel))["type"] == "file")
             except FileNotFoundError:
                 return False
 
-        return retried(f"looking for {self.url}/{rel}", work)
+        return retry(f"looking for {self.url}/{rel}", check_file)
 
     def delete(self, rel: str) -> None:
-        """Remove an object; one that does not exist is no error."""
+        """Remove an object; it is not an error if it does not exist."""
 
-        def work() -> None:
+        def remove() -> None:
             try:
                 self._fs.rm_file(self._path(rel))
             except FileNotFoundError:
                 return
 
-        retried(f"deleting {self.url}/{rel}", work)
+        retry(f"deleting {self.url}/{rel}", remove)
 
-    def download(self, rel: str, to: Path) -> None:
-        """Copy an object into the local file `to`, whole or not at all. Raises FileNotFoundError."""
-        temporary = to.with_name(temporary_name())
+    def download(self, rel: str, target: Path) -> None:
+        """Copy an object into the local file `target`, whole or not at all. Raises FileNotFoundError."""
+        temporary = target.with_name(temporary_name())
         try:
-            retried(f"reading {self.url}/{rel}", lambda: self._fs.get_file(self._path(rel), str(temporary)))
-            temporary.replace(to)
+            retry(f"reading {self.url}/{rel}", lambda: self._fs.get_file(self._path(rel), str(temporary)))
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -198,18 +197,18 @@ class Folder:
         self.check_creates()
         probe = temporary_name()
         try:
-            with self._writing():
+            with self._explain_write_errors():
                 self.put(probe, bytes(4096))
                 self.delete(probe)
         except OSError as error:
-            raise RunError(f"{self.url} cannot be written to: {said(error)}") from error
+            raise RunError(f"{self.url} cannot be written to: {describe_error(error)}") from error
 
-    def _pipe(self, rel: str, data: bytes, **how: str) -> None:
+    def _pipe(self, rel: str, data: bytes, **options: str) -> None:
         if "s3" in protocols(self._fs) and len(data) <= LARGEST_PUT:
-            # s3fs cuts what is larger than two chunks into parts, of which no retry knows how far they got.
-            self._fs.pipe_file(self._path(rel), data, chunksize=len(data) + 1, **how)
+            # s3fs splits anything larger than two chunks into parts, and a retry cannot know how far they got.
+            self._fs.pipe_file(self._path(rel), data, chunksize=len(data) + 1, **options)
         else:
-            self._fs.pipe_file(self._path(rel), data, **how)
+            self._fs.pipe_file(self._path(rel), data, **options)
 
     def _pipe_new(self, rel: str, data: bytes) -> bool:
         """One conditional PUT; False if the store says that the object exists."""
@@ -218,8 +217,8 @@ class Folder:
         except FileExistsError:
             return False
         except OSError as error:
-            # Stores other than AWS leave out which condition failed, so s3fs takes it for another.
-            if answer_code(error) in ("PreconditionFailed", "412"):
+            # Stores other than AWS do not say which condition failed, so s3fs takes it for a different error.
+            if s3_error_code(error) in ("PreconditionFailed", "412"):
                 return False
             raise
         return True
@@ -228,20 +227,20 @@ class Folder:
         try:
             self._fs.put_file(str(file), self._path(rel))
         except FileNotFoundError as error:
-            # The last call of an upload in parts, repeated after a lost answer, finds no such upload.
-            if answer_code(error) == "NoSuchUpload":
+            # The last call of a multipart upload, repeated after a lost answer, finds no such upload.
+            if s3_error_code(error) == "NoSuchUpload":
                 raise OSError(errno.EBUSY, f"the upload of {rel} must start again") from error
             raise
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns what no retry and no other clip can mend into the sentence that ends the run."""
+    def _explain_write_errors(self) -> Iterator[None]:
+        """Turns an error that no retry and no other clip can fix into the sentence that ends the run."""
         try:
             yield
         except FileNotFoundError as error:
             raise RunError(f"{self.url} does not exist and cannot be made: {error}") from error
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise RunError(f"{self.url} cannot be written to: {said(error)}") from error
+            raise RunError(f"{self.url} cannot be written to: {describe_error(error)}") from error
         except OSError as error:
             if error.errno in FULL:
                 raise RunError(f"no space left on the disk of {self.url}") from error
@@ -257,16 +256,16 @@ def parquet(table: pa.Table, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _parent(path: str) -> str:
+def _parent_of(path: str) -> str:
     return path.rpartition("/")[0] or "/"
 
 
-def _entry(info: dict[str, Any]) -> Entry:
+def _entry_from(info: dict[str, Any]) -> Entry:
     changed = next((info[key] for key in ("LastModified", "mtime", "updated", "created") if info.get(key)), None)
     if isinstance(changed, str):
         changed = datetime.fromisoformat(changed)
     if isinstance(changed, datetime):
         changed = changed.timestamp()
-    # A store that does not say: as young as can be, so that nobody sweeps what may be in use.
+    # A store that does not say: now, so that nobody sweeps a file that may be in use.
     modified = time.time() if changed is None else float(changed)
     return Entry(info["name"].rpartition("/")[2], int(info["size"]), modified)

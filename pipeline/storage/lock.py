@@ -1,4 +1,4 @@
-"""One writer per OUT on a disk: a lock that the kernel gives back when its holder dies, however it dies."""
+"""One writer per OUT on a disk: a lock that the kernel releases when its holder dies, however it dies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LOG = logging.getLogger("vdot_data")
 
 
 @contextmanager
-def alone(out: Folder) -> Iterator[Folder]:
-    """Hold the lock of a local OUT, so that a second run is refused at once (elsewhere the next commit tells).
+def hold_lock(out: Folder) -> Iterator[Folder]:
+    """Hold the lock of a local OUT, so that a second run is refused at once (elsewhere its next commit fails).
 
-    The kernel gives the lock back when its holder dies. Raises `RunError` when another run holds it. A file system that
-    knows no locks (some NFS and Lustre mounts) gets a warning.
+    The kernel releases the lock when its holder dies. Raises `RunError` when another run holds it. A file system
+    without locks (some NFS and Lustre mounts) gets a warning.
     """
     if out.local is None:
         yield out
@@ -33,5 +33,5 @@ def alone(out: Folder) -> Iterator[Folder]:
         except BlockingIOError as error:
             raise RunError(f"another run is writing to {out.url}; wait for it, or stop it first.") from error
         except OSError as error:
-            _LOG.warning("%s has no locks (%s): see to it that no other run writes to it", out.url, error.strerror)
+            _LOG.warning("%s has no locks (%s): make sure that no other run writes to it", out.url, error.strerror)
         yield out

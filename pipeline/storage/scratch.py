@@ -1,4 +1,4 @@
-"""Folders for temporary files that outlive no process, however it ends."""
+"""Folders for temporary files, removed even when their process was killed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 
 class Scratch:
-    """A folder for a process's own temporary files, at `path`; gone with `close` or when a next one starts.
+    """A folder at `path` for the temporary files of one process; removed by `close`, or when the next one starts.
 
-    It lies in $VDOT_SCRATCH, or else in the system's folder for temporary files.
+    It is in $VDOT_SCRATCH, or else in the system's folder for temporary files.
     """
 
     def __init__(self) -> None:
@@ -24,8 +24,8 @@ class Scratch:
             _remove_if_orphan(sibling)
         self.path = root / f"vdot-{os.getpid()}-{secrets.token_hex(4)}"
         self.path.mkdir(mode=0o700)
-        # The kernel lets go of the lock when the process ends, however it ends. Unlike the process id in the
-        # name it also means something to a process in another container that shares the disk.
+        # The kernel releases the lock when the process ends, however it ends. Unlike the process id in the name,
+        # it also works for a process in another container that shares the disk.
         self._lock = os.open(self.path, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -45,8 +45,8 @@ class Scratch:
 
 def _remove_if_orphan(folder: Path) -> None:
     """Remove the scratch folder of a process that was killed; leave any other, and those of other users."""
-    name = re.fullmatch(r"vdot-(\d+)-[0-9a-f]{8}", folder.name)
-    if name is None or _is_alive(int(name[1])):
+    match = re.fullmatch(r"vdot-(\d+)-[0-9a-f]{8}", folder.name)
+    if match is None or _is_alive(int(match[1])):
         return
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)

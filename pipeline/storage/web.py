@@ -1,4 +1,4 @@
-"""So that a URL of the web is asked for as it is written, and what the server answers is said in its own words."""
+"""HTTP and HTTPS as an fsspec filesystem: URLs are sent as written, and the server's answers are reported as given."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from pipeline.storage.object_store import AnswerError, split_authority
 
-# What a request line cannot carry, or not without doubt; and a percent sign that begins no escape.
+# Characters that a request line cannot carry, or not safely; and a percent sign that does not begin an escape.
 _UNSENDABLE = re.compile(r"[^!#-;=?-~]|%(?![0-9A-Fa-f]{2})")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAY_PASS = (408, 425, 429)
-# Ends of a handshake that a next one need not meet.
+# Failed handshakes that a retry may not meet again.
 _BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
-class Web(HTTPFileSystem):  # type: ignore[misc]
+class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]
     """HTTP and HTTPS with URLs as they are written, since a signature may cover every character of one.
 
     The library decodes and encodes them again: `%2F` in a query goes out as `/`.
     """
 
     def __init__(self, *args: Any, client_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
-        session = {"requote_redirect_url": False, "middlewares": (_ask_as_written,)}
+        session = {"requote_redirect_url": False, "middlewares": (_request_verbatim,)}
         super().__init__(*args, client_kwargs=session | (client_kwargs or {}), **options)
 
     def encode_url(self, url: str) -> yarl.URL:
-        """What is sent for a URL."""
-        return as_written(url)
+        """The URL to send."""
+        return to_verbatim_url(url)
 
     def _raise_not_found_for_status(self, response: aiohttp.ClientResponse, url: str) -> None:
         response.raise_for_status()  # the library's own error for 404 holds nothing but the URL
@@ -41,7 +41,7 @@ class Web(HTTPFileSystem):  # type: ignore[misc]
     async def _info(self, url: str, **options: Any) -> dict[str, Any]:
         try:
             info: dict[str, Any] = await super()._info(url, **options)
-        except FileNotFoundError as error:  # the library says so of every failure
+        except FileNotFoundError as error:  # the library raises it for every failure
             cause = error.__cause__
             if isinstance(cause, ValueError) and not isinstance(cause, aiohttp.ClientError):
                 raise AnswerError(f"the server redirects to what is not a URL of the web: {cause}") from cause
@@ -49,31 +49,33 @@ class Web(HTTPFileSystem):  # type: ignore[misc]
         return info
 
 
-def as_written(url: str) -> yarl.URL:
-    """The URL to send: as given but for the fragment and for what no URL can hold, which is escaped.
+def to_verbatim_url(url: str) -> yarl.URL:
+    """The URL to send: as given, without the fragment, and with characters that no URL can hold escaped.
 
-    Raises ValueError for a host or port that cannot be.
+    Raises ValueError for an impossible host or port.
     """
-    scheme, _, rest = url.partition("://")
-    authority, target = split_authority(rest)
-    host = yarl.URL(f"{scheme}://{authority}")  # a host has an encoding of its own
-    sent = _UNSENDABLE.sub(_escaped, target.partition("#")[0])
-    return yarl.URL(f"{scheme}://{host.raw_authority}{sent}", encoded=True)
+    scheme, _, after_scheme = url.partition("://")
+    authority, target = split_authority(after_scheme)
+    host = yarl.URL(f"{scheme}://{authority}")  # a host has its own encoding
+    escaped = _UNSENDABLE.sub(_escape, target.partition("#")[0])
+    return yarl.URL(f"{scheme}://{host.raw_authority}{escaped}", encoded=True)
 
 
-def _escaped(character: re.Match[str]) -> str:
+def _escape(character: re.Match[str]) -> str:
     return quote(character[0], safe="", errors="surrogateescape")
 
 
-async def _ask_as_written(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Middleware, called for each redirect too: what a `Location` holds is sent as the server wrote it."""
+async def _request_verbatim(
+    request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+) -> aiohttp.ClientResponse:
+    """Middleware, called for each redirect too: a `Location` is sent as the server wrote it."""
     try:
-        request.url = as_written(str(request.url))
-    except ValueError as error:  # a source's own URL is checked before: it comes from a server
+        request.url = to_verbatim_url(str(request.url))
+    except ValueError as error:  # a redirect: the URL of a source is checked before
         raise aiohttp.InvalidUrlRedirectClientError(request.url) from error
     response = await handler(request)
     if 300 <= response.status < 400 and not (response.status in _REDIRECTS and "Location" in response.headers):
-        # The client takes it for the file.
+        # Otherwise the client would take its body for the file.
         response.close()
         raise aiohttp.ClientResponseError(
             response.request_info, (), status=response.status, message=response.reason or ""
@@ -81,15 +83,15 @@ async def _ask_as_written(request: aiohttp.ClientRequest, handler: aiohttp.Clien
     return response
 
 
-def answer(error: aiohttp.ClientResponseError) -> str:
-    """The status that a server answered, in a few words."""
+def describe_status(error: aiohttp.ClientResponseError) -> str:
+    """The status of a server's answer, in a few words."""
     return f"the server answers {error.status} {error.message}".rstrip()
 
 
-def final_answer(error: Exception) -> Exception | None:
-    """What to raise where asking again brings the same answer; None for an error that may pass."""
+def final_error(error: Exception) -> Exception | None:
+    """What to raise if asking again gives the same answer; None for an error that may pass."""
     if isinstance(error, aiohttp.TooManyRedirects):
-        return AnswerError(_redirects(error))
+        return AnswerError(_describe_redirects(error))
     if isinstance(error, aiohttp.ClientResponseError):
         return _final_status(error)
     if isinstance(error, aiohttp.NonHttpUrlRedirectClientError | aiohttp.InvalidUrlRedirectClientError):
@@ -97,31 +99,33 @@ def final_answer(error: Exception) -> Exception | None:
     if isinstance(error, aiohttp.InvalidURL):
         return AnswerError(f"{error.args[0]} is not a URL of the web")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return AnswerError(f"the server's certificate is not valid: {_reason(error.certificate_error)}")
+        return AnswerError(f"the server's certificate is not valid: {_describe_tls_error(error.certificate_error)}")
     if isinstance(error, aiohttp.ClientConnectorSSLError) and not isinstance(error.os_error, _BROKEN_OFF):
-        return AnswerError(f"no secure connection to the server: {_reason(error.os_error)}")
+        return AnswerError(f"no secure connection to the server: {_describe_tls_error(error.os_error)}")
     return None
 
 
-def _redirects(error: aiohttp.TooManyRedirects) -> str:
+def _describe_redirects(error: aiohttp.TooManyRedirects) -> str:
     urls = [str(response.url) for response in error.history]
-    again = next((url for index, url in enumerate(urls) if url in urls[:index]), None)
-    how = f"in a circle, again and again to {again}" if again else f"{len(urls)} times and on, last at {urls[-1]}"
-    return f"the server redirects {how}; open it in a browser to see whether it wants a login, and give the final URL"
+    repeated = next((url for index, url in enumerate(urls) if url in urls[:index]), None)
+    course = f"in a circle, repeatedly to {repeated}" if repeated else f"{len(urls)} times, last to {urls[-1]}"
+    return (
+        f"the server redirects {course}; open it in a browser to see whether it wants a login, and give the final URL"
+    )
 
 
 def _final_status(error: aiohttp.ClientResponseError) -> Exception | None:
-    status, words = error.status, answer(error)
+    status, message = error.status, describe_status(error)
     if status in (401, 403):
-        return PermissionError(f"{words}; the URL may need a login or may have expired")
+        return PermissionError(f"{message}; the URL may need a login or may have expired")
     if status in (404, 410):
-        return FileNotFoundError(words)
+        return FileNotFoundError(message)
     if 300 <= status < 400:
-        return AnswerError(f"{words} and does not say where the file is")
-    return AnswerError(words) if 400 <= status < 500 and status not in _MAY_PASS else None
+        return AnswerError(f"{message} and does not say where the file is")
+    return AnswerError(message) if 400 <= status < 500 and status not in _MAY_PASS else None
 
 
-def _reason(error: BaseException) -> str:
+def _describe_tls_error(error: BaseException) -> str:
     """The part of a TLS error that is for people."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message

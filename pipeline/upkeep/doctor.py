@@ -60,7 +60,7 @@ def weights_table() -> Table:
     for column in ("weight", "source", "licence", "sha256", "path"):
         # A hash is to be copied: never in two pieces.
         shown.add_column(column, overflow="fold", no_wrap=column == "sha256")
-    for weight in registry.weights().values():
+    for weight in registry.collect_weights().values():
         try:
             where = str(path(weight))
         except MissingWeights as error:
@@ -116,7 +116,7 @@ def _codec(name: str, mode: Literal["r", "w"]) -> bool:
 
 def _weights() -> Iterator[Check]:
     try:
-        weights = registry.weights()
+        weights = registry.collect_weights()
     except UsageError as error:
         yield Check("annotators", "fail", str(error), "mend or remove the package that registers it")
         return

@@ -17,13 +17,13 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.catalog.catalog import Catalog, existing, new_run_id, now, values
-from pipeline.catalog.cleanup import FOLDERS, unreferenced
-from pipeline.catalog.dataset import owned
+from pipeline.catalog.catalog import Catalog, new_run_id, open_dataset, utc_now, values
+from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
+from pipeline.catalog.dataset import lock_catalog
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.catalog.find import find
 from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE
-from pipeline.formats.shards import Place, ShardWriter, digest, promised, sample
+from pipeline.formats.shards import Place, ShardWriter, compute_digest, digest_in_name, read_sample
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.upkeep.mark_damaged import committed, lose
@@ -51,19 +51,19 @@ def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
     `what` is a clip id or a source, as in `explain`. The content is refused from then on. Raises `UsageError` when
     there is no such thing, `RunError` when another run is writing to OUT.
     """
-    folder = existing(out)
-    with Scratch() as scratch, owned(folder, scratch.path) as catalog:
+    folder = open_dataset(out)
+    with Scratch() as scratch, lock_catalog(folder, scratch.path) as catalog:
         finish_forgetting(catalog)
         con = catalog.connect()
         record = _record(con, what, reason)
         clips = sorted({row["clip_id"] for row in record if row["clip_id"]})
         moved, rewritten, damaged = _survivors(catalog, con, clips, scratch.path)
         # Whatever exists before the commit and is named by nobody after it, an older run has left behind.
-        before = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.names(name)}
+        before = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.list_files(name)}
         schema = moved.schema
         catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
         finish_forgetting(catalog)
-        for name, _ in unreferenced(catalog):
+        for name, _ in find_unreferenced(catalog):
             if name in before:
                 folder.delete(name)
     sources = sorted({row["source_uri"] for row in record if not row["clip_id"]})
@@ -73,7 +73,7 @@ def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
 def _record(con: duckdb.DuckDBPyConnection, what: str, reason: str | None) -> list[dict[str, Any]]:
     """The rows that say what is forgotten: one per clip, and one per source and content it had."""
     found = find(con, what)
-    stamp = {"kind": "forgotten", "detail": reason, "started": now()}
+    stamp = {"kind": "forgotten", "detail": reason, "started": utc_now()}
     if found.clip_id:
         clips = values(
             con, "SELECT DISTINCT clip_id, source_uri, source_hash FROM clips WHERE clip_id = ?", [found.clip_id]
@@ -148,11 +148,11 @@ def _rewritten(
     try:
         out.download(shard, copy)
         with copy.open("rb") as file:
-            if digest(file) != promised(shard):
+            if compute_digest(file) != digest_in_name(shard):
                 return None
         local, writer = Folder(str(scratch)), ShardWriter(scratch, folder, run_id)
         for row in sorted(rows, key=lambda row: int(row[place[1]])):
-            writer.add(row["clip_id"], sample(local, row["clip_id"], copy.name, row[place[1]], row[place[2]]))
+            writer.add(row["clip_id"], read_sample(local, row["clip_id"], copy.name, row[place[1]], row[place[2]]))
         return writer.close(out)
     except (FileNotFoundError, KeyError, tarfile.TarError):
         return None

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.catalog.catalog import BATCH
-from pipeline.catalog.dataset import owned
+from pipeline.catalog.dataset import lock_catalog
 from pipeline.errors import ErrorCode
 from pipeline.formats.schema import COLUMNS, PREVIEW, SAMPLE
 from pipeline.storage.folder import Folder
@@ -25,7 +25,7 @@ def mark_failed(report: Report) -> int:
     keeps its verdict. Raises `RunError` when another run is writing to the dataset, or when its catalog has gaps.
     """
     failed = 0
-    with Scratch() as scratch, owned(Folder(report.out), scratch.path) as catalog:
+    with Scratch() as scratch, lock_catalog(Folder(report.out), scratch.path) as catalog:
         con = catalog.connect()
         con.register("given", pa.Table.from_pylist([asdict(one) for one in report.damage], schema=_DAMAGE))
         con.execute("CREATE TEMP TABLE damage AS FROM given")

@@ -17,7 +17,7 @@ from av.error import FFmpegError
 from pipeline.errors import ClipError
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.schema import BASE_LAYER
-from pipeline.formats.shards import digest, promised
+from pipeline.formats.shards import compute_digest, digest_in_name
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
@@ -89,8 +89,8 @@ def inspect(out: Folder, shard: str, rows: list[Stored]) -> list[Problem]:
 
 
 def _inspect(file: BinaryIO, shard: str, rows: list[Stored]) -> list[Problem]:
-    found = digest(file)
-    if found != promised(shard):
+    found = compute_digest(file)
+    if found != digest_in_name(shard):
         return [Problem("shard", shard, f"is damaged: its bytes hash to {found}", Damage(shard))]
     file.seek(0)
     try:

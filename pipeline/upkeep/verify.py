@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.catalog.catalog import PARTS, Catalog, existing, values
-from pipeline.catalog.cleanup import FOLDERS, unreferenced
-from pipeline.catalog.erase import LEFT
+from pipeline.catalog.catalog import PARTS, Catalog, open_dataset, values
+from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
+from pipeline.catalog.erase import REMAINING_SQL
 from pipeline.errors import RunError
 from pipeline.formats import embeddings
 from pipeline.formats.schema import BASE_LAYER, FORMAT_VERSION
-from pipeline.recipe.rules import quoted
+from pipeline.recipe.rules import quote_text
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.upkeep.shard_check import Damage, Problem, Stored, inspect
@@ -63,7 +63,7 @@ def verify(out: str, workers: int | None = None) -> Report:
 
     Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot go on.
     """
-    folder, report = existing(out), Report(out)
+    folder, report = open_dataset(out), Report(out)
     if not _parts(folder, report):
         report.notes.append("the rest of the checks need a catalog that can be read, and were left out")
         return report
@@ -75,14 +75,14 @@ def verify(out: str, workers: int | None = None) -> Report:
                 report.add(Problem(check.kind, row["name"], check.sentence.format(**row)))
         _remarks(con, catalog, report)
         _embeddings(con, folder, report)
-        stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.names(name)}
+        stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.list_files(name)}
         _shards(folder, con, stored, workers or os.cpu_count() or 1, report)
     return report
 
 
 def _parts(folder: Folder, report: Report) -> bool:
     """Whether every part of the catalog can be read."""
-    names = [entry.name for entry in folder.names(PARTS) if entry.name.endswith(".parquet")]
+    names = [entry.name for entry in folder.list_files(PARTS) if entry.name.endswith(".parquet")]
     expected, sound = 1, True
     for name in names:
         number = name.removesuffix(".parquet")
@@ -162,8 +162,8 @@ _CHECKS = (
 
 
 _COUNTS = {
-    "clips": f"clips WHERE layer = {quoted(BASE_LAYER)}",
-    "layers": f"clips WHERE layer <> {quoted(BASE_LAYER)}",
+    "clips": f"clips WHERE layer = {quote_text(BASE_LAYER)}",
+    "layers": f"clips WHERE layer <> {quote_text(BASE_LAYER)}",
     "sources": "sources",
     "forgotten": "forgotten",
 }
@@ -182,9 +182,9 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
             f"{open_['sources']} sources are incomplete ({open_['clips']} clips have no verdict yet); "
             "the next ingest goes on"
         )
-    left = len(unreferenced(catalog))
+    left = len(find_unreferenced(catalog))
     # Where a part is missing, what it named only seems to be left over.
-    if left and len(catalog.sequences()) == catalog.sequence:
+    if left and len(catalog.list_sequences()) == catalog.sequence:
         report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
     if _interrupted(con):
         report.notes.append("a forget was interrupted; the next forget, ingest or dedup finishes it")
@@ -194,18 +194,18 @@ def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -
 
 def _interrupted(con: duckdb.DuckDBPyConnection) -> bool:
     """Whether rows are left of what was forgotten: then bytes may be as well."""
-    con.execute(LEFT)
+    con.execute(REMAINING_SQL)
     return bool(values(con, "SELECT 1 FROM part_left LIMIT 1"))
 
 
 def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
     """The parts of the table of embeddings: all of it can be made again, and none of it may outlive its clip."""
-    names = embeddings.names(folder)
+    names = embeddings.list_parts(folder)
     if names:
         report.checked["parts of embeddings"] = len(names)
         gone = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
         forgotten = [] if _interrupted(con) else values(con, gone)
-        for name, sentence in embeddings.problems(folder, (row["clip_id"] for row in forgotten)):
+        for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
             report.add(Problem("embeddings", name, sentence))
 
 

@@ -1,1 +1,1 @@
-"""Wild video files as frames at the right time, in a sandbox."""
+"""Decodes untrusted video files into frames at the right times, in a sandbox."""

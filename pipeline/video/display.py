@@ -1,4 +1,4 @@
-"""A decoded frame as a player would show it: upright, in square pixels, in its colours and opaque, as RGB."""
+"""Converts a decoded frame to RGB as a player would show it: upright, in square pixels, in its colours, opaque."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from pipeline.errors import ClipError, ErrorCode
-from pipeline.formats.clip_decode import PLANAR, packed
+from pipeline.formats.clip_decode import PLANAR, to_packed
 from pipeline.video.containers import Crop
 
 Box = tuple[int, int, int, int]
@@ -22,7 +22,7 @@ _PLANAR_ALPHA = "gbrap"
 _NO_MATRIX = (2, 3)
 # Full chroma and exact rounding: without them swscale's fast path darkens a picture by 2 levels.
 _SCALE = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-# Limited range to full, for gray: swscale takes every gray for full range, whatever the frame says.
+# Limited range to full, for gray: swscale treats every gray as full range, whatever the frame says.
 _EXPANDED = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
 
@@ -43,10 +43,10 @@ class Display:
 
 
 def display_of(frame: av.VideoFrame, aspect: float, crop: Crop | None) -> Display:
-    """How a frame of a sample aspect ratio (width to height of a stored pixel) is shown."""
+    """How a frame with this sample aspect ratio (width to height of a stored pixel) is shown."""
     left, top, right, bottom = crop or (0, 0, 0, 0)
     width, height = max(1, round((frame.width - left - right) * aspect)), frame.height - top - bottom
-    rotation, mirrored = _orientation(frame)
+    rotation, mirrored = _read_orientation(frame)
     if rotation in (90, 270):
         width, height = height, width
     return Display(width, height, rotation, mirrored, crop)
@@ -62,44 +62,44 @@ def to_rgb(
     """A decoded frame as uint8 [H, W, 3] RGB of `size` (width, height), as a player would show it.
 
     The frame is turned, stretched to square pixels, scaled (bicubic) until it covers `size` and cropped at the centre.
-    `box` takes a part alone, in displayed pixels. What is transparent shows `background` (a gray level, 0 to 255).
-    Where the file names no colour matrix BT.709 is taken for HD and BT.601 below, as players do. HDR is not tone
+    `box` selects a part, in displayed pixels. Transparent pixels show `background` (a gray level, 0 to 255).
+    If the file names no colour matrix, BT.709 is assumed for HD and BT.601 below, as players do. HDR is not tone
     mapped. Raises ClipError DECODE_ERROR for a pixel format that FFmpeg cannot turn into RGB.
     """
     width, height = size
     x0, y0, x1, y1 = box or (0, 0, display.width, display.height)
     scale = max(width / (x1 - x0), height / (y1 - y0))
-    wide = max(width, round(display.width * scale))
-    high = max(height, round(display.height * scale))
-    stored = (high, wide) if display.rotation in (90, 270) else (wide, high)
-    picture = packed(_reformatted(_plain(frame, display.crop, background), PLANAR, _SCALE, stored))
+    scaled_width = max(width, round(display.width * scale))
+    scaled_height = max(height, round(display.height * scale))
+    stored = (scaled_height, scaled_width) if display.rotation in (90, 270) else (scaled_width, scaled_height)
+    picture = to_packed(_reformat(_normalise(frame, display.crop, background), PLANAR, _SCALE, stored))
     if display.rotation:
         picture = np.rot90(picture, display.rotation // 90)
     if display.mirrored:
         picture = picture[:, ::-1]
-    left = min(max(0, round((x0 + x1) / 2 * scale - width / 2)), wide - width)
-    top = min(max(0, round((y0 + y1) / 2 * scale - height / 2)), high - height)
+    left = min(max(0, round((x0 + x1) / 2 * scale - width / 2)), scaled_width - width)
+    top = min(max(0, round((y0 + y1) / 2 * scale - height / 2)), scaled_height - height)
     return np.ascontiguousarray(picture[top : top + height, left : left + width])
 
 
 def thumbnail(frame: av.VideoFrame, crop: Crop | None = None, size: tuple[int, int] = (48, 27)) -> NDArray[np.uint8]:
     """A decoded frame squeezed to `size` (width, height), not turned: uint8 [height, width, 3] RGB."""
-    small = _reformatted(_plain(frame, crop, 0), "rgb24", Interpolation.AREA, size)
+    small = _reformat(_normalise(frame, crop, 0), "rgb24", Interpolation.AREA, size)
     return np.asarray(small.to_ndarray(), np.uint8)
 
 
-def _plain(frame: av.VideoFrame, crop: Crop | None, background: int) -> av.VideoFrame:
-    """The frame without what swscale cannot do: a crop, transparency, gray of limited range. Most have none of it."""
+def _normalise(frame: av.VideoFrame, crop: Crop | None, background: int) -> av.VideoFrame:
+    """The frame without what swscale cannot handle: a crop, transparency, gray of limited range. Most have none."""
     transparent = _is_transparent(frame.format)
     limited = frame.format.name.startswith(("gray", "ya")) and frame.color_range == ColorRange.MPEG
     if not (crop or transparent or limited):
         return frame
-    full = _reformatted(frame, _PLANAR_ALPHA if transparent else PLANAR, _SCALE)
-    picture = packed(full)
+    full = _reformat(frame, _PLANAR_ALPHA if transparent else PLANAR, _SCALE)
+    picture = to_packed(full)
     if limited:
         picture = _EXPANDED[picture]
     if transparent:
-        picture = _blended(picture, _alpha(full), background)
+        picture = _blend(picture, _alpha_plane(full), background)
     left, top, right, bottom = crop or (0, 0, 0, 0)
     visible = picture[top : picture.shape[0] - bottom, left : picture.shape[1] - right]
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(visible), "rgb24")
@@ -110,26 +110,26 @@ def _is_transparent(layout: av.VideoFormat) -> bool:
     return layout.has_palette or any(component.is_alpha for component in layout.components)
 
 
-def _alpha(frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _alpha_plane(frame: av.VideoFrame) -> NDArray[np.uint8]:
     plane = frame.planes[3]
     return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
 
 
-def _blended(picture: NDArray[np.uint8], alpha: NDArray[np.uint8], background: int) -> NDArray[np.uint8]:
-    """Colours over a gray background; straight alpha, as PNG, QuickTime and ProRes have it."""
+def _blend(picture: NDArray[np.uint8], alpha: NDArray[np.uint8], background: int) -> NDArray[np.uint8]:
+    """Colours over a gray background; straight alpha, as in PNG, QuickTime and ProRes."""
     share = alpha[..., None].astype(np.uint16)
     return ((picture * share + background * (255 - share) + 127) // 255).astype(np.uint8)
 
 
-def _reformatted(
-    frame: av.VideoFrame, layout: str, how: Interpolation, size: tuple[int, int] | None = None
+def _reformat(
+    frame: av.VideoFrame, layout: str, interpolation: Interpolation, size: tuple[int, int] | None = None
 ) -> av.VideoFrame:
-    """The stored picture in RGB of that layout, scaled to `size` if given; a new scaler costs next to nothing."""
+    """The stored picture in RGB of this layout, scaled to `size` if given; a new scaler costs almost nothing."""
     width, height = size or (frame.width, frame.height)
     matrix = None
     if frame.colorspace in _NO_MATRIX:
-        hd = frame.width >= 1280 or frame.height > 576
-        matrix = Colorspace.ITU709 if hd else Colorspace.ITU601
+        is_hd = frame.width >= 1280 or frame.height > 576
+        matrix = Colorspace.ITU709 if is_hd else Colorspace.ITU601
     try:
         return VideoReformatter().reformat(
             frame,
@@ -138,7 +138,7 @@ def _reformatted(
             format=layout,
             src_colorspace=matrix,
             dst_color_range=ColorRange.JPEG,
-            interpolation=how,
+            interpolation=interpolation,
             threads=1,
         )
     except FFmpegError as error:
@@ -148,14 +148,14 @@ def _reformatted(
         raise ClipError(ErrorCode.DECODE_ERROR, text) from error
 
 
-def _orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+def _read_orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """Counterclockwise turn in degrees, then mirrored or not, from the frame's display matrix.
 
     The matrix (a b u c d v x y w) takes a stored (x, y) to (a x + c y, b x + d y), with y pointing down.
     """
     try:
         side_data = frame.side_data
-    except ValueError:  # of a kind that PyAV does not know, such as EXIF: then it tells the turn alone
+    except ValueError:  # of a kind that PyAV does not know, such as EXIF: only the turn is available
         return round(frame.rotation / 90) % 4 * 90, False
     if "DISPLAYMATRIX" not in side_data:
         return 0, False

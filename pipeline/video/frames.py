@@ -1,6 +1,6 @@
-"""Wild video files as decoded frames at the right time, or an error.
+"""Decodes untrusted video files into frames at the right times.
 
-Everything here is meant to run inside `pipeline.video.sandbox`: the bytes are not trusted.
+Everything here is meant to run inside `pipeline.video.sandbox`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.errors import ClipError, ErrorCode
 from pipeline.video import containers
 from pipeline.video.display import Box, Display, display_of, thumbnail, to_rgb
 from pipeline.video.grid import Window
-from pipeline.video.header_length import missed_end
+from pipeline.video.header_length import find_missed_end
 from pipeline.video.packets import Decoder, Packets
 from pipeline.video.probe import (
     CLOCK_MAY_JUMP,
@@ -31,26 +31,26 @@ from pipeline.video.probe import (
     Progress,
     check_pixels,
     decode_error,
+    make_timeline,
     open_video,
-    timeline_of,
-    undecodable,
+    undecodable_error,
     unwatched,
 )
-from pipeline.video.timeline import Tally, Timed, Timeline
+from pipeline.video.timeline import Tally, TimedFrame, Timeline
 
-# A source is cut short or damaged when this share of the frames in its index is not there, or cannot be decoded.
+# A source is cut short or damaged if this share of the frames in its index is missing or cannot be decoded.
 _LOST_SHARE = 0.05
-# Codecs whose standard says limited range where the stream says nothing; for gray others mean full range by it.
-_LIMITED_UNLESS_SAID = ("h264", "hevc", "vvc")
-# Frames in one piece of `read_thumbnails`: 2 MB.
+# Codecs whose standard means limited range if the stream does not say; for gray, other codecs mean full range.
+_LIMITED_BY_DEFAULT = ("h264", "hevc", "vvc")
+# Frames in one chunk of `read_thumbnails`: 2 MB.
 _CHUNK = 512
 
 
-class Decoded(NamedTuple):
+class DecodedFrame(NamedTuple):
     """A frame, shown from `time_s` for `duration_s` seconds as `display` says.
 
-    `joined` is false where it does not go on from the frame before it: after a jump in the file's time stamps, after
-    frames that could not be decoded, or where the picture's shape changes.
+    `joined` is false if it does not continue the frame before it: after a jump in the file's time stamps, after frames
+    that could not be decoded, or where the picture's shape changes.
     """
 
     time_s: float
@@ -60,9 +60,9 @@ class Decoded(NamedTuple):
     joined: bool
 
 
-class Thumbs(NamedTuple):
-    """Consecutive frames of a source, small: `times` and `ends` of display, float64[n] in seconds; `pictures` uint8
-    [n, height, width, 3] RGB of the whole stored picture, not turned; `joined` bool[n], see `Decoded`."""
+class ThumbnailChunk(NamedTuple):
+    """Thumbnails of consecutive frames of a source: `times` and `ends` of display, float64[n] in seconds; `pictures`
+    uint8 [n, height, width, 3] RGB of the whole stored picture, not turned; `joined` bool[n], see `DecodedFrame`."""
 
     times: NDArray[np.float64]
     ends: NDArray[np.float64]
@@ -72,20 +72,20 @@ class Thumbs(NamedTuple):
 
 def read_frames(
     path: str | Path, source: Probe, progress: Progress = unwatched, tally: Tally | None = None
-) -> Generator[Decoded]:
+) -> Generator[DecodedFrame]:
     """Every frame, in order of presentation, in one thread, at strictly rising times; see `Timeline`.
 
-    Times are FFmpeg's, after edit lists. `progress` is called for each frame and for each packet from further on in the
-    file than any before, so that a file which never ends does not count as progress, and one that begins with much that
-    is not shown does. `tally` counts frames. After a packet that the decoder refuses it goes on at the next key frame.
-    Raises ClipError DECODE_ERROR where more than a few are refused, there is no frame, or the stream ends well before
-    what the header declares.
+    Times are FFmpeg's, after edit lists. `progress` is called for each frame and for each packet further in the file
+    than any before, so that a file which never ends does not count as progress, but one that begins with much hidden
+    data does. `tally` counts frames. After a packet that the decoder refuses, decoding resumes at the next key
+    frame. Raises ClipError DECODE_ERROR if more than a few are refused, there is no frame, or the stream ends well
+    before the end that the header declares.
     """
     with open_video(path, source.max_pixels) as (container, stream):
-        timeline = timeline_of(container, stream, source.clock)
+        timeline = make_timeline(container, stream, source.clock)
         timeline.tally = tally or timeline.tally
-        shapes = _Shapes(stream, source)
-        # All streams, since a container's length may be that of another one.
+        shapes = _ShapeTracker(stream, source)
+        # All streams, since the container's length may be that of another stream.
         packets = Packets(lambda: container.demux() if stream.duration is None else container.demux(stream))
         decoder = Decoder(stream)
         count, furthest, reach_s = 0, -1, -math.inf
@@ -105,22 +105,24 @@ def read_frames(
                 timed = timeline.place(frame)
                 if timed is not None:
                     progress()
-                    yield shapes.decoded(timed)
-        for frame in decoder.rest() if packets.error else ():
+                    yield shapes.describe(timed)
+        for frame in decoder.flush() if packets.error else ():
             timed = timeline.place(frame)
             if timed is not None:
-                yield shapes.decoded(timed)
+                yield shapes.describe(timed)
         if not timeline.tally.decoded:
-            raise undecodable(decoder.error or packets.error)
+            raise undecodable_error(decoder.error or packets.error)
         joined_midway = container.format.flags & CLOCK_MAY_JUMP
         if decoder.error and decoder.lost - (decoder.lost_before if joined_midway else 0) > count * _LOST_SHARE:
-            raise decode_error(decoder.error, _progress(timeline, stream)) from decoder.error
+            raise decode_error(decoder.error, _describe_progress(timeline, stream)) from decoder.error
         if "mp4" in container.format.name and not containers.is_fragmented(Path(path)):
             indexed = len(stream.index_entries)
             if packets.error is not None and count < indexed:
-                raise decode_error(packets.error, _progress(timeline, stream)) from packets.error
+                raise decode_error(packets.error, _describe_progress(timeline, stream)) from packets.error
             if count < indexed * (1 - _LOST_SHARE) - 2:
-                raise ClipError(ErrorCode.DECODE_ERROR, f"{_progress(timeline, stream)}: the file is cut short")
+                raise ClipError(
+                    ErrorCode.DECODE_ERROR, f"{_describe_progress(timeline, stream)}: the file is cut short"
+                )
         elif not timeline.jumped:
             _check_end(container, stream, timeline, reach_s, packets.error)
 
@@ -128,34 +130,34 @@ def read_frames(
 def _check_end(
     container: InputContainer, stream: VideoStream, timeline: Timeline, reach_s: float, error: FFmpegError | None
 ) -> None:
-    """Raises ClipError DECODE_ERROR for a stream that ends well before what its header declares; where that says
-    nothing, for one whose file could not be read on because of `error`."""
+    """Raises ClipError DECODE_ERROR for a stream that ends well before the end its header declares or, if it declares
+    none, for a file that could not be read further because of `error`."""
     try:
-        missed = missed_end(container, stream, timeline.end_s, reach_s)
+        ends = find_missed_end(container, stream, timeline.end_s, reach_s)
     except ValueError:
         if error is not None:
-            raise decode_error(error, _progress(timeline, stream)) from error
+            raise decode_error(error, _describe_progress(timeline, stream)) from error
         return
-    if missed is not None:
-        text = f"{_progress(timeline, stream)}: the file ends at {missed[0]:.2f} of {missed[1]:.2f} s"
+    if ends is not None:
+        text = f"{_describe_progress(timeline, stream)}: the file ends at {ends[0]:.2f} of {ends[1]:.2f} s"
         raise ClipError(ErrorCode.DECODE_ERROR, text)
 
 
-# Width and height of a stored picture, and of a stored pixel the width to the height by the codec.
-_Stored = tuple[int, int, float]
+# Width and height of a stored picture, and the aspect (width to height) of a stored pixel by the codec.
+_Shape = tuple[int, int, float]
 
 
-class _Shapes:
-    """Says of each frame how it is shown: most are as the first one, but a stream may change its size midway."""
+class _ShapeTracker:
+    """Tracks how each frame is shown: most are like the first, but a stream may change its size midway."""
 
     def __init__(self, stream: VideoStream, source: Probe) -> None:
         self._codec, self._source = stream.codec_context, source
-        self._first: _Stored | None = None
-        self._stored: _Stored | None = None
+        self._first: _Shape | None = None
+        self._stored: _Shape | None = None
         self._display = source.display
-        self._gray_is_limited = self._codec.name in _LIMITED_UNLESS_SAID
+        self._gray_is_limited = self._codec.name in _LIMITED_BY_DEFAULT
 
-    def decoded(self, timed: Timed) -> Decoded:
+    def describe(self, timed: TimedFrame) -> DecodedFrame:
         frame, joined = timed.frame, timed.joined
         if self._gray_is_limited and frame.color_range == ColorRange.UNSPECIFIED:
             frame.color_range = ColorRange.MPEG
@@ -163,23 +165,25 @@ class _Shapes:
         if self._first is None:
             self._first = self._stored = stored
         if stored != self._stored:
-            # What the container says holds for the first shape; the codec knows of the others.
+            # The container describes the first shape; only the codec knows the others.
             display = self._source.display if stored == self._first else display_of(frame, stored[2], None)
             check_pixels(display.width, display.height, self._source.max_pixels)
-            # The same picture in another resolution goes on.
-            joined = joined and _alike(display, self._display)
+            # The same picture in another resolution continues.
+            joined = joined and _have_same_aspect(display, self._display)
             self._display = display
         self._stored = stored
-        return Decoded(timed.time_s, timed.duration_s, frame, self._display, joined)
+        return DecodedFrame(timed.time_s, timed.duration_s, frame, self._display, joined)
 
 
-def _alike(one: Display, other: Display) -> bool:
-    """Whether two displays have the same aspect, but for a few pixels' rounding."""
-    return abs(one.width * other.height - other.width * one.height) <= 2 * max(one.width, one.height, other.width)
+def _have_same_aspect(first: Display, second: Display) -> bool:
+    """Whether two displays have the same aspect, up to a few pixels of rounding."""
+    return abs(first.width * second.height - second.width * first.height) <= 2 * max(
+        first.width, first.height, second.width
+    )
 
 
 def cut_windows(
-    decoded: Iterator[Decoded],
+    decoded: Iterator[DecodedFrame],
     source: Probe,
     windows: Sequence[Window],
     fps: float,
@@ -188,12 +192,12 @@ def cut_windows(
 ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
     """Each window with its frames, uint8 [T, H, W, 3] RGB, in order of time, in one pass over a source's `read_frames`.
 
-    `windows` are some or all of those that `Grid.windows` made of this source with a grid of `fps`: they do not
-    overlap. `box` is a part of the picture as `source` shows it. A source frame is converted at most once, and only if
+    `windows` are some or all of the non-overlapping windows that `Grid.windows` made of this source with a grid of
+    `fps`. `box` is a part of the picture as `source` shows it. A source frame is converted at most once, and only if
     it is shown. Errors are those of `decoded`.
     """
     ahead = next(decoded, None)
-    current: Decoded | None = None
+    current: DecodedFrame | None = None
     picture: NDArray[np.uint8] | None = None
     for window in sorted(windows, key=lambda window: window.start_s):
         clip = np.empty((window.frames, size[1], size[0], 3), np.uint8)
@@ -201,13 +205,13 @@ def cut_windows(
             while ahead is not None and ahead.time_s <= limit_s:
                 current, picture = ahead, None
                 ahead = next(decoded, None)
-            # Windows of an older version may begin a frame before the first one, where times of display were wrong.
+            # Windows of an older version, which had wrong times of display, may begin a frame before the first one.
             current = current or ahead
             if current is None:
                 text = f"the file has no frame at {window.start_s:.3f} s"
                 raise ClipError(ErrorCode.DECODE_ERROR, text)
             if picture is None:
-                # The bars are known of the source's own shape alone.
+                # The bars are known only for the source's own shape.
                 part = box if current.display == source.display else None
                 picture = to_rgb(current.frame, current.display, size, part)
             clip[point] = picture
@@ -215,22 +219,22 @@ def cut_windows(
         del clip  # before the next one is allocated: a clip may be 100 MB
 
 
-def read_thumbnails(decoded: Iterator[Decoded]) -> Iterator[Thumbs]:
-    """Every one of a source's `read_frames` as a small picture, of the size that TransNetV2 takes, in pieces.
+def read_thumbnails(decoded: Iterator[DecodedFrame]) -> Iterator[ThumbnailChunk]:
+    """Every frame of a source's `read_frames` as a thumbnail of the size that TransNetV2 takes, in chunks.
 
     Errors are those of `decoded`.
     """
-    while chunk := list(islice(map(_thumb, decoded), _CHUNK)):
+    while chunk := list(islice(map(_shrink, decoded), _CHUNK)):
         times, ends, pictures, joined = zip(*chunk, strict=True)
-        yield Thumbs(np.array(times), np.array(ends), np.stack(pictures), np.array(joined))
+        yield ThumbnailChunk(np.array(times), np.array(ends), np.stack(pictures), np.array(joined))
 
 
-def _thumb(decoded: Decoded) -> tuple[float, float, NDArray[np.uint8], bool]:
+def _shrink(decoded: DecodedFrame) -> tuple[float, float, NDArray[np.uint8], bool]:
     end_s = decoded.time_s + decoded.duration_s
     return decoded.time_s, end_s, thumbnail(decoded.frame, decoded.display.crop), decoded.joined
 
 
-def _progress(timeline: Timeline, stream: VideoStream) -> str:
+def _describe_progress(timeline: Timeline, stream: VideoStream) -> str:
     count = timeline.tally.decoded
-    # a fragmented MP4 counts its first fragment alone
+    # a fragmented MP4 counts only its first fragment
     return f"decoded {count} of {stream.frames} frames" if stream.frames > count else f"decoded {count} frames"

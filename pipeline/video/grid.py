@@ -1,4 +1,4 @@
-"""The frame grid trainers eat, as pure functions, so that a clip's id says which source frames it shows."""
+"""The frame grid of clips, as pure functions, so that a clip's id determines which source frames it shows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 # A grid point may show a frame that starts up to 1 ms after it: Matroska rounds timestamps to 1 ms.
 _EARLY_S = 1e-3
-# A shot may end up to 2 ms early and still have the grid point at its end: Matroska cuts the last frame's duration
-# down to whole milliseconds, and its timestamp may be rounded down too.
+# A shot may end up to 2 ms early and still have the grid point at its end: Matroska truncates the last frame's
+# duration to whole milliseconds, and its timestamp may be rounded down too.
 _SHORT_S = 2e-3
-# A frame that lasts longer than this, in seconds and in typical steps of its source, ends a shot: nothing was recorded,
-# or a still is shown, and a clip of either teaches nothing.
+# A frame that lasts longer than this, in seconds and in typical steps of its source, ends a shot: nothing was
+# recorded, or it is a still, and a clip of either teaches nothing.
 _GAP_S, _GAP_STEPS = 1.0, 4.0
 # A source has a constant rate if this share of its steps are whole multiples of the usual one.
 _CONSTANT_SHARE = 0.9
 # Window times are whole microseconds (FFmpeg's AV_TIME_BASE), so that a catalog keeps them exactly.
 _MICRO = 1_000_000
-# More is a slip of the pen: no camera is faster, and a clip of so many frames fills a machine's memory.
+# Larger values are typing errors: no camera is faster, and a clip of so many frames fills a machine's memory.
 _FASTEST, _LONGEST = 1000.0, 10_001
 # The longest side that x264 encodes.
 _LONGEST_SIDE = 16_384
@@ -43,7 +43,7 @@ class Window:
     """One clip of a source: `frames` grid points from `start_s` on, showing no source frame after `end_s`.
 
     `start_s` is the time of the first grid point, `end_s` the timestamp of the last source frame that may be
-    shown; both are in seconds, in whole microseconds. These and the grid's fps decide every frame shown.
+    shown; both are in seconds, in whole microseconds. These and the grid's fps determine every frame shown.
     """
 
     clip_id: str
@@ -65,7 +65,7 @@ class Grid:
     """Frames per second, frames per clip (4n+1, as video VAEs want) and the bounds on a frame's size.
 
     The defaults are those of Wan 2.1 and VACE at 480p: 81 frames at 16 fps, area 480x832, sides multiples
-    of 16. Raises ValueError where the values make no grid.
+    of 16. Raises ValueError for values that do not make a grid.
     """
 
     fps: float = 16.0
@@ -90,12 +90,12 @@ class Grid:
             raise ValueError(f"area must be at least multiple squared, {self.multiple**2}, not {self.area}.")
 
     def key(self, crop: bool = False) -> str:
-        """The canonical text of this grid, a part of every clip id; `crop` says that bars are cut off."""
+        """The canonical text of this grid, a part of every clip id; `crop`: bars are cut off."""
         text = f"fps={float(self.fps)!r} frames={self.frames} min_frames={self.min_frames}"
         return f"{text} area={self.area} multiple={self.multiple}{' crop' if crop else ''}"
 
     def size(self, width: int, height: int) -> tuple[int, int] | None:
-        """The (width, height) of clips from a `width` x `height` picture, or None where none fits.
+        """The (width, height) of clips from a `width` x `height` picture, or None if none fits.
 
         Never larger than the picture, area at most `area`, sides multiples of `multiple`. The picture is to
         be scaled until it covers this size and cropped at the centre, which keeps its aspect. None means that
@@ -104,10 +104,12 @@ class Grid:
         """
         if width < 1 or height < 1:
             return None
-        # width * sqrt(area / (width * height)) in whole numbers: a float may fall just short of a multiple
-        wide = min(width, math.isqrt(self.area * width // height)) // self.multiple * self.multiple
-        high = min(height, math.isqrt(self.area * height // width)) // self.multiple * self.multiple
-        return (wide, high) if wide and high and max(wide, high) <= _LONGEST_SIDE else None
+        # width * sqrt(area / (width * height)) in integers: a float may fall just short of a multiple
+        fitted_width = min(width, math.isqrt(self.area * width // height)) // self.multiple * self.multiple
+        fitted_height = min(height, math.isqrt(self.area * height // width)) // self.multiple * self.multiple
+        if not (fitted_width and fitted_height) or max(fitted_width, fitted_height) > _LONGEST_SIDE:
+            return None
+        return fitted_width, fitted_height
 
     def windows(
         self, source_hash: str, shots: Iterable[Shot], times: NDArray[np.float64], crop: bool = False
@@ -127,12 +129,12 @@ class Grid:
                 count = min(self.frames, (points - begin - 1) // 4 * 4 + 1)
                 if count < self.min_frames:
                     break
-                start_s = _micro(shot.start_s + begin / self.fps)
-                in_shot = Window("", start_s, _micro(float(times[shot.last])), count)
+                start_s = _round_to_micro(shot.start_s + begin / self.fps)
+                in_shot = Window("", start_s, _round_to_micro(float(times[shot.last])), count)
                 last = int(np.searchsorted(times, in_shot.limits(self.fps)[-1], side="right")) - 1
-                end_s = _micro(float(times[max(last, shot.first)]))
-                name = clip_id(source_hash, start_s, end_s, self, crop)
-                cuts.append(Window(name, start_s, end_s, count))
+                end_s = _round_to_micro(float(times[max(last, shot.first)]))
+                identifier = compute_clip_id(source_hash, start_s, end_s, self, crop)
+                cuts.append(Window(identifier, start_s, end_s, count))
         return cuts
 
 
@@ -142,16 +144,16 @@ def shots_of(
     end_s: float,
     joined: NDArray[np.bool_] | None = None,
 ) -> list[Shot]:
-    """A shot detector's inclusive (first, last) frame ranges as shots with times, split where the source has a gap.
+    """A shot detector's inclusive (first, last) frame ranges as shots with times, split at gaps in the source.
 
     `times` are the source's frame timestamps in seconds, float64[n], rising; `end_s` is the end of display of its last
-    frame. A frame is displayed until the next one starts, or for a typical step where that comes much later. `joined`,
-    bool[n], is false for a frame that does not go on from the one before it: a shot begins there too.
+    frame. A frame is displayed until the next one starts, or for a typical step if that starts much later. `joined`,
+    bool[n], is false for a frame that does not continue the one before it: a shot begins there too.
     """
     ends = np.append(times[1:], end_s)
-    gap = _gaps(times, end_s)
-    ends = np.where(gap, times + typical_step(times, end_s), ends)
-    breaks = gap[:-1] if joined is None else gap[:-1] | ~joined[1:]
+    gaps = _find_gaps(times, end_s)
+    ends = np.where(gaps, times + typical_step(times, end_s), ends)
+    breaks = gaps[:-1] if joined is None else gaps[:-1] | ~joined[1:]
     shots = []
     for first, last in ranges:
         lasts = [first + index for index in np.flatnonzero(breaks[first:last]).tolist()]
@@ -166,8 +168,8 @@ def shots_of(
 def typical_step(times: NDArray[np.float64], end_s: float) -> float:
     """How long a frame of a source is shown, in seconds: the mean of the steps that are near their median.
 
-    So neither holds nor lost frames count, and time stamps that are rounded to 1 ms do no harm. `times` and `end_s` as
-    in `shots_of`; how long the last frame lasts counts only where it is alone, since headers guess it.
+    So held and lost frames do not count, and time stamps rounded to 1 ms do no harm. `times` and `end_s` as
+    in `shots_of`; the length of the last frame counts only if it is the only one, since headers guess it.
     """
     steps = np.diff(times) if len(times) > 1 else np.array([end_s - times[0]])
     # One of the steps, not the mean of two: that may lie far from both.
@@ -175,8 +177,8 @@ def typical_step(times: NDArray[np.float64], end_s: float) -> float:
     return float(steps[np.abs(steps - usual) <= usual / 2].mean())
 
 
-def missing_frames(times: NDArray[np.float64]) -> int | None:
-    """How many more frames there is room for between those of a source of constant rate; None where it has none.
+def count_missing_frames(times: NDArray[np.float64]) -> int | None:
+    """How many more frames would fit between those of a source of constant rate; None if the rate varies.
 
     The file lost them, or nothing was recorded. `times` as in `shots_of`.
     """
@@ -191,21 +193,21 @@ def missing_frames(times: NDArray[np.float64]) -> int | None:
     return int(np.maximum(counts - 1, 0).sum())
 
 
-def _gaps(times: NDArray[np.float64], end_s: float) -> NDArray[np.bool_]:
+def _find_gaps(times: NDArray[np.float64], end_s: float) -> NDArray[np.bool_]:
     """Whether a frame lasts much longer than most, bool[n]."""
     steps = np.diff(times, append=end_s)
     return steps > max(_GAP_S, _GAP_STEPS * float(np.median(steps)))
 
 
-def clip_id(source_hash: str, start_s: float, end_s: float, grid: Grid, crop: bool = False) -> str:
+def compute_clip_id(source_hash: str, start_s: float, end_s: float, grid: Grid, crop: bool = False) -> str:
     """32 hex digits from the source's content hash, the window's times in whole microseconds, and the grid.
 
-    Never from a path, so that a file which moves keeps its clips.
+    Never from a path, so that a file that is moved keeps its clips.
     """
     text = f"{source_hash}\n{round(start_s * _MICRO)}\n{round(end_s * _MICRO)}\n{grid.key(crop)}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _micro(seconds: float) -> float:
+def _round_to_micro(seconds: float) -> float:
     """Seconds rounded to whole microseconds."""
     return round(seconds * _MICRO) / _MICRO

@@ -1,4 +1,4 @@
-"""What a sandbox's parent and child say to each other: pickles in a pipe, with arrays beside them and not inside."""
+"""Messages between a sandbox's parent and child: pickles in a pipe, with arrays next to them instead of inside."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import struct
 from typing import Any, BinaryIO
 
 LENGTH = struct.Struct(">Q")
-"""How a message begins: how many buffers it has, then the length of its body and of each."""
+"""A number in the header of a message: the count of its parts, then the length of each."""
 
 
-def parts(message: object) -> list[memoryview | bytes]:
-    """A pickle and the buffers of the arrays in it."""
+def pack(message: object) -> list[memoryview | bytes]:
+    """A message as a pickle and the buffers of the arrays in it."""
     buffers: list[pickle.PickleBuffer] = []
     body = pickle.dumps(message, 5, buffer_callback=buffers.append)
     return [body, *(buffer.raw() for buffer in buffers)]
 
 
 def write(pipe: BinaryIO, parts: list[memoryview | bytes]) -> None:
-    """Write a message, of which these are the parts."""
+    """Write a message from its packed parts."""
     lengths = [len(part) for part in parts]
     pipe.write(struct.pack(f">{1 + len(parts)}Q", len(parts), *lengths))
     for part in parts:

@@ -1,4 +1,4 @@
-"""The packets of a wild file, and the frames in them, past what cannot be read or decoded."""
+"""Reads the packets of an untrusted file and decodes their frames, skipping what cannot be read or decoded."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-# How often a demuxer may ask to be called again without giving a packet: each time it has read 64 KB.
+# How often a demuxer may ask to be called again without giving a packet; each time it has read 64 KB.
 _MOST_IDLE = 100_000
 
 
 class Packets:
-    """A file's packets up to its end, or to where it cannot be read on; then `error` says why.
+    """A file's packets up to its end, or to where it cannot be read further; then `error` says why.
 
-    What comes after the last frame may be anything: `error` does not mean that frames are missing.
+    Anything may follow the last frame: `error` does not mean that frames are missing.
     """
 
     def __init__(self, demux: Callable[[], Iterator[Packet[Any]]]) -> None:
-        """`demux` goes on reading from where the file is."""
+        """`demux` continues reading at the current position of the file."""
         self._demux = demux
         self.error: FFmpegError | None = None
 
@@ -35,7 +35,7 @@ class Packets:
                 if isinstance(error, BlockingIOError) and idle < _MOST_IDLE:
                     packets, idle = self._demux(), idle + 1
                     continue
-                self.error = _survived(error)
+                self.error = _check_memory(error)
                 return
             if packet is None:
                 return
@@ -44,11 +44,11 @@ class Packets:
 
 
 class Decoder:
-    """The frames in a stream's packets; after a packet that is refused it goes on at the next key frame.
+    """The frames in a stream's packets; after a refused packet decoding resumes at the next key frame.
 
     `error` is why the first one was refused, `lost` how many gave no frame for such a reason, `lost_before` how many of
     them came before the first frame: a broadcast may have been joined midway. `resumed_at` is the time stamp of the key
-    frame at which it went on last, until it is taken note of.
+    frame at which decoding last resumed, until the caller resets it.
     """
 
     def __init__(self, stream: VideoStream) -> None:
@@ -59,14 +59,14 @@ class Decoder:
         self.resumed_at: int | None = None
 
     def frames(self, packet: Packet[Any]) -> list[av.VideoFrame]:
-        """The frames that come out when this packet of the stream goes in."""
+        """The frames that the decoder returns for this packet of the stream."""
         if self._waits and packet.size and not packet.is_keyframe:
             self._lose()
             return []
         try:
             frames = self._stream.decode(packet)
         except FFmpegError as error:
-            self.error = self.error or _survived(error)
+            self.error = self.error or _check_memory(error)
             self._waits = True
             self._lose()
             return []
@@ -75,12 +75,12 @@ class Decoder:
         self._begun = self._begun or bool(frames)
         return frames
 
-    def rest(self) -> list[av.VideoFrame]:
-        """The frames that are still inside, where the packets did not come to their end."""
+    def flush(self) -> list[av.VideoFrame]:
+        """The frames that are still in the decoder, when the packets ended early."""
         try:
             return self._stream.decode(None)
         except FFmpegError as error:
-            self.error = self.error or _survived(error)
+            self.error = self.error or _check_memory(error)
             return []
 
     def _lose(self) -> None:
@@ -88,8 +88,8 @@ class Decoder:
         self.lost_before += not self._begun
 
 
-def _survived(error: FFmpegError) -> FFmpegError:
-    """The error, unless memory has run out: that is raised."""
+def _check_memory(error: FFmpegError) -> FFmpegError:
+    """Return the error, unless memory has run out: that is raised."""
     if isinstance(error, MemoryError):
         raise error
     return error

@@ -1,6 +1,6 @@
-"""What a wild video file says of itself, and the first frames of it.
+"""Opens an untrusted video file and probes its header and first frames.
 
-Everything here is meant to run inside `pipeline.video.sandbox`: the bytes are not trusted.
+Everything here is meant to run inside `pipeline.video.sandbox`.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from av.video.stream import VideoStream
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.video import containers
 from pipeline.video.display import Display, display_of
-from pipeline.video.header_length import NO_TIMESTAMPS, duration
+from pipeline.video.header_length import NO_TIMESTAMPS, read_duration
 from pipeline.video.packets import Decoder, Packets
 from pipeline.video.timeline import Clock, Timeline
 
-# Only formats that hold pictures themselves: FFmpeg would also follow playlists to other files and to the
-# network, and draw a text file as a video.
+# Only formats that contain pictures: FFmpeg would also follow playlists to other files and to the network, and
+# render a text file as a video.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,live_flv,asf,ogg,mxf,gxf,ivf,obu,av1,"
     "h264,hevc,vvc,m4v,h263,vc1,dv,nut,gif,apng,yuv4mpegpipe,rm,wtv,nsv,swf,dirac,mjpeg"
 )
 # AVFMT_TS_DISCONT: formats whose clock may be set midway.
 CLOCK_MAY_JUMP = 0x0200
-# Formats that hold times of display: FFmpeg's names of Matroska and MP4 begin so.
-_SAYS_TIMES = ("matroska", "mov")
-# Frames that tell whether times of display can be believed.
-_LOOKED_AT = 24
+# Formats that store times of display: the beginnings of FFmpeg's names of Matroska and MP4.
+_HAS_DISPLAY_TIMES = ("matroska", "mov")
+# Frames by which to decide whether times of display can be trusted.
+_PROBED_FRAMES = 24
 
-# Called as often as a file is read or decoded a little further, for whoever watches over a slow one.
+# Called each time a file is read or decoded a little further, so that a slow one can be watched.
 Progress = Callable[[], object]
 
 
@@ -49,11 +49,11 @@ def unwatched() -> None:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file says of itself.
+    """Properties of a file.
 
-    `display` is how its first frame is shown, `aspect` the width to the height of a stored pixel. `clock` is what
-    times can be taken from, as the first frames show. `frames` is the count
-    in the header, None where it has none. `max_pixels` is the limit that the file was probed with, and is decoded with.
+    `display` is how its first frame is shown, `aspect` the width to height of a stored pixel. `clock` is the source of
+    times that the first frames show to be reliable. `frames` is the count in the header, None if it has none.
+    `max_pixels` is the limit with which the file was probed and is decoded.
     """
 
     display: Display
@@ -79,9 +79,9 @@ def probe_video(path: str | Path, max_pixels: int) -> Probe:
         decoded = (frame for packet in packets for frame in decoder.frames(packet))
         frame = next(decoded, None)
         if frame is None:
-            raise undecodable(decoder.error or packets.error)
+            raise undecodable_error(decoder.error or packets.error)
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
-        crop = containers.crop(
+        crop = containers.read_crop(
             Path(path),
             container.format.name,
             track_id=stream.id,
@@ -91,13 +91,13 @@ def probe_video(path: str | Path, max_pixels: int) -> Probe:
         )
         display = display_of(frame, aspect, crop)
         check_pixels(display.width, display.height, max_pixels)
-        rate = rate_of(container, stream)
+        rate = frame_rate(container, stream)
         return Probe(
             display=display,
             aspect=aspect,
-            clock=_clock(container, stream, chain([frame], decoded)),
+            clock=_choose_clock(container, stream, chain([frame], decoded)),
             fps=float(rate) if rate else None,
-            duration_s=duration(container, stream, frame),
+            duration_s=read_duration(container, stream, frame),
             codec=stream.codec_context.name,
             pix_fmt=frame.format.name,
             frames=stream.frames or None,
@@ -115,7 +115,7 @@ def open_video(file: str | Path | IO[bytes], max_pixels: int) -> Iterator[tuple[
         if isinstance(file, str | Path):
             if Path(file).stat().st_size == 0:
                 raise ClipError(ErrorCode.SOURCE_EMPTY, "the file has no bytes")
-            # the prefix keeps FFmpeg from reading a protocol into a file's name
+            # the prefix keeps FFmpeg from taking part of a file's name for a protocol
             file = f"file:{file}"
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         container = av.open(file, "r", container_options=options, metadata_errors="replace")
@@ -137,31 +137,31 @@ def open_video(file: str | Path | IO[bytes], max_pixels: int) -> Iterator[tuple[
         yield container, stream
 
 
-def timeline_of(container: InputContainer, stream: VideoStream, clock: Clock) -> Timeline:
-    rate = rate_of(container, stream)
+def make_timeline(container: InputContainer, stream: VideoStream, clock: Clock) -> Timeline:
+    rate = frame_rate(container, stream)
     clock_may_jump = bool(container.format.flags & CLOCK_MAY_JUMP)
     usual_s = float(1 / rate) if rate else 0.04
     return Timeline(stream, usual_s, clock=clock, clock_may_jump=clock_may_jump)
 
 
-def rate_of(container: InputContainer, stream: VideoStream) -> Fraction | None:
+def frame_rate(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Frames a second; for a raw stream FFmpeg's format always says 25, so the codec is asked."""
     if container.format.flags & NO_TIMESTAMPS:
         return stream.guessed_rate or stream.average_rate
     return stream.average_rate or stream.guessed_rate
 
 
-def _clock(container: InputContainer, stream: VideoStream, decoded: Iterator[av.VideoFrame]) -> Clock:
-    """Which times can be believed, by the first frames of a stream in which frames may be reordered."""
-    timeline = timeline_of(container, stream, Clock.DISPLAY)
-    if stream.codec_context.has_b_frames or not container.format.name.startswith(_SAYS_TIMES):
-        for frame in islice(decoded, _LOOKED_AT):
+def _choose_clock(container: InputContainer, stream: VideoStream, decoded: Iterator[av.VideoFrame]) -> Clock:
+    """Which times can be trusted, by the first frames of a stream in which frames may be reordered."""
+    timeline = make_timeline(container, stream, Clock.DISPLAY)
+    if stream.codec_context.has_b_frames or not container.format.name.startswith(_HAS_DISPLAY_TIMES):
+        for frame in islice(decoded, _PROBED_FRAMES):
             timeline.place(frame)
     return timeline.clock
 
 
-def undecodable(error: FFmpegError | None) -> Exception:
-    """For a file that gives no frame at all."""
+def undecodable_error(error: FFmpegError | None) -> Exception:
+    """The error for a file without a decodable frame."""
     if error is None:
         return ClipError(ErrorCode.DECODE_ERROR, "no frame could be decoded")
     return decode_error(error, "no frame could be decoded")
@@ -172,11 +172,11 @@ def check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise ClipError(ErrorCode.TOO_LARGE, f"{width}x{height} is more than {max_pixels} pixels")
 
 
-def decode_error(error: FFmpegError, what: str) -> Exception:
+def decode_error(error: FFmpegError, context: str) -> Exception:
     """`error` as a ClipError; FFmpeg out of memory stays a MemoryError."""
     if isinstance(error, MemoryError):
         return error
-    # Decoders give error numbers of the system that mean other things there, such as "not permitted".
-    known = isinstance(error, InvalidDataError | PatchWelcomeError)
-    reason = error.strerror if known else f"the decoder refused it (error {error.errno})"
-    return ClipError(ErrorCode.DECODE_ERROR, f"{what}: {reason}")
+    # Decoders return system error numbers with a different meaning, such as "not permitted".
+    has_own_code = isinstance(error, InvalidDataError | PatchWelcomeError)
+    reason = error.strerror if has_own_code else f"the decoder refused it (error {error.errno})"
+    return ClipError(ErrorCode.DECODE_ERROR, f"{context}: {reason}")

@@ -1,4 +1,4 @@
-"""What every process that works on clips sets up before it begins: Ray's actors and the decoders that they start."""
+"""Setup of every process that works on clips: Ray's actors and the decoders that they start."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from contextlib import suppress
 
 
 def prepare() -> None:
-    """One OpenCV thread, since there is a worker per core and results must not depend on thread counts; and a current
-    directory that stays.
+    """Use one OpenCV thread, since there is a worker per core and results must not depend on thread counts; and change
+    to a directory that stays.
 
-    Ray may delete the one it gave (another node of this machine was lost), and where there is none DuckDB ends the
-    process.
+    Ray may delete the one it set (another node of this machine was lost), and DuckDB ends a process without one.
     """
-    # A trainer starts a decoder too, and where it does there need be no OpenCV.
+    # A trainer starts a decoder too, possibly without OpenCV installed.
     with suppress(ModuleNotFoundError):
         import cv2
 

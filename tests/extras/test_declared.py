@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import installations
 
-from pipeline.extras import MODULES, advice
+from pipeline.extras import MODULES, suggest_install
 
 
 def undeclared() -> Iterator[str]:
@@ -44,14 +44,14 @@ def test_the_advice_names_the_extras_that_declare_a_package() -> None:
         advised = {name for name, extras in MODULES.items() if extra in extras}
         assert set().union(*map(installations.providers, advised)) == declared, extra
     for name, extras in MODULES.items():
-        sentence = advice(ModuleNotFoundError(name=f"{name}.part"), "train")
+        sentence = suggest_install(ModuleNotFoundError(name=f"{name}.part"), "train")
         assert sentence is not None
         assert "'vdot-data[train]'" in sentence if "train" in extras else f"[{extras[0]}]" in sentence
 
 
 def test_an_import_that_no_extra_mends_gets_no_advice() -> None:
-    assert advice(ModuleNotFoundError(name="pipeline.nothing")) is None
-    assert advice(ImportError("cannot import name 'x'")) is None
+    assert suggest_install(ModuleNotFoundError(name="pipeline.nothing")) is None
+    assert suggest_install(ImportError("cannot import name 'x'")) is None
 
 
 _ALONE = """

@@ -9,7 +9,7 @@ import pytest
 import real_clips
 from numbered import LIMIT, write
 
-from pipeline.video.content_box import content_box
+from pipeline.video.content_box import find_content_box
 from pipeline.video.probe import probe_video
 
 
@@ -26,7 +26,7 @@ def test_bars_are_found(tmp_path: Path, box: tuple[int, int, int, int], colour: 
     x0, y0, x1, y1 = box
     framed[:, y0:y1, x0:x1] = moving(x1 - x0, y1 - y0)
     path = write(tmp_path / "b.mp4", framed)
-    found = content_box(path, probe_video(path, LIMIT))
+    found = find_content_box(path, probe_video(path, LIMIT))
     assert found is not None
     assert np.abs(np.array(found) - box).max() <= 2
 
@@ -40,7 +40,7 @@ def test_dark_pictures_and_titles_have_no_bars(tmp_path: Path) -> None:
     one_sided[:, :30] = 0
     for index, pictures in enumerate([spot, title, one_sided, moving(160, 128), np.zeros_like(spot)]):
         path = write(tmp_path / f"{index}.mp4", pictures)
-        assert content_box(path, probe_video(path, LIMIT)) is None, index
+        assert find_content_box(path, probe_video(path, LIMIT)) is None, index
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_dark_pictures_and_titles_have_no_bars(tmp_path: Path) -> None:
 )
 def test_bars_of_real_clips(name: str, box: tuple[int, int, int, int] | None) -> None:
     path = real_clips.path(name)
-    found = content_box(path, probe_video(path, LIMIT))
+    found = find_content_box(path, probe_video(path, LIMIT))
     if box is None:
         assert found is None
     else:

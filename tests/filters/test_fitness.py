@@ -11,7 +11,7 @@ from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import default_text, parse
 
 DEFAULT = parse(default_text(), "default.yaml")
-RULES = Blueprint.ingest(DEFAULT, ()).rules()
+RULES = Blueprint.for_ingest(DEFAULT, ()).rules()
 COMPOSITES = {name: parts for name, parts in DEFAULT.tasks.items() if not isinstance(parts, str)}
 # A man who walks through a park, five seconds long.
 GOOD: dict[str, Any] = {
@@ -64,9 +64,9 @@ def test_words_in_the_middle_do_not_hinder_outpainting() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ("{a: [b]}", "'b' is none"),
-        ("{pose: 'true', both: [pose, flw], flow: 'true'}", "'flw' is none; did you mean 'flow'"),
-        ("{pose: 'true', both: [pose], three: [both]}", "'both' is none"),
+        ("{a: [b]}", "'b' is not one"),
+        ("{pose: 'true', both: [pose, flw], flow: 'true'}", "'flw' is not one; did you mean 'flow'"),
+        ("{pose: 'true', both: [pose], three: [both]}", "'both' is not one"),
         ("{pose: []}", r"must be a predicate .* or a list of tasks"),
         ("{pose: true}", "the task 'pose' must be a predicate .in quotes, if it is true or false."),
         ("{pose: 3}", "found 3"),

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline.catalog.catalog import Catalog, values
-from pipeline.formats.shards import members
+from pipeline.formats.shards import group_members
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
@@ -104,7 +104,7 @@ class Out:
         rows = self.query("SELECT shard, \"offset\", bytes FROM clips WHERE status = 'kept'")
         found: dict[str, dict[str, bytes]] = {}
         for row in rows:
-            found |= members(folder.read(row["shard"], row["offset"], row["bytes"]))
+            found |= group_members(folder.read(row["shard"], row["offset"], row["bytes"]))
         return found
 
     def files(self) -> dict[str, bytes]:

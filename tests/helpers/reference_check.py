@@ -26,7 +26,7 @@ from pipeline.formats import clip_decode
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages import sandboxed
-from pipeline.video.frames import Thumbs
+from pipeline.video.frames import ThumbnailChunk
 from pipeline.video.grid import shots_of
 
 # The grid of the pipeline in all but length: a source of two seconds has several clips.
@@ -69,7 +69,7 @@ class Comparison:
 
 @cache
 def _blueprint() -> Blueprint:
-    return Blueprint.ingest(recipe.parse(RECIPE, "reference"), ())
+    return Blueprint.for_ingest(recipe.parse(RECIPE, "reference"), ())
 
 
 def stored(path: Path) -> tuple[list[float], sandboxed.Scanned, list[Stored]]:
@@ -77,7 +77,7 @@ def stored(path: Path) -> tuple[list[float], sandboxed.Scanned, list[Stored]]:
     blueprint = _blueprint()
     *parts, end = sandboxed.scan(path, blueprint)
     assert isinstance(end, sandboxed.Scanned)
-    thumbs = [part for part in parts if isinstance(part, Thumbs)]
+    thumbs = [part for part in parts if isinstance(part, ThumbnailChunk)]
     times = np.concatenate([part.times for part in thumbs])
     joined = np.concatenate([part.joined for part in thumbs])
     grid = blueprint.recipe.grid
@@ -88,7 +88,7 @@ def stored(path: Path) -> tuple[list[float], sandboxed.Scanned, list[Stored]]:
     clips = []
     for cut in sandboxed.clips(path, windows, size, None, {}, blueprint):
         assert cut.mp4 is not None, cut.values
-        planes = clip_decode.planar(cut.mp4, (cut.window.frames, size[1], size[0]))
+        planes = clip_decode.decode_planar(cut.mp4, (cut.window.frames, size[1], size[0]))
         clips.append(Stored(cut.window.start_s, np.moveaxis(planes, 0, -1)))
     return times.tolist(), end, clips
 

@@ -33,7 +33,7 @@ def problems(width: int, height: int, folder: Path) -> list[str]:
     """What is wrong with the round trip of this shape, by reader; no reader may raise."""
     pictures = clip(width, height)
     mp4 = encode_clip(pictures, 16.0)
-    planes = clip_decode.planar(mp4, (FRAMES, height, width))
+    planes = clip_decode.decode_planar(mp4, (FRAMES, height, width))
     readings = {
         "planar": np.moveaxis(planes, 0, -1),
         "decode": decode_clip(mp4),

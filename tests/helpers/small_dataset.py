@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalog.catalog import Catalog, now, values
+from pipeline.catalog.catalog import Catalog, utc_now, values
 from pipeline.formats.clip_encode import encode_clip
-from pipeline.formats.shards import ShardWriter, members
+from pipeline.formats.shards import ShardWriter, group_members
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages import sandboxed
@@ -72,7 +72,7 @@ class Dataset:
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.catalog = Catalog(self.out, self.scratch)
         self.recipe = recipe.parse(RECIPE, "of the tests")
-        self.blueprint = Blueprint.ingest(self.recipe, ("title",))
+        self.blueprint = Blueprint.for_ingest(self.recipe, ("title",))
 
     def commit(self, *rows: dict[str, Any]) -> int:
         """One part of these rows."""
@@ -122,7 +122,7 @@ class Dataset:
 
     def fill(self) -> Dataset:
         """Write the whole dataset."""
-        run = {"kind": "run", "recipe": self.recipe.text, "version": "0.1.0", "started": now()}
+        run = {"kind": "run", "recipe": self.recipe.text, "version": "0.1.0", "started": utc_now()}
         self.commit(run)
         failed = {"code": "DECODE_ERROR", "stage": "scan", "detail": "moov atom not found"}
         self.commit(
@@ -151,7 +151,7 @@ class Dataset:
         body = json.dumps({"clip_id": identity("a0")}).encode()
         extra = self.shard("shards", {"a0": {"flow.mp4": mp4("a0 flow"), "flow.json": body}})
         self.commit(self.clip("a0", "kept", layer="flow", luma=None, contrast=None, title=None, **extra["a0"]))
-        self.commit(run | {"finished": now()})
+        self.commit(run | {"finished": utc_now()})
         return self
 
     # What follows reads or damages an OUT on a disk.
@@ -168,7 +168,7 @@ class Dataset:
     def stored(self, name: str, layer: str = "base") -> dict[str, bytes]:
         """The members of a clip as they are stored."""
         row = self.row(name, layer)
-        return members(self.out.read(row["shard"], row["offset"], row["bytes"]))[identity(name)]
+        return group_members(self.out.read(row["shard"], row["offset"], row["bytes"]))[identity(name)]
 
     def edit(self, sequence: int, change: Any) -> None:
         """Rewrite a part: `change` gets its rows and returns new ones."""

@@ -18,7 +18,7 @@ from small_dataset import frames, identity
 from pipeline.formats.clip_encode import encode_clip, encode_png
 from pipeline.formats.shards import ShardWriter
 from pipeline.mixture import mixture
-from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream
+from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Mixture, StartPoint, Step, Stream
 from pipeline.storage.folder import Folder
 from training.data.stream import Batch
 from training.data.stream import Stream as Reading
@@ -106,7 +106,9 @@ def make(
     rows.sort(key=lambda row: row["clip_id"])
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     streams = tuple(Stream("films", task, clips - held, Fraction(1, len(PARTS))) for task in PARTS)
-    made = Mixture(mixture.digest(table), seed, 0.25, step, Begins(), {"films": (out.url, 1)}, dict(PARTS), streams)
+    made = Mixture(
+        mixture.compute_digest(table), seed, 0.25, step, StartPoint(), {"films": (out.url, 1)}, dict(PARTS), streams
+    )
     mixture.write(made, table, str(folder / "mixed"))
     return folder / "mixed"
 

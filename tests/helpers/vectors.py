@@ -29,4 +29,4 @@ def embed(dataset: Any, clips: dict[str, tuple[float, ...]], number: int = 0) ->
     """Give clips (by short name) embeddings that begin with these numbers."""
     rows = unit([[*start, *[0.0] * (SIZE - len(start))] for start in clips.values()])
     ids = [identity(name) for name in clips]
-    embeddings.append(dataset.out, "fedcba987654", number, Likeness.version, table(ids, rows))
+    embeddings.append_part(dataset.out, "fedcba987654", number, Likeness.version, table(ids, rows))

@@ -15,7 +15,7 @@ import pytest
 import real_clips
 import small_videos
 
-from pipeline.formats.shards import members
+from pipeline.formats.shards import group_members
 from pipeline.storage.folder import Folder
 from pipeline.upkeep.verify import verify
 
@@ -94,7 +94,7 @@ def test_copies_are_found_and_the_unreadable_is_named(vdot: Any, recipe: Any, ad
     (row,) = out.query("FROM clips WHERE layer = 'base' AND source_uri LIKE '%/different.mp4'")
     shard = Path(out.url, row["shard"])
     data = bytearray(shard.read_bytes())
-    inside = members(Folder(out.url).read(row["shard"], row["offset"], row["bytes"]))[row["clip_id"]]["mp4"]
+    inside = group_members(Folder(out.url).read(row["shard"], row["offset"], row["bytes"]))[row["clip_id"]]["mp4"]
     start = data.index(inside)
     data[start : start + len(inside)] = bytes(len(inside))
     shard.write_bytes(data)

@@ -14,7 +14,7 @@ import tiny_model
 
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
-from pipeline.formats.conditions import gray
+from pipeline.formats.conditions import to_gray
 from pipeline.storage.folder import Folder
 from training.data import latents_file
 from training.models import folder
@@ -44,7 +44,7 @@ def layer(out: program.Out) -> dict[str, tuple[dict[str, Any], latents_file.Stor
     """Clip id -> the row of its latents, and what is stored."""
     found = {}
     for row in out.query("SELECT * FROM clips WHERE layer = 'latents'"):
-        members = shards.sample(Folder(out.url), row["clip_id"], row["shard"], row["offset"], row["bytes"])
+        members = shards.read_sample(Folder(out.url), row["clip_id"], row["shard"], row["offset"], row["bytes"])
         assert set(members) == {MEMBER, "latents.json"}
         found[row["clip_id"]] = row, latents_file.read(members[MEMBER])
     return found
@@ -85,7 +85,7 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
         if clip == min(stored):
             frames = decode_clip(base[clip]["mp4"])
             for key, shown in (
-                ("clip", frames), ("gray", gray(frames)), ("scribble", decode_clip(base[clip]["scribble.mp4"])),
+                ("clip", frames), ("gray", to_gray(frames)), ("scribble", decode_clip(base[clip]["scribble.mp4"])),
             ):  # fmt: skip
                 np.testing.assert_allclose(found.tensors[key], encoded(model, shown), rtol=6e-4, atol=1e-4)
     assert vdot("verify", out.url).returncode == 0

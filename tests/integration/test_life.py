@@ -133,7 +133,7 @@ def test_a_layer_adds_and_a_new_annotator_supersedes(
     assert {row["clip_id"] for row in rows} == set(base)
     for row in rows:
         assert row["motion"] > 0.5
-        found = shards.sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
+        found = shards.read_sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
         assert set(found) == {"flow.mp4", "flow.json"}
     assert run("annotate", out, "--with", "flow")["done"] == {}
     assert clean(out)
@@ -145,7 +145,7 @@ def test_a_layer_adds_and_a_new_annotator_supersedes(
     run("ingest", small / "1.mp4", "--out", out, "--recipe", both)
     run("ingest", small / "1.mp4", "--out", fresh, "--recipe", both)
     renewed = {
-        row["clip_id"]: shards.sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
+        row["clip_id"]: shards.read_sample(Folder(str(out)), row["clip_id"], row["shard"], row["offset"], row["bytes"])
         for row in program.Out(out).query("SELECT * FROM clips WHERE layer = 'base'")
     }
     assert renewed == program.Out(fresh).samples()

@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ClipError
-from pipeline.formats.clip_decode import picture, planar
+from pipeline.formats.clip_decode import decode_planar, decode_png
 from pipeline.formats.conditions import (
     MASKS,
     REFERENCE,
     TEXT,
-    caption,
-    condition,
-    generator,
+    build_condition,
+    make_generator,
+    read_caption,
     reference_names,
     track_names,
 )
@@ -105,7 +105,7 @@ def _said(clip: Clip, settings: Settings, words: str) -> str:
     """The caption, or "" where it is left out."""
     if not settings.caption_dropout:
         return words
-    draw = generator(settings.seed, clip.number, clip.clip_id, f"{clip.task} caption")
+    draw = make_generator(settings.seed, clip.number, clip.clip_id, f"{clip.task} caption")
     return "" if draw.random() < settings.caption_dropout else words
 
 
@@ -113,7 +113,7 @@ def _members(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     # Whoever takes the bytes as they are is to check them, if at all: it would take most of the time.
     members = _read(clip, reader, check=False)
     loose = {name: np.frombuffer(data, np.uint8) for name, data in members.items()}
-    return Sample(_said(clip, settings, caption(members)), {}, loose)
+    return Sample(_said(clip, settings, read_caption(members)), {}, loose)
 
 
 def _pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
@@ -121,19 +121,19 @@ def _pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
 
     def decoded(name: str) -> NDArray[np.uint8]:
         # Channels last, as conditions see them; in memory they come first, as models do.
-        return np.moveaxis(planar(bytes(members[name]), clip.shape, settings.frames), 0, -1)
+        return np.moveaxis(decode_planar(bytes(members[name]), clip.shape, settings.frames), 0, -1)
 
     named = reference_names(members) if clip.references else []
     if len(named) != clip.references:
         raise ValueError(f"it has {len(named)} reference pictures, and should have {clip.references}")
-    pictures = [picture(bytes(members[name])) for name in named]
+    pictures = [decode_png(bytes(members[name])) for name in named]
     frames = decoded("mp4")
-    made = condition(
+    made = build_condition(
         clip.parts,
         frames,
         {track: partial(decoded, name) for track, name in track_names(members).items()},
         pictures,
-        generator(settings.seed, clip.number, clip.clip_id, clip.task),
+        make_generator(settings.seed, clip.number, clip.clip_id, clip.task),
     )
     stacked: dict[str, Array] = {"clip": np.moveaxis(frames, -1, 0)}
     if made.video is not None:
@@ -142,7 +142,7 @@ def _pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     if made.mask is not None:
         stacked["mask"] = made.mask[None]
     loose = {f"reference.{number}": shown for number, shown in enumerate(made.references)}
-    return Sample(_said(clip, settings, caption(members)), stacked, loose)
+    return Sample(_said(clip, settings, read_caption(members)), stacked, loose)
 
 
 def _latents(clip: Clip, settings: Settings, reader: Reader) -> Sample:
@@ -159,7 +159,7 @@ def _latents(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     members = _read(clip, reader, (base,) if masks else (base, _MASKED))
     stored = read(bytes(members[f"{_LATENTS}.safetensors"]))
     misfit = stored.misfit(settings.model)
-    words = caption(members) or stored.caption or ""
+    words = read_caption(members) or stored.caption or ""
     if misfit or words != (stored.caption or ""):
         raise _UnfitError(misfit or "a layer wrote other captions than those that were embedded")
     said = _said(clip, settings, words)
@@ -186,7 +186,7 @@ def _variant(clip: Clip, settings: Settings, task: str, stored: Stored) -> dict[
     misfit, variants = stored.misfit(settings.model), stored.variants(task)
     if misfit or not variants:
         raise _UnfitError(misfit or f"no variant of the task {task} is stored")
-    draw = generator(settings.seed, clip.number, clip.clip_id, clip.task)
+    draw = make_generator(settings.seed, clip.number, clip.clip_id, clip.task)
     chosen = int(draw.integers(variants))
     halves = {name: stored.tensors[f"{task}.{chosen}.{name}"] for name in (INACTIVE, REACTIVE)}
     return halves | {"mask": stored.mask(task, chosen, clip.shape)[None]}

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.mixture.arrow_arrays import codes, numbers, whole
+from pipeline.mixture.arrow_arrays import combine_chunks, encode_values, to_int64
 from training.data.shard_reader import Place
 
 
@@ -15,16 +15,16 @@ class Lookup:
 
     def __init__(self, samples: pa.Table) -> None:
         """`samples`: the table of the mixture, which is not kept but for the clips' ids."""
-        self._ids = whole(samples["clip_id"])
-        places = whole(samples["places"])
-        self._begins = numbers(places.offsets)
+        self._ids = combine_chunks(samples["clip_id"])
+        places = combine_chunks(samples["places"])
+        self._begins = to_int64(places.offsets)
         found = places.values
-        self._layers, self._shards = codes(found.field("layer")), codes(found.field("shard"))
-        self._offsets, self._sizes = numbers(found.field("offset")), numbers(found.field("bytes"))
+        self._layers, self._shards = encode_values(found.field("layer")), encode_values(found.field("shard"))
+        self._offsets, self._sizes = to_int64(found.field("offset")), to_int64(found.field("bytes"))
         sums = found.field("crc32")
         raw = pa.Array.from_buffers(sums.type, len(sums), [None, sums.buffers()[1]], offset=sums.offset)
         # -1: not known.
-        self._sums = np.where(numbers(pc.is_valid(sums).cast(pa.int64())), numbers(raw), -1)
+        self._sums = np.where(to_int64(pc.is_valid(sums).cast(pa.int64())), to_int64(raw), -1)
 
     def clip_id(self, row: int) -> str:
         """The id of a clip."""

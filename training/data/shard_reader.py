@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import RunError
-from pipeline.formats.shards import parts
+from pipeline.formats.shards import iterate_members
 from pipeline.storage.folder import Folder
 from training.data.range_cache import Cache
 
@@ -64,7 +64,7 @@ class Reader:
             data = self._bytes(dataset, place)
             if check and place.crc32 is not None and zlib.crc32(data) != place.crc32:
                 raise DamagedError("the shard is damaged: its bytes there are not those that were written")
-            for path, content in parts(data):
+            for path, content in iterate_members(data):
                 key, _, name = path.partition(".")
                 if key != clip_id or name in found:
                     raise DamagedError(f"{path!r} lies in its place")

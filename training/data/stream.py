@@ -21,7 +21,7 @@ from typing import Any, get_args
 from pipeline.errors import RunError, UsageError
 from pipeline.mixture.mixture import HELD_OUT, TRAIN, Bucket, read_all
 from pipeline.mixture.order import Draw, MicroBatch, Order
-from pipeline.storage.object_store import said
+from pipeline.storage.object_store import describe_error
 from training.data.clip_loader import Clip, Contents, Form, Settings, contents
 from training.data.range_cache import Cache
 from training.data.sample_index import Lookup
@@ -251,7 +251,7 @@ class Stream:
     def _size(self, bucket: Bucket) -> int:
         """About how many bytes a micro-batch of a bucket has: clip, what is given of it, and mask, as pixels."""
         frames = self._shown(bucket).frames
-        return 7 * frames * bucket.height * bucket.width * self.mixture.step.clips(bucket.tokens)
+        return 7 * frames * bucket.height * bucket.width * self.mixture.step.count_clips(bucket.tokens)
 
     def _shown(self, bucket: Bucket) -> Bucket:
         """A bucket as it is handed out: of as many frames as are asked for."""
@@ -278,19 +278,19 @@ class Stream:
 
     def _plan(self, position: int) -> _Planned:
         micro = self.order.at(position)
-        draws = self.order.draws(micro)
+        draws = self.order.draw_clips(micro)
         for index, draw in enumerate(draws):
             attempt = 0
             while (draw.row, micro.bucket) in self.damaged:
                 attempt += 1
-                if attempt == self.order.clips(micro.bucket):
+                if attempt == self.order.count_clips(micro.bucket):
                     last, bucket = [*self.damaged.values()][-1], micro.bucket
                     raise RunError(
                         f"no clip is left of {bucket.dataset} for the task {bucket.task} in {bucket.frames} frames of "
                         f"{bucket.height} x {bucket.width}: all {attempt} are damaged; the last: {last}. `vdot-data "
                         "verify --mark-failed` and `retry` make them again; or `mix` without them, `--after` this one"
                     )
-                draw = self.order.instead(micro, index, attempt)
+                draw = self.order.draw_replacement(micro, index, attempt)
             draws[index] = draw
         return _Planned(micro, draws, [self._clip(draw, micro.bucket) for draw in draws])
 
@@ -325,7 +325,7 @@ def _kept(cache: str | Path | None, gigabytes: float) -> tuple[str, int] | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"the cache {folder} cannot be made: {said(error)}") from error
+        raise UsageError(f"the cache {folder} cannot be made: {describe_error(error)}") from error
     return str(folder), int(gigabytes * 1e9)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Picture, Sample, Signal, Weight
 from annotators.weights import MissingWeights
-from pipeline.formats.conditions import gray
+from pipeline.formats.conditions import to_gray
 from training.data.latents_file import CLIP, REFERENCE, TEXT, Stored, written
 from training.models import folder as model_folder
 from training.models import loading
@@ -140,7 +140,7 @@ class Latents:
     def __call__(self, frames: Frames, fps: float, *, sample: Sample) -> Annotation:
         """Encode one clip: uint8 [T, H, W, 3] RGB. Raises `ValueError` where T is not 4n+1, or a track's name is that
         of something else."""
-        made = {CLIP: self._encoder(frames), "gray": self._encoder(gray(frames))}
+        made = {CLIP: self._encoder(frames), "gray": self._encoder(to_gray(frames))}
         for name, track in sample.tracks.items():
             if name in (*made, TEXT, REFERENCE):
                 raise ValueError(f"a track named {name!r} cannot be told from what is stored under that name")

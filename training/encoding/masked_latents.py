@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Frames, Sample, Signal, Weight
-from pipeline.formats.conditions import MASKS, condition, generator
+from pipeline.formats.conditions import MASKS, build_condition, make_generator
 from training.data.latents_file import INACTIVE, MASK, REACTIVE, Stored, packed, written
 from training.encoding.latents import Encoder, checked, chosen
 from training.models.folder import VAE
@@ -55,8 +55,8 @@ class MaskedLatents:
         for task in MASKS:
             drawn: list[NDArray[np.bool_]] = []
             for epoch in range(VARIANTS):
-                draw = generator(0, epoch, sample.clip_id, task)
-                given = condition((task,), frames, sample.tracks, (), draw)
+                draw = make_generator(0, epoch, sample.clip_id, task)
+                given = build_condition((task,), frames, sample.tracks, (), draw)
                 assert given.video is not None
                 assert given.mask is not None
                 if any(np.array_equal(given.mask, mask) for mask in drawn):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import UsageError
-from pipeline.formats.strict_yaml import Strict, validated
+from pipeline.formats.strict_yaml import StrictModel, validate
 from training import config
 from training.diffusion import schedule
 from training.models import assemble, loading, networks
@@ -30,7 +30,7 @@ SCHEDULE = "schedule.json"
 _ADAPTERS = "pytorch_lora_weights.safetensors"
 
 
-class Exported(Strict):
+class Exported(StrictModel):
     """What an export says of itself: how it is sampled, and all settings that it was trained with."""
 
     distilled: dict[str, Any] | None = None
@@ -64,8 +64,8 @@ def load(where: Path, device: torch.device) -> Trained:
     """
     if (where / SCHEDULE).is_file():
         damaged = f"{where / SCHEDULE} is damaged"
-        exported = validated(Exported, _json(where / SCHEDULE), damaged)
-        model = validated(config.Model, exported.config.get("model", {}), f"{damaged}: config.model")
+        exported = validate(Exported, _json(where / SCHEDULE), damaged)
+        model = validate(config.Model, exported.config.get("model", {}), f"{damaged}: config.model")
         if (where / _ADAPTERS).is_file():
             raise UsageError(f"{where} has adapters alone, for other programs: name the run, or export without --lora")
         loading.together(where, where)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.formats.strict_yaml import Strict
+from pipeline.formats.strict_yaml import StrictModel
 from training import config
 from training.diffusion.schedule import Schedule
 from training.models.networks import Conditions, Denoiser
@@ -33,7 +33,7 @@ class Few:
         return {"distilled": self.schedule.as_json()}
 
 
-class Many(Strict):
+class Many(StrictModel):
     """A teacher's steps of Euler's method, guided."""
 
     steps: config.Count

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from pipeline.errors import ErrorCode, Failure, RunError, UsageError, attempt
-from pipeline.formats.strict_yaml import Strict, validated
+from pipeline.formats.strict_yaml import StrictModel, validate
 from training.distributed import World
 
 META = "checkpoint.json"
@@ -31,7 +31,7 @@ _FORMAT: Literal[3] = 3
 _NAME = re.compile(r"step-\d+")
 
 
-class Place(Strict):
+class Place(StrictModel):
     """How far the stream was, as `stream.Stream.state_dict` says it."""
 
     mixture: str
@@ -39,7 +39,7 @@ class Place(Strict):
     position: Annotated[int, Field(ge=0)]
 
 
-class Drawn(Strict):
+class Drawn(StrictModel):
     """What a mixture draws of one dataset for one task: how many clips, and their share of all that is drawn."""
 
     dataset: str
@@ -48,14 +48,14 @@ class Drawn(Strict):
     share: str
 
 
-class Earlier(Strict):
+class Earlier(StrictModel):
     """Settings that a run had until a step, before it went on with others in another folder."""
 
     step: Annotated[int, Field(ge=1)]
     config: dict[str, Any]
 
 
-class Told(Strict):
+class Told(StrictModel):
     """What a run tells of itself after a step: its configuration and those before, the schedule that its student is
     sampled by, the fingerprints of what it stands on of its model, what it draws and where the stream was, and how
     often each part was updated."""
@@ -127,7 +127,7 @@ def read(checkpoint: Path) -> Told:
             f"{checkpoint} has format {told['format']}, and this version reads {_FORMAT}: begin a new folder, or go on "
             "with the version that wrote it"
         )
-    made = validated(Told, told, damaged)
+    made = validate(Told, told, damaged)
     if _NAME.fullmatch(checkpoint.name) and _step(checkpoint) != made.step:
         raise UsageError(f"{damaged} is of step {made.step}: give the folder the name that it had, or remove it")
     return made

@@ -209,5 +209,5 @@ def _buckets(run: Run) -> list[tuple[Bucket, int]]:
                 f"{size.frames}: `frames` of at most {stored.frames}, or a mixture of longer clips"
             )
         shown = stored if size is None else replace(stored, **size.model_dump())
-        found.append((shown, mixture.step.clips(stored.tokens)))
+        found.append((shown, mixture.step.count_clips(stored.tokens)))
     return found

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.folder import Folder
-from pipeline.storage.lock import alone
+from pipeline.storage.lock import hold_lock
 from training.config import Distill, Run, Teach, changes, parsed
 from training.data.stream import Stream
 from training.diffusion import schedule
@@ -81,7 +81,7 @@ def owned(out: Path, resume: str | None) -> Iterator[None]:
         raise UsageError(f"{out} cannot be the folder of a run: a file of that name is in the way") from error
     except OSError as error:
         raise RunError(f"{out} cannot be the folder of a run: {error.strerror}") from error
-    with alone(Folder(str(out))):
+    with hold_lock(Folder(str(out))):
         checkpoint.sound(out / "checkpoints")
         there = checkpoint.latest(out / "checkpoints")
         if resume is None and there is not None:

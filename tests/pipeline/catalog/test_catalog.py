@@ -11,7 +11,7 @@ import pytest
 from pipeline.catalog.catalog import Catalog
 from pipeline.catalog.cleanup import check_complete, sweep
 from pipeline.errors import RunError
-from pipeline.recipe.rules import quoted
+from pipeline.recipe.rules import quote_text
 from pipeline.storage.folder import Folder
 
 
@@ -20,7 +20,7 @@ def test_any_path(dataset: Any, tmp_path: Path, name: str) -> None:
     Path(dataset.url).rename(tmp_path / name)
     con = Catalog(Folder(str(tmp_path / name)), tmp_path).connect()
     assert con.execute("SELECT count(*) FROM clips WHERE layer = 'base'").fetchone() == (6,)
-    assert con.execute(f"SELECT {quoted(name)}").fetchone() == (name,)
+    assert con.execute(f"SELECT {quote_text(name)}").fetchone() == (name,)
 
 
 def test_connections_spill_apart(dataset: Any) -> None:

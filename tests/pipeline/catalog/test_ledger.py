@@ -23,8 +23,8 @@ def revised(
     sources = [Source(f"/videos/{uri}.mp4", 1000, "1", manifest), Source("/videos/b.mp4", 1000, "1", {})]
     listed = source_list.write(sources, None, dataset.scratch / "listing.parquet")
     columns = tuple(dict.fromkeys([*listed.manifest, "title"]))
-    dataset.blueprint = Blueprint.ingest(recipe.parse(text, "of the test"), columns)
-    tables = list(Ledger(dataset.catalog, dataset.blueprint, listed).revised())
+    dataset.blueprint = Blueprint.for_ingest(recipe.parse(text, "of the test"), columns)
+    tables = list(Ledger(dataset.catalog, dataset.blueprint, listed).revise())
     for table in tables:
         dataset.catalog.commit(table)
     return [row for table in tables for row in table.to_pylist()]
@@ -82,7 +82,7 @@ def test_a_corrected_manifest_does_not_hide_that_the_file_changed(dataset: Any) 
     sources = [Source("/videos/a.mp4", 2000, "2", {"licence": "CC-BY-NC"})]
     listed = source_list.write(sources, None, dataset.scratch / "listing.parquet")
     ledger = Ledger(dataset.catalog, dataset.blueprint, listed)
-    for table in ledger.revised():
+    for table in ledger.revise():
         dataset.catalog.commit(table)
     ledger.refresh()
     assert [row for chunk in ledger.chunks(10) for row in chunk.column("uri").to_pylist()] == ["/videos/a.mp4"]

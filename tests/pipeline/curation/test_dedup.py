@@ -14,7 +14,7 @@ from small_dataset import identity
 
 from annotators.networks.picture_embedding import Likeness
 from pipeline.catalog.catalog import Catalog, values
-from pipeline.catalog.cleanup import unfinished
+from pipeline.catalog.cleanup import find_unfinished
 from pipeline.catalog.ledger import Ledger
 from pipeline.curation.dedup import Summary, dedup, summary
 from pipeline.curation.select import saved, select
@@ -132,7 +132,7 @@ def test_of_a_group_without_one_nothing_is_known(embedded: Any) -> None:
 def test_the_best_of_a_group(embedded: Any, a: dict[str, Any], b: dict[str, Any], best: str) -> None:
     filters = ["sharpness", "noise", "blockiness"]
     chosen = recipe.parse(f"{small_dataset.RECIPE}\nfilters: {[*filters, 'luma', 'contrast']}", "of the test")
-    embedded.blueprint = Blueprint.ingest(chosen, ("title",))
+    embedded.blueprint = Blueprint.for_ingest(chosen, ("title",))
     for name, change in (("a0", a), ("b0", b)):
         row = embedded.row(name)
         place = {key: row[key] for key in ("shard", "offset", "bytes")}
@@ -149,7 +149,7 @@ def test_another_licence_keeps_what_was_found(embedded: Any) -> None:
     again(embedded)
     before = found(embedded)
     listed = write([Source("/videos/a.mp4", 1000, "1", {"licence": "CC-BY-4.0"})], None, embedded.scratch / "listing")
-    for rows in Ledger(embedded.catalog, embedded.blueprint, listed).revised():
+    for rows in Ledger(embedded.catalog, embedded.blueprint, listed).revise():
         embedded.catalog.commit(rows)
     assert found(embedded) == before
     assert embedded.row("a0", "duplicates")["licence"] == "CC-BY-4.0"
@@ -209,14 +209,14 @@ def test_parts_are_read_by_anybody_and_sorted_out(embedded: Any) -> None:
     vectors.embed(embedded, {"a0": (0.0, 0.0, 1.0)}, number=1)
     (folder / "notes.parquet").write_bytes(b"not ours")
     (folder / ".vdot-0123456789abcdef.tmp").write_bytes(b"half")
-    assert [name for name, _ in unfinished(embedded.catalog)] == ["embeddings/.vdot-0123456789abcdef.tmp"]
+    assert [name for name, _ in find_unfinished(embedded.catalog)] == ["embeddings/.vdot-0123456789abcdef.tmp"]
     row = duckdb.sql(f"SELECT * FROM '{folder}/fedcba987654-000001.parquet'").fetchall()[0]
     assert (row[0], row[1], row[2][:3]) == (identity("a0"), Likeness.version, [0.0, 0.0, 1.0])
     # The first vector of a clip counts; another version's never does.
     table = vectors.table([identity("a0")], vectors.unit([[1.0] * 8]))
-    embeddings.append(embedded.out, "000000000000", 0, "older", table)
+    embeddings.append_part(embedded.out, "000000000000", 0, "older", table)
     assert again(embedded).groups == 1
-    assert not unfinished(embedded.catalog)
+    assert not find_unfinished(embedded.catalog)
     assert (folder / "notes.parquet").exists()
 
 
@@ -244,7 +244,7 @@ def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     vectors.embed(stored, CLIPS)
     assert again(stored).groups == 1
     forget(stored.url, identity("a0"))
-    assert sum(len(ids) for ids in embeddings.ids(stored.out, Likeness.version)) == 3
+    assert sum(len(ids) for ids in embeddings.read_ids(stored.out, Likeness.version)) == 3
     assert verify(stored.url, 1).problems == []
 
 

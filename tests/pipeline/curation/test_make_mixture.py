@@ -321,7 +321,7 @@ def test_steps_and_going_on_after_another_mixture(many: Any, tmp_path: Path) -> 
         (f"{tmp_path / 'old'}@21", "begin at 0 and every 4"),
         (f"{tmp_path / 'new'}@18", "begin at 20 and every 2"),
         (f"{tmp_path / 'old'}", "is not a mixture and a position"),
-        (f"{tmp_path / 'none'}@0", "is no mixture"),
+        (f"{tmp_path / 'none'}@0", "is not a mixture"),
     ):
         with pytest.raises(UsageError, match=sentence):
             mix(file, None, wrong)

@@ -84,7 +84,7 @@ def test_order_parts_and_blocks_change_nothing(
         out = Folder(name)
         for number, start in enumerate(range(0, len(order), part)):
             these = order[start : start + part]
-            embeddings.append(out, "0123456789ab", number, MODEL, table([ids[i] for i in these], vectors[these]))
+            embeddings.append_part(out, "0123456789ab", number, MODEL, table([ids[i] for i in these], vectors[these]))
         wanted = sorted(ids)
         loaded = embeddings.load(out, MODEL, pa.chunked_array([wanted], pa.string()), 4, Path(name, "vectors"))
         found = groups(loaded, [known[clip][0] for clip in wanted], threshold, block)

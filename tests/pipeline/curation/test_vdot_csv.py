@@ -13,7 +13,7 @@ import pytest
 import yaml
 from small_dataset import RECIPE, SIZE, frames, identity, mp4
 
-from pipeline.catalog.catalog import now
+from pipeline.catalog.catalog import utc_now
 from pipeline.curation.make_mixture import mix
 from pipeline.curation.vdot_csv import COLUMNS, to_csv
 from pipeline.errors import UsageError
@@ -43,7 +43,7 @@ def mixture(dataset: Any, tmp_path: Path) -> Path:
     gone = dataset.shard("shards", {"b8": members | {"txt": b"b"}})
     rows = {**places, **gone}
     dataset.commit(
-        {"kind": "run", "recipe": text, "version": "0.1.0", "started": now()},
+        {"kind": "run", "recipe": text, "version": "0.1.0", "started": utc_now()},
         *(dataset.clip(name, "kept", **place) | {"tasks": list(TASKS)} for name, place in rows.items()),
     )
     file = tmp_path / "mixture.yaml"
@@ -122,7 +122,7 @@ def test_by_the_command_line(mixture: Path, tmp_path: Path) -> None:
     assert json.loads(whole.stdout)["left_out"] == {"clips of another length than 81 frames": 3}
     wrong = vdot("to-csv", tmp_path, "--to", tmp_path / "csv")
     assert wrong.returncode == 2
-    assert "is no mixture" in wrong.stderr
+    assert "is not a mixture" in wrong.stderr
 
 
 def test_the_files_of_another_mixture_stay_as_they_are(mixture: Path, tmp_path: Path) -> None:
@@ -137,5 +137,5 @@ def test_the_files_of_another_mixture_stay_as_they_are(mixture: Path, tmp_path: 
 
 
 def test_no_mixture_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no mixture"):
+    with pytest.raises(UsageError, match="is not a mixture"):
         to_csv(str(tmp_path / "nowhere"), tmp_path / "csv")

@@ -25,8 +25,8 @@ class Heavy:
 @pytest.fixture
 def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`planned(blueprint, gpus)`: stage, least and most workers, and share of a GPU, of each pool on eight CPUs."""
-    known = registry.annotator
-    monkeypatch.setattr(registry, "annotator", lambda name: Heavy if name == "heavy" else known(name))
+    known = registry.load_annotator
+    monkeypatch.setattr(registry, "load_annotator", lambda name: Heavy if name == "heavy" else known(name))
     cluster: Any = SimpleNamespace(workers=lambda chunks: min(8, chunks), most_workers=8, attempts=None)
 
     def plan(blueprint: Blueprint, gpus: int) -> list[tuple[Any, ...]]:
@@ -46,23 +46,23 @@ def recipe(stages: str) -> Any:
 
 
 def test_without_a_gpu_every_core_has_a_worker_of_every_stage(planned: Any) -> None:
-    blueprint = Blueprint.ingest(recipe("[[scribble], [heavy]]"), ())
+    blueprint = Blueprint.for_ingest(recipe("[[scribble], [heavy]]"), ())
     cut, first, second = ("CutStage", 8, 8, None), ("AnnotateStage", 1, 8, None), ("AnnotateStage", 8, 8, None)
     assert planned(blueprint, 0) == [cut, first, second]
-    assert planned(Blueprint.ingest(recipe("[[scribble], [flow]]"), ()), 2) == [cut, first, second]
+    assert planned(Blueprint.for_ingest(recipe("[[scribble], [flow]]"), ()), 2) == [cut, first, second]
 
 
 def test_what_uses_a_gpu_has_a_worker_for_each(planned: Any) -> None:
     late, early = (recipe(stages) for stages in ("[[scribble], [heavy]]", "[[heavy], [scribble]]"))
-    assert planned(Blueprint.ingest(late, ()), 2) == [
+    assert planned(Blueprint.for_ingest(late, ()), 2) == [
         *(("CutStage", 8, 8, None), ("AnnotateStage", 1, 8, None), ("AnnotateStage", 2, 2, 1.0))
     ]
     # Both the worker that cuts and the pool of the first stage hold the network.
-    assert planned(Blueprint.ingest(early, ()), 2) == [
+    assert planned(Blueprint.for_ingest(early, ()), 2) == [
         *(("CutStage", 2, 2, 0.5), ("AnnotateStage", 1, 2, 0.5), ("AnnotateStage", 8, 8, None))
     ]
 
 
 def test_a_layer_is_one_pool(planned: Any) -> None:
-    assert planned(Blueprint.layered(recipe("[[scribble]]"), "flow"), 2) == [("CutStage", 8, 8, None)]
-    assert planned(Blueprint.layered(recipe("[[scribble]]"), "heavy"), 2) == [("CutStage", 2, 2, 1.0)]
+    assert planned(Blueprint.for_layer(recipe("[[scribble]]"), "flow"), 2) == [("CutStage", 8, 8, None)]
+    assert planned(Blueprint.for_layer(recipe("[[scribble]]"), "heavy"), 2) == [("CutStage", 2, 2, 1.0)]

@@ -73,6 +73,6 @@ def test_a_png_gives_the_picture_back(size: tuple[int, int]) -> None:
     data = encode_png(picture)
     assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB), picture)
     assert data == encode_png(picture)
-    np.testing.assert_array_equal(clip_decode.picture(data), picture)
+    np.testing.assert_array_equal(clip_decode.decode_png(data), picture)
     with pytest.raises(ClipError, match="a clip's picture cannot be read"):
-        clip_decode.picture(data[:20])
+        clip_decode.decode_png(data[:20])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.formats.conditions import GRAY, MASKS, condition, generator, gray
+from pipeline.formats.conditions import GRAY, MASKS, build_condition, make_generator, to_gray
 
 SHAPE = (17, 48, 64)
 
@@ -30,7 +30,7 @@ TRACKS = {"pose": lambda: POSE, "mask": subject}
 
 
 def made(*parts: str, seed: int = 0, tracks: Any = TRACKS, references: Any = (), frames: Any = FRAMES) -> Any:
-    return condition(parts, frames, tracks, references, generator(seed, 0, "clip", "+".join(parts)))
+    return build_condition(parts, frames, tracks, references, make_generator(seed, 0, "clip", "+".join(parts)))
 
 
 @pytest.mark.parametrize("task", MASKS)
@@ -51,7 +51,7 @@ def test_what_is_kept_is_the_clip_and_the_rest_is_gray_or_the_track(task: str, s
 @pytest.mark.parametrize("task", MASKS)
 def test_a_draw_follows_from_seed_epoch_clip_and_task_alone(task: str) -> None:
     def mask(*key: Any) -> Any:
-        return condition([task], FRAMES, TRACKS, (), generator(*key)).mask
+        return build_condition([task], FRAMES, TRACKS, (), make_generator(*key)).mask
 
     assert (mask(1, 2, "a", task) == mask(1, 2, "a", task)).all()
     others = [mask(seed, epoch, clip, task) for seed in range(3) for epoch in range(3) for clip in ("a", "b")]
@@ -119,10 +119,10 @@ def test_control_tracks_references_and_text() -> None:
     assert pose.mask is None
     assert (pose.video == POSE).all()
     levels = made("gray").video
-    assert (levels == gray(FRAMES)).all()
+    assert (levels == to_gray(FRAMES)).all()
     assert (levels[..., 0] == levels[..., 2]).all()
     # ITU-R BT.601: pure red is 76 of 255.
-    assert gray(np.full((1, 2, 2, 3), (255, 0, 0), np.uint8))[0, 0, 0, 0] == 76
+    assert to_gray(np.full((1, 2, 2, 3), (255, 0, 0), np.uint8))[0, 0, 0, 0] == 76
     picture = noise(3, (8, 8))
     given_picture = made("reference", "pose", references=[picture])
     assert (given_picture.references[0] == picture).all()

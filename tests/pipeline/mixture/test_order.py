@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline.curation.continue_mixture import begins
 from pipeline.errors import UsageError
 from pipeline.mixture.interleave import Interleaving, floor_sum
-from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Begins, Mixture, Step, Stream, parse, write
+from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Mixture, StartPoint, Step, Stream, parse, write
 from pipeline.mixture.order import Order
 from pipeline.mixture.shuffle import Shuffle
 
@@ -114,7 +114,7 @@ def mixed(
     streams = tuple(Stream(*key, counts[key], share) for key, share in shares.items())
     parts = {task: (task,) if task != "r" else ("reference",) for _, task in counts}
     rows.sort(key=lambda row: (row["dataset"], row["clip_id"]))
-    mixture = Mixture("h", seed, 0.0, step, more.get("begins", Begins()), {}, parts, streams)
+    mixture = Mixture("h", seed, 0.0, step, more.get("begins", StartPoint()), {}, parts, streams)
     return mixture, pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
@@ -122,7 +122,7 @@ def walk(order: Order, begin: int = 0) -> Any:
     position = begin
     while True:
         batch = order.at(position)
-        yield batch, order.draws(batch)
+        yield batch, order.draw_clips(batch)
         position += 1
 
 
@@ -144,7 +144,7 @@ def test_any_position_is_found_without_those_before(made: tuple[Mixture, pa.Tabl
     jumping = Order(*made)
     for position in np.random.default_rng(begin).permutation(len(through))[:30]:
         batch = jumping.at(int(position))
-        assert (batch, jumping.draws(batch)) == through[position]
+        assert (batch, jumping.draw_clips(batch)) == through[position]
 
 
 @given(mixtures())
@@ -155,12 +155,12 @@ def test_steps_hold_one_bucket_and_passes_hold_every_clip_once(made: tuple[Mixtu
     m = mixture.step.micro_batches
     seen: Counter[tuple[Any, int, int]] = Counter()
     steps = order.steps_per_epoch
-    while any(order.drawn(m * steps).get(bucket, 0) < order.clips(bucket) for bucket in order.buckets):
+    while any(order.count_drawn(m * steps).get(bucket, 0) < order.count_clips(bucket) for bucket in order.buckets):
         steps *= 2
     found = list(islice(walk(order), m * steps))
     for number, (batch, draws) in enumerate(found):
         assert batch.bucket == found[number - number % m][0].bucket
-        assert len(draws) == mixture.step.clips(batch.bucket.tokens)
+        assert len(draws) == mixture.step.count_clips(batch.bucket.tokens)
         for draw in draws:
             row = samples.slice(draw.row, 1).to_pylist()[0]
             assert row["split"] == TRAIN
@@ -174,10 +174,10 @@ def test_steps_hold_one_bucket_and_passes_hold_every_clip_once(made: tuple[Mixtu
     # A pass is begun when the one before is over, and no bucket and no clip is left out.
     for bucket in order.buckets:
         passes = Counter(number for one, number, _ in seen if one == bucket)
-        assert all(count == order.clips(bucket) for number, count in passes.items() if number < max(passes))
+        assert all(count == order.count_clips(bucket) for number, count in passes.items() if number < max(passes))
     drawn = {row for _, _, row in seen}
     assert drawn == {row for row, split in enumerate(samples["split"].to_pylist()) if split == TRAIN}
-    assert order.drawn(len(found)) == Counter(
+    assert order.count_drawn(len(found)) == Counter(
         {bucket: sum(1 for one, *_ in seen if one == bucket) for bucket in order.buckets}
     )
 
@@ -187,21 +187,21 @@ def test_steps_hold_one_bucket_and_passes_hold_every_clip_once(made: tuple[Mixtu
 def test_shares_of_clips_are_exact_in_the_long_run(made: tuple[Mixture, pa.Table]) -> None:
     mixture, _ = made
     order = Order(*made)
-    drawn = order.drawn(10**6 * mixture.step.micro_batches)
+    drawn = order.count_drawn(10**6 * mixture.step.micro_batches)
     for stream in mixture.streams:
         share = sum(count for bucket, count in drawn.items() if bucket.stream == stream.key) / sum(drawn.values())
         assert share == pytest.approx(float(stream.share), abs=1e-4)
         of_it = {bucket: count for bucket, count in drawn.items() if bucket.stream == stream.key}
         for bucket, count in of_it.items():
-            clips = sum(order.clips(one) for one in of_it)
-            assert count / sum(of_it.values()) == pytest.approx(order.clips(bucket) / clips, abs=1e-3)
+            clips = sum(order.count_clips(one) for one in of_it)
+            assert count / sum(of_it.values()) == pytest.approx(order.count_clips(bucket) / clips, abs=1e-3)
 
 
 def test_a_mixture_goes_on_where_an_older_one_stopped() -> None:
     counts = {("a", "t"): 50, ("a", "d"): 20}
     old = mixed(counts, {("a", "t"): Fraction(1, 2), ("a", "d"): Fraction(1, 2)}, Step(2))
     before = list(islice(walk(Order(*old)), 30))
-    begins = Begins(30, Order(*old).drawn(30))
+    begins = StartPoint(30, Order(*old).count_drawn(30))
     new = mixed(counts, {("a", "t"): Fraction(9, 10), ("a", "d"): Fraction(1, 10)}, Step(4), begins=begins)
     # A block of steps, which are the ones that shares are exact over.
     after = list(islice(walk(Order(*new), 30), 4 * 256))
@@ -234,24 +234,24 @@ def test_a_bucket_whose_clips_changed_begins_its_next_pass(tmp_path: Path) -> No
             # Whole passes, from the first on.
             full = [number for number in numbers if min(numbers) + (not changed) <= number < max(numbers)]
             assert full
-            assert {numbers[number] for number in full} == {again.clips(bucket)}
+            assert {numbers[number] for number in full} == {again.count_clips(bucket)}
 
 
 def test_held_out_clips_of_a_task_that_is_not_trained_there_are_left_out() -> None:
     mixture, table = mixed({("a", "t"): 9, ("b", "t"): 9}, {("a", "t"): Fraction(1)}, Step(2))
     order = Order(mixture, table, HELD_OUT)
     assert {bucket.dataset for bucket in order.buckets} == {"a"}
-    assert order.begins == Begins()
+    assert order.begins == StartPoint()
 
 
 def test_what_stands_in_for_a_damaged_clip_is_of_its_bucket_and_another() -> None:
     made = mixed({("a", "t"): 40}, {("a", "t"): Fraction(1)}, Step(1, 100_000))
     order = Order(*made)
     batch = order.at(3)
-    own = order.draws(batch)[1]
-    others = [order.instead(batch, 1, attempt) for attempt in range(1, order.clips(batch.bucket))]
+    own = order.draw_clips(batch)[1]
+    others = [order.draw_replacement(batch, 1, attempt) for attempt in range(1, order.count_clips(batch.bucket))]
     assert own.row not in {other.row for other in others}
-    assert len({other.row for other in others}) == order.clips(batch.bucket) - 1
+    assert len({other.row for other in others}) == order.count_clips(batch.bucket) - 1
     assert {other.number for other in others} == {own.number}
 
 

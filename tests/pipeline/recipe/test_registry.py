@@ -115,8 +115,8 @@ def points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_that_fits() -> None:
-    assert registry.annotator("good") is Good
-    assert registry.lineage(["good"], [])[0]["weights_id"] == "good-net"
+    assert registry.load_annotator("good") is Good
+    assert registry.build_lineage(["good"], [])[0]["weights_id"] == "good-net"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_one_that_fits() -> None:
 )
 def test_one_that_does_not(name: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        registry.annotator(name)
+        registry.load_annotator(name)
 
 
 def test_stages_without_annotators_are_refused() -> None:
@@ -165,13 +165,13 @@ def test_every_end_is_one_sentence(
 
 def test_two_that_make_one_track_are_refused() -> None:
     with pytest.raises(UsageError, match="'scribble' and 'twin' both make the track 'scribble'"):
-        Blueprint.ingest(parse("filters: []\nstages: [[scribble], [twin]]\nrules: {}\ntasks: {}", "x"), ())
+        Blueprint.for_ingest(parse("filters: []\nstages: [[scribble], [twin]]\nrules: {}\ntasks: {}", "x"), ())
     with pytest.raises(UsageError, match="both make the track"):
-        Blueprint.layered(parse("filters: []\nstages: [[scribble]]\nrules: {}\ntasks: {}", "x"), "twin")
+        Blueprint.for_layer(parse("filters: []\nstages: [[scribble]]\nrules: {}\ntasks: {}", "x"), "twin")
 
 
 def blueprint(stages: str) -> Blueprint:
-    return Blueprint.ingest(parse(f"filters: []\nstages: {stages}\nrules: {{}}\ntasks: {{}}", "x"), ())
+    return Blueprint.for_ingest(parse(f"filters: []\nstages: {stages}\nrules: {{}}\ntasks: {{}}", "x"), ())
 
 
 def test_what_one_needs_must_come_before_it() -> None:
@@ -179,7 +179,7 @@ def test_what_one_needs_must_come_before_it() -> None:
     with pytest.raises(UsageError, match="'crops' needs 'g': put good into the recipe before it"):
         blueprint("[[scribble, crops, good]]")
     with pytest.raises(UsageError, match="'crops' needs 'scribble': put scribble into"):
-        Blueprint.layered(parse("filters: []\nstages: [[good]]\nrules: {}\ntasks: {}", "x"), "crops")
+        Blueprint.for_layer(parse("filters: []\nstages: [[good]]\nrules: {}\ntasks: {}", "x"), "crops")
 
 
 def test_two_that_make_the_same_pictures_or_both_write_are_refused() -> None:
@@ -187,7 +187,7 @@ def test_two_that_make_the_same_pictures_or_both_write_are_refused() -> None:
         blueprint("[[scribble, good, crops, crops2]]")
     with pytest.raises(UsageError, match="'writer' and 'writer2' both write the caption"):
         blueprint("[[writer], [writer2]]")
-    Blueprint.layered(parse("filters: []\nstages: [[writer]]\nrules: {}\ntasks: {}", "x"), "writer2")
+    Blueprint.for_layer(parse("filters: []\nstages: [[writer]]\nrules: {}\ntasks: {}", "x"), "writer2")
 
 
 def test_two_that_make_the_same_file_are_refused() -> None:
@@ -201,42 +201,44 @@ def test_two_that_make_the_same_file_are_refused() -> None:
 )  # fmt: skip
 def test_a_file_must_be_a_member_like_no_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Filer, "files", ("fine.tar.bin", name))
-    with pytest.raises(UsageError, match="its name must be of small letters"):
-        registry.annotator("filer")
+    with pytest.raises(UsageError, match="its name must be small letters"):
+        registry.load_annotator("filer")
 
 
 def test_the_users_own_weights_are_in_the_lineage_and_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     read = blueprint("[[scribble, good, writer], [filer]]")
     assert read.lineage[-1]["weights_sha256"] is None
-    made = read.equipped()
+    made = read.with_weights()
     assert made.lineage[-1]["weights_sha256"] == "1" * 64
-    worker = pickle.loads(pickle.dumps(made)).made("filer")
+    worker = pickle.loads(pickle.dumps(made)).build_annotator("filer")
     assert worker.given == Filer.named
-    assert "mine" not in registry.weights(["filer"], [])
+    assert "mine" not in registry.collect_weights(["filer"], [])
     monkeypatch.setattr(Filer, "named", None)
     with pytest.raises(UsageError, match=r"Name a model\."):
-        read.equipped()
+        read.with_weights()
     # Whoever only reads a dataset names none.
     blueprint("[[filer]]")
-    blueprint("[[scribble, good]]").equipped()
+    blueprint("[[scribble, good]]").with_weights()
     beneath = parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x")
-    Blueprint.layered(beneath, "scribble").equipped()
+    Blueprint.for_layer(beneath, "scribble").with_weights()
 
 
 def test_a_layer_upon_the_users_weights_is_as_old_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Filer, "tracks", ("g2",))
     monkeypatch.setattr(Crops, "needs", ("g2",))
-    made = Blueprint.layered(parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x"), "crops").equipped()
+    made = Blueprint.for_layer(
+        parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x"), "crops"
+    ).with_weights()
     assert [(entry["name"], entry["weights_sha256"][0]) for entry in made.lineage] == [("filer", "1"), ("crops", "0")]
     monkeypatch.setattr(Filer, "weights", Good.weights)
-    assert made.equipped().lineage[0]["weights_id"] == "good-net+mine"
+    assert made.with_weights().lineage[0]["weights_id"] == "good-net+mine"
 
 
 def test_a_layer_that_takes_the_sample_is_as_old_as_all_that_fills_it() -> None:
     stored = parse("filters: []\nstages: [[scribble, good], [crops, writer]]\nrules: {}\ntasks: {}", "x")
     # All but those whose only product is signals; those that others build on are in it.
-    assert [entry["name"] for entry in Blueprint.layered(stored, "filer").lineage] == [
+    assert [entry["name"] for entry in Blueprint.for_layer(stored, "filer").lineage] == [
         *("scribble", "good", "crops", "writer", "filer")
     ]
     signals = parse("filters: []\nstages: [[scribble, good]]\nrules: {}\ntasks: {}", "x")
-    assert [entry["name"] for entry in Blueprint.layered(signals, "filer").lineage] == ["scribble", "filer"]
+    assert [entry["name"] for entry in Blueprint.for_layer(signals, "filer").lineage] == ["scribble", "filer"]

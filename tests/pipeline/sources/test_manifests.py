@@ -61,7 +61,7 @@ def test_what_is_nested_in_a_manifest_is_kept_as_json(tree: Path) -> None:
 def test_columns_that_differ_in_case_alone_are_refused() -> None:
     for names in (["Status"], ["Title", "title"]):
         with pytest.raises(UsageError, match="rename it"):
-            schema.full({}, names)
+            schema.build_schema({}, names)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -186,7 +186,7 @@ def test_json_without_a_list_of_sources_is_one_sentence(tree: Path, text: str | 
 
 
 def test_a_json_document_that_is_too_large_is_one_sentence(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_manifests, "MOST_JSON_BYTES", 1000)
+    monkeypatch.setattr(json_manifests, "MAX_JSON_BYTES", 1000)
     (tree / "list.json").write_text(json.dumps(["b.mp4"] * 500))
     with pytest.raises(UsageError, match=r"would have to be read whole: save it as \.jsonl"):
         list(expand_sources([str(tree / "list.json")]))

@@ -139,7 +139,7 @@ def test_memory_sources_carry_their_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     (source,) = expand_sources(["memory://carry"])
     assert (source.uri, source.size, source.content) == ("memory://carry/one.mp4", 5, b"bytes")
     assert uris("memory:///carry/one.mp4", "memory://carry/*") == ["memory://carry/one.mp4"] * 2
-    monkeypatch.setattr(expand, "MOST_CARRIED_BYTES", 4)
+    monkeypatch.setattr(expand, "MAX_CARRIED_BYTES", 4)
     with pytest.raises(UsageError, match="too large to carry"):
         uris("memory://carry")
 

@@ -236,7 +236,7 @@ def test_a_listing_ends_whatever_the_store_answers(page: Any, words: str) -> Non
 
 
 def test_empty_pages_on_the_way_are_fine() -> None:
-    pages: list[dict[str, Any]] = [{"nextPageToken": str(n)} for n in range(store_listing.MOST_IDLE_PAGES - 1)]
+    pages: list[dict[str, Any]] = [{"nextPageToken": str(n)} for n in range(store_listing.MAX_IDLE_PAGES - 1)]
     pages.append({"items": [{"name": "raw/a.mp4"}]})
     (entry,) = walk_remote(Answers(lambda n, **_: pages[n - 1]), "bucket/raw", is_video)
     assert entry.path == "bucket/raw/a.mp4"

@@ -31,7 +31,7 @@ def alone() -> None:
 
 
 def recipe(*stages: list[str]) -> Recipe:
-    filters = sorted({*registry.available("filters")} - {"unsafe", "brisque"})
+    filters = sorted({*registry.find_registered("filters")} - {"unsafe", "brisque"})
     text = yaml.safe_dump({"filters": filters, "stages": [list(stage) for stage in stages], "rules": {}, "tasks": {}})
     return parse(text, "of this test")
 
@@ -57,7 +57,7 @@ def through(chosen: Recipe) -> Item:
     """A clip annotated by every stage of a recipe."""
     made = item()
     made.record |= sandboxed.measure(decode_clip(made.members["mp4"]), FPS, chosen.filters)
-    blueprint = Blueprint.ingest(chosen, ())
+    blueprint = Blueprint.for_ingest(chosen, ())
     for number in range(len(blueprint.stages)):
         assert AnnotateStage(blueprint, number, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
@@ -78,7 +78,7 @@ def test_a_layer_builds_on_the_stored_sample_and_adds_only_its_own() -> None:
     base = {name: data for name, data in stored.items() if name != "depth.mp4"}
     made = item()
     made.members = dict(base)
-    assert AnnotateStage(Blueprint.layered(layered, "depth_heuristic"), 0, FirstAttempts()).annotate(made)
+    assert AnnotateStage(Blueprint.for_layer(layered, "depth_heuristic"), 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"depth.mp4", "depth_heuristic.json"}
     assert made.members["depth.mp4"] == stored["depth.mp4"]
@@ -90,7 +90,7 @@ def test_signals_of_the_stored_sample_are_there_for_a_layer() -> None:
     base = through(chosen).members
     made = item()
     made.members = dict(base)
-    assert AnnotateStage(Blueprint.layered(chosen, "caption_template"), 0, FirstAttempts()).annotate(made)
+    assert AnnotateStage(Blueprint.for_layer(chosen, "caption_template"), 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"caption_template.txt", "caption_template.json"}
     assert made.record["caption"] == made.members["caption_template.txt"].decode()
@@ -101,7 +101,7 @@ def test_a_layer_may_make_pictures() -> None:
     chosen = recipe(["pose"])
     made = item()
     made.members = dict(through(chosen).members)
-    assert AnnotateStage(Blueprint.layered(chosen, "subjects"), 0, FirstAttempts()).annotate(made)
+    assert AnnotateStage(Blueprint.for_layer(chosen, "subjects"), 0, FirstAttempts()).annotate(made)
     assert set(made.members) == {"mask.mp4", "ref.0.png", "subjects.json"}
     assert made.record["ref_pictures"] == 1
 
@@ -121,8 +121,8 @@ class Filer:
 @pytest.fixture
 def filer(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Registers `Filer`; what it saw."""
-    known = registry.annotator
-    monkeypatch.setattr(registry, "annotator", lambda name: Filer if name == "filer" else known(name))
+    known = registry.load_annotator
+    monkeypatch.setattr(registry, "load_annotator", lambda name: Filer if name == "filer" else known(name))
     monkeypatch.setattr(Filer, "seen", [])
     return Filer.seen
 
@@ -133,7 +133,7 @@ def test_an_annotator_may_take_the_whole_sample_and_make_a_file(filer: list[Samp
     made = item()
     made.members = base | {f"ref.{number}.png": base["ref.0.png"] for number in range(1, 11)}
     made.members["ref.10.png"] = encode_png(np.zeros((2, 3, 3), np.uint8))
-    assert AnnotateStage(Blueprint.layered(chosen, "filer"), 0, FirstAttempts()).annotate(made)
+    assert AnnotateStage(Blueprint.for_layer(chosen, "filer"), 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
     assert set(made.members) == {"filer.bin", "filer.json"}
     assert made.members["filer.bin"] == b"['flow', 'mask', 'pose']"
@@ -156,21 +156,23 @@ def test_a_manifest_column_is_no_track() -> None:
     made = item()
     made.record |= {"mask": "yes", "pose_coverage": "no"}
     made.record |= sandboxed.measure(decode_clip(made.members["mp4"]), FPS, ("luma",))
-    blueprint = Blueprint.ingest(recipe(["pose", "subjects", "depth_heuristic"]), ())
+    blueprint = Blueprint.for_ingest(recipe(["pose", "subjects", "depth_heuristic"]), ())
     assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(made)
     assert made.record["status"] == "kept", made.record
 
 
 def test_a_layer_is_as_old_as_what_it_was_made_from() -> None:
     chosen = recipe(["pose", "subjects"])
-    made = {entry["name"]: entry["version"] for entry in Blueprint.layered(chosen, "depth_heuristic").lineage}
-    assert made == {one.name: one.version for one in map(registry.annotator, ("pose", "subjects", "depth_heuristic"))}
-    assert [e["name"] for e in Blueprint.layered(chosen, "faces").lineage] == ["faces"]
+    made = {entry["name"]: entry["version"] for entry in Blueprint.for_layer(chosen, "depth_heuristic").lineage}
+    assert made == {
+        one.name: one.version for one in map(registry.load_annotator, ("pose", "subjects", "depth_heuristic"))
+    }
+    assert [e["name"] for e in Blueprint.for_layer(chosen, "faces").lineage] == ["faces"]
 
 
 def test_a_stored_sample_that_lacks_what_is_needed_fails() -> None:
     made = item(json=b"{}")
-    blueprint = Blueprint.layered(recipe(["pose", "subjects"]), "depth_heuristic")
+    blueprint = Blueprint.for_layer(recipe(["pose", "subjects"]), "depth_heuristic")
     assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(made)
     assert (made.record["status"], made.record["code"]) == ("failed", "ANNOTATOR_ERROR")
     assert "depth_heuristic needs 'mask'" in made.record["detail"]
@@ -180,9 +182,9 @@ def test_a_clip_that_cannot_be_read_back_is_our_fault_and_a_stored_one_is_damage
     chosen = recipe(["pose"])
     fresh = item()
     fresh.members["mp4"] = fresh.members["mp4"][:-100]
-    assert AnnotateStage(Blueprint.ingest(chosen, ()), 0, FirstAttempts()).annotate(fresh)
+    assert AnnotateStage(Blueprint.for_ingest(chosen, ()), 0, FirstAttempts()).annotate(fresh)
     assert (fresh.record["status"], fresh.record["code"]) == ("failed", "ENCODE_ERROR")
     stored = item()
     stored.members["mp4"] = stored.members["mp4"][:-100]
-    assert AnnotateStage(Blueprint.layered(recipe(["pose"]), "flow"), 0, FirstAttempts()).annotate(stored)
+    assert AnnotateStage(Blueprint.for_layer(recipe(["pose"]), "flow"), 0, FirstAttempts()).annotate(stored)
     assert (stored.record["status"], stored.record["code"]) == ("failed", "CLIP_DAMAGED")

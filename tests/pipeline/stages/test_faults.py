@@ -27,7 +27,7 @@ from pipeline.stages import annotate
 from pipeline.stages.item import Item
 
 FPS = 16.0
-ANNOTATORS, FILTERS = (sorted(registry.available(group)) for group in ("annotators", "filters"))
+ANNOTATORS, FILTERS = (sorted(registry.find_registered(group)) for group in ("annotators", "filters"))
 FAULTS = {ValueError: ErrorCode.ANNOTATOR_ERROR, MemoryError: ErrorCode.OUT_OF_MEMORY}
 
 
@@ -54,12 +54,12 @@ FRAMES = clip()
 
 def given_to(name: str) -> tuple[list[str], dict[str, Any], dict[str, bytes]]:
     """For one annotator: those that must come before it, and signals and tracks such as theirs."""
-    signals = registry.signals(ANNOTATORS, FILTERS)
+    signals = registry.collect_signals(ANNOTATORS, FILTERS)
     sample = {"int": 1, "float": 0.5, "str": "still", "bool": True}
-    needed = registry.needs(registry.annotator(name))
+    needed = registry.needs(registry.load_annotator(name))
     values = {one: sample[signals[one].kind] for one in needed if one in signals}
     tracks = {f"{one}.mp4": encode_clip(FRAMES, FPS) for one in needed if one not in signals}
-    makers = {registry.maker(one) for one in needed} & {*ANNOTATORS}
+    makers = {registry.find_maker(one) for one in needed} & {*ANNOTATORS}
     before = [earlier for maker in sorted(makers) for earlier in (*given_to(maker)[0], maker)]
     return list(dict.fromkeys(before)), values, tracks
 
@@ -103,7 +103,7 @@ def places(count: int) -> list[int]:
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_that_fails_gives_no_score(name: str) -> None:
-    owner = registry.filter_(name)
+    owner = registry.load_filter(name)
     one = real_clips.loaded(owner)
     count = lines_of(owner, lambda: output_checks.measure(one, FRAMES, FPS))
     assert count
@@ -123,12 +123,12 @@ NAMES = [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) fo
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.values != ("masked_latents",)])
 def test_an_annotator_that_fails_makes_a_failed_clip(name: str) -> None:
-    owner = registry.annotator(name)
+    owner = registry.load_annotator(name)
     before, values, tracks = given_to(name)
     stages = [before, [name]] if before else [[name]]
     recipe = parse(yaml.safe_dump({"filters": FILTERS, "stages": stages, "rules": {}, "tasks": {}}), "of this test")
     number = len(stages) - 1
-    blueprint = Blueprint.ingest(recipe, ()).equipped()
+    blueprint = Blueprint.for_ingest(recipe, ()).with_weights()
     stage = real_clips.loaded(lambda: annotate.AnnotateStage(blueprint, number, FirstAttempts()))
 
     def annotated() -> Item:

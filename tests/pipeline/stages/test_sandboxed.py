@@ -13,7 +13,7 @@ from numbered import remuxed, write
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages import sandboxed
-from pipeline.video.frames import Thumbs, read_frames
+from pipeline.video.frames import ThumbnailChunk, read_frames
 from pipeline.video.grid import shots_of
 from pipeline.video.probe import probe_video
 
@@ -33,9 +33,9 @@ def test_what_was_kept_is_what_is_decoded_again(
     calls: list[Any] = []
     monkeypatch.setattr(sandboxed, "KEPT_BYTES", budget)
     monkeypatch.setattr(sandboxed, "read_frames", lambda *args: calls.append(args) or read_frames(*args))
-    blueprint = Blueprint.ingest(recipe.parse("grid: {frames: 17, min_frames: 9}", "test"), ())
+    blueprint = Blueprint.for_ingest(recipe.parse("grid: {frames: 17, min_frames: 9}", "test"), ())
     *parts, end = sandboxed.scan(source, blueprint)
-    times = np.concatenate([part.times for part in parts if isinstance(part, Thumbs)])
+    times = np.concatenate([part.times for part in parts if isinstance(part, ThumbnailChunk)])
     assert isinstance(end, sandboxed.Scanned)
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 99)], times, end.end_s), times)
 
@@ -55,7 +55,7 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
     path = write(tmp_path / "a.mp4", pictures, unit=Fraction(1, 16))
     text = "grid: {frames: 17, min_frames: 17}\nfilters: [luma]\ntasks: {}\nstages: [[scribble]]\n"
     text += "rules: {odd: \"CAST(CASE WHEN luma > 100 THEN 'bright' ELSE '1' END AS INT) > 3\"}"
-    blueprint = Blueprint.ingest(recipe.parse(text, "test"), ())
+    blueprint = Blueprint.for_ingest(recipe.parse(text, "test"), ())
     probe = probe_video(path, 1 << 20)
     times = np.array([decoded.time_s for decoded in read_frames(path, probe)])
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
@@ -68,9 +68,9 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
 def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
     late = remuxed(source, tmp_path / "late.ts", output_ts_offset="50000")
     text = "grid: {frames: 17, min_frames: 9}\ncrop_bars: true\nlimits: {duration_s: 60}"
-    *parts, end = sandboxed.scan(late, Blueprint.ingest(recipe.parse(text, "test"), ()))
+    *parts, end = sandboxed.scan(late, Blueprint.for_ingest(recipe.parse(text, "test"), ()))
     assert isinstance(end, sandboxed.Scanned)
     first = parts[0]
-    assert isinstance(first, Thumbs)
+    assert isinstance(first, ThumbnailChunk)
     assert first.times[0] > 49_000
     assert end.end_s - first.times[0] == pytest.approx(4.0, abs=0.1)

@@ -21,7 +21,7 @@ from pipeline.errors import RunError, UsageError
 from pipeline.storage import object_store
 from pipeline.storage.atomic import is_temporary
 from pipeline.storage.folder import Folder
-from pipeline.storage.object_store import StorageError, retried
+from pipeline.storage.object_store import StorageError, retry
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -32,23 +32,23 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 def test_the_whole_life_of_objects(folder: Folder, tmp_path: Path) -> None:
-    assert folder.names() == folder.names("catalog") == []
+    assert folder.list_files() == folder.list_files("catalog") == []
     assert not folder.exists("catalog/1")
     assert folder.create("catalog/1", b"first")
     assert folder.create("catalog/1", b"first"), "the same bytes: a retry whose answer was lost"
     assert not folder.create("catalog/1", b"other")
     assert folder.read("catalog/1") == b"first"
-    assert [entry.name for entry in folder.names("catalog")] == ["1"]
+    assert [entry.name for entry in folder.list_files("catalog")] == ["1"]
 
     folder.put("catalog/1", b"second version")
     (tmp_path / "file").write_bytes(b"from a file")
     folder.put("catalog/0", tmp_path / "file")
-    entries = folder.names("catalog")
+    entries = folder.list_files("catalog")
     assert [(entry.name, entry.size) for entry in entries] == [("0", 11), ("1", 14)]
     assert all(abs(entry.modified - time.time()) < 60 for entry in entries)
     assert folder.exists("catalog/0")
     assert not folder.exists("catalog"), "a folder is no object"
-    assert folder.names() == []
+    assert folder.list_files() == []
 
     assert folder.read("catalog/1", 7) == b"version"
     assert folder.read("catalog/1", 7, 3) == b"ver"
@@ -62,7 +62,7 @@ def test_the_whole_life_of_objects(folder: Folder, tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == b"second version"
     folder.delete("catalog/1")
     folder.delete("catalog/1")
-    assert [entry.name for entry in folder.names("catalog")] == ["0"]
+    assert [entry.name for entry in folder.list_files("catalog")] == ["0"]
     with pytest.raises(FileNotFoundError):
         folder.read("catalog/1")
     with pytest.raises(FileNotFoundError):
@@ -70,7 +70,7 @@ def test_the_whole_life_of_objects(folder: Folder, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         folder.put("a", tmp_path / "missing")
     folder.check_writable()
-    assert [entry.name for entry in folder.names()] == ["empty"]
+    assert [entry.name for entry in folder.list_files()] == ["empty"]
 
 
 def test_names_sees_what_another_writer_made_at_once(folder: Folder) -> None:
@@ -78,7 +78,7 @@ def test_names_sees_what_another_writer_made_at_once(folder: Folder) -> None:
     assert (other.url, other.local) == (folder.url, folder.local)
     for number in range(5):
         other.put(f"catalog/{number}", b"x")
-        assert len(folder.names("catalog")) == number + 1
+        assert len(folder.list_files("catalog")) == number + 1
 
 
 def test_a_pickle_brings_the_configuration_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_of_two_processes_exactly_one_creates_each_name(
     assert left | right == set(range(count))
     assert not left & right
     folder = Folder(url)
-    assert [entry.name for entry in folder.names("catalog")] == [f"{n:06}" for n in range(count)]
+    assert [entry.name for entry in folder.list_files("catalog")] == [f"{n:06}" for n in range(count)]
     for number in random.Random(0).sample(range(count), 20):
         winner = "left" if number in left else "right"
         assert folder.read(f"catalog/{number:06}") == f"{winner} wrote {number}".encode()
@@ -143,7 +143,7 @@ def test_create_and_put_never_lie_about_a_bad_store(s3: Any, monkeypatch: pytest
         assert folder.create(f"{number}", b"mine")
         assert not folder.create(f"{number}", b"thine")
         folder.put(f"put-{number}", b"whole")
-    assert len(folder.names()) == 80
+    assert len(folder.list_files()) == 80
     counts = s3.faults(0.0)
     assert all(folder.read(f"{number}") == b"mine" for number in range(40))
     assert min(counts[kind] for kind in ("error-500", "slow-down", "dropped", "lost-answer")) > 0
@@ -159,7 +159,7 @@ def test_a_large_file_goes_up_in_parts_through_a_bad_network(
     s3.faults(0.2, ("lost-answer", "error-500"))
     folder.put("large", file)
     s3.faults(0.0)
-    assert [(entry.name, entry.size) for entry in folder.names()] == [("large", 105_000_000)]
+    assert [(entry.name, entry.size) for entry in folder.list_files()] == [("large", 105_000_000)]
 
 
 @pytest.mark.parametrize("kind", ["error-500", "slow-down", "dropped"])
@@ -199,7 +199,7 @@ def test_a_kill_in_the_middle_of_put_leaves_no_partial_object(tmp_path: Path) ->
         names = [path.name for path in where.iterdir()]
         left_behind += sum(is_temporary(name) for name in names)
         assert all(name == "object" or is_temporary(name) for name in names)
-        entries = Folder(str(where)).names()
+        entries = Folder(str(where)).list_files()
         assert [(entry.name, entry.size) for entry in entries] in ([], [("object", 64 * 2**20)])
     assert left_behind, "no kill met a write: the test has shown nothing"
 
@@ -244,7 +244,7 @@ def test_what_cannot_be_written_to_is_one_sentence(tmp_path: Path, s3: Any, monk
             patch.setattr(os, "fsync", refuse)
             with pytest.raises(RunError, match=words):
                 Folder(str(tmp_path / "out")).check_writable()
-    assert Folder(str(tmp_path / "out")).names() == []
+    assert Folder(str(tmp_path / "out")).list_files() == []
     assert list((tmp_path / "out").iterdir()) == [], "what failed is cleaned up"
 
 
@@ -265,7 +265,7 @@ def test_only_transient_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) 
             raise error
 
         with pytest.raises((OSError, RunError)):
-            retried("trying", work)
+            retry("trying", work)
         return made
 
     assert calls(ConnectionResetError()) == calls(TimeoutError()) == calls(OSError(errno.EIO, "x")) == 8

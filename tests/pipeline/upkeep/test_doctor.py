@@ -61,7 +61,7 @@ def test_missing_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_and_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VDOT_WEIGHTS", str(tmp_path))
     name = "mediapipe-pose-detection"
-    weight = registry.weights()[name]
+    weight = registry.collect_weights()[name]
     assert found(doctor(), name).advice == "run `vdot-data weights`"
     (tmp_path / f"{name}.tflite").write_bytes(b"something else")
     assert "damaged" in found(doctor(), name).found

@@ -18,9 +18,9 @@ from pipeline.catalog.ledger import Ledger
 from pipeline.curation.dedup import dedup
 from pipeline.errors import RunError, UsageError
 from pipeline.formats import embeddings
-from pipeline.formats.shards import members
+from pipeline.formats.shards import group_members
 from pipeline.storage.folder import Folder
-from pipeline.storage.lock import alone
+from pipeline.storage.lock import hold_lock
 from pipeline.upkeep.forget import finish_forgetting, forget
 from pipeline.upkeep.verify import verify
 
@@ -183,12 +183,12 @@ def test_killed_at_any_call_and_done_again(
         # What the killed attempt left unfinished may stay until the next sweep, without a byte of the forgotten.
         assert not any(clip in catalog_text(dataset.url) for clip in ids)
         assert not any(secret in dataset.everything() for secret in secrets), step
-        left = [clip for ids in embeddings.ids(dataset.out, Likeness.version) for clip in ids.to_pylist()]
+        left = [clip for ids in embeddings.read_ids(dataset.out, Likeness.version) for clip in ids.to_pylist()]
         assert left == [*others], step
         rows = [row for (clip, layer), row in dataset.rows().items() if clip in others and layer == "base"]
         assert len(rows) == len(others)
         for row in rows:
-            stored = members(dataset.out.read(row["shard"], row["offset"], row["bytes"]))
+            stored = group_members(dataset.out.read(row["shard"], row["offset"], row["bytes"]))
             assert stored == {row["clip_id"]: others[row["clip_id"]]}
     monkeypatch.undo()
     check_gone(dataset, ids, secrets)
@@ -196,7 +196,7 @@ def test_killed_at_any_call_and_done_again(
 
 
 def test_one_run_at_a_time(dataset: Any) -> None:
-    with alone(dataset.out), pytest.raises(RunError, match="another run"):
+    with hold_lock(dataset.out), pytest.raises(RunError, match="another run"):
         forget(dataset.url, "a.mp4")
 
 

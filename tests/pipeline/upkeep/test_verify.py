@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app
 from pipeline.errors import UsageError
-from pipeline.formats.shards import digest
+from pipeline.formats.shards import compute_digest
 from pipeline.upkeep import verify as module
 from pipeline.upkeep.mark_damaged import mark_failed
 from pipeline.upkeep.verify import lines, summary, verify
@@ -131,7 +131,7 @@ def test_a_clip_that_lies_twice_in_a_shard(dataset: Any, tmp_path: Path) -> None
             file.write_bytes(b"{}")
             tar.add(file, f"{small_dataset.identity(key)}.json")
     with (tmp_path / "twice.tar").open("rb") as whole:
-        name = f"shards/{small_dataset.RUN}-{digest(whole)}.tar"
+        name = f"shards/{small_dataset.RUN}-{compute_digest(whole)}.tar"
     dataset.out.put(name, tmp_path / "twice.tar")
     dataset.commit(dataset.clip("b0", "kept", shard=name, offset=0, bytes=1024))
     assert f"shard {name}: holds clip {small_dataset.identity('b0')} twice" in said(dataset)

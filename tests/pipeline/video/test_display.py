@@ -14,7 +14,7 @@ import pytest
 from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, write
 
-from pipeline.video.containers import crop, is_fragmented
+from pipeline.video.containers import is_fragmented, read_crop
 from pipeline.video.display import Display, thumbnail, to_rgb
 from pipeline.video.frames import cut_windows, read_frames
 from pipeline.video.grid import Grid, shots_of
@@ -262,5 +262,5 @@ def test_a_hostile_box_leads_nowhere(tmp_path: Path) -> None:
     data[at + 8 : at + 8] = child
     data[at : at + 4] = (int.from_bytes(data[at : at + 4]) + len(child)).to_bytes(4)
     path.write_bytes(data)
-    assert crop(path, "mov,mp4", track_id=1, number=0, width=160, height=96) is None
+    assert read_crop(path, "mov,mp4", track_id=1, number=0, width=160, height=96) is None
     assert not is_fragmented(path)

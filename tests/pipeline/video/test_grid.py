@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.video.grid import Grid, Shot, Window, clip_id, shots_of
+from pipeline.video.grid import Grid, Shot, Window, compute_clip_id, shots_of
 
 GRIDS = st.builds(
     lambda fps, frames, least, area, half: Grid(
@@ -128,20 +128,20 @@ def test_a_window_never_shows_another_shot(grid: Grid, video: tuple[np.ndarray, 
 
 def test_an_id_depends_on_content_times_and_grid_alone() -> None:
     grid = Grid()
-    name = clip_id("hash", 0.0, 5.0, grid)
+    name = compute_clip_id("hash", 0.0, 5.0, grid)
     assert len(name) == 32
     assert set(name) <= set("0123456789abcdef")
-    assert name == clip_id("hash", 1e-8, 5.0, replace(grid, fps=16))
+    assert name == compute_clip_id("hash", 1e-8, 5.0, replace(grid, fps=16))
     others = [
-        clip_id("other", 0.0, 5.0, grid),
-        clip_id("hash", 1e-6, 5.0, grid),
-        clip_id("hash", 0.0, 5.04, grid),
-        clip_id("hash", 0.0, 5.0, grid, crop=True),
-        clip_id("hash", 0.0, 5.0, replace(grid, fps=24)),
-        clip_id("hash", 0.0, 5.0, replace(grid, frames=49)),
-        clip_id("hash", 0.0, 5.0, replace(grid, min_frames=49)),
-        clip_id("hash", 0.0, 5.0, replace(grid, area=1 << 20)),
-        clip_id("hash", 0.0, 5.0, replace(grid, multiple=8)),
+        compute_clip_id("other", 0.0, 5.0, grid),
+        compute_clip_id("hash", 1e-6, 5.0, grid),
+        compute_clip_id("hash", 0.0, 5.04, grid),
+        compute_clip_id("hash", 0.0, 5.0, grid, crop=True),
+        compute_clip_id("hash", 0.0, 5.0, replace(grid, fps=24)),
+        compute_clip_id("hash", 0.0, 5.0, replace(grid, frames=49)),
+        compute_clip_id("hash", 0.0, 5.0, replace(grid, min_frames=49)),
+        compute_clip_id("hash", 0.0, 5.0, replace(grid, area=1 << 20)),
+        compute_clip_id("hash", 0.0, 5.0, replace(grid, multiple=8)),
     ]
     assert len({name, *others}) == 10
 

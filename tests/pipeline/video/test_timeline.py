@@ -15,7 +15,7 @@ from numbered import LIMIT, number_of, numbered, shown, whole, write
 from pipeline.video import frames
 from pipeline.video.display import thumbnail
 from pipeline.video.frames import cut_windows, read_frames
-from pipeline.video.grid import Grid, Window, missing_frames, shots_of, typical_step
+from pipeline.video.grid import Grid, Window, count_missing_frames, shots_of, typical_step
 from pipeline.video.probe import probe_video
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
@@ -165,14 +165,14 @@ def test_frames_that_repeat_a_time_are_counted(tmp_path: Path) -> None:
 
 def test_frames_that_a_file_has_lost_are_counted() -> None:
     times = np.delete(np.arange(300) / 30, [7, *range(100, 140)])
-    assert missing_frames(times) == 41
-    assert missing_frames(np.round(times, 3)) == 41
-    assert missing_frames(np.arange(300) / 30) == 0
+    assert count_missing_frames(times) == 41
+    assert count_missing_frames(np.round(times, 3)) == 41
+    assert count_missing_frames(np.arange(300) / 30) == 0
     # Many are missing: as much is said.
-    assert missing_frames(np.delete(np.arange(1500) / 25, np.s_[5::6])) == 249
+    assert count_missing_frames(np.delete(np.arange(1500) / 25, np.s_[5::6])) == 249
     # Where the rate varies nobody can say.
-    assert missing_frames(np.cumsum(np.random.default_rng(0).uniform(0.02, 0.2, 100))) is None
-    assert missing_frames(np.zeros(1)) is None
+    assert count_missing_frames(np.cumsum(np.random.default_rng(0).uniform(0.02, 0.2, 100))) is None
+    assert count_missing_frames(np.zeros(1)) is None
 
 
 @pytest.mark.parametrize("name", ["a.ogv", "a.mkv", "a.ts", "a.mp4", "a.avi", "a.flv"])
@@ -229,7 +229,7 @@ def test_a_packet_that_is_refused_costs_what_depends_on_it(tmp_path: Path) -> No
     # A shot ends where they are missing, and they are counted.
     (resumed,) = [index for index, frame in enumerate(decoded) if not frame.joined]
     assert numbers[resumed] == 312
-    assert missing_frames(np.array([frame.time_s for frame in decoded])) == 600 - len(numbers)
+    assert count_missing_frames(np.array([frame.time_s for frame in decoded])) == 600 - len(numbers)
 
 
 def test_a_dropout_of_a_broadcast_costs_what_was_in_it(tmp_path: Path) -> None:

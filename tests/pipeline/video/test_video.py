@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numbered import LIMIT, number_of, numbered, shown, whole, write
 
-from pipeline.video.content_box import content_box
+from pipeline.video.content_box import find_content_box
 from pipeline.video.frames import cut_windows, read_frames, read_thumbnails
 from pipeline.video.grid import Grid, shots_of
 from pipeline.video.probe import probe_video
@@ -98,7 +98,7 @@ def test_progress_is_told_long_before_the_first_clip(tmp_path: Path, name: str) 
     list(read_thumbnails(read_frames(path, source, progress)))
     assert len(calls) > 129
     calls.clear()
-    content_box(path, source, progress)
+    find_content_box(path, source, progress)
     assert len(calls) > 129
 
 

@@ -131,7 +131,7 @@ def hostile(name: str, **attributes: Any) -> bytes:
 )
 def test_what_no_writer_of_ours_wrote_is_refused(header: bytes) -> None:
     with pytest.raises(tarfile.TarError):
-        list(shards.parts(memoryview(header)))
+        list(shards.iterate_members(memoryview(header)))
 
 
 @given(st.integers(0, 511), st.integers(1, 255), st.integers(0, 3))
@@ -143,12 +143,12 @@ def test_a_header_with_a_wrong_byte_is_refused_or_says_the_same(at: int, change:
         entry.size = 700 * number
         tar.addfile(entry, io.BytesIO(bytes(entry.size)))
     whole = buffer.getvalue()
-    before = [(name, bytes(data)) for name, data in shards.parts(memoryview(whole))]
+    before = [(name, bytes(data)) for name, data in shards.iterate_members(memoryview(whole))]
     assert before == [(entry.name, bytes(entry.size))]
     wrong = bytearray(whole)
     wrong[at] ^= change
     with contextlib.suppress(tarfile.TarError):
-        assert [(name, bytes(data)) for name, data in shards.parts(memoryview(bytes(wrong)))] == before
+        assert [(name, bytes(data)) for name, data in shards.iterate_members(memoryview(bytes(wrong)))] == before
 
 
 def test_members_that_are_not_what_they_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def layers(model: Path) -> small_mixture.Layers:
         sample = Sample(
             identity(f"s{number}"),
             {name: partial(decode_clip, members[f"{name}.mp4"]) for name in ("pose", "mask")},
-            {"ref": [clip_decode.picture(members[name]) for name in sorted(members) if name.startswith("ref.")]},
+            {"ref": [clip_decode.decode_png(members[name]) for name in sorted(members) if name.startswith("ref.")]},
             members["txt"].decode(),
         )
         return {maker.name: maker(decode_clip(members["mp4"]), 16.0, sample=sample).files for maker in makers}

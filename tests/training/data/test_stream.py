@@ -20,7 +20,7 @@ from small_mixture import STEPS, run, seen
 from pipeline.errors import RunError, UsageError
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_png
-from pipeline.formats.conditions import condition, generator
+from pipeline.formats.conditions import build_condition, make_generator
 from pipeline.mixture.mixture import Step
 from training.data.stream import Stream
 
@@ -94,12 +94,12 @@ def test_pixels_are_those_of_the_task(frames: int | None, workers: int, mixed: P
             clip = decode_clip(stored["mp4"])[:frames]
             assert bucket.frames == step.bucket.frames == len(clip)
             assert (np.moveaxis(batch.arrays["clip"][0], 0, -1) == clip).all()
-            made = condition(
+            made = build_condition(
                 small_mixture.PARTS[bucket.task],
                 clip,
                 {name: partial(first, stored[f"{name}.mp4"], frames) for name in ("pose", "mask")},
                 [np.zeros((1, 1, 3), np.uint8)],
-                generator(0, batch.passes[0], key, bucket.task),
+                make_generator(0, batch.passes[0], key, bucket.task),
             )
             assert ("video" in batch.arrays) == (made.video is not None)
             if made.video is not None:
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_said(mixed: Path, own: Path) -> None:
     ):
         with pytest.raises(UsageError, match=sentence):
             Stream(str(mixed), **arguments)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="is no mixture"):
+    with pytest.raises(UsageError, match="is not a mixture"):
         Stream(str(mixed.parent))
     with pytest.raises(UsageError, match="no clip in its part 'held_out'"):
         Stream(str(mixed), split="held_out")

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from annotators.base import Sample
 from annotators.weights import MissingWeights
 from pipeline.errors import UsageError
-from pipeline.formats.conditions import MASKS, condition, generator, gray
+from pipeline.formats.conditions import MASKS, build_condition, make_generator, to_gray
 from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import parse
@@ -116,7 +116,7 @@ def test_words_reach_the_text_encoder_as_in_wans_pipeline(caption: str) -> None:
 def test_what_is_stored_is_what_the_model_makes_of_the_pixels(made: Any, model: Path) -> None:
     assert set(made.tensors) == {"clip", "gray", "pose", "reference.0", "text"}
     assert all(tensor.dtype == np.float16 for tensor in made.tensors.values())
-    for key, frames in (("clip", FRAMES), ("gray", gray(FRAMES)), ("pose", POSE)):
+    for key, frames in (("clip", FRAMES), ("gray", to_gray(FRAMES)), ("pose", POSE)):
         assert made.tensors[key].shape == (16, 3, 6, 8)
         np.testing.assert_allclose(made.tensors[key], encoded(model, scaled(frames)), **EXACT)
     assert made.caption == CAPTION
@@ -227,8 +227,8 @@ def test_masked_variants_are_the_conditions_of_their_draws(model: Path, monkeypa
     made = latents_file.read(annotation.files["masked_latents.safetensors"])
     assert set(made.made_by) == {"vae"}
     for task in MASKS:
-        draws = (generator(0, epoch, "0" * 32, task) for epoch in range(3))
-        drawn = [condition((task,), FRAMES, sample().tracks, (), draw) for draw in draws]
+        draws = (make_generator(0, epoch, "0" * 32, task) for epoch in range(3))
+        drawn = [build_condition((task,), FRAMES, sample().tracks, (), draw) for draw in draws]
         # Each mask once: the first frame is always the first frame.
         unlike: dict[bytes, Any] = {}
         for given in drawn:
@@ -286,7 +286,7 @@ def test_a_newer_format_and_a_file_of_somebody_else_are_refused(made: Any, monke
 
 def test_lineage_names_the_weights_and_their_licence(model: Path) -> None:
     chosen = parse("filters: []\nstages: [[latents]]\nrules: {}\ntasks: {}", "of this test")
-    (entry,) = Blueprint.ingest(chosen, ()).equipped().lineage
+    (entry,) = Blueprint.for_ingest(chosen, ()).with_weights().lineage
     found = model_folder.fingerprints(model)
     assert entry["weights_id"] == "tiny/vae+tiny/text_encoder"
     assert entry["weights_sha256"] == f"{found['vae']}+{found['text_encoder']}"
@@ -331,8 +331,10 @@ def test_a_model_that_will_not_do_is_one_sentence_before_anything_starts(
     monkeypatch.setenv("VDOT_MODEL", str(folder))
     spoil(folder, monkeypatch)
     with pytest.raises(UsageError, match=words):
-        registry.chosen([name])
-    assert not {"tiny/vae", "model/vae"} & registry.weights().keys(), "weights of the user's are not fetched for all"
+        registry.choose_weights([name])
+    assert not {"tiny/vae", "model/vae"} & registry.collect_weights().keys(), (
+        "weights of the user's are not fetched for all"
+    )
 
 
 def test_a_node_with_other_weights_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,7 +362,7 @@ def test_the_registry_loads_these_annotators_without_a_framework() -> None:
     script = """
 import json, sys
 from pipeline.recipe import registry
-found = [registry.annotator(name).files for name in ("latents", "masked_latents")]
+found = [registry.load_annotator(name).files for name in ("latents", "masked_latents")]
 import training.data.latents_file
 print(json.dumps(sorted({"torch", "diffusers", "transformers", "safetensors"} & set(sys.modules))))
 """

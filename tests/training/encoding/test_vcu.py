@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.formats.conditions import Condition, condition, generator
+from pipeline.formats.conditions import Condition, build_condition, make_generator
 from pipeline.mixture.mixture import Step
 from training.data.stream import Stream
 from training.encoding.vcu import (
@@ -80,7 +80,7 @@ TASKS: dict[str, tuple[Any, ...]] = {
 
 def made(task: str, seed: int = 0) -> Condition:
     parts, given = task.split(" ")[0].split("+"), TASKS[task]
-    return condition(parts, FRAMES, TRACKS, given, generator(seed, 0, "clip", task))
+    return build_condition(parts, FRAMES, TRACKS, given, make_generator(seed, 0, "clip", task))
 
 
 def tensors(*conditions: Condition) -> tuple[Tensor | None, Tensor | None, list[list[Tensor]]]:

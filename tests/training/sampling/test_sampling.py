@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny_run import DISTILL, TEACH, equal, stored, train
 
 from pipeline.errors import RunError, UsageError
-from pipeline.formats.clip_decode import pictures
+from pipeline.formats.clip_decode import decode_frames
 from pipeline.formats.clip_encode import encode_clip
 from pipeline.mixture.mixture import Step
 from training import commands
@@ -45,7 +45,7 @@ def test_the_same_held_out_clips_are_sampled_by_the_average(config: Any, tmp_pat
     train("distill", told, tmp_path / "run")
     made = sorted((tmp_path / "run/samples").glob("*.mp4"))
     assert [file.stem for file in made] == ["step-0000002", "step-0000004"]
-    (length, height, width), _ = next(pictures(made[0].read_bytes()))
+    (length, height, width), _ = next(decode_frames(made[0].read_bytes()))
     # Clips above, samples below; two clips of one shape or another side by side.
     assert (length, height) in ((9, 96), (5, 64), (9, 64))
     assert width >= 96

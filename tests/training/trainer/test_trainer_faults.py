@@ -23,7 +23,7 @@ from tiny_run import DISTILL, TEACH, equal, logged, stored, train
 from pipeline.errors import RunError, UsageError
 from pipeline.mixture.mixture import read_all, write
 from pipeline.storage.folder import Folder
-from pipeline.storage.lock import alone
+from pipeline.storage.lock import hold_lock
 from training import commands
 from training.export import trained_model
 from training.trainer import distill, metrics
@@ -188,7 +188,7 @@ def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, t
 
 def test_a_folder_is_one_runs_alone(config: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with alone(Folder(str(tmp_path / "run"))), pytest.raises(RunError, match="another run is writing to"):
+    with hold_lock(Folder(str(tmp_path / "run"))), pytest.raises(RunError, match="another run is writing to"):
         train("teach", config(TEACH), tmp_path / "run")
     with pytest.raises(UsageError, match=r"config\.yaml cannot be the folder of a run"):
         train("teach", config(TEACH), config(TEACH))
@@ -201,7 +201,7 @@ def test_a_file_system_without_locks_is_warned_of(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("pipeline.storage.lock.fcntl.flock", none)
-    with alone(Folder(str(tmp_path))):
+    with hold_lock(Folder(str(tmp_path))):
         pass
     assert "has no locks (No locks available)" in caplog.text
 
