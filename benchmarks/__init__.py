@@ -1,1 +1,1 @@
-"""Measurements of the other rooms: throughput against a floor, recovery from kills, memory over long runs."""
+"""Measurements of the other packages: throughput against a floor, recovery from kills, memory over long runs."""

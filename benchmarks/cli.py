@@ -1,4 +1,4 @@
-"""The command line of the measurements: docs/accuracy.md and docs/measured.md quote what they print."""
+"""The command line of the measurements; docs/accuracy.md and docs/measured.md quote what it prints on stdout."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _group() -> None:
 def throughput(
     clips: Clips,
     recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
-    repeat: Annotated[int, typer.Option(min=1, help="Take every video this many times.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Ingest every video this many times.")] = 1,
     cores: Annotated[int, typer.Option(min=1, help="Processes of the floor, CPUs of Ray.")] = os.cpu_count() or 1,
 ) -> None:
-    """Ingest against its floor: the same work by bare processes, in one run. Prints JSON."""
+    """Compare ingest with its floor, the same work by bare processes, in one run. Prints JSON."""
     from benchmarks.ingest.throughput import measure
 
     print(json.dumps(measure(clips, recipe, repeat, cores), indent=2))
@@ -40,24 +40,24 @@ def throughput(
 def accuracy(
     clips: Annotated[Path, typer.Argument(help="A folder of videos with labels.json.", exists=True, file_okay=False)],
     recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Keep the dataset here, and go on from it next time.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the names of what was missed.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Keep the dataset here, and resume from it next time.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the names of missed clips.")] = False,
     graded: Annotated[bool, typer.Option(help="Make faults of eight strengths from the clean clips instead.")] = False,
     quick: Annotated[bool, typer.Option(help="With --graded: few clips and three strengths.")] = False,
-    fault: Annotated[list[str] | None, typer.Option(help="With --graded: this fault alone; may be repeated.")] = None,
+    fault: Annotated[list[str] | None, typer.Option(help="With --graded: only this fault; may be repeated.")] = None,
 ) -> None:
-    """What rules and signals find in labelled clips, and what they claim wrongly. Prints Markdown, or JSON."""
+    """Score what rules and signals find in labelled clips, and their false alarms. Prints Markdown, or JSON."""
     from benchmarks import graded as faults
     from benchmarks.ingest import accuracy
 
     if graded:
         result = faults.measure(clips, recipe, out, quick, fault or ())
-        text = faults.table(result)
+        text = faults.format_table(result)
     elif quick or fault:
         raise UsageError("--quick and --fault go with --graded")
     else:
         result = accuracy.measure(clips, recipe, out)
-        text = accuracy.table(result)
+        text = accuracy.format_table(result)
     print(json.dumps(result, indent=2) if as_json else text)
 
 
@@ -76,14 +76,14 @@ def ot(
     height: Annotated[int, typer.Option(min=1, help="Tokens of a frame, downwards.")] = 30,
     width: Annotated[int, typer.Option(min=1, help="Tokens of a frame, across.")] = 52,
     channels: Annotated[int, typer.Option(min=1, help="Channels of a latent.")] = 16,
-    apart: Annotated[float, typer.Option(min=0, help="Distance of the two, in their spread.")] = 1.0,
+    distance: Annotated[float, typer.Option("--apart", min=0, help="Distance of the two, in their spread.")] = 1.0,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
 ) -> None:
-    """The transport's gradient beside the published algorithm's: time and peak memory, on the GPU if there is one.
+    """Compare the transport's gradient with the published algorithm's: time and peak memory, on a GPU if available.
     Prints JSON."""
     from benchmarks.training.ot import measure
 
-    print(json.dumps(measure(frames, (height, width), channels, apart, repeat), indent=2))
+    print(json.dumps(measure(frames, (height, width), channels, distance, repeat), indent=2))
 
 
 @app.command()
@@ -95,7 +95,7 @@ def step(
     width: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 832,
     updates: Annotated[int, typer.Option(min=1, help="Updates of the student.")] = 2,
 ) -> None:
-    """What a step of distillation takes with random weights: time, memory, share of the matrix rate, transport's share.
+    """Measure a step of distillation with random weights: time, memory, share of the matrix rate, transport's share.
     Prints JSON."""
     from benchmarks.training.step import measure
 
@@ -104,21 +104,21 @@ def step(
 
 @app.command()
 def distillation(
-    out: Annotated[Path, typer.Option(help="Where everything is kept; what is there is not done again.")],
+    out: Annotated[Path, typer.Option(help="The folder of results; existing ones are reused.")],
     size: Annotated[str, typer.Option(help="cpu (minutes), gpu (one H100), or tiny (seconds, no result).")] = "cpu",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each arm.")] = 3,
-    arms: Annotated[str, typer.Option(help="Letters of the arms, of those in benchmarks/distillation.")] = "ABCDEFG",
-    mixture: Annotated[str | None, typer.Option(help="Make half of the clips crops of a mixture's.")] = None,
+    arms: Annotated[str, typer.Option(help="Letters of the arms in benchmarks/distillation.")] = "ABCDEFG",
+    mixture: Annotated[str | None, typer.Option(help="A mixture; half of the clips become crops of its clips.")] = None,
     updates: Annotated[int | None, typer.Option(min=8, help="Updates of each student; by default the size's.")] = None,
 ) -> None:
-    """What DMD, transport and a discriminator each do: a small teacher, distilled and measured. Prints Markdown."""
+    """Compare DMD, transport and a discriminator on a small teacher that is distilled. Prints Markdown."""
     from benchmarks.distillation import report, study
     from benchmarks.distillation.arms import ARMS
     from benchmarks.distillation.sizes import SIZES
 
     if size not in SIZES or not arms or set(arms) - set(ARMS):
         raise UsageError(f"sizes are {', '.join(SIZES)}, arms {', '.join(ARMS)}: not {size!r} and {arms!r}")
-    print(report.table(study.measure(size, seeds, out, arms, mixture, updates)))
+    print(report.format_table(study.measure(size, seeds, out, arms, mixture, updates)))
 
 
 @app.command()
@@ -127,7 +127,7 @@ def memory(
     few: Annotated[int, typer.Option(min=1, help="Sources of the short run.")] = 50,
     many: Annotated[int, typer.Option(min=2, help="Sources of the long run.")] = 500,
 ) -> None:
-    """Peak memory of driver and workers for a short and a long run. Prints JSON."""
+    """Measure peak memory of driver and workers in a short and a long run. Prints JSON."""
     from benchmarks.ingest.memory import measure
 
     print(json.dumps(measure(clips, few, many), indent=2))
@@ -135,7 +135,7 @@ def memory(
 
 @app.command()
 def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.")] = 50_000) -> None:
-    """How many pairs of clips `dedup` compares in a second. Prints JSON."""
+    """Measure how many pairs of clips `dedup` compares in a second. Prints JSON."""
     from benchmarks.curation.duplicates import measure
 
     print(json.dumps(measure(clips), indent=2))
@@ -143,7 +143,7 @@ def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.
 
 @app.command()
 def curate(clips: Annotated[int, typer.Option(min=1, help="Rows of the catalog.")] = 1_000_000) -> None:
-    """Time and memory of `select`, `mix` and `report` over a generated catalog. Prints JSON."""
+    """Measure time and memory of `select`, `mix` and `report` over a generated catalog. Prints JSON."""
     from benchmarks.curation.curate import measure
 
     print(json.dumps(measure(clips), indent=2))
@@ -155,7 +155,7 @@ def plan(
     recipe: Annotated[Path | None, typer.Option(help="A recipe that changes the default one.")] = None,
     probe: Annotated[int, typer.Option(min=3, help="Sources that the plan probes.")] = 20,
 ) -> None:
-    """What `plan` foretells of the sources that it does not probe, and what their ingest then takes. Prints JSON."""
+    """Compare what `plan` estimates for the sources that it does not probe with their ingest. Prints JSON."""
     from benchmarks.ingest.forecast import measure
 
     print(json.dumps(measure(clips, recipe, probe), indent=2))
@@ -165,10 +165,10 @@ def plan(
 def loader(
     samples: Annotated[int, typer.Option(min=4, help="How many payloads.")] = 2000,
     megabytes: Annotated[float, typer.Option(min=0.001, help="Megabytes of a payload.")] = 1.0,
-    workers: Annotated[int, typer.Option(min=1, help="Workers of the passes that are not in process.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, help="Workers of the passes with workers.")] = 2,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds; medians are printed.")] = 3,
 ) -> None:
-    """Loaders on the same payloads: rate, first sample, resume, and what a kill leaves behind. Prints JSON."""
+    """Compare loaders on the same payloads: rate, first sample, resume, and what a kill leaves behind. Prints JSON."""
     from benchmarks.loaders.loader import measure
 
     print(json.dumps(measure(samples, megabytes, workers, repeat), indent=2))
@@ -178,10 +178,10 @@ def loader(
 def kills(
     clips: Clips,
     count: Annotated[int, typer.Option(min=1, help="SIGKILLs that must land.")] = 20,
-    seed: Annotated[int, typer.Option(help="Seed of moments and victims.")] = 0,
-    nodes: Annotated[int, typer.Option(min=1, max=2, help="Ray nodes; with 2, whole nodes are killed too.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of times and victims of kills.")] = 0,
+    nodes: Annotated[int, typer.Option(min=1, max=2, help="Ray nodes; with 2, nodes are killed too.")] = 1,
 ) -> None:
-    """Kill ingest at random moments until it ends, and compare with an undisturbed run. Prints JSON."""
+    """Kill ingest at random times until it ends, and compare with an undisturbed run. Prints JSON."""
     from benchmarks.ingest.kills import measure
 
     result = measure(clips, count, seed, nodes)
@@ -192,17 +192,19 @@ def kills(
 
 @app.command()
 def mutants(
-    clips: Annotated[Path | None, typer.Argument(help="Damage its small videos, too.", file_okay=False)] = None,
+    clips: Annotated[
+        Path | None, typer.Argument(help="Damage this folder's small videos, too.", file_okay=False)
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Damaged files.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of what is damaged how.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the damage.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Keep files and dataset in this new folder.")] = None,
 ) -> None:
-    """Ingest damaged files of many formats at once, and hold each outcome against FFmpeg's own. Prints JSON."""
-    from benchmarks.ingest.mutants import faults, measure
+    """Ingest damaged files of many formats at once, and compare each outcome with FFmpeg's own. Prints JSON."""
+    from benchmarks.ingest.mutants import list_faults, measure
 
     result = measure(clips, count, seed, out)
     print(json.dumps(result, indent=2))
-    if faults(result):
+    if list_faults(result):
         sys.exit(1)
 
 
@@ -219,6 +221,6 @@ def main() -> None:
         _end(2, advice)
 
 
-def _end(status: int, sentence: str) -> NoReturn:
-    print(f"vdot-bench: {sentence}", file=sys.stderr)
+def _end(status: int, message: str) -> NoReturn:
+    print(f"vdot-bench: {message}", file=sys.stderr)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures and hooks for all tests."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import s3_server
 import skips
 from hypothesis import settings
 
-# How long an example takes is a matter of what else the machine does.
+# How long an example takes depends on the machine's other work.
 settings.register_profile("vdot", deadline=None)
 settings.load_profile("vdot")
-# A shell ignores Ctrl-C in what it starts in the background, and programs hand that down to what they start.
+# A shell ignores Ctrl-C in programs that it starts in the background, and their child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole programs first, each minutes long: what comes last is short, so that no worker waits long for another."""
+    """Run tests of complete programs, which take minutes, first: then no worker waits long for another at the end."""
     items.sort(key=lambda item: "tests/integration/" not in item.nodeid)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before anything is made for a test, see whether there is time for it."""
+    """Check that there is time for a test before its fixtures are set up."""
     skips.skip_if_out_of_time(item.nodeid)
 
 
@@ -42,7 +42,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """The same for a module that skips itself whole."""
+    """The same for a module that skips itself."""
     report = yield
     if skips.in_ci():
         skips.refuse(report)
@@ -71,8 +71,8 @@ def _s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with s3_server.serve() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        before = {name: dict(options) for name, options in fsspec.config.conf.items()}
+        saved_config = {name: dict(options) for name, options in fsspec.config.conf.items()}
         fsspec.config.set_conf_env(fsspec.config.conf)
         yield server
         fsspec.config.conf.clear()
-        fsspec.config.conf.update(before)
+        fsspec.config.conf.update(saved_config)

@@ -1,1 +1,1 @@
-"""Selections and duplicates measured on generated catalogs."""
+"""Measures selections and duplicates on generated catalogs."""

@@ -1,4 +1,4 @@
-"""How fast `dedup` compares: random unit vectors in a file mapped to memory, each with each."""
+"""Measures how fast `dedup` compares: random unit vectors in a memory-mapped file, every pair of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.curation.similarity import BLOCK, near
 
 
 def measure(clips: int) -> dict[str, float]:
-    """Pairs a second for so many clips, and what that makes for a million."""
+    """Pairs per second for this many clips, and the hours that a million would take."""
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         vectors = np.memmap(Path(folder, "vectors"), np.float16, "w+", shape=(clips, SIZE))

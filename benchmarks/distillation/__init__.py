@@ -1,1 +1,1 @@
-"""What each objective of distillation does at a size that can be repeated: arms, seeds, metrics without weights."""
+"""Compares the objectives of distillation at a size that can be repeated: arms, seeds, metrics without weights."""

@@ -1,4 +1,4 @@
-"""The published transport without transport: what is left of it where the plan is the identity."""
+"""The control of the published transport: its gradient with the identity as plan."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from training.trainer.distill import Distillation
 from training.trainer.metrics import Signals
 
 
-class Pooled(Distillation):
-    """DMD of latents that are averaged over 2 x 2, as the published transport averages them, and brought to norm 1 in
-    each frame, as that is. Beside it the published DMD term is thousands of times smaller, and left out."""
+class PooledDistillation(Distillation):
+    """DMD of latents that are averaged over 2 x 2 and scaled to norm 1 in each frame, as the published transport does.
+
+    The published DMD term is thousands of times smaller than this gradient and is left out.
+    """
 
     def matching(self, sample: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> Tensor:
         """The gradient [B, 16, T', h, w]."""

@@ -1,4 +1,4 @@
-"""How large a study is: everything that the size of a machine decides, and nothing that tells arms apart."""
+"""The size of a study: everything that depends on the machine, and nothing that differs between arms."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """`train` and `test` clips; a transformer of `heads` x 32 and so many layers, some with VACE's; how the teacher
-    learns; how the arms do: `updates` of the student, each after `critics` of the critic, `marks` measurements on the
-    way; how many samples show `diversity`: conditions and seeds of each."""
+    """`train` and `test` clips; a transformer of `heads` x 32 channels and `layers`, some with a VACE layer; training
+    of the teacher; training of the arms: `updates` of the student, each after `critics` updates of the critic, `marks`
+    measurements on the way; conditions and seeds of the samples for `diversity`; `others`: fewer steps of the teacher,
+    as references."""
 
     train: int
     test: int

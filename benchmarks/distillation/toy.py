@@ -1,9 +1,9 @@
-"""A toy whose scores are known exactly: what DMD, transport and its unbalanced form do to modes and to outliers.
+"""A toy with exact scores that shows what DMD, transport and its unbalanced form do to modes and to outliers.
 
 The teacher is a mixture of Gaussians on a ring, the student a cloud of points, each the middle of a Gaussian of its own
-as wide as the teacher's. What either makes of a noisy point is then the mean of the posterior, in closed form: there is
-no network, and nothing but the objective decides. The points stand as the tokens of one frame of one latent, so that
-`training.objectives` is used as it is: a token of one channel has 2 x 2 numbers, of which the ring takes two.
+as wide as the teacher's. The prediction of either for a noisy point is then the mean of the posterior, in closed form:
+there is no network, and only the objective matters. The points are the tokens of one frame of one latent, so that
+`training.objectives` is used unchanged: a token of one channel has 2 x 2 numbers, of which the ring takes two.
 
 Run it: python -m benchmarks.distillation.toy
 """
@@ -24,11 +24,11 @@ from training.objectives import dmd, ot
 from training.objectives.ot import Transport
 
 _MODES, _RADIUS, _WIDTH, _NUMBERS = 8, 4.0, 0.3, 4
-# Points of the student: as many tokens of a frame.
+# The student's points are the tokens of a square frame.
 _SIDE = 12
 _POINTS = _SIDE * _SIDE
-# A mode is found when this share of what it should have is in it.
-_ENOUGH = 0.25
+# A mode counts as found when it has this share of the points that it should have.
+_FOUND_SHARE = 0.25
 ARMS: dict[str, Transport | None] = {
     "DMD": None,
     "DMD + transport": Transport(),
@@ -39,47 +39,47 @@ ARMS: dict[str, Transport | None] = {
 
 
 def measure(steps: int = 200, rate: float = 0.15, seeds: int = 3) -> dict[str, Any]:
-    """Two beginnings, each arm from each: all points in two of the modes, and one point in sixteen far away."""
-    begun = time.perf_counter()
-    found: dict[str, Any] = {
+    """Each arm from two starts: all points in two of the modes, and one point in sixteen far away."""
+    started = time.perf_counter()
+    results: dict[str, Any] = {
         "modes": _MODES, "points": _POINTS, "steps": steps, "rate": rate, "seeds": seeds,
         "torch": torch.__version__,
     }  # fmt: skip
-    for name, begin in (("two modes", _two_modes), ("outliers", _outliers)):
-        found[name] = {
-            title: [run(begin(seed), options, steps, rate, seed) for seed in range(seeds)]
+    for name, starting_points in (("two modes", _two_modes), ("outliers", _outliers)):
+        results[name] = {
+            title: [run(starting_points(seed), options, steps, rate, seed) for seed in range(seeds)]
             for title, options in ARMS.items()
         }
-    return {**found, "s": round(time.perf_counter() - begun, 1)}
+    return {**results, "s": round(time.perf_counter() - started, 1)}
 
 
 def run(points: Tensor, options: Transport | None, steps: int, rate: float, seed: int) -> dict[str, Any]:
-    """Move points [N, 4] by gradient steps; how they lie at the end, and a quarter of the way."""
-    made = torch.Generator().manual_seed(seed)
+    """Move points [N, 4] by gradient steps; summarizes them at the end and a quarter of the way."""
+    generator = torch.Generator().manual_seed(seed)
     means = ring()
     early: dict[str, float] = {}
     for step in range(steps):
-        sample = points + _WIDTH * torch.randn(points.shape, generator=made)
-        sigma = Levels().of(torch.rand(1, generator=made, dtype=torch.float64))
-        noise = torch.randn(points.shape, generator=made)
-        at = noised(_latents(sample), _latents(noise), sigma)
-        fake, real = (_latents(posterior(_points(at), sigma, middles)) for middles in (points, means))
-        moved = ot.transported(fake, real, options) if options else None
-        difference = ot.mixed(fake, real, moved, options.weight if options else 0.0)
+        sample = points + _WIDTH * torch.randn(points.shape, generator=generator)
+        sigma = Levels().of(torch.rand(1, generator=generator, dtype=torch.float64))
+        noise = torch.randn(points.shape, generator=generator)
+        noisy = noised(_latents(sample), _latents(noise), sigma)
+        fake, real = (_latents(posterior(_points(noisy), sigma, middles)) for middles in (points, means))
+        transported = ot.transported(fake, real, options) if options else None
+        difference = ot.mixed(fake, real, transported, options.weight if options else 0.0)
         points = points - rate * _points(dmd.direction(difference, _latents(sample), real))
         if step + 1 == steps // 4:
-            early = told(points)
-    return {"early": early, "end": told(points)}
+            early = summarize(points)
+    return {"early": early, "end": summarize(points)}
 
 
-def posterior(at: Tensor, sigma: Tensor, middles: Tensor) -> Tensor:
-    """The mean of what (1 - sigma) x + sigma e = `at` [N, D] came from, x being of Gaussians of one width around
-    `middles` [M, D], as likely as each other: the exact prediction of a perfect score network."""
+def posterior(noisy: Tensor, sigma: Tensor, middles: Tensor) -> Tensor:
+    """The posterior mean of x given (1 - sigma) x + sigma e = `noisy` [N, D], for x from equally likely Gaussians of
+    one width around `middles` [M, D]: the prediction of a perfect score network."""
     keep, level = 1 - float(sigma), float(sigma)
     variance = keep**2 * _WIDTH**2 + level**2
-    shares = (-torch.cdist(at, keep * middles).square() / (2 * variance)).softmax(dim=1)
-    toward = shares @ middles
-    return toward + keep * _WIDTH**2 / variance * (at - keep * toward)
+    shares = (-torch.cdist(noisy, keep * middles).square() / (2 * variance)).softmax(dim=1)
+    center = shares @ middles
+    return center + keep * _WIDTH**2 / variance * (noisy - keep * center)
 
 
 def ring() -> Tensor:
@@ -90,16 +90,16 @@ def ring() -> Tensor:
     return middles
 
 
-def told(points: Tensor) -> dict[str, float]:
-    """Modes that are found, how unevenly points are shared among them (total variation), points that are in none
-    (further from all than 4 widths), and the mean distance from the nearest."""
+def summarize(points: Tensor) -> dict[str, float]:
+    """The number of modes found, how unevenly points are shared among them (total variation), the share of points in
+    none (farther than 4 widths from all), and the mean distance from the nearest."""
     distances, nearest = torch.cdist(points, ring()).min(dim=1)
-    inside = distances < 4 * _WIDTH
-    shares = torch.bincount(nearest[inside], minlength=_MODES) / len(points)
+    in_mode = distances < 4 * _WIDTH
+    shares = torch.bincount(nearest[in_mode], minlength=_MODES) / len(points)
     return {
-        "modes": int((shares > _ENOUGH / _MODES).sum()),
+        "modes": int((shares > _FOUND_SHARE / _MODES).sum()),
         "uneven": round(float((shares - 1 / _MODES).abs().sum() / 2), 4),
-        "astray": round(float(1 - inside.float().mean()), 4),
+        "astray": round(float(1 - in_mode.float().mean()), 4),
         "distance": round(float(distances.mean()), 4),
     }
 
@@ -110,7 +110,7 @@ def _two_modes(seed: int) -> Tensor:
 
 
 def _outliers(seed: int) -> Tensor:
-    """As the teacher, but for one in sixteen."""
+    """Points like the teacher's, except one in sixteen."""
     middles = ring().repeat(_POINTS // _MODES, 1)
     points = middles + _WIDTH * torch.randn(middles.shape, generator=torch.Generator().manual_seed(200 + seed))
     points[::16] = 3 * middles[::16]

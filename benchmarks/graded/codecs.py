@@ -1,4 +1,4 @@
-"""Pictures through a real encoder and back, at a quantizer that is held."""
+"""Encodes and decodes pictures with a real codec at a fixed quantizer."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pipeline.formats import clip_encode
 
 
 def x264(frames: Frames, crf: float, preset: str = "medium") -> Frames:
-    """H.264 as the world makes it: with B-frames and the deblocking filter."""
-    return _through(frames, "libx264", {"crf": str(crf), "preset": preset})
+    """H.264 as usual: with B-frames and the deblocking filter."""
+    return _encode_and_decode(frames, "libx264", {"crf": str(crf), "preset": preset})
 
 
 def mpeg4(frames: Frames, quantizer: int) -> Frames:
-    """MPEG-4 part 2 (Xvid, DivX, old phones), which smooths no block edges; quantizer 1 to 31."""
-    return _through(frames, "mpeg4", {"qmin": str(quantizer), "qmax": str(quantizer), "g": "48"})
+    """MPEG-4 part 2 (Xvid, DivX, old phones), which does not smooth block edges; quantizer 1 to 31."""
+    return _encode_and_decode(frames, "mpeg4", {"qmin": str(quantizer), "qmax": str(quantizer), "g": "48"})
 
 
-def _through(frames: Frames, codec: str, options: dict[str, str]) -> Frames:
+def _encode_and_decode(frames: Frames, codec: str, options: dict[str, str]) -> Frames:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as container:
         stream = container.add_stream(codec, rate=Fraction(25), options=options | {"threads": "1"})

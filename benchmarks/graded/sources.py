@@ -1,4 +1,4 @@
-"""The clean clips that faults are made from, and the pieces of them that are measured."""
+"""Selects the clean clips that faults are made from, and loads the pieces of them that are measured."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ from pipeline.video.probe import Probe, probe_video
 from pipeline.video.shots import Adaptive
 
 FRAMES = 33
-"""Frames of a piece: the fewest that a clip has."""
+"""Frames of a piece: the minimum of a clip."""
 
 GRID = Grid(frames=FRAMES, min_frames=FRAMES)
 HALVES = ("choosing", "reporting")
 """Thresholds are chosen on the sources of the first half and reported on those of the second."""
 
-# Tags of what is not clean, or holds nothing that a camera saw.
+# Tags of clips that are not clean, or that no camera filmed.
 _UNCLEAN = frozenset({"synthetic", "text", "letterbox", "degraded", "near_duplicate"})
 # Sources with fewer frames a second make no clip.
-_LEAST_FPS = 8.0
-# Pictures are trusted to be no larger, and pieces are kept at no more than this many pixels.
-_PIXELS, _KEPT_PIXELS = 8192 * 4320, 640 * 360
-# Of a longer source no more frames are looked at.
-_MOST_FRAMES = 150
-# What motion is made from, at every frame of the source: four times TransNet's picture.
-_SMALL = (192, 108)
-# Frames of a piece at the source's own rate: those that TransNet judges at once.
+_MIN_FPS = 8.0
+# The size limit of trusted files, and the most pixels of a piece.
+_MAX_PIXELS, _PIECE_PIXELS = 8192 * 4320, 640 * 360
+# Later frames of a longer source are ignored.
+_MAX_FRAMES = 150
+# The size at which faults in time are made, at every frame of the source: four times TransNet's picture.
+_SMALL_SIZE = (192, 108)
+# Frames of a piece at the source's own rate: as many as TransNet predicts at once.
 SHOT_FRAMES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A clean clip: its file, what its label says of it, and the half that it belongs to."""
+    """A clean clip: its file, its label's tags, and the half that it belongs to."""
 
     path: Path
     tags: frozenset[str]
@@ -58,10 +58,10 @@ class Source:
 
 @dataclass(slots=True)
 class Material:
-    """What a source is measured on.
+    """The frames of a source that are measured.
 
     `pieces`: windows of `FRAMES` grid points at the size of the source, the middle one first, uint8 [T, H, W, 3].
-    `thumbs`: the source from its start, as shot detectors see it. `small`: up to `SHOT_FRAMES` frames of one shot at
+    `thumbs`: the source from its start, at the shot detectors' size. `small`: up to `SHOT_FRAMES` frames of one shot at
     `fps`, the rate of the source, uint8 [n, 108, 192, 3].
     """
 
@@ -71,7 +71,7 @@ class Material:
     fps: float
 
 
-def clean(folder: Path) -> list[Source]:
+def clean_sources(folder: Path) -> list[Source]:
     """The clean clips of a labelled folder (see `benchmarks.ingest.accuracy`), in order of their names.
 
     Raises `UsageError` for a folder without labels, or with fewer than one clean clip for each half.
@@ -79,11 +79,11 @@ def clean(folder: Path) -> list[Source]:
     try:
         labels = json.loads((folder / "labels.json").read_text())
         sources = [
-            Source(folder / label["file"], frozenset(label.get("tags", ())), _half(label["file"]))
+            Source(folder / label["file"], frozenset(label.get("tags", ())), _choose_half(label["file"]))
             for label in sorted(labels, key=lambda label: str(label["file"]))
             if label.get("kind") != "derived"
             and not _UNCLEAN & set(label.get("tags", ()))
-            and float(label.get("fps") or _LEAST_FPS) >= _LEAST_FPS
+            and float(label.get("fps") or _MIN_FPS) >= _MIN_FPS
             and (folder / label["file"]).is_file()
         ]
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -95,47 +95,48 @@ def clean(folder: Path) -> list[Source]:
     return sources
 
 
-def _half(name: str) -> str:
-    # By the name alone, so that a clip stays in its half whatever else comes into the folder.
+def _choose_half(name: str) -> str:
+    # By the name alone, so that a clip stays in its half when other clips are added to the folder.
     return HALVES[hashlib.sha256(name.encode()).digest()[0] % 2]
 
 
-def load(source: Source) -> Material | None:
-    """What to measure a source on, or None where no shot is long enough for a clip."""
-    probe = probe_video(source.path, _PIXELS)
+def load_material(source: Source) -> Material | None:
+    """The material of a source, or None if no shot is long enough for a clip."""
+    probe = probe_video(source.path, _MAX_PIXELS)
     with closing(read_frames(source.path, probe)) as frames:
-        decoded = list(islice(frames, _MOST_FRAMES))
-    times = np.array([one.time_s for one in decoded])
-    joined = np.array([one.joined for one in decoded])
+        decoded = list(islice(frames, _MAX_FRAMES))
+    times = np.array([picture.time_s for picture in decoded])
+    joined = np.array([picture.joined for picture in decoded])
     end_s = decoded[-1].time_s + decoded[-1].duration_s
-    thumbs = np.stack([thumbnail(one.frame, one.display.crop) for one in decoded])
-    # Pieces must lie within a shot, by a detector that is not under test.
+    thumbs = np.stack([thumbnail(picture.frame, picture.display.crop) for picture in decoded])
+    # Pieces must lie within a shot; the shots come from a detector that is not under test.
     ranges = Adaptive()([thumbs])
     windows = GRID.windows(source.name, shots_of(ranges, times, end_s, joined), times)
     if not windows:
         return None
-    # The middle one, and the first one if there is another.
+    # The middle window, and the first one if it is another.
     chosen = list({window.clip_id: window for window in (windows[len(windows) // 2], windows[0])}.values())
-    cut = cut_windows(iter(decoded), probe, chosen, GRID.fps, _kept_size(probe))
-    pieces = {window.clip_id: frames for window, frames in cut}
+    cut_pieces = cut_windows(iter(decoded), probe, chosen, GRID.fps, _piece_size(probe))
+    pieces = {window.clip_id: frames for window, frames in cut_pieces}
     first, last = max(ranges, key=lambda shot: shot[1] - shot[0])
-    begin = max(first, (first + last + 1 - SHOT_FRAMES) // 2)
+    start = max(first, (first + last + 1 - SHOT_FRAMES) // 2)
     small = [
-        thumbnail(one.frame, one.display.crop, _SMALL) for one in decoded[begin : min(last + 1, begin + SHOT_FRAMES)]
+        thumbnail(picture.frame, picture.display.crop, _SMALL_SIZE)
+        for picture in decoded[start : min(last + 1, start + SHOT_FRAMES)]
     ]
     fps = (len(times) - 1) / (times[-1] - times[0])
     return Material([pieces[window.clip_id] for window in chosen], thumbs, np.stack(small), float(fps))
 
 
-def _kept_size(probe: Probe) -> tuple[int, int]:
-    """Even sides, as codecs want, and no more pixels than are kept."""
+def _piece_size(probe: Probe) -> tuple[int, int]:
+    """Even sides, as codecs need, and at most the pixels of a piece."""
     width, height = probe.display.width, probe.display.height
-    scale = min(1.0, (_KEPT_PIXELS / (width * height)) ** 0.5)
+    scale = min(1.0, (_PIECE_PIXELS / (width * height)) ** 0.5)
     return round(width * scale) // 2 * 2, round(height * scale) // 2 * 2
 
 
-def on_grid(frames: Frames) -> Frames:
-    """Pictures of a source's size as ingest puts them on the grid: uint8 [T, H, W, 3] to the size that a clip has."""
+def put_on_grid(frames: Frames) -> Frames:
+    """Scale pictures of a source's size to a clip's size, as ingest does: uint8 [T, H, W, 3]."""
     height, width = frames.shape[1:3]
     size = GRID.size(width, height)
     assert size is not None
@@ -144,5 +145,5 @@ def on_grid(frames: Frames) -> Frames:
 
 
 def thumbnails(small: Frames) -> Frames:
-    """What the shot detector sees of pictures of a `Material`: uint8 [n, 27, 48, 3]."""
+    """Pictures of a `Material` in the shot detector's size: uint8 [n, 27, 48, 3]."""
     return np.stack([cv2.resize(frame, (48, 27), interpolation=cv2.INTER_AREA) for frame in small])

@@ -1,1 +1,1 @@
-"""Ingest measured: its speed, its memory, its verdicts, and what kills and damage do to it."""
+"""Measures ingest: its speed, its memory, its verdicts, and the effect of kills and damage."""

@@ -1,8 +1,8 @@
-"""The floor of ingest: the same work on the same clips by bare processes, to see what the engine costs.
+"""Measures the floor of ingest: the same work on the same clips by bare processes, to show the engine's cost.
 
 One process per core, one thread each, no Ray, no sandbox, no shards. Each source is decoded once: the thumbnails for
-the shot detector and the clips come from the same decoded frames, and annotators see frames, and tracks of others,
-before encoding.
+the shot detector and the clips come from the same decoded frames, and annotators get frames and other annotators'
+tracks before encoding.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from pipeline.video.probe import probe_video
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Wall seconds of the work and of start-up before it (imports and models), clips made, CPU seconds by step.
+    """Wall seconds of the work and of start-up before it (imports and models), number of clips, CPU seconds by step.
 
-    `busy_s` is how long a process was at work, on average: what the wall would be if all ended at once.
+    `busy_s` is the mean time that a process worked: the wall time if all ended at once.
     """
 
     wall_s: float
@@ -53,38 +53,41 @@ class Floor:
     seconds: dict[str, float]
 
 
-def floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
-    """Do every source once, on `cores` processes that take the next source when they are done with one."""
+def measure_floor(paths: Sequence[str], recipe: Recipe, cores: int) -> Floor:
+    """Process every source once, on `cores` processes that take the next source when they finish one."""
     if recipe.crop_bars or recipe.score_all:
         raise UsageError("the floor does neither crop_bars nor score_all: it would not be the same work")
     context = multiprocessing.get_context("spawn")
-    begun = time.perf_counter()
-    ready, go = context.Barrier(cores + 1), context.Barrier(cores + 1)
-    work, done = context.Queue(), context.Queue()
+    started = time.perf_counter()
+    loaded_barrier, start_barrier = context.Barrier(cores + 1), context.Barrier(cores + 1)
+    paths_queue, results_queue = context.Queue(), context.Queue()
     for path in [*paths, *[None] * cores]:
-        work.put(path)
-    processes = [context.Process(target=_worker, args=(recipe, ready, go, work, done)) for _ in range(cores)]
+        paths_queue.put(path)
+    processes = [
+        context.Process(target=_run_worker, args=(recipe, loaded_barrier, start_barrier, paths_queue, results_queue))
+        for _ in range(cores)
+    ]
     with _environment(WORKER_ENVIRONMENT):
         for process in processes:
             process.start()
-    ready.wait()
-    started = time.perf_counter()
-    go.wait()
-    results = [done.get() for _ in processes]
-    wall = time.perf_counter() - started
+    loaded_barrier.wait()
+    work_started = time.perf_counter()
+    start_barrier.wait()
+    results = [results_queue.get() for _ in processes]
+    wall = time.perf_counter() - work_started
     for process in processes:
         process.join()
     seconds: defaultdict[str, float] = defaultdict(float)
-    for _, _, spent in results:
-        for step, one in spent.items():
-            seconds[step] += one
-    busy = sum(at_work for _, at_work, _ in results) / cores
-    return Floor(wall, busy, started - begun, sum(clips for clips, _, _ in results), seconds)
+    for _, _, step_times in results:
+        for step, step_seconds in step_times.items():
+            seconds[step] += step_seconds
+    busy = sum(busy_s for _, busy_s, _ in results) / cores
+    return Floor(wall, busy, work_started - started, sum(clips for clips, _, _ in results), seconds)
 
 
 @contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """What a worker's environment holds, for the processes started meanwhile and for no other."""
+    """Set a worker's environment variables for the processes started meanwhile, and for no others."""
     before = dict(os.environ)
     os.environ |= variables
     try:
@@ -94,19 +97,19 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
         os.environ |= before
 
 
-def _worker(recipe: Recipe, ready: Any, go: Any, work: Any, done: Any) -> None:
+def _run_worker(recipe: Recipe, loaded_barrier: Any, start_barrier: Any, paths_queue: Any, results_queue: Any) -> None:
     worker.prepare()
-    one = _One(recipe)
-    ready.wait()
-    go.wait()
+    processor = _SourceProcessor(recipe)
+    loaded_barrier.wait()
+    start_barrier.wait()
     clips, started = 0, time.perf_counter()
-    while (path := work.get()) is not None:
-        clips += one.source(path)
-    done.put((clips, time.perf_counter() - started, one.seconds))
+    while (path := paths_queue.get()) is not None:
+        clips += processor.process_source(path)
+    results_queue.put((clips, time.perf_counter() - started, processor.seconds))
 
 
-class _One:
-    """Everything that one process needs, loaded once."""
+class _SourceProcessor:
+    """Processes sources with detector and annotators that are loaded once."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._blueprint = Blueprint.for_ingest(recipe, ())
@@ -116,27 +119,27 @@ class _One:
         self._needed = {name for annotator in self._annotators for name in registry.needs(annotator)}
         self.seconds: dict[str, float] = {}
 
-    def source(self, path: str) -> int:
-        """Do one source; returns how many clips were encoded, tracks included."""
+    def process_source(self, path: str) -> int:
+        """Process one source; returns how many clips were encoded together with their tracks."""
         recipe = self._blueprint.recipe
-        self._timed = Timer(self.seconds)
+        self._record_time = Timer(self.seconds)
         with Scratch() as scratch:
             content = fetch_source(Source(path), scratch.path).sha256
-        self._timed("fetch")
+        self._record_time("fetch")
         try:
             probe = probe_video(path, recipe.limits.pixels)
             decoded = list(read_frames(path, probe))
         except ClipError:
             return 0
-        times = np.array([one.time_s for one in decoded])
+        times = np.array([picture.time_s for picture in decoded])
         end_s = decoded[-1].time_s + decoded[-1].duration_s
-        thumbs = np.stack([thumbnail(one.frame, one.display.crop) for one in decoded])
+        thumbs = np.stack([thumbnail(picture.frame, picture.display.crop) for picture in decoded])
         size = recipe.grid.size(probe.display.width, probe.display.height)
-        self._timed("scan")
+        self._record_time("scan")
         if size is None:
             return 0
-        found = shots_of(self._detector([thumbs]), times, end_s, np.array([one.joined for one in decoded]))
-        self._timed("shots")
+        shot_list = shots_of(self._detector([thumbs]), times, end_s, np.array([picture.joined for picture in decoded]))
+        self._record_time("shots")
         source = {
             "source_width": probe.display.width,
             "source_height": probe.display.height,
@@ -144,30 +147,30 @@ class _One:
             "width": size[0],
             "height": size[1],
         }
-        made = 0
-        for window in recipe.grid.windows(content, found, times):
-            shown = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
-            pictures = {index: to_rgb(decoded[index].frame, decoded[index].display, size) for index in set(shown)}
-            frames = np.stack([pictures[index] for index in shown])
-            self._timed("decode")
+        encoded = 0
+        for window in recipe.grid.windows(content, shot_list, times):
+            indices = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
+            pictures = {index: to_rgb(decoded[index].frame, decoded[index].display, size) for index in set(indices)}
+            frames = np.stack([pictures[index] for index in indices])
+            self._record_time("decode")
             values: dict[str, Any] = source | sandboxed.measure(frames, recipe.grid.fps, recipe.filters)
             rejected = self._rules.judge(values, 0).status == "rejected"
-            self._timed("filters")
+            self._record_time("filters")
             sandboxed.strip(frames)
             if not rejected:
                 self._encode(frames)
                 self._annotate(frames, values)
-                made += 1
-        return made
+                encoded += 1
+        return encoded
 
     def _annotate(self, frames: Frames, values: dict[str, Any]) -> None:
         fps = self._blueprint.recipe.grid.fps
-        made: dict[str, Any] = dict(values)
+        inputs: dict[str, Any] = dict(values)
         for position, annotator in enumerate(self._annotators, 1):
-            result = annotator(frames, fps, **{name: made[name] for name in registry.needs(annotator)})
-            self._timed(annotator.name)
+            result = annotator(frames, fps, **{name: inputs[name] for name in registry.needs(annotator)})
+            self._record_time(annotator.name)
             values |= result.signals
-            made |= result.signals | {name: track for name, track in result.tracks.items() if name in self._needed}
+            inputs |= result.signals | {name: track for name, track in result.tracks.items() if name in self._needed}
             for pictures in result.pictures.values():
                 for picture in pictures:
                     encode_png(picture)
@@ -179,23 +182,23 @@ class _One:
     def _encode(self, frames: Frames) -> None:
         recipe = self._blueprint.recipe
         encode_clip(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
-        self._timed("encode")
+        self._record_time("encode")
 
 
-def videos(folder: Path) -> list[str]:
-    """The videos of a folder, sorted by name. Raises `UsageError` when there are none."""
-    found = sorted(str(path) for path in folder.iterdir() if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
-    if not found:
+def list_videos(folder: Path) -> list[str]:
+    """The videos of a folder, sorted by name. Raises `UsageError` if there are none."""
+    paths = sorted(str(path) for path in folder.iterdir() if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
+    if not paths:
         raise UsageError(f"no video file in the folder {folder}")
-    return found
+    return paths
 
 
-def expanded(paths: Sequence[str], repeat: int, folder: Path) -> list[str]:
-    """Each path `repeat` times, as files whose content differs, so that no run can reuse another's work."""
+def expand_copies(paths: Sequence[str], repeat: int, folder: Path) -> list[str]:
+    """Copy each file `repeat` times, each copy with different content, so that no run can reuse another's work."""
     copies = []
     for number, path in enumerate(map(Path, [*paths] * repeat)):
         copy = folder / f"{number:05d}-{path.name}"
-        # Bytes after the last box or cluster are ignored by every demuxer, and make another content hash.
+        # Every demuxer ignores bytes after the last box or cluster, but they change the content hash.
         copy.write_bytes(path.read_bytes() + b"\0\0\0\x10free" + number.to_bytes(8, "big"))
         copies.append(str(copy))
     return copies

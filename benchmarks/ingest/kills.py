@@ -1,4 +1,4 @@
-"""Exactly once, the hard way: SIGKILL ingest's driver, workers and nodes at random, and compare with a calm run."""
+"""Tests exactly-once: SIGKILLs ingest's driver, workers and nodes at random, and compares with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RECIPE = "commit: {shard_mb: 2, every_s: 3}\n"
 
 def measure(clips: Path, count: int, seed: int, nodes: int, recipe: str = RECIPE) -> dict[str, Any]:
     """Kill until `count` kills have landed, in as many datasets as that takes; each must equal the undisturbed one."""
-    dice = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
     kills: Counter[str] = Counter()
     problems: list[str] = []
     rounds = 0
@@ -49,11 +49,11 @@ def measure(clips: Path, count: int, seed: int, nodes: int, recipe: str = RECIPE
         started = time.monotonic()
         subprocess.run([*command, "--out", str(folder / "calm")], check=True, cwd=folder, capture_output=True)
         calm_s = time.monotonic() - started
-        calm = state(str(folder / "calm"))
+        calm = read_state(str(folder / "calm"))
         while kills.total() < count:
             out = folder / f"killed-{rounds}"
-            _disturbed([*command, "--out", str(out)], folder, cluster, dice, kills, count, calm_s)
-            problems += [f"round {rounds}: {text}" for text in differences(calm, state(str(out)))]
+            _run_disturbed([*command, "--out", str(out)], folder, cluster, rng, kills, count, calm_s)
+            problems += [f"round {rounds}: {text}" for text in differences(calm, read_state(str(out)))]
             problems += [f"round {rounds}: {problem.text}" for problem in verify(str(out), 1).problems]
             rounds += 1
     return {
@@ -69,15 +69,15 @@ def measure(clips: Path, count: int, seed: int, nodes: int, recipe: str = RECIPE
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What must not depend on kills: verdicts, a digest per stored sample, and how often each key lies in a shard."""
+    """What must not depend on kills: verdicts, a digest per stored sample, and how often each key is stored."""
 
     verdicts: dict[str, tuple[str, str | None]]
     samples: dict[str, str]
     stored: dict[str, int]
 
 
-def state(out: str) -> State:
-    """The state of a dataset, read as a user would: through the catalog, and by opening every shard there is."""
+def read_state(out: str) -> State:
+    """The state of a dataset, read as a user would: through the catalog, and by opening every shard."""
     folder = Folder(out)
     stored: Counter[str] = Counter()
     samples: dict[str, str] = {}
@@ -85,8 +85,8 @@ def state(out: str) -> State:
         rows = values(Catalog(folder, scratch.path).connect(), "SELECT * FROM clips")
     verdicts: dict[str, tuple[str, str | None]] = {}
     for row in rows:
-        why = f"{row['code']}: {row['detail']}" if row["code"] else row["rule"]
-        verdicts[row["clip_id"]] = (row["status"], why)
+        reason = f"{row['code']}: {row['detail']}" if row["code"] else row["rule"]
+        verdicts[row["clip_id"]] = (row["status"], reason)
         if row["shard"]:
             members = shards.read_sample(folder, row["clip_id"], row["shard"], row["offset"], row["bytes"])
             samples[row["clip_id"]] = hashlib.sha256(repr(sorted(members.items())).encode()).hexdigest()
@@ -95,65 +95,65 @@ def state(out: str) -> State:
     return State(verdicts, samples, dict(stored))
 
 
-def differences(calm: State, other: State) -> list[str]:
+def differences(calm: State, killed: State) -> list[str]:
     """Sentences on how a dataset differs from the undisturbed one."""
-    found = []
-    if calm.verdicts != other.verdicts:
-        found.append(f"verdicts differ: {sorted(calm.verdicts.items() ^ other.verdicts.items())[:4]}")
-    if calm.samples != other.samples:
-        found.append(f"sample bytes differ: {sorted(calm.samples.items() ^ other.samples.items())[:4]}")
-    twice = {clip: times for clip, times in other.stored.items() if times > 1}
-    if twice:
-        found.append(f"stored more than once: {twice}")
-    return found
+    sentences = []
+    if calm.verdicts != killed.verdicts:
+        sentences.append(f"verdicts differ: {sorted(calm.verdicts.items() ^ killed.verdicts.items())[:4]}")
+    if calm.samples != killed.samples:
+        sentences.append(f"sample bytes differ: {sorted(calm.samples.items() ^ killed.samples.items())[:4]}")
+    duplicates = {clip: times for clip, times in killed.stored.items() if times > 1}
+    if duplicates:
+        sentences.append(f"stored more than once: {duplicates}")
+    return sentences
 
 
-def _disturbed(
+def _run_disturbed(
     command: list[str],
     folder: Path,
     cluster: Any,
-    dice: random.Random,
+    rng: random.Random,
     kills: Counter[str],
-    most: int,
+    kill_limit: int,
     calm_s: float,
 ) -> None:
-    """Run a command to its end, killing something of it now and then and restarting it at once when it dies."""
+    """Run a command to its end, killing one of its processes now and then and restarting it at once when it dies."""
     while True:
-        said = folder / "stderr.txt"
-        with said.open("wb") as file:
+        stderr_file = folder / "stderr.txt"
+        with stderr_file.open("wb") as file:
             process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=file)
         while process.poll() is None:
-            # From the first second of start-up to long after the first commit.
-            moment = time.monotonic() + dice.uniform(0.5, max(4.0, calm_s / 2))
+            # The moment may be early in start-up or long after the first commit.
+            moment = time.monotonic() + rng.uniform(0.5, max(4.0, calm_s / 2))
             while time.monotonic() < moment and process.poll() is None:
                 time.sleep(0.05)
-            if process.poll() is None and kills.total() < most:
-                kills.update(_kill(process.pid, cluster, dice))
+            if process.poll() is None and kills.total() < kill_limit:
+                kills.update(_kill(process.pid, cluster, rng))
         if process.returncode == 0:
             return
         if process.returncode != -signal.SIGKILL:
-            raise AssertionError(f"ingest ended with {process.returncode}: {said.read_text()[-2000:]}")
+            raise AssertionError(f"ingest ended with {process.returncode}: {stderr_file.read_text()[-2000:]}")
 
 
-def _kill(driver: int, cluster: Any, dice: random.Random) -> list[str]:
-    """SIGKILL the driver, one of the processes that work for it, a decoder, or a whole node; says which, if it lived.
+def _kill(driver: int, cluster: Any, rng: random.Random) -> list[str]:
+    """SIGKILL the driver, a worker, a decoder, or a complete node; returns which, or nothing if it was not running.
 
-    A decoder does not live while a run starts: then nothing is killed, so that kills do not crowd there.
+    No decoder runs during start-up: then nothing is killed, so that kills do not concentrate there.
     """
-    victim = dice.choice(["driver", "worker", "decoder", *(["node"] if cluster else ["worker"])])
+    victim = rng.choice(["driver", "worker", "decoder", *(["node"] if cluster else ["worker"])])
     if victim == "node":
         cluster.replace_node()
         return [victim]
     if victim == "driver":
         os.kill(driver, signal.SIGKILL)
         return [victim]
-    works = {"worker": _works, "decoder": _decodes}[victim]
+    matches = {"worker": _is_worker, "decoder": _is_decoder}[victim]
     roots = cluster.raylets() if cluster else [driver]
-    alive = [process for root in roots for process in _children(root) if works(_command(process))]
+    alive = [process for root in roots for process in _children(root) if matches(_command(process))]
     if not alive:
         return []
     try:
-        dice.choice(alive).kill()
+        rng.choice(alive).kill()
     except psutil.NoSuchProcess:
         return []
     return [victim]
@@ -173,12 +173,12 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
-def _works(command: str) -> bool:
-    # Without its agents a node gives up: that is a kill of another kind.
+def _is_worker(command: str) -> bool:
+    # Without its agents a node gives up: that would be a different kind of kill.
     return command.startswith("ray::") and "Agent" not in command and "IDLE" not in command
 
 
-def _decodes(command: str) -> bool:
+def _is_decoder(command: str) -> bool:
     return "pipeline.video.sandbox_child" in command
 
 
@@ -205,7 +205,7 @@ class _Cluster:
         """SIGKILL every process of the second node, and let a new one join."""
         pid = self._node.all_processes["raylet"][0].process.pid
         for process in [*_children(pid), psutil.Process(pid)]:
-            # Each ends when it sees that its parent is gone; and none must take that for a file's fault.
+            # Each would end when it notices that its parent is gone, and must not take that for a file's fault.
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._cluster.remove_node(self._node, allow_graceful=False)

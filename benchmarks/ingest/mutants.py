@@ -1,14 +1,14 @@
-"""Damaged files by the hundred in one ingest: a verdict each, no crash, no hang, and nobody's good file blamed.
+"""Ingests hundreds of damaged files at once: each must get a verdict, without crash, hang or a good file blamed.
 
-Small videos of many codecs and containers are damaged at random, and FFmpeg's own program is asked for a second
-opinion of each. What must not happen is listed in the result by name:
+Small videos of many codecs and containers are damaged at random, and FFmpeg's own program decodes each for a second
+opinion. What must not happen is listed in the result by name:
 
 - `no_verdict`: a source without an outcome, or with a clip that has none;
-- `our_faults`: a source with a code that blames the program (INTERNAL_ERROR, WORKER_DIED), or says that its decoder
+- `our_faults`: a source with a code that blames the program (INTERNAL_ERROR, WORKER_DIED), or reports that its decoder
   crashed or hung;
 - `clips_failed`: a clip that failed although its source was cut;
 - `blamed`: a source that failed although FFmpeg decodes as many frames as the undamaged file has, without a complaint;
-- `unlike`: a source in which FFmpeg sees the very frames of the undamaged file, and which came out otherwise than that;
+- `unlike`: a source with another outcome than the undamaged file although FFmpeg decodes the same frames of both;
 - `verify`: what `verify` finds in the dataset.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ffmpeg
-from benchmarks.ingest.mutations import MUTATIONS, mutated
+from benchmarks.ingest.mutations import MUTATIONS, mutate
 from pipeline.catalog.catalog import Catalog, values
 from pipeline.errors import ErrorCode
 from pipeline.sources.globbing import is_video
@@ -34,7 +34,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.upkeep.verify import verify
 
-# Light, because what is asked is whether a file is read; a shot of two seconds makes a clip.
+# Light, because only reading is tested; a shot of two seconds makes a clip.
 RECIPE = """\
 shots: adaptive
 grid: {fps: 8, frames: 17, min_frames: 9, area: 20480, multiple: 16}
@@ -74,18 +74,18 @@ FORMATS = {
     "prores.mov": "-c:v prores -profile:v 0 -s 128x96",
     "ffv1.mkv": "-c:v ffv1 -s 128x96",
 }
-"""File name -> how FFmpeg writes it."""
+"""File name -> FFmpeg's arguments to write it."""
 _PICTURES = ("testsrc2=size=160x128:rate=16:duration=2.5", "mandelbrot=size=160x128:rate=16,trim=duration=2.5")
 _LARGEST_REAL = 256 << 10
-# Codes that say what is wrong with a file; any other blames the program, or says that it crashed or hung.
-_OF_THE_FILE = frozenset(
+# Codes that say what is wrong with a file; any other blames the program, or reports that it crashed or hung.
+_FILE_CODES = frozenset(
     (ErrorCode.NOT_VIDEO, ErrorCode.SOURCE_EMPTY, ErrorCode.DECODE_ERROR, ErrorCode.TOO_LARGE, ErrorCode.OUT_OF_MEMORY)
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A file to be ingested: what it was made from (itself, for an undamaged one), and how."""
+    """A file to be ingested, the name of its original (its own, if undamaged), and its mutation."""
 
     file: Path
     original: str
@@ -93,14 +93,14 @@ class Mutant:
 
 
 def measure(clips: Path | None, count: int, seed: int, out: Path | None = None) -> dict[str, Any]:
-    """Damage, ingest and judge `count` files, made from synthetic videos and from the small ones in `clips`.
+    """Damage, ingest and check `count` files, made from synthetic videos and from the small ones in `clips`.
 
-    Files and dataset are kept in the new folder `out`, if one is named. Raises `RunError` when FFmpeg cannot make the
-    videos, and `subprocess.TimeoutExpired` when the ingest hangs.
+    Files and dataset are kept in the new folder `out` if it is given. Raises `RunError` if FFmpeg cannot make the
+    videos, and `subprocess.TimeoutExpired` if the ingest hangs.
     """
     with tempfile.TemporaryDirectory(prefix="vdot-mutants-") as temporary, Scratch() as scratch:
         folder = out or Path(temporary)
-        files = mutants(folder, originals(folder, clips), count, seed)
+        files = write_mutants(folder, write_originals(folder, clips), count, seed)
         status, seconds = _ingest(folder, count)
         con = Catalog(Folder(str(folder / "out")), scratch.path).connect()
         sources = {Path(row["source_uri"]).name: row for row in values(con, "SELECT * FROM sources")}
@@ -108,51 +108,51 @@ def measure(clips: Path | None, count: int, seed: int, out: Path | None = None) 
         with ThreadPoolExecutor(2) as pool:
             readings = dict(
                 zip(
-                    (each.file.name for each in files),
-                    pool.map(ffmpeg.read, [each.file for each in files]),
+                    (mutant.file.name for mutant in files),
+                    pool.map(ffmpeg.decode, [mutant.file for mutant in files]),
                     strict=True,
                 )
             )
         return {
             "mutants": count,
-            "originals": sum(each.mutation is None for each in files),
+            "originals": sum(mutant.mutation is None for mutant in files),
             "seed": seed,
             "exit_status": status,
             "seconds": round(seconds, 1),
-            "mutations": dict(sorted(Counter(each.mutation or "none" for each in files).items())),
-            "sources": _counted(sources.values()),
-            "clips": _counted(rows),
+            "mutations": dict(sorted(Counter(mutant.mutation or "none" for mutant in files).items())),
+            "sources": _count_statuses(sources.values()),
+            "clips": _count_statuses(rows),
             "ffmpeg_clean": sum(reading.is_clean for reading in readings.values()),
-            **_wrong(files, sources, rows, readings),
+            **_find_wrong(files, sources, rows, readings),
             "verify": [problem.text for problem in verify(str(folder / "out"), 1).problems],
         }
 
 
-def faults(result: dict[str, Any]) -> list[str]:
-    """Everything in a result that must not be there, a sentence each."""
+def list_faults(result: dict[str, Any]) -> list[str]:
+    """Everything in a result that must not happen, a sentence each."""
     lists = ("no_verdict", "our_faults", "clips_failed", "blamed", "unlike", "verify")
     problems = [f"{name}: {entry}" for name in lists for entry in result[name]]
     return problems + ([f"exit status {result['exit_status']}"] if result["exit_status"] else [])
 
 
-def originals(folder: Path, clips: Path | None) -> list[Path]:
-    """Small videos of every format, and copies of the real ones that are small as they are."""
+def write_originals(folder: Path, clips: Path | None) -> list[Path]:
+    """Write a small video of every format, and copies of the real ones that are small."""
     target = folder / "originals"
     target.mkdir(parents=True)
     files = []
     for number, (name, arguments) in enumerate(FORMATS.items()):
         pictures = ["-f", "lavfi", "-i", _PICTURES[number % len(_PICTURES)]]
         sound = ["-f", "lavfi", "-i", "sine=duration=2.5"] if "-c:a" in arguments else []
-        files.append(ffmpeg.make(target / name, [*pictures, *sound, "-pix_fmt", "yuv420p", *arguments.split()]))
+        files.append(ffmpeg.make_video(target / name, [*pictures, *sound, "-pix_fmt", "yuv420p", *arguments.split()]))
     real = sorted(clips.iterdir()) if clips else []
     for file in real:
-        if is_video(file.name) and file.stat().st_size <= _LARGEST_REAL and ffmpeg.read(file).is_clean:
+        if is_video(file.name) and file.stat().st_size <= _LARGEST_REAL and ffmpeg.decode(file).is_clean:
             files.append(target / f"real-{file.name}")
             files[-1].write_bytes(file.read_bytes())
     return files
 
 
-def mutants(folder: Path, sources: list[Path], count: int, seed: int) -> list[Mutant]:
+def write_mutants(folder: Path, sources: list[Path], count: int, seed: int) -> list[Mutant]:
     """Write `count` damaged files into `folder`/videos, beside a copy of each original; the same for the same seed."""
     target = folder / "videos"
     target.mkdir()
@@ -161,65 +161,65 @@ def mutants(folder: Path, sources: list[Path], count: int, seed: int) -> list[Mu
     for name, content in contents.items():
         files.append(Mutant(target / name, name, None))
         files[-1].file.write_bytes(content)
-    # Each original meets each mutation before any meets one again.
+    # Every pair of original and mutation occurs once before any occurs twice.
     pairs = [(source.name, mutation) for mutation in MUTATIONS for source in sources]
-    dice = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311
     order: list[tuple[str, str]] = []
     while len(order) < count:
-        order += dice.sample(pairs, len(pairs))
+        order += rng.sample(pairs, len(pairs))
     for number, (name, mutation) in enumerate(order[:count]):
-        other = contents[dice.choice([another for another in contents if another != name])]
+        donor = contents[rng.choice([candidate for candidate in contents if candidate != name])]
         file = target / f"{number:04d}-{mutation}-{name}"
-        file.write_bytes(mutated(mutation, contents[name], other, f"{seed} {number}"))
+        file.write_bytes(mutate(mutation, contents[name], donor, f"{seed} {number}"))
         files.append(Mutant(file, name, mutation))
     return files
 
 
 def _ingest(folder: Path, count: int) -> tuple[int, float]:
-    """Exit status and seconds. Raises `subprocess.TimeoutExpired` where it hangs."""
+    """Run ingest; returns exit status and seconds. Raises `subprocess.TimeoutExpired` if it hangs."""
     (folder / "recipe.yaml").write_text(RECIPE)
     program = Path(sys.executable).with_name("vdot-data")
     options = ["--out", folder / "out", "--recipe", folder / "recipe.yaml", "--json"]
     command = [str(part) for part in (program, "ingest", folder / "videos", *options)]
     started = time.monotonic()
-    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=folder, timeout=300 + 10 * count)
-    return done.returncode, time.monotonic() - started
+    process = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, cwd=folder, timeout=300 + 10 * count)
+    return process.returncode, time.monotonic() - started
 
 
-def _counted(rows: Any) -> dict[str, int]:
-    """How many have which status, with the code of those that failed."""
+def _count_statuses(rows: Any) -> dict[str, int]:
+    """The number of rows by status, and by code for those that failed."""
     return dict(sorted(Counter(" ".join(filter(None, (row["status"], row["code"]))) for row in rows).items()))
 
 
-def _wrong(
+def _find_wrong(
     files: list[Mutant],
     sources: dict[str, dict[str, Any]],
     rows: list[dict[str, Any]],
     readings: dict[str, ffmpeg.Reading],
 ) -> dict[str, list[str]]:
-    """The lists of this module's docstring that are about single files."""
-    clips: dict[str, list[dict[str, Any]]] = {each.file.name: [] for each in files}
+    """The lists in this module's docstring that are about single files."""
+    clips: dict[str, list[dict[str, Any]]] = {mutant.file.name: [] for mutant in files}
     for row in rows:
         clips[Path(row["source_uri"]).name].append(row)
     wrong: dict[str, list[str]] = {
         name: [] for name in ("no_verdict", "our_faults", "clips_failed", "blamed", "unlike")
     }
-    for each in files:
-        name = each.file.name
+    for mutant in files:
+        name = mutant.file.name
         source = sources.get(name)
         if source is None:
             wrong["no_verdict"].append(name)
             continue
         entry = f"{name}: {source['status']} {source['code'] or ''} {source['detail'] or ''}".strip()
-        reading, whole = readings[name], readings[each.original]
+        reading, original_reading = readings[name], readings[mutant.original]
         if not _is_settled(source, clips[name]):
             wrong["no_verdict"].append(entry)
-        if source["code"] and source["code"] not in _OF_THE_FILE:
+        if source["code"] and source["code"] not in _FILE_CODES:
             wrong["our_faults"].append(entry)
-        if source["status"] == "failed" and reading.is_clean and len(reading.frames) == len(whole.frames):
+        if source["status"] == "failed" and reading.is_clean and len(reading.frames) == len(original_reading.frames):
             wrong["blamed"].append(entry)
-        expected = _outcome(sources[each.original], clips[each.original])
-        if reading.frames == whole.frames and _outcome(source, clips[name]) != expected:
+        expected = _describe_outcome(sources[mutant.original], clips[mutant.original])
+        if reading.frames == original_reading.frames and _describe_outcome(source, clips[name]) != expected:
             wrong["unlike"].append(entry)
         wrong["clips_failed"] += [
             f"{name} {row['start_s']:.2f} s: {row['code']} {row['detail']}"
@@ -230,12 +230,12 @@ def _wrong(
 
 
 def _is_settled(source: dict[str, Any], clips: list[dict[str, Any]]) -> bool:
-    """Whether each of a source's clips has a verdict; one with the content of another source has none of its own."""
+    """Whether each of a source's clips has a verdict; a source with the content of another has no clips of its own."""
     listed = {window["clip_id"] for window in source["windows"] or ()}
     judged = {row["clip_id"] for row in clips if row["status"] != "pending"}
     return source["status"] == "same" or listed == judged
 
 
-def _outcome(source: dict[str, Any], clips: list[dict[str, Any]]) -> tuple[Any, ...]:
-    # Not when a clip begins: an edited list may say so, where the program's own time stamps begin at zero.
+def _describe_outcome(source: dict[str, Any], clips: list[dict[str, Any]]) -> tuple[Any, ...]:
+    # Without the clips' starts: an edit list may shift them, while the program's own time stamps begin at zero.
     return source["status"], source["code"], sorted((row["frames"], row["status"]) for row in clips)

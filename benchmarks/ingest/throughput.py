@@ -1,4 +1,4 @@
-"""Ingest against its floor, measured before and after it, because a machine's speed drifts within minutes."""
+"""Compares ingest with its floor, which is measured before and after because a machine's speed drifts in minutes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ingest.floor import expanded, floor, videos
+from benchmarks.ingest.floor import expand_copies, list_videos, measure_floor
 from pipeline.ingest.commands import ingest
 from pipeline.recipe import recipe as recipes
 
@@ -18,18 +18,18 @@ def measure(clips: Path, recipe_file: Path | None, repeat: int, cores: int) -> d
     with tempfile.TemporaryDirectory(prefix="vdot-bench-") as temporary:
         folder = Path(temporary) / "videos"
         folder.mkdir()
-        paths = expanded(videos(clips), repeat, folder)
-        before = floor(paths, recipe, cores)
+        paths = expand_copies(list_videos(clips), repeat, folder)
+        before = measure_floor(paths, recipe, cores)
         summary = ingest([str(folder)], str(Path(temporary) / "out"), recipe_file=recipe_file, cpus=cores)
-        after = floor(paths, recipe, cores)
-    # Not its wall: a long source that comes last would leave the floor's other cores idle, and flatter ingest.
-    bare_s = (before.busy_s + after.busy_s) / 2
+        after = measure_floor(paths, recipe, cores)
+    # Not the wall time: a long source that comes last would leave the floor's other cores idle, and flatter ingest.
+    floor_s = (before.busy_s + after.busy_s) / 2
     steady = summary.wall_s - summary.startup_s
-    made = sum(sum(reasons.values()) for reasons in summary.clips.values())
+    clip_count = sum(sum(reasons.values()) for reasons in summary.clips.values())
     return {
         "machine": f"{platform.processor() or platform.machine()}, {cores} cores",
         "sources": len(paths),
-        "clips": made,
+        "clips": clip_count,
         "floor": {
             "wall_s": [round(before.wall_s, 1), round(after.wall_s, 1)],
             "busy_s": [round(before.busy_s, 1), round(after.busy_s, 1)],
@@ -41,8 +41,8 @@ def measure(clips: Path, recipe_file: Path | None, repeat: int, cores: int) -> d
             "startup_s": round(summary.startup_s, 1),
             "kept": summary.clips["kept"][""],
         },
-        "ratio": round(bare_s / steady, 3),
-        "clips_per_s": round(made / steady, 3),
+        "ratio": round(floor_s / steady, 3),
+        "clips_per_s": round(clip_count / steady, 3),
         "cpu_seconds": {
             step: {
                 "floor": round((before.seconds.get(step, 0.0) + after.seconds.get(step, 0.0)) / 2, 1),

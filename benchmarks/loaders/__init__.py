@@ -1,1 +1,1 @@
-"""Our stream beside other loaders."""
+"""Compares our stream with other loaders."""

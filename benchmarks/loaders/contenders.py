@@ -1,8 +1,8 @@
-"""What each loader needs to be measured like the others: a small adapter each, ours too, used as documented.
+"""Adapts each loader, ours included, to the same interface for measurement, used as its documentation says.
 
-Every adapter stores the same payloads in shards of 64 MB and hands them out shuffled by a fixed seed. Imports are
-inside `load`, because they are timed apart and because a peer may be absent. A sample is a batch of its own where a
-loader knows nothing but batches, so that nobody is measured by how it puts megabytes together.
+Every adapter stores the same payloads in shards of 64 MB and yields them shuffled by a fixed seed. Imports are inside
+`load`, because they are timed separately and because a package may be missing. If a loader yields only batches, a
+sample is a batch of its own, so that collation of megabytes is not measured.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Payload = bytes | memoryview
 
 SEED = 1
 SHARD_BYTES = 64_000_000
-# Samples that webdataset and Energon hold back to shuffle. Their tutorials say 1,000: at 1 MB a gigabyte a worker.
+# Shuffle buffer of webdataset and Energon, in samples. Their tutorials say 1,000: at 1 MB, a gigabyte per worker.
 BUFFER = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass over the samples, begun or resumed.
+    """A pass over the samples, new or resumed.
 
-    `state()` is what a checkpoint would hold: picklable, and valid after any sample that `payloads` has handed out.
+    `state()` is what a checkpoint would hold: picklable, and valid after any sample that `payloads` has yielded.
     """
 
     payloads: Iterator[Payload]
@@ -41,26 +41,26 @@ class Contender(Protocol):
     package: str
     """The distribution whose version is reported."""
     views: bool
-    """Whether `read` without workers can hand out memory-mapped views; `views=False` then asks for bytes."""
+    """Whether `read` without workers can yield memory-mapped views; `views=False` then asks for bytes."""
     resumes: str
-    """How it goes on at a sample, in a few words."""
+    """How it resumes at a sample, in a few words."""
 
     def load(self) -> None:
-        """Import all that the other methods need. `ImportError` means that the loader is not installed."""
+        """Import everything the other methods need. `ImportError` means that the loader is not installed."""
 
     def write(self, folder: Path, count: int, payload: Callable[[int], bytes]) -> None:
         """Store payloads 0 to `count` - 1 in its own format under `folder`, which exists and is empty."""
 
     def read(self, folder: Path, workers: int, views: bool, state: Any | None) -> Pass:
-        """Hand out each payload once, in an order that is shuffled and the same in every process.
+        """Yield each payload once, in an order that is shuffled and the same in every process.
 
-        With `state` (of a pass with as many workers) go on after the sample at which it was taken. All work counts
-        from this call on. `views` is true only if the class says so and `workers` is 0; views must stay readable.
+        With `state` (of a pass with as many workers) resume after the sample at which it was taken. Timing starts with
+        this call. `views` is true only if the class allows it and `workers` is 0; views must stay readable.
         """
 
 
-class _Counted:
-    """An iterable that knows how many samples were taken of it."""
+class _CountingIterable:
+    """An iterable that counts the samples taken from it."""
 
     def __init__(self, samples: Iterable[Payload], count: int) -> None:
         self._samples = samples
@@ -73,7 +73,7 @@ class _Counted:
 
 
 class Webdataset:
-    """Plain tars, read from begin to end, shuffled by shards and through a buffer."""
+    """Plain tars, read from start to end, shuffled by shards and in a buffer."""
 
     package = "webdataset"
     views = False
@@ -90,19 +90,19 @@ class Webdataset:
                 writer.write({"__key__": f"{index:08d}", "bin": payload(index)})
 
     def read(self, folder: Path, workers: int, views: bool, state: Any | None) -> Pass:
-        """`WebDataset` under a `WebLoader`; both shuffles take a seed, without which no order comes twice."""
+        """`WebDataset` under a `WebLoader`; both shuffles take a seed, without which the order would not repeat."""
         shards = sorted(map(str, folder.glob("*.tar")))
         dataset = self._wds.WebDataset(shards, shardshuffle=len(shards), detshuffle=True, seed=SEED)
         dataset = dataset.compose(self._wds.detshuffle(BUFFER, BUFFER, SEED)).map(itemgetter("bin"))
         loader = self._wds.WebLoader(dataset, batch_size=None, num_workers=workers)
         if state:
             loader = loader.slice(state, None)
-        taken = _Counted(loader, state or 0)
-        return Pass(iter(taken), lambda: taken.count)
+        counting = _CountingIterable(loader, state or 0)
+        return Pass(iter(counting), lambda: counting.count)
 
 
 class Litdata:
-    """Chunks that are memory-mapped where they lie on a local disk."""
+    """Chunks that are memory-mapped on a local disk."""
 
     package = "litdata"
     views = True
@@ -128,7 +128,7 @@ class Litdata:
         """`StreamingDataset` under its loader.
 
         Stored bytes come as views of the mapping. A worker cannot send a view: without `transform` the main process
-        would wait for it for ever.
+        would wait forever.
         """
         transform = None if views else bytes
         dataset = self._litdata.StreamingDataset(str(folder), shuffle=True, seed=SEED, transform=transform)
@@ -160,7 +160,7 @@ class Streaming:
     def read(self, folder: Path, workers: int, views: bool, state: Any | None) -> Pass:
         """`StreamingDataset` under its loader, with the default shuffle."""
         dataset = self._streaming.StreamingDataset(local=str(folder), shuffle=True, shuffle_seed=SEED, batch_size=1)
-        # The loader counts samples by the length of what a batch holds: the default collation keeps bytes in a list.
+        # The loader counts samples by the length of a batch's values: the default collation keeps bytes in a list.
         loader = self._streaming.StreamingDataLoader(dataset, batch_size=1, num_workers=workers)
         if state is not None:
             loader.load_state_dict(state)
@@ -182,7 +182,7 @@ class Energon:
         self._tars.load()
 
     def write(self, folder: Path, count: int, payload: Callable[[int], bytes]) -> None:
-        """Tars, and what `energon prepare` makes of them; a text sample is the plainest that holds bytes."""
+        """Write tars and the metadata of `energon prepare`; a text sample is the simplest type that holds bytes."""
         self._tars.write(folder, count, payload)
         shards = sorted(path.name for path in folder.glob("*.tar"))
         self._factory.prepare_dataset(folder, shards, split_parts_ratio=[("train", 1.0)], shuffle_seed=None, workers=1)
@@ -192,7 +192,7 @@ class Energon:
     def read(self, folder: Path, workers: int, views: bool, state: Any | None) -> Pass:
         """A train dataset, one epoch of it, under the savable loader."""
         encoder = self._energon.DefaultTaskEncoder()
-        # No decoder: what is stored is handed out as it is.
+        # No decoder: stored bytes are yielded unchanged.
         encoder.decoder = None
         dataset = self._energon.get_train_dataset(
             folder,
@@ -210,7 +210,7 @@ class Energon:
 
 
 class Vdot:
-    """Our own stream: plain tars, mapped where they lie, and a mixture that says where each sample is."""
+    """Our own stream: plain tars, memory-mapped, and a mixture with the location of each sample."""
 
     package = "vdot-data"
     views = True
@@ -221,8 +221,8 @@ class Vdot:
         self._stream: Any = importlib.import_module("training.data.stream").Stream
 
     def write(self, folder: Path, count: int, payload: Callable[[int], bytes]) -> None:
-        """Write shards as the pipeline does, and a mixture of one task; its clips have no shape, as nobody decodes
-        them."""
+        """Write shards as the pipeline does, and a mixture of one task; its clips have a placeholder shape, as they are
+        never decoded."""
         import pyarrow as pa
 
         from pipeline.formats import shards
@@ -233,35 +233,35 @@ class Vdot:
         scratch = folder / "scratch"
         scratch.mkdir()
         per_shard = max(1, SHARD_BYTES // len(payload(0)))
-        for begin in range(0, count, per_shard):
+        for start in range(0, count, per_shard):
             writer = shards.ShardWriter(scratch, "shards", "benchmark")
-            for index in range(begin, min(begin + per_shard, count)):
+            for index in range(start, min(start + per_shard, count)):
                 writer.add(f"{index:032x}", {"bin": payload(index)})
-            for key, place in writer.close(out).items():
-                where: dict[str, Any] = {
+            for key, location in writer.close(out).items():
+                place: dict[str, Any] = {
                     "layer": "base",
-                    "shard": place.shard,
-                    "offset": place.offset,
-                    "bytes": place.size,
+                    "shard": location.shard,
+                    "offset": location.offset,
+                    "bytes": location.size,
                 }
-                where["crc32"] = place.crc32
+                place["crc32"] = location.crc32
                 shape = dict.fromkeys(("frames", "height", "width", "references"), 1)
-                said = {"dataset": "data", "clip_id": key, "split": mixture.TRAIN, "tasks": ["text"]}
-                rows.append(said | shape | {"places": [where]})
+                row = {"dataset": "data", "clip_id": key, "split": mixture.TRAIN, "tasks": ["text"]}
+                rows.append(row | shape | {"places": [place]})
         streams = (mixture.Stream("data", "text", count, Fraction(1)),)
         step, datasets = mixture.Step(micro_batches=1), {"data": (out.url, 1)}
-        made = mixture.Mixture(
+        definition = mixture.Mixture(
             "benchmark", SEED, 0.0, step, mixture.StartPoint(), datasets, {"text": ("text",)}, streams
         )
-        mixture.write(made, pa.Table.from_pylist(rows, schema=mixture.SCHEMA), str(folder / "mixed"))
+        mixture.write(definition, pa.Table.from_pylist(rows, schema=mixture.SCHEMA), str(folder / "mixed"))
 
     def read(self, folder: Path, workers: int, views: bool, state: Any | None) -> Pass:
         """One pass over the mixture, which is endless."""
         stream = self._stream(str(folder / "mixed"), form="members", workers=workers, state=state)
         (bucket,) = stream.order.buckets
-        left = stream.order.count_clips(bucket) - stream.position
-        payloads = (memoryview(batch.items[0]["bin"]) for step in islice(stream, left) for batch in step)
-        # With workers, views of the memory that a worker filled: there is nothing to copy.
+        remaining = stream.order.count_clips(bucket) - stream.position
+        payloads = (memoryview(batch.items[0]["bin"]) for step in islice(stream, remaining) for batch in step)
+        # With workers, payloads are views of memory that a worker filled: there is nothing to copy.
         return Pass(payloads if views or workers else map(bytes, payloads), stream.state_dict)
 
 
@@ -273,13 +273,13 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "energon": Energon,
 }
 
-_kept: list[Any] = []
+_libraries: list[Any] = []
 
 
 def _import_torchvision() -> None:
-    """Import torchvision even beside a CPU build of torch, where its wheel dies for want of two operators.
+    """Import torchvision, also with a CPU build of torch, where its wheel fails because two operators are missing.
 
-    Nothing is done where it loads by itself. streaming uses none of its operators.
+    If it loads by itself, nothing else is done. streaming uses none of its operators.
     """
     try:
         importlib.import_module("torchvision")
@@ -287,6 +287,6 @@ def _import_torchvision() -> None:
         library: Any = importlib.import_module("torch.library").Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        # The operators are gone with the object that declared them.
-        _kept.append(library)
+        # The operators disappear with the object that declared them.
+        _libraries.append(library)
         importlib.import_module("torchvision")

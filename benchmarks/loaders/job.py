@@ -1,4 +1,4 @@
-"""One piece of a loader's work in a process of its own, so that imports, first sample and resume start from nothing."""
+"""Runs one task of a loader in a process of its own, so that imports, first sample and resume start from nothing."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ import numpy as np
 
 from benchmarks.loaders.contenders import CONTENDERS, Contender, Pass, Payload
 
-# The first bytes of a payload say which one it is, so that an order can be read off what a loader hands out.
+# The first bytes of a payload are its index, so that the order can be read from a loader's samples.
 INDEX_BYTES = 8
-# Every so many payloads one is compared with what was written, byte by byte.
+# One in this many payloads is compared byte by byte with what was written.
 _COMPARED = 97
-# What a training step would take, for the job that is killed: so it cannot end before.
+# The time of a training step, for the job that is killed, so that it cannot end before.
 _STEP_S = 0.005
 
 
 class JobError(Exception):
-    """A job ended badly; the text is the last that it said."""
+    """A job failed; the text is the last line of its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a process does with one contender's `samples` payloads of `size` bytes in `folder`.
+    """The task of a process with one contender's `samples` payloads of `size` bytes in `folder`.
 
     - write: store them.
-    - read: a pass over all, timed; `touch` says whether a byte of each page is read.
+    - read: a pass over all, timed; `touch`: whether a byte of each page is read.
     - order: the indices of the first `at` samples, or of all; with `file`, of those after the state in it. Compares
       lengths and a few payloads.
-    - save: read `at` samples and leave the state in `file`.
+    - save: read `at` samples and write the state to `file`.
     - run: read until killed, and append each index to `file`.
     """
 
@@ -57,54 +57,54 @@ class Job:
     file: str = ""
 
 
-def payload(size: int, index: int) -> bytes:
-    """Random bytes that begin with their index, the same each time."""
+def make_payload(size: int, index: int) -> bytes:
+    """Reproducible random bytes that begin with their index."""
     return index.to_bytes(INDEX_BYTES, "little") + np.random.default_rng(index).bytes(size - INDEX_BYTES)
 
 
-def start(job: Job, scratch: Path) -> subprocess.Popen[bytes]:
-    """Begin a job in a fresh process and process group, with `scratch` as its folder for temporary files.
+def start_job(job: Job, scratch: Path) -> subprocess.Popen[bytes]:
+    """Start a job in a fresh process and process group, with `scratch` as its folder for temporary files.
 
-    What a loader leaves there must not mix with other programs' files. What it says goes to a file beside it.
+    A loader's leftovers there must not mix with other programs' files. Its output goes to a file beside the folder.
     """
-    result, said = scratch.with_suffix(".json"), scratch.with_suffix(".txt")
-    result.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.loaders.job", json.dumps(asdict(job)), str(result)]
+    result_file, log_file = scratch.with_suffix(".json"), scratch.with_suffix(".txt")
+    result_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.loaders.job", json.dumps(asdict(job)), str(result_file)]
     environment = os.environ | {"TMPDIR": str(scratch)}
-    with said.open("wb") as file:
+    with log_file.open("wb") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=scratch, start_new_session=True)
 
 
-def run(job: Job, scratch: Path, timeout: float = 600) -> dict[str, Any]:
-    """Do a job to its end and return what came of it. Raises `JobError`."""
-    process = start(job, scratch)
+def run_job(job: Job, scratch: Path, timeout: float = 600) -> dict[str, Any]:
+    """Run a job to its end and return its result. Raises `JobError`."""
+    process = start_job(job, scratch)
     try:
         process.wait(timeout)
     except subprocess.TimeoutExpired:
         raise JobError(f"{job.task} had not ended after {timeout:.0f} s") from None
     finally:
         if process.poll() is None:
-            end(process)
-    result = scratch.with_suffix(".json")
-    if not result.exists():
-        raise JobError(last_words(scratch))
-    return dict(json.loads(result.read_text()))
+            kill_group(process)
+    result_file = scratch.with_suffix(".json")
+    if not result_file.exists():
+        raise JobError(read_last_line(scratch))
+    return dict(json.loads(result_file.read_text()))
 
 
-def last_words(scratch: Path) -> str:
-    """The last line that a job said."""
+def read_last_line(scratch: Path) -> str:
+    """The last line of a job's output."""
     lines = scratch.with_suffix(".txt").read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it died without a word"
+    return lines[-1] if lines else "it ended without any output"
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a job with its workers, which would not end by themselves."""
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a job and its workers, which would not end by themselves."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def _main(job: Job) -> dict[str, Any]:
+def _run_task(job: Job) -> dict[str, Any]:
     contender = CONTENDERS[job.contender]()
     started = time.perf_counter()
     contender.load()
@@ -114,16 +114,16 @@ def _main(job: Job) -> dict[str, Any]:
 
 
 def _write(contender: Contender, job: Job) -> dict[str, Any]:
-    contender.write(Path(job.folder), job.samples, partial(payload, job.size))
+    contender.write(Path(job.folder), job.samples, partial(make_payload, job.size))
     return {"version": metadata.version(contender.package), "views": contender.views, "resumes": contender.resumes}
 
 
 def _read(contender: Contender, job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     first_s, count = 0.0, 0
-    for sample in _begin(contender, job).payloads:
+    for sample in _start_pass(contender, job).payloads:
         if job.touch:
-            _touch(sample)
+            _touch_pages(sample)
         if not count:
             first_s = time.perf_counter() - started
         count += 1
@@ -134,18 +134,18 @@ def _read(contender: Contender, job: Job) -> dict[str, Any]:
 
 
 def _order(contender: Contender, job: Job) -> dict[str, Any]:
-    # What a checkpoint holds is not only JSON. The file is our own, of a moment ago.
+    # A checkpoint is not always JSON. The file is our own, written a moment ago.
     state = pickle.loads(Path(job.file).read_bytes()) if job.file else None  # noqa: S301
     started = time.perf_counter()
     order: list[int] = []
     first_s = 0.0
-    for sample in _begin(contender, job, state).payloads:
-        _touch(sample)
+    for sample in _start_pass(contender, job, state).payloads:
+        _touch_pages(sample)
         if not order:
             first_s = time.perf_counter() - started
-        index = _index(sample)
+        index = _read_index(sample)
         order.append(index)
-        if len(sample) != job.size or (index % _COMPARED == 0 and bytes(sample) != payload(job.size, index)):
+        if len(sample) != job.size or (index % _COMPARED == 0 and bytes(sample) != make_payload(job.size, index)):
             raise JobError(f"sample {index} is not what was written")
         if len(order) == job.at:
             break
@@ -153,41 +153,41 @@ def _order(contender: Contender, job: Job) -> dict[str, Any]:
 
 
 def _save(contender: Contender, job: Job) -> dict[str, Any]:
-    reading = _begin(contender, job)
+    loader_pass = _start_pass(contender, job)
     for _ in range(job.at):
-        next(reading.payloads)
-    Path(job.file).write_bytes(pickle.dumps(reading.state()))
+        next(loader_pass.payloads)
+    Path(job.file).write_bytes(pickle.dumps(loader_pass.state()))
     return {}
 
 
 def _run(contender: Contender, job: Job) -> dict[str, Any]:
     with Path(job.file).open("ab", buffering=0) as file:
-        for sample in _begin(contender, job).payloads:
-            file.write(_index(sample).to_bytes(INDEX_BYTES, "little"))
+        for sample in _start_pass(contender, job).payloads:
+            file.write(_read_index(sample).to_bytes(INDEX_BYTES, "little"))
             time.sleep(_STEP_S)
     return {}
 
 
-def _begin(contender: Contender, job: Job, state: Any | None = None) -> Pass:
+def _start_pass(contender: Contender, job: Job, state: Any | None = None) -> Pass:
     return contender.read(Path(job.folder), job.workers, job.views, state)
 
 
-def _index(sample: Payload) -> int:
+def _read_index(sample: Payload) -> int:
     return int.from_bytes(sample[:INDEX_BYTES], "little")
 
 
-def _touch(sample: Payload) -> None:
-    """Read a byte of every page: a memory-mapped view that nobody looks at was not read."""
+def _touch_pages(sample: Payload) -> None:
+    """Read a byte of every page: a memory-mapped view is not read until it is accessed."""
     np.frombuffer(sample, np.uint8)[::4096].sum()
 
 
-def indices(file: Path) -> Iterator[int]:
-    """What a run that was killed wrote down; a torn last index is left out."""
+def read_indices(file: Path) -> Iterator[int]:
+    """The indices that a killed run wrote; an incomplete last one is omitted."""
     content = file.read_bytes()
-    for begin in range(0, len(content) - INDEX_BYTES + 1, INDEX_BYTES):
-        yield int.from_bytes(content[begin : begin + INDEX_BYTES], "little")
+    for start in range(0, len(content) - INDEX_BYTES + 1, INDEX_BYTES):
+        yield int.from_bytes(content[start : start + INDEX_BYTES], "little")
 
 
 if __name__ == "__main__":
-    result = _main(Job(**json.loads(sys.argv[1])))
+    result = _run_task(Job(**json.loads(sys.argv[1])))
     Path(sys.argv[2]).write_text(json.dumps(result))

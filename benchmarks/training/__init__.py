@@ -1,1 +1,1 @@
-"""Steps of training measured."""
+"""Measures training steps."""

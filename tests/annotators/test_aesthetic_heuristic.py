@@ -1,4 +1,4 @@
-"""The rule of thumb goes down with every kind of damage, and stays within its range."""
+"""Tests that the aesthetic heuristic falls with every kind of damage, and stays within its range."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ FINE: dict[str, Any] = {
 
 
 def score(**changes: Any) -> float:
-    found = AestheticHeuristic()(FRAMES, 16.0, **(FINE | changes)).signals["aesthetic_heuristic"]
-    assert isinstance(found, float)
-    return found
+    value = AestheticHeuristic()(FRAMES, 16.0, **(FINE | changes)).signals["aesthetic_heuristic"]
+    assert isinstance(value, float)
+    return value
 
 
 @pytest.mark.parametrize(
-    "worse",
+    "damage",
     [
         {"sharpness": 0.3}, {"sharpness": None}, {"noise": 6.0}, {"blockiness": 1.5}, {"luma": 20.0}, {"luma": 235.0},
         {"contrast": 5.0}, {"colourfulness": 3.0}, {"subject_area": 0.001}, {"subject_x": 0.98, "subject_y": 0.98},
         {"subject_area": 0.0, "subject_x": None, "subject_y": None},
     ],
 )  # fmt: skip
-def test_damage_lowers_it(worse: dict[str, Any]) -> None:
+def test_damage_lowers_it(damage: dict[str, Any]) -> None:
     assert score() > 0.85
-    assert score(**worse) < score() - 0.05
+    assert score(**damage) < score() - 0.05
 
 
 @given(

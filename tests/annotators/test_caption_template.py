@@ -1,4 +1,4 @@
-"""A template says what was measured, in plain words, and nothing else."""
+"""Tests that the template describes what was measured, in plain words, and nothing else."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from annotators.caption_template import CaptionTemplate
 
 FRAMES = np.zeros((2, 16, 16, 3), np.uint8)
-NOTHING: dict[str, Any] = {
+NO_SIGNALS: dict[str, Any] = {
     "tags": None, "tag_score": 0.05, "pose_people": 0, "pose_coverage": 0.0, "face_coverage": 0.0, "words": None,
     "camera": None, "camera_zoom": None, "motion": 2.0, "luma": 120.0, "colour_spread": 30.0,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("known", "caption"),
+    ("signals", "caption"),
     [
         ({}, "A video."),
         ({"tags": "soccer ball, rugby ball", "tag_score": 0.8, "pose_people": 1, "pose_coverage": 1.0, "camera": "pan"},
@@ -39,11 +39,11 @@ NOTHING: dict[str, Any] = {
         ({"tags": "castle", "tag_score": 0.2}, "A video."),
     ],
 )  # fmt: skip
-def test_what_was_measured_is_said(known: dict[str, Any], caption: str) -> None:
-    found = CaptionTemplate()(FRAMES, 16.0, **(NOTHING | known))
-    assert found.caption == caption
-    assert found.signals == {"caption_method": "template"}
+def test_what_was_measured_is_said(signals: dict[str, Any], caption: str) -> None:
+    annotation = CaptionTemplate()(FRAMES, 16.0, **(NO_SIGNALS | signals))
+    assert annotation.caption == caption
+    assert annotation.signals == {"caption_method": "template"}
 
 
 def test_it_asks_for_all_that_it_uses_and_for_no_more() -> None:
-    assert set(CaptionTemplate.needs) == NOTHING.keys()
+    assert set(CaptionTemplate.needs) == NO_SIGNALS.keys()

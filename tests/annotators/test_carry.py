@@ -1,4 +1,4 @@
-"""What the flow carries arrives where the picture went."""
+"""Tests that a mask carried by the flow follows the picture."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_a_frame_is_carried_to_itself_unchanged() -> None:
         assert np.array_equal(Carrier(frames).carry(mark, k, k), mark)
 
 
-@pytest.mark.parametrize(("there", "here"), [(0, 6), (6, 0), (2, 5), (3, 3)])
-def test_a_mark_moves_with_the_picture(there: int, here: int) -> None:
+@pytest.mark.parametrize(("source", "target"), [(0, 6), (6, 0), (2, 5), (3, 3)])
+def test_a_mark_moves_with_the_picture(source: int, target: int) -> None:
     picture = texture()
     frames = [np.roll(picture, (k, 3 * k), axis=(0, 1)) for k in range(7)]
     mark = np.zeros(picture.shape[:2], np.float32)
     mark[50:70, 80:110] = 1
-    carried = Carrier(frames).carry(np.roll(mark, (there, 3 * there), axis=(0, 1)), there, here)
-    truth = np.roll(mark, (here, 3 * here), axis=(0, 1)) > 0.5
-    found = carried > 0.5
-    assert (truth & found).sum() / (truth | found).sum() > 0.9
+    carried = Carrier(frames).carry(np.roll(mark, (source, 3 * source), axis=(0, 1)), source, target)
+    truth = np.roll(mark, (target, 3 * target), axis=(0, 1)) > 0.5
+    carried_mask = carried > 0.5
+    assert (truth & carried_mask).sum() / (truth | carried_mask).sum() > 0.9

@@ -1,4 +1,4 @@
-"""Faces are found where people look into the camera, and nowhere else."""
+"""Tests that faces are found where people look into the camera, and nowhere else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotators.faces import Faces
 
 @pytest.fixture(scope="module")
 def faces() -> Faces:
-    return real_clips.loaded(Faces)
+    return real_clips.load(Faces)
 
 
 @pytest.mark.parametrize(
@@ -26,16 +26,16 @@ def faces() -> Faces:
 )
 def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name: str) -> None:
     frames = real_clips.frames(name, 16)
-    found = faces(frames, 16.0)
-    assert found.signals["faces"] == 1
-    assert found.signals["face_coverage"] == 1.0
-    assert 0.005 < found.signals["face_area"] < 0.3
-    assert [look["frame"] for look in found.data["faces"]] == [0, 4, 8, 12]
-    # The square that the network sees has other bars then.
+    annotation = faces(frames, 16.0)
+    assert annotation.signals["faces"] == 1
+    assert annotation.signals["face_coverage"] == 1.0
+    assert 0.005 < annotation.signals["face_area"] < 0.3
+    assert [detection["frame"] for detection in annotation.data["faces"]] == [0, 4, 8, 12]
+    # Then the network's square input has other bars.
     wider = np.pad(frames, ((0, 0), (0, 0), (60, 60), (0, 0)), mode="edge")
-    box, moved = (np.array(each.data["faces"][0]["boxes"][0][:4]) for each in (found, faces(wider, 16.0)))
+    box, wider_box = (np.array(result.data["faces"][0]["boxes"][0][:4]) for result in (annotation, faces(wider, 16.0)))
     side = box[2] - box[0]
-    assert np.abs(moved - box - [60, 0, 60, 0]).max() < 0.2 * side
+    assert np.abs(wider_box - box - [60, 0, 60, 0]).max() < 0.2 * side
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_a_face_is_found_and_keeps_its_place_in_a_wider_frame(faces: Faces, name
     ],
 )
 def test_where_nobody_is_there_is_no_face(faces: Faces, name: str) -> None:
-    found = faces(real_clips.frames(name, 16), 16.0)
-    assert found.signals == {"faces": 0, "face_coverage": 0.0, "face_area": 0.0}
+    annotation = faces(real_clips.frames(name, 16), 16.0)
+    assert annotation.signals == {"faces": 0, "face_coverage": 0.0, "face_area": 0.0}

@@ -1,4 +1,4 @@
-"""The flow annotator must measure known motion, and its colours must give the motion back."""
+"""Tests that the flow annotator measures known motion, and that its colours decode to the motion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from annotators.flow import Flow, decode_flow, encode_flow
 
 
-def decoded_clip(name: str, frames: int) -> NDArray[np.uint8]:
+def decode_clip(name: str, frames: int) -> NDArray[np.uint8]:
     with av.open(str(real_clips.path(name))) as container:
         decoded = container.decode(video=0)
         return np.stack([next(decoded).to_ndarray(format="rgb24") for _ in range(frames)])
@@ -28,22 +28,22 @@ def texture(height: int, width: int) -> NDArray[np.uint8]:
     return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
-def panned(dx: float, dy: float, frames: int = 4, size: tuple[int, int] = (128, 192)) -> NDArray[np.uint8]:
+def make_pan(dx: float, dy: float, frames: int = 4, size: tuple[int, int] = (128, 192)) -> NDArray[np.uint8]:
     """A clip whose content moves by (dx, dy) pixels a frame."""
     image = texture(*size)
     shifts = [np.array([[1, 0, k * dx], [0, 1, k * dy]], np.float32) for k in range(frames)]
-    return np.stack([cv2.warpAffine(image, m, size[::-1], borderMode=cv2.BORDER_REFLECT) for m in shifts])
+    return np.stack([cv2.warpAffine(image, matrix, size[::-1], borderMode=cv2.BORDER_REFLECT) for matrix in shifts])
 
 
-def through_x264(frames: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
+def encode_and_decode(frames: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=16, options={"crf": str(crf), "bf": "0"})
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=16, options={"crf": str(crf), "bf": "0"})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode())
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
     buffer.seek(0)
     with av.open(buffer) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
@@ -51,7 +51,7 @@ def through_x264(frames: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
 
 def test_colours_are_those_of_the_middlebury_wheel() -> None:
     flow = np.array([[0, 0], [8, 0], [-8, 0], [0, 8], [0, -8], [4, 0], [800, 0]], np.float32)
-    # Computed by hand from the wheel's segments: right is red, and left the 28th of the 55 colours.
+    # Computed by hand from the wheel's segments: right is red, and left is the 28th of the 55 colours.
     white, red, pink = (255, 255, 255), (255, 0, 0), (255, 127.5, 127.5)
     expected = [white, red, (0, 209, 255), (255, 229.5, 0), (88, 0, 255), pink, red]
     assert np.abs(encode_flow(flow, 8.0) - np.array(expected)).max() <= 1
@@ -90,10 +90,13 @@ def test_flow_longer_than_the_scale_keeps_its_direction() -> None:
 @pytest.mark.parametrize("crf", [16, 18])
 def test_flow_survives_video_encoding(crf: int) -> None:
     y, x = np.mgrid[-1:1:96j, -1:1:128j]
-    turning = [np.stack([-y * c + x * s, x * c + y * s], -1) * 6 for c, s in ((1, 0), (0.8, 0.6), (0, 1))]
+    turning = [
+        np.stack([-y * cosine + x * sine, x * cosine + y * sine], -1) * 6
+        for cosine, sine in ((1, 0), (0.8, 0.6), (0, 1))
+    ]
     flow = np.stack(turning).astype(np.float32)
     scale = float(np.hypot(flow[..., 0], flow[..., 1]).max())
-    decoded = decode_flow(through_x264(encode_flow(flow, scale), crf), scale)
+    decoded = decode_flow(encode_and_decode(encode_flow(flow, scale), crf), scale)
     error = np.hypot(*np.moveaxis(decoded - flow, -1, 0))
     assert error.mean() < 0.02 * scale
     assert np.percentile(error, 99) < 0.06 * scale
@@ -101,7 +104,7 @@ def test_flow_survives_video_encoding(crf: int) -> None:
 
 @pytest.mark.parametrize("motion", [(3.0, 0.0), (-2.0, 5.0), (0.5, -0.25)])
 def test_known_pans_are_measured(motion: tuple[float, float]) -> None:
-    annotation = Flow()(panned(*motion), 16.0)
+    annotation = Flow()(make_pan(*motion), 16.0)
     track = annotation.tracks["flow"]
     flow = decode_flow(track, annotation.data["flow"]["scale"])
     inner = flow[:, 16:-16, 16:-16]
@@ -110,7 +113,7 @@ def test_known_pans_are_measured(motion: tuple[float, float]) -> None:
 
 
 def test_the_track_is_aligned_with_the_clip() -> None:
-    clip = panned(3, 0, frames=3)
+    clip = make_pan(3, 0, frames=3)
     clip = np.concatenate([clip, clip[-1:]])  # the third pair stands still
     annotation = Flow()(clip, 16.0)
     track = annotation.tracks["flow"]
@@ -118,7 +121,7 @@ def test_the_track_is_aligned_with_the_clip() -> None:
     assert track.dtype == np.uint8
     np.testing.assert_array_equal(track[0], track[1])
     flow = decode_flow(track, annotation.data["flow"]["scale"])
-    assert [round(float(np.median(f[..., 0]))) for f in flow] == [3, 3, 3, 0]
+    assert [round(float(np.median(field[..., 0]))) for field in flow] == [3, 3, 3, 0]
 
 
 def test_noise_is_not_motion() -> None:
@@ -133,24 +136,24 @@ def test_noise_is_not_motion() -> None:
 
 
 def test_bytes_depend_neither_on_threads_nor_on_the_clip_before() -> None:
-    clip = panned(2, 1)
+    clip = make_pan(2, 1)
     threads = cv2.getNumThreads()
     annotator = Flow()
     try:
         cv2.setNumThreads(1)
-        one = annotator(clip, 16.0)
-        annotator(panned(-7, 3), 16.0)
+        single_threaded = annotator(clip, 16.0)
+        annotator(make_pan(-7, 3), 16.0)
         cv2.setNumThreads(4)
-        four = annotator(clip, 16.0)
+        multi_threaded = annotator(clip, 16.0)
     finally:
         cv2.setNumThreads(threads)
-    np.testing.assert_array_equal(one.tracks["flow"], four.tracks["flow"])
-    assert (one.signals, one.data) == (four.signals, four.data)
+    np.testing.assert_array_equal(single_threaded.tracks["flow"], multi_threaded.tracks["flow"])
+    assert (single_threaded.signals, single_threaded.data) == (multi_threaded.signals, multi_threaded.data)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (144, 176), (272, 640), (640, 272), (8, 64), (64, 12), (4, 4)])
 def test_every_size_works(size: tuple[int, int]) -> None:
-    clip = panned(1, 1, frames=2, size=size)
+    clip = make_pan(1, 1, frames=2, size=size)
     annotation = Flow()(clip, 16.0)
     assert annotation.tracks["flow"].shape == clip.shape
     assert set(annotation.signals) == set(Flow.signals)
@@ -162,7 +165,7 @@ def test_one_frame_has_no_motion_to_measure() -> None:
 
 
 def test_the_known_pan_clip() -> None:
-    annotation = Flow()(decoded_clip("d_pan_known.mp4", 12), 25.0)
+    annotation = Flow()(decode_clip("d_pan_known.mp4", 12), 25.0)
     flow = decode_flow(annotation.tracks["flow"], annotation.data["flow"]["scale"])
     assert np.abs(np.median(flow, axis=(0, 1, 2)) - (-4, -2)).max() < 0.3
     assert annotation.signals["motion"] == pytest.approx(np.hypot(4, 2), abs=0.3)

@@ -1,4 +1,4 @@
-"""Copies of a clip have nearly its vector, and other clips do not."""
+"""Tests that copies of a clip have nearly its vector, and that other clips do not."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pipeline.formats.clip_encode import encode_clip
 
 @pytest.fixture(scope="module")
 def likeness() -> Likeness:
-    return real_clips.loaded(Likeness)
+    return real_clips.load(Likeness)
 
 
-def cosine(likeness: Likeness, one: Frames, other: Frames) -> float:
-    return float(likeness(one) @ likeness(other))
+def cosine(likeness: Likeness, first: Frames, second: Frames) -> float:
+    return float(likeness(first) @ likeness(second))
 
 
-def copies(frames: Frames) -> dict[str, Frames]:
+def make_copies(frames: Frames) -> dict[str, Frames]:
     height, width = frames.shape[1] // 20 * 2, frames.shape[2] // 20 * 2
     return {
         "re-encoded": decode_clip(encode_clip(frames, 16.0, 34)),
@@ -43,7 +43,7 @@ def test_a_unit_vector_of_any_clip(likeness: Likeness) -> None:
 @pytest.mark.long
 def test_made_up_clips(likeness: Likeness) -> None:
     clip = small_videos.frames(1, 1, 17, (60, 90, 160))
-    for name, copy in copies(clip).items():
+    for name, copy in make_copies(clip).items():
         assert cosine(likeness, clip, copy) > 0.9, name
     assert cosine(likeness, clip, small_videos.frames(2, 1, 17, (200, 190, 80))) < 0.7
 
@@ -51,8 +51,8 @@ def test_made_up_clips(likeness: Likeness) -> None:
 @pytest.mark.long
 def test_real_clips(likeness: Likeness) -> None:
     juggle = real_clips.frames("sam2__05_default_juggle.mp4", 33, every=2, width=640, height=360)
-    for name, copy in copies(juggle).items():
-        assert cosine(likeness, juggle, copy) > 0.92, name
-    for other in ("sam2__01_dog.mp4", "FastGen__00_child_swings_rusty_swing_set.mp4"):
-        frames = real_clips.frames(other, 33, every=2, width=640, height=360)
-        assert cosine(likeness, juggle, frames) < 0.78, other
+    for kind, copy in make_copies(juggle).items():
+        assert cosine(likeness, juggle, copy) > 0.92, kind
+    for name in ("sam2__01_dog.mp4", "FastGen__00_child_swings_rusty_swing_set.mp4"):
+        frames = real_clips.frames(name, 33, every=2, width=640, height=360)
+        assert cosine(likeness, juggle, frames) < 0.78, name

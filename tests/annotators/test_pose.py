@@ -1,4 +1,4 @@
-"""Skeletons must sit on people, and only on people, in every frame and the same on every run."""
+"""Tests that skeletons are drawn on people, and only on people, in every frame and reproducibly."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from annotators.pose.networks import Roi, _anchors
 
 @pytest.fixture(scope="module")
 def pose() -> Pose:
-    return real_clips.loaded(Pose)
+    return real_clips.load(Pose)
 
 
-def clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArray[np.uint8]:
-    """Frames `start` to `start + frames` at about 16 a second, scaled to `width` pixels."""
-    out: list[NDArray[np.uint8]] = []
+def read_clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArray[np.uint8]:
+    """Frames `start` to `start + frames` at about 16 per second, scaled to `width` pixels."""
+    pictures: list[NDArray[np.uint8]] = []
     with av.open(str(real_clips.path(name))) as container:
         stream = container.streams.video[0]
         step = max((stream.average_rate or Fraction(16)) / 16, Fraction(1))
         for number, frame in enumerate(container.decode(stream)):
-            if number >= (start + len(out)) * step:
+            if number >= (start + len(pictures)) * step:
                 height = round(frame.height * width / frame.width / 16) * 16
-                out.append(frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
-            if len(out) == frames:
+                pictures.append(frame.reformat(width=width, height=height, format="rgb24").to_ndarray())
+            if len(pictures) == frames:
                 break
-    return np.stack(out)
+    return np.stack(pictures)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def clip(name: str, frames: int = 12, width: int = 480, start: int = 0) -> NDArr
     ],
 )
 def test_people_are_found(pose: Pose, name: str) -> None:
-    frames = clip(name)
+    frames = read_clip(name)
     annotation = pose(frames, 16.0)
     assert annotation.signals["pose_people"] == 1
     assert annotation.signals["pose_coverage"] == 1
@@ -71,14 +71,14 @@ def test_people_are_found(pose: Pose, name: str) -> None:
     ],
 )
 def test_nobody_is_found_where_nobody_is(pose: Pose, name: str) -> None:
-    annotation = pose(clip(name, frames=16), 16.0)
+    annotation = pose(read_clip(name, frames=16), 16.0)
     assert annotation.signals == {"pose_people": 0, "pose_coverage": 0, "pose_score": None, "pose_jitter": None}
     assert annotation.data["pose"] == [[]] * 16
     assert not annotation.tracks["pose"].any()
 
 
 def test_two_cyclists_are_two_people(pose: Pose) -> None:
-    frames = clip("FastGen__02_two_cyclists_stop_sign.mp4", start=28)
+    frames = read_clip("FastGen__02_two_cyclists_stop_sign.mp4", start=28)
     annotation = pose(frames, 16.0)
     assert annotation.signals["pose_people"] == 2
     left, right = sorted(person[KEYPOINTS.index("neck")][0] for person in annotation.data["pose"][6])
@@ -86,13 +86,15 @@ def test_two_cyclists_are_two_people(pose: Pose) -> None:
 
 
 def test_keypoints_make_a_standing_man(pose: Pose) -> None:
-    frames = clip("sam2__05_default_juggle.mp4")
+    frames = read_clip("sam2__05_default_juggle.mp4")
     annotation = pose(frames, 16.0)
     height, width = frames.shape[1:3]
     for people in annotation.data["pose"]:
         points = dict(zip(KEYPOINTS, people[0], strict=True))
-        assert all(0 <= x <= width and 0 <= y <= height and 0 <= c <= 1 for x, y, c in points.values())
-        heights = [points[p][1] for p in ("nose", "neck", "right_hip", "right_knee", "right_ankle")]
+        assert all(
+            0 <= x <= width and 0 <= y <= height and 0 <= confidence <= 1 for x, y, confidence in points.values()
+        )
+        heights = [points[name][1] for name in ("nose", "neck", "right_hip", "right_knee", "right_ankle")]
         assert heights == sorted(heights)
         # He faces the camera: his right is our left.
         assert points["right_shoulder"][0] < points["neck"][0] < points["left_shoulder"][0]
@@ -101,37 +103,39 @@ def test_keypoints_make_a_standing_man(pose: Pose) -> None:
 
 
 def test_a_mirrored_man_has_mirrored_keypoints(pose: Pose) -> None:
-    frames = clip("sam2__05_default_juggle.mp4", frames=9)
+    frames = read_clip("sam2__05_default_juggle.mp4", frames=9)
     people = np.array(pose(frames, 16.0).data["pose"])[:, 0]
     mirrored = np.array(pose(np.ascontiguousarray(frames[:, :, ::-1]), 16.0).data["pose"])[:, 0]
     swapped = [
-        KEYPOINTS.index({"right": "left", "left": "right"}.get(side, side) + rest)
-        for side, rest in ((k.split("_")[0], k[len(k.split("_")[0]) :]) for k in KEYPOINTS)
+        KEYPOINTS.index({"right": "left", "left": "right"}.get(side, side) + suffix)
+        for side, suffix in (
+            (keypoint.split("_")[0], keypoint[len(keypoint.split("_")[0]) :]) for keypoint in KEYPOINTS
+        )
     ]
     mirrored[..., 0] = frames.shape[2] - mirrored[..., 0]
     assert np.abs(people - mirrored[:, swapped])[..., :2].mean() < 4
 
 
 def test_same_frames_same_bytes(pose: Pose) -> None:
-    frames = clip("psychopy__intro.mp4")
+    frames = read_clip("psychopy__intro.mp4")
     first = pose(frames, 16.0)
-    pose(clip("psychopy__talk.mp4"), 16.0)
-    for again in (pose(frames, 16.0), Pose()(frames, 16.0)):
-        np.testing.assert_array_equal(first.tracks["pose"], again.tracks["pose"])
-        assert (first.signals, first.data) == (again.signals, again.data)
+    pose(read_clip("psychopy__talk.mp4"), 16.0)
+    for repeated in (pose(frames, 16.0), Pose()(frames, 16.0)):
+        np.testing.assert_array_equal(first.tracks["pose"], repeated.tracks["pose"])
+        assert (first.signals, first.data) == (repeated.signals, repeated.data)
 
 
 def test_the_data_alone_draws_the_track_again(pose: Pose) -> None:
-    annotation = pose(clip("psychopy__intro.mp4", frames=9), 16.0)
+    annotation = pose(read_clip("psychopy__intro.mp4", frames=9), 16.0)
     people = json.loads(json.dumps(annotation.data["pose"]))
-    again = np.zeros_like(annotation.tracks["pose"])
-    for picture, frame_people in zip(again, people, strict=True):
+    redrawn = np.zeros_like(annotation.tracks["pose"])
+    for picture, frame_people in zip(redrawn, people, strict=True):
         draw_people(picture, np.array(frame_people, np.float32).reshape(-1, 18, 3))
-    np.testing.assert_array_equal(again, annotation.tracks["pose"])
+    np.testing.assert_array_equal(redrawn, annotation.tracks["pose"])
 
 
 def test_who_enters_between_two_detections_is_seen_at_once(pose: Pose) -> None:
-    frames = clip("psychopy__intro.mp4", frames=14)
+    frames = read_clip("psychopy__intro.mp4", frames=14)
     frames[:2] = 0  # the detector looks at frames 0, 4, 8, 12
     annotation = pose(frames, 16.0)
     assert [len(people) for people in annotation.data["pose"]] == [0, 0] + [1] * 12
@@ -141,7 +145,7 @@ def test_who_enters_between_two_detections_is_seen_at_once(pose: Pose) -> None:
 @pytest.mark.parametrize("size", [(144, 176), (272, 640), (480, 832), (768, 432)])
 def test_a_person_is_found_at_any_size_and_shape(pose: Pose, size: tuple[int, int]) -> None:
     height, width = size
-    frames = clip("psychopy__intro.mp4", frames=8, width=640)
+    frames = read_clip("psychopy__intro.mp4", frames=8, width=640)
     scale = min(height / 480, width / 640)
     inner = (round(640 * scale), round(480 * scale))
     boxed = np.zeros((8, height, width, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Scribbles must follow the dark lines of a picture, and stand still where the picture does."""
+"""Tests that scribbles follow the dark lines of a picture, and stand still where the picture does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import real_clips
 from annotators.scribble import Scribble
 
 
-def drawn_lines(size: tuple[int, int] = (240, 320)) -> np.ndarray:
+def draw_lines(size: tuple[int, int] = (240, 320)) -> np.ndarray:
     """Two frames of grey paper with a black cross of 3 pixels width in the middle."""
     paper = np.full((*size, 3), 180, np.uint8)
     height, width = size
@@ -21,7 +21,7 @@ def drawn_lines(size: tuple[int, int] = (240, 320)) -> np.ndarray:
 
 
 def test_dark_lines_become_white_lines_on_black() -> None:
-    clip = drawn_lines()
+    clip = draw_lines()
     annotation = Scribble()(clip, 16.0)
     track = annotation.tracks["scribble"]
     assert track.shape == clip.shape
@@ -42,20 +42,20 @@ def test_a_flat_picture_has_no_lines() -> None:
 
 
 def test_bright_lines_and_faint_lines_are_not_drawn() -> None:
-    assert Scribble()(255 - drawn_lines() // 2, 16.0).tracks["scribble"][0, 120, 160].max() == 0
-    faint = np.where(drawn_lines() == 0, 170, 180).astype(np.uint8)
+    assert Scribble()(255 - draw_lines() // 2, 16.0).tracks["scribble"][0, 120, 160].max() == 0
+    faint = np.where(draw_lines() == 0, 170, 180).astype(np.uint8)
     assert Scribble()(faint, 16.0).signals["scribble_density"] == 0
 
 
 def test_a_frame_is_drawn_the_same_whatever_surrounds_it() -> None:
-    still, other = drawn_lines()[0], np.random.default_rng(3).integers(0, 256, (240, 320, 3)).astype(np.uint8)
-    alone = Scribble()(still[None], 16.0).tracks["scribble"][0]
-    between = Scribble()(np.stack([other, still, other]), 16.0).tracks["scribble"][1]
-    np.testing.assert_array_equal(alone, between)
+    still, noise = draw_lines()[0], np.random.default_rng(3).integers(0, 256, (240, 320, 3)).astype(np.uint8)
+    separate = Scribble()(still[None], 16.0).tracks["scribble"][0]
+    between = Scribble()(np.stack([noise, still, noise]), 16.0).tracks["scribble"][1]
+    np.testing.assert_array_equal(separate, between)
 
 
 def test_lines_look_alike_at_every_resolution() -> None:
-    large = drawn_lines((480, 832))
+    large = draw_lines((480, 832))
     small = cv2.resize(large[0], (416, 240), interpolation=cv2.INTER_AREA)[None]
     densities = [Scribble()(clip, 16.0).signals["scribble_density"] for clip in (large, small)]
     assert densities[0] == pytest.approx(densities[1], rel=0.5)

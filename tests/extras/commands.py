@@ -1,4 +1,4 @@
-"""What each set is asked to do: one real command of each program that it brings, a refusal of each that it does not."""
+"""Checks what each set can do: a real command of each program that it supports, a refusal of each that it does not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FILTERS = ["black", "borders", "contrast", "luma", "noise", "sharpness", "still
 
 
 class Materials:
-    """What the commands work on, made by the developers' environment when it is first asked for."""
+    """The inputs of the commands, made by the developers' environment on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._stack = folder, ExitStack()
@@ -56,13 +56,13 @@ class Materials:
 
     @cached_property
     def recipe(self) -> Path:
-        """A recipe for it that needs no weights."""
+        """A recipe for the video that needs no weights."""
         file = self._folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(small_videos.RECIPE | {"filters": _FILTERS}))
         return file
 
     @cached_property
-    def lesson(self) -> Path:
+    def teach_config(self) -> Path:
         """A configuration of `vdot-train teach`: one step of a tiny model."""
         (self._folder / "data").mkdir()
         mixture = small_mixture.make(self._folder / "data", 6, step=Step(2))
@@ -85,88 +85,92 @@ class Materials:
     @cached_property
     def web(self) -> str:
         """The address of a web server with all files."""
-        return self._stack.enter_context(_served(self._folder))
+        return self._stack.enter_context(_serve(self._folder))
 
 
 @contextmanager
-def _served(folder: Path) -> Iterator[str]:
-    handler = partial(_Quiet, directory=str(folder))
+def _serve(folder: Path) -> Iterator[str]:
+    handler = partial(_QuietHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Says nothing: the matrix prints a line for each set."""
+        """Write nothing: the matrix prints a line for each set."""
 
 
-def core(here: Installation, materials: Materials) -> None:
-    """Reads a dataset in every way, and says of all else which extra it needs."""
-    dataset, page = materials.dataset, here.folder / "page.html"
+def core(installation: Installation, materials: Materials) -> None:
+    """Reads a dataset in every way, and names the extra that everything else needs."""
+    dataset, page = materials.dataset, installation.folder / "page.html"
     clip = small_dataset.identity("a0")
-    here.run("vdot-data", "verify", dataset)
-    here.run("vdot-data", "explain", dataset, "a.mp4")
-    here.run("vdot-data", "select", dataset, "--rule", "too_dark: luma < 30")
-    here.run("vdot-data", "weights", "--list")
+    installation.run("vdot-data", "verify", dataset)
+    installation.run("vdot-data", "explain", dataset, "a.mp4")
+    installation.run("vdot-data", "select", dataset, "--rule", "too_dark: luma < 30")
+    installation.run("vdot-data", "weights", "--list")
     for command in (("report", dataset), ("view", dataset, clip)):
-        here.run("vdot-data", *command, "--html", page)
+        installation.run("vdot-data", *command, "--html", page)
         if "data:video/mp4" not in page.read_text():
-            raise MatrixError(f"{command[0]} wrote a page without films")
+            raise MatrixError(f"{command[0]} wrote a page without videos")
         page.unlink()
-    here.run("vdot-bench", "curate", "--clips", 2000)
+    installation.run("vdot-bench", "curate", "--clips", 2000)
     for command in (("ingest", materials.video, "--out", "out"), ("plan", materials.video), ("dedup", dataset)):
-        here.refused("vdot-data", *command, words="pip install 'vdot-data[ingest]'")
+        installation.expect_refusal("vdot-data", *command, words="pip install 'vdot-data[ingest]'")
     for store, extra in (("s3", "s3"), ("gs", "gcs"), ("https", "http")):
-        here.refused("vdot-data", "verify", f"{store}://nowhere/out", words=f"pip install 'vdot-data[{extra}]'")
-    here.refused("vdot-train", "plan", "teach.yaml", words="pip install 'vdot-data[train]'")
-    here.refused("vdot-bench", "ot", words="pip install 'vdot-data[bench]'")
+        installation.expect_refusal(
+            "vdot-data", "verify", f"{store}://nowhere/out", words=f"pip install 'vdot-data[{extra}]'"
+        )
+    installation.expect_refusal("vdot-train", "plan", "teach.yaml", words="pip install 'vdot-data[train]'")
+    installation.expect_refusal("vdot-bench", "ot", words="pip install 'vdot-data[bench]'")
 
 
-def ingest(here: Installation, materials: Materials) -> None:
+def ingest(installation: Installation, materials: Materials) -> None:
     """Ingests a video and checks the dataset."""
-    out = here.folder / "out"
+    out = installation.folder / "out"
     options = ("--recipe", materials.recipe, "--cpus", 1, "--json")
-    clips = json.loads(here.run("vdot-data", "ingest", materials.video, "--out", out, *options))["clips"]
+    clips = json.loads(installation.run("vdot-data", "ingest", materials.video, "--out", out, *options))["clips"]
     if clips != {"kept": {"": 2}}:
-        raise MatrixError(f"two clips were to be kept: {clips}")
-    here.run("vdot-data", "verify", out)
-    here.refused("vdot-train", "plan", "teach.yaml", words="pip install 'vdot-data[train]'")
+        raise MatrixError(f"two clips should be kept: {clips}")
+    installation.run("vdot-data", "verify", out)
+    installation.expect_refusal("vdot-train", "plan", "teach.yaml", words="pip install 'vdot-data[train]'")
 
 
-def train(here: Installation, materials: Materials) -> None:
-    """Estimates a run's memory, and does a step of it."""
-    here.run("vdot-train", "plan", materials.lesson, "--teach")
-    here.run("vdot-train", "teach", materials.lesson, "--out", here.folder / "run")
-    here.run("vdot-train", "export", here.folder / "run", "--out", here.folder / "export")
-    here.refused("vdot-data", "plan", materials.video, words="pip install 'vdot-data[ingest]'")
+def train(installation: Installation, materials: Materials) -> None:
+    """Estimates a run's memory, runs one step of it and exports the result."""
+    installation.run("vdot-train", "plan", materials.teach_config, "--teach")
+    installation.run("vdot-train", "teach", materials.teach_config, "--out", installation.folder / "run")
+    installation.run("vdot-train", "export", installation.folder / "run", "--out", installation.folder / "export")
+    installation.expect_refusal("vdot-data", "plan", materials.video, words="pip install 'vdot-data[ingest]'")
 
 
-def bench(here: Installation, materials: Materials) -> None:
-    """Does the smallest measurements of each side."""
+def bench(installation: Installation, materials: Materials) -> None:
+    """Runs the smallest measurements of training and of ingest."""
     size = ("--frames", 2, "--height", 4, "--width", 4, "--repeat", 1)
-    json.loads(here.run("vdot-bench", "ot", *size))
-    json.loads(here.run("vdot-bench", "duplicates", "--clips", 1000))
+    json.loads(installation.run("vdot-bench", "ot", *size))
+    json.loads(installation.run("vdot-bench", "duplicates", "--clips", 1000))
 
 
-def s3(here: Installation, materials: Materials) -> None:
+def s3(installation: Installation, materials: Materials) -> None:
     """Checks a dataset in a bucket."""
     url = f"{materials.bucket.url}/{materials.dataset.name}"
-    here.run("vdot-data", "verify", url, "--workers", 1, env=materials.bucket.env)
+    installation.run("vdot-data", "verify", url, "--workers", 1, env=materials.bucket.env)
 
 
-def gcs(here: Installation, materials: Materials) -> None:
-    """Asks a server, which says of every bucket that it has none."""
+def gcs(installation: Installation, materials: Materials) -> None:
+    """Checks a dataset on a server without any bucket."""
     reach = {"FSSPEC_GCS": json.dumps({"token": "anon", "endpoint_url": materials.web})}
-    # Else it asks of what kind the bucket is by gRPC, for a minute.
+    # Otherwise it queries the type of the bucket by gRPC, for a minute.
     reach["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-    here.refused("vdot-data", "verify", "gs://bucket/out", words="is not a dataset", env=reach)
+    installation.expect_refusal("vdot-data", "verify", "gs://bucket/out", words="is not a dataset", env=reach)
 
 
-def http(here: Installation, materials: Materials) -> None:
-    """Asks a web server, which lists no sizes."""
-    here.refused("vdot-data", "verify", f"{materials.web}/{materials.dataset.name}", words="is on a web server")
+def http(installation: Installation, materials: Materials) -> None:
+    """Checks a dataset on a web server, which is refused because it lists no sizes."""
+    installation.expect_refusal(
+        "vdot-data", "verify", f"{materials.web}/{materials.dataset.name}", words="is on a web server"
+    )
 
 
 CHECKS: dict[str, Callable[[Installation, Materials], None]] = {

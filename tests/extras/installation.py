@@ -1,4 +1,4 @@
-"""One installed set: its Python and its programs, run as a user runs them, in an empty folder."""
+"""Runs the Python and the programs of an installed set as a user would, in an empty folder."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# Longer than any command here takes on a machine that is busy with other work.
+# Longer than any of the commands takes on a busy machine.
 _LIMIT_S = 300
 
 
 class MatrixError(Exception):
-    """A set does not do what it must; the message says what was run and what it answered."""
+    """A set does not work; the message has the command and its output."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,25 @@ class Installation:
     folder: Path
 
     def python(self, *arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Its Python, which sees nothing of the checkout."""
+        """Run its Python, isolated from the checkout."""
         return self._start(self.folder / "bin/python", "-I", *arguments, env=env)
 
     def run(self, program: str, *arguments: object, env: dict[str, str] | None = None) -> str:
-        """Run a program that must succeed; what it wrote to stdout."""
-        done = self._start(self.folder / "bin" / program, *arguments, env=env)
-        if done.returncode:
-            raise MatrixError(_answer(done))
-        return done.stdout
+        """Run a program that must succeed; returns its stdout."""
+        process = self._start(self.folder / "bin" / program, *arguments, env=env)
+        if process.returncode:
+            raise MatrixError(_describe_process(process))
+        return process.stdout
 
-    def refused(self, program: str, *arguments: object, words: str, env: dict[str, str] | None = None) -> None:
-        """Run a program that must say why it cannot, in one sentence with these words, and exit with status 2."""
-        done = self._start(self.folder / "bin" / program, *arguments, env=env)
-        lines = done.stderr.strip().splitlines()
-        sentence = len(lines) == 1 and lines[0].startswith(f"{program}: ") and words in lines[0]
-        if done.returncode != 2 or not sentence or done.stdout:
-            raise MatrixError(f"one sentence with {words!r} and exit status 2 were expected\n{_answer(done)}")
+    def expect_refusal(self, program: str, *arguments: object, words: str, env: dict[str, str] | None = None) -> None:
+        """Run a program that must refuse in one sentence with these words, and exit with status 2."""
+        process = self._start(self.folder / "bin" / program, *arguments, env=env)
+        lines = process.stderr.strip().splitlines()
+        is_sentence = len(lines) == 1 and lines[0].startswith(f"{program}: ") and words in lines[0]
+        if process.returncode != 2 or not is_sentence or process.stdout:
+            raise MatrixError(
+                f"one sentence with {words!r} and exit status 2 were expected\n{_describe_process(process)}"
+            )
 
     def _start(self, *command: object, env: dict[str, str] | None) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -55,5 +57,7 @@ class Installation:
         )
 
 
-def _answer(done: subprocess.CompletedProcess[str]) -> str:
-    return f"{' '.join(done.args)} ended with {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+def _describe_process(process: subprocess.CompletedProcess[str]) -> str:
+    return (
+        f"{' '.join(process.args)} ended with {process.returncode}\n{process.stdout[-2000:]}\n{process.stderr[-3000:]}"
+    )

@@ -1,10 +1,10 @@
-"""Installs the bare core and each extra alone, imports all that each owns, and runs every program there.
+"""Installs the bare core and each extra alone, imports all modules that each owns, and runs every program there.
 
     python tests/extras/matrix.py [--wheels FOLDER] [SET ...]
 
-`--wheels` keeps the wheels that it fetches, or takes those that it kept. Without it they go when it ends.
-`make extras` runs it. Nothing is shared between the environments but the wheels, which are fetched once. Exit status 1
-if a set fails, with what failed. (`loaders` is left out: its peers pin an older numpy than the tested set has.)
+`--wheels` keeps the fetched wheels, or reuses those kept before. Without it they are deleted at the end.
+`make extras` runs it. The environments share nothing but the wheels, which are fetched once. Exit status 1 if a set
+fails; the output names it. (`loaders` is omitted: its packages pin an older numpy than the tested set has.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from commands import CHECKS, Materials
 from installation import Installation, MatrixError
 
 _PIP = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
-# The slowest is the download of all wheels.
+# The download of all wheels takes the longest.
 _PIP_S = 1200
 _IMPORT_ALL = """
 import importlib, sys
@@ -41,16 +41,16 @@ for name in sys.argv[1:]:
 def fetch(sets: list[str], wheels: Path) -> None:
     """Build this checkout's wheel, and fetch those that the sets need, in the tested versions."""
     extras = ",".join(name for name in sets if name != installations.CORE)
-    # Those that are there were fetched for this before; the checkout may be another one by now.
-    there = ("--no-deps",) if wheels.exists() else ("-c", installations.ROOT / "constraints.txt")
-    _pip("wheel", "-w", wheels, *there, f"{installations.ROOT}[{extras}]")
+    # Wheels of the dependencies were fetched by an earlier run; the checkout may have changed since.
+    options = ("--no-deps",) if wheels.exists() else ("-c", installations.ROOT / "constraints.txt")
+    _pip("wheel", "-w", wheels, *options, f"{installations.ROOT}[{extras}]")
 
 
 def install(name: str, wheels: Path, folder: Path) -> Installation:
-    """An environment of its own with one set, and nothing beside it."""
+    """A new environment with one set and nothing else."""
     venv.create(folder, symlinks=True)
     extra = "" if name == installations.CORE else f"[{name}]"
-    # The index is out of reach, so that no set gets what was not fetched for one of them.
+    # Without the index, so that no set gets a package that was not fetched for one of them.
     source = ("--no-index", "--find-links", wheels, "-c", installations.ROOT / "constraints.txt")
     _pip("--python", folder / "bin/python", "install", "--no-compile", *source, f"vdot-data{extra}")
     (folder / "empty").mkdir()
@@ -59,46 +59,46 @@ def install(name: str, wheels: Path, folder: Path) -> Installation:
 
 def _pip(*arguments: object) -> None:
     command = [*_PIP, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False)
-    if done.returncode:
-        raise MatrixError(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_S, check=False)
+    if process.returncode:
+        raise MatrixError(f"{' '.join(command)}\n{process.stderr[-3000:]}")
 
 
 def check(installation: Installation, materials: Materials) -> None:
-    """Everything that an installation must be able to do. Raises `MatrixError` where it is not."""
-    done = installation.python("-c", _IMPORT_ALL, *installations.importable(installation.name))
-    if done.returncode or done.stdout:
-        raise MatrixError(f"{done.stdout}{done.stderr[-3000:]}")
+    """Check everything that an installation must be able to do. Raises `MatrixError` if it fails."""
+    process = installation.python("-c", _IMPORT_ALL, *installations.importable(installation.name))
+    if process.returncode or process.stdout:
+        raise MatrixError(f"{process.stdout}{process.stderr[-3000:]}")
     for program in ("vdot-data", "vdot-train", "vdot-bench"):
         installation.run(program, "--help")
     CHECKS[installation.name](installation, materials)
 
 
-def main(sets: list[str], kept: Path | None) -> int:
+def main(sets: list[str], wheel_folder: Path | None) -> int:
     """Check these sets; returns the exit status."""
     failures = 0
     with tempfile.TemporaryDirectory(prefix="vdot-extras-") as scratch:
-        folder, begun = Path(scratch), time.monotonic()
-        wheels = kept or folder / "wheels"
+        folder, started = Path(scratch), time.monotonic()
+        wheels = wheel_folder or folder / "wheels"
         fetch(sets, wheels)
-        _say(f"wheels   {time.monotonic() - begun:6.0f} s")
+        _print_line(f"wheels   {time.monotonic() - started:6.0f} s")
         with Materials(folder / "materials") as materials:
             for name in sets:
-                begun = time.monotonic()
+                started = time.monotonic()
                 try:
                     installation = install(name, wheels, folder / name)
                     installed = time.monotonic()
                     check(installation, materials)
-                    took = time.monotonic() - installed
-                    _say(f"{name:8} {installed - begun:6.0f} s to install, {took:.0f} s to check: ok")
+                    check_s = time.monotonic() - installed
+                    _print_line(f"{name:8} {installed - started:6.0f} s to install, {check_s:.0f} s to check: ok")
                 except (MatrixError, subprocess.TimeoutExpired) as error:
                     failures += 1
-                    _say(f"{name:8} FAILED after {time.monotonic() - begun:.0f} s: {error}")
+                    _print_line(f"{name:8} FAILED after {time.monotonic() - started:.0f} s: {error}")
                 shutil.rmtree(folder / name, ignore_errors=True)
     return 1 if failures else 0
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -110,6 +110,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if unknown := {*arguments.sets} - {*installations.OWNS}:
         parser.error(f"there is no set {sorted(unknown)[0]!r}")
-    # A terminal's size and colours are no part of what the programs say.
+    # The output of the programs must not depend on the terminal's size and colours.
     os.environ |= {"COLUMNS": "200", "NO_COLOR": "1"}
     sys.exit(main(arguments.sets or [*installations.OWNS], arguments.wheels))

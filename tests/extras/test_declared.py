@@ -1,4 +1,4 @@
-"""What each installation needs is declared: by the package for whoever installs it, and by the table for its tests."""
+"""Tests that the package and the table of installations declare everything that each installation imports."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import installations
 from pipeline.extras import MODULES, suggest_install
 
 
-def undeclared() -> Iterator[str]:
-    every = set().union(*map(installations.declared, installations.extras()))
+def find_undeclared() -> Iterator[str]:
+    all_declared = set().union(*map(installations.declared, installations.extras()))
     for module, file in installations.modules().items():
         owner = installations.owner(module)
         for name, at_once in installations.imports(file):
-            allowed = installations.declared(owner) if at_once else every
+            allowed = installations.declared(owner) if at_once else all_declared
             if not installations.providers(name) & allowed:
                 yield f"{module} ({owner}) imports {name}, which {'its set' if at_once else 'every extra'} leaves out"
 
 
 def test_a_module_imports_only_what_its_set_declares() -> None:
-    assert sorted(undeclared()) == []
+    assert sorted(find_undeclared()) == []
 
 
 def test_the_table_names_modules_that_exist() -> None:
     existing = installations.modules()
-    named = [name for names in installations.OWNS.values() for name in names]
-    assert [name for name in named if name not in existing] == []
-    assert len(named) == len(set(named))
+    names = [name for names in installations.OWNS.values() for name in names]
+    assert [name for name in names if name not in existing] == []
+    assert len(names) == len(set(names))
 
 
 def test_every_extra_is_a_set_or_an_environment_of_its_own() -> None:
-    # dev is what this test runs in; docs brings no module of ours; the peers in `loaders` pin an older numpy than the
+    # This test runs in dev; docs brings no module of ours; the packages in `loaders` pin an older numpy than the
     # tested set has.
     assert {*installations.OWNS} == {installations.CORE, *installations.extras()} - {"dev", "docs", "loaders"}
 
@@ -74,6 +74,6 @@ for module in {modules}:
 
 def test_the_core_imports_its_modules_where_no_extra_is_installed() -> None:
     code = _ALONE.format(absent=set(MODULES), modules=installations.importable(installations.CORE))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=installations.ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == ""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=installations.ROOT)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.stdout == ""

@@ -1,4 +1,4 @@
-"""The default recipe's tasks: what takes each one away, and that a composite falls with any of its parts."""
+"""Tests which signals disable each of the default recipe's tasks, and that a composite needs all of its parts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tasks(**changes: Any) -> set[str]:
+def list_tasks(**changes: Any) -> set[str]:
     return set(RULES.tasks(GOOD | changes))
 
 
 def test_a_good_clip_teaches_everything() -> None:
-    assert tasks() == DEFAULT.tasks.keys()
+    assert list_tasks() == DEFAULT.tasks.keys()
     assert len(COMPOSITES) >= 8
 
 
@@ -53,16 +53,16 @@ def test_a_good_clip_teaches_everything() -> None:
     ],
 )
 def test_a_bad_track_takes_its_task_and_the_composites_with_it(task: str, fault: dict[str, Any]) -> None:
-    lost = DEFAULT.tasks.keys() - tasks(**fault)
+    lost = DEFAULT.tasks.keys() - list_tasks(**fault)
     assert lost == {task} | {name for name, parts in COMPOSITES.items() if task in parts}
 
 
 def test_words_in_the_middle_do_not_hinder_outpainting() -> None:
-    assert "outpaint" in tasks(overlay_area=0.01)
+    assert "outpaint" in list_tasks(overlay_area=0.01)
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("text", "message"),
     [
         ("{a: [b]}", "'b' is not one"),
         ("{pose: 'true', both: [pose, flw], flow: 'true'}", "'flw' is not one; did you mean 'flow'"),
@@ -73,18 +73,18 @@ def test_words_in_the_middle_do_not_hinder_outpainting() -> None:
         ("[pose]", "expected keys and values"),
     ],
 )
-def test_a_composite_is_made_of_tasks(given: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        parse(f"tasks: {given}", "x.yaml")
+def test_a_composite_is_made_of_tasks(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(f"tasks: {text}", "x.yaml")
 
 
 @pytest.mark.parametrize(
-    ("known", "fit"),
+    ("signals", "fit"),
     [
         ({"pose_coverage": 0.1, "tag_score": 0.1}, False),
         ({"pose_coverage": 0.1, "tag_score": 0.6}, True),
         ({"pose_coverage": 0.1, "tag_score": 0.1, "caption_method": "some-captioner"}, True),
     ],
 )
-def test_a_template_teaches_text_where_it_names_something(known: dict[str, Any], fit: bool) -> None:
-    assert ("text" in tasks(**known)) == fit
+def test_a_template_teaches_text_where_it_names_something(signals: dict[str, Any], fit: bool) -> None:
+    assert ("text" in list_tasks(**signals)) == fit

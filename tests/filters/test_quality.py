@@ -1,4 +1,4 @@
-"""The quality filters on pictures of which the truth is known, because they were made so."""
+"""Tests the quality filters on synthetic pictures with known values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FPS = 16.0
 RNG = np.random.default_rng(5)
 
 
-def scene(height: int = 480, width: int = 640, seed: int = 1) -> Any:
+def make_scene(height: int = 480, width: int = 640, seed: int = 1) -> Any:
     """A picture with detail at all sizes, uint8 [H, W, 3]."""
     rng = np.random.default_rng(seed)
     picture = np.zeros((height, width, 3), np.float32)
@@ -40,10 +40,10 @@ def scene(height: int = 480, width: int = 640, seed: int = 1) -> Any:
     return (40 + 180 * picture).astype(np.uint8)
 
 
-def filmed(course: list[tuple[float, ...]], seed: int = 1) -> Any:
-    """What a camera sees of a scene that moves by (x, y) pixels, grows by a factor and turns by degrees clockwise (none
-    where that is left out), frame by frame."""
-    large = scene(960, 1280, seed)
+def film(course: list[tuple[float, ...]], seed: int = 1) -> Any:
+    """Frames of a scene that in each step moves by (x, y) pixels, grows by a factor and turns clockwise by degrees (by
+    none if omitted)."""
+    large = make_scene(960, 1280, seed)
     frames, x, y, scale, angle = [], 0.0, 0.0, 1.0, 0.0
     for dx, dy, growth, *turn in [(0.0, 0.0, 1.0), *course]:
         x, y, scale, angle = x + dx, y + dy, scale * growth, angle + sum(turn)
@@ -53,205 +53,205 @@ def filmed(course: list[tuple[float, ...]], seed: int = 1) -> Any:
     return np.stack(frames)
 
 
-def shown_at(rate: float, frames: Any, fps: float = FPS) -> Any:
-    """A clip on the grid, of a source with fewer frames a second: some are shown again."""
+def repeat_frames(rate: float, frames: Any, fps: float = FPS) -> Any:
+    """A clip on the grid, from a source with fewer frames per second: some frames are repeated."""
     seconds = (np.arange(len(frames)) / fps * rate).round() / rate
     return frames[(seconds * fps).round().astype(int).clip(max=len(frames) - 1)]
 
 
-def of(one: Any, frames: Any) -> dict[str, Any]:
-    values: dict[str, Any] = one(frames, FPS)
-    assert values.keys() == one.signals.keys()
+def measure(filter_: Any, frames: Any) -> dict[str, Any]:
+    values: dict[str, Any] = filter_(frames, FPS)
+    assert values.keys() == filter_.signals.keys()
     return values
 
 
 @pytest.mark.parametrize("shift", [(4.0, 0.0), (-2.5, 1.5), (0.0, -3.0)])
 def test_a_pan_is_called_so_and_measured(shift: tuple[float, float]) -> None:
-    found = of(Camera(), filmed([(*shift, 1.0)] * 40))
-    assert found["camera"] == "pan"
-    assert found["camera_pan"] == pytest.approx(np.hypot(*shift), abs=0.1)
-    assert found["camera_shake"] < 0.2
-    assert abs(found["camera_zoom"]) < 0.5
+    values = measure(Camera(), film([(*shift, 1.0)] * 40))
+    assert values["camera"] == "pan"
+    assert values["camera_pan"] == pytest.approx(np.hypot(*shift), abs=0.1)
+    assert values["camera_shake"] < 0.2
+    assert abs(values["camera_zoom"]) < 0.5
 
 
 def test_a_slow_zoom_beside_a_faster_pan_is_a_pan() -> None:
-    # Two pixels a frame are 8 % of the diagonal a second; 4 % of growth move the picture by 1 % of it.
-    assert of(Camera(), filmed([(2.0, 0.0, 1.04 ** (1 / FPS))] * 40))["camera"] == "pan"
-    assert of(Camera(), filmed([(0.5, 0.0, 1.25 ** (1 / FPS))] * 32))["camera"] == "zoom"
+    # Two pixels per frame are 8 % of the diagonal per second; 4 % of growth move the picture by 1 % of it.
+    assert measure(Camera(), film([(2.0, 0.0, 1.04 ** (1 / FPS))] * 40))["camera"] == "pan"
+    assert measure(Camera(), film([(0.5, 0.0, 1.25 ** (1 / FPS))] * 32))["camera"] == "zoom"
 
 
 @pytest.mark.parametrize("percent", [8.0, -6.0, 25.0])
 def test_a_zoom_is_called_so_and_measured(percent: float) -> None:
     growth = (1 + percent / 100) ** (1 / FPS)
-    found = of(Camera(), filmed([(0.0, 0.0, growth)] * 40))
-    assert found["camera"] == "zoom"
-    assert found["camera_zoom"] == pytest.approx(percent, abs=1.0)
+    values = measure(Camera(), film([(0.0, 0.0, growth)] * 40))
+    assert values["camera"] == "zoom"
+    assert values["camera_zoom"] == pytest.approx(percent, abs=1.0)
 
 
 def test_shake_is_called_so_even_while_panning() -> None:
     course = [(2.0 + float(x), float(y), 1.0) for x, y in RNG.normal(0, 3, (40, 2))]
-    found = of(Camera(), filmed(course))
-    assert found["camera"] == "shake"
-    assert found["camera_shake"] == pytest.approx(3 * 2**0.5, rel=0.35)
+    values = measure(Camera(), film(course))
+    assert values["camera"] == "shake"
+    assert values["camera_shake"] == pytest.approx(3 * 2**0.5, rel=0.35)
 
 
 @pytest.mark.parametrize("rate", [8.0, 10.0, 12.0, 12.5, 15.0])
 def test_a_pan_of_a_source_with_few_frames_is_no_shake(rate: float) -> None:
-    found = of(Camera(), shown_at(rate, filmed([(5.0, 0.0, 1.0)] * 48)))
-    assert found["camera"] == "pan"
+    values = measure(Camera(), repeat_frames(rate, film([(5.0, 0.0, 1.0)] * 48)))
+    assert values["camera"] == "pan"
 
 
 @pytest.mark.parametrize(
-    ("kind", "there"), [("pan", (5.0, 0.0, 1.0)), ("zoom", (0.0, 0.0, 1.008)), ("roll", (0.0, 0.0, 1.0, 0.6))]
+    ("kind", "step"), [("pan", (5.0, 0.0, 1.0)), ("zoom", (0.0, 0.0, 1.008)), ("roll", (0.0, 0.0, 1.0, 0.6))]
 )
-def test_there_and_back_is_no_standstill(kind: str, there: tuple[float, ...]) -> None:
-    x, y, growth, *turn = there
-    back = (-x, -y, 1 / growth, *(-one for one in turn))
-    found = of(Camera(), filmed([there] * 30 + [back] * 30))
-    assert found["camera"] == kind
-    assert abs(found["camera_pan"]) < 0.3
-    assert abs(found["camera_zoom"]) < 0.5
-    assert abs(found["camera_roll"]) < 0.5
+def test_there_and_back_is_no_standstill(kind: str, step: tuple[float, ...]) -> None:
+    x, y, growth, *turn = step
+    back = (-x, -y, 1 / growth, *(-angle for angle in turn))
+    values = measure(Camera(), film([step] * 30 + [back] * 30))
+    assert values["camera"] == kind
+    assert abs(values["camera_pan"]) < 0.3
+    assert abs(values["camera_zoom"]) < 0.5
+    assert abs(values["camera_roll"]) < 0.5
 
 
 def test_a_roll_is_called_so_and_measured() -> None:
-    found = of(Camera(), filmed([(0.0, 0.0, 1.0, 0.5)] * 40))
-    assert found["camera"] == "roll"
-    assert found["camera_roll"] == pytest.approx(0.5 * FPS, abs=0.4)
+    values = measure(Camera(), film([(0.0, 0.0, 1.0, 0.5)] * 40))
+    assert values["camera"] == "roll"
+    assert values["camera_roll"] == pytest.approx(0.5 * FPS, abs=0.4)
 
 
 def test_a_camera_that_rocks_shakes() -> None:
     course = [(0.0, 0.0, 1.0, float(turn)) for turn in RNG.normal(0, 1.5, 40)]
-    assert of(Camera(), filmed(course))["camera"] == "shake"
+    assert measure(Camera(), film(course))["camera"] == "shake"
 
 
 def test_what_moves_before_a_camera_that_stands_is_no_camera_motion() -> None:
-    frames = filmed([(0.0, 0.0, 1.0)] * 40)
-    ball = scene(80, 80, seed=9)
+    frames = film([(0.0, 0.0, 1.0)] * 40)
+    ball = make_scene(80, 80, seed=9)
     for index, frame in enumerate(frames):
         frame[80:160, 10 + 5 * index : 90 + 5 * index] = ball
-    assert of(Camera(), frames)["camera"] == "still"
+    assert measure(Camera(), frames)["camera"] == "still"
 
 
 @pytest.mark.parametrize(
     "frames", [np.full((20, 64, 64, 3), 90, np.uint8), RNG.integers(0, 255, (20, 240, 320, 3), np.uint8)]
 )
 def test_where_nothing_can_be_tracked_there_is_no_camera(frames: Any) -> None:
-    assert set(of(Camera(), frames).values()) == {None}
+    assert set(measure(Camera(), frames).values()) == {None}
 
 
 def test_a_held_picture_and_a_slideshow_after_a_codec() -> None:
-    held = decode_clip(encode_clip(np.stack([scene()] * 40), FPS))
-    found = of(Stillness(), held)
-    assert found["frozen"] > 0.95
-    assert found["slides"] == 1
-    slides = np.concatenate([np.stack([scene(seed=seed)] * 16) for seed in (1, 2, 3)])
-    found = of(Stillness(), decode_clip(encode_clip(slides, FPS)))
-    assert found["frozen"] > 0.9
-    assert found["slides"] == 3
-    assert of(Stillness(), filmed([(0.5, 0.0, 1.0)] * 30)) == {"frozen": 0.0, "slides": 0}
+    held = decode_clip(encode_clip(np.stack([make_scene()] * 40), FPS))
+    values = measure(Stillness(), held)
+    assert values["frozen"] > 0.95
+    assert values["slides"] == 1
+    slides = np.concatenate([np.stack([make_scene(seed=seed)] * 16) for seed in (1, 2, 3)])
+    values = measure(Stillness(), decode_clip(encode_clip(slides, FPS)))
+    assert values["frozen"] > 0.9
+    assert values["slides"] == 3
+    assert measure(Stillness(), film([(0.5, 0.0, 1.0)] * 30)) == {"frozen": 0.0, "slides": 0}
 
 
 def test_flashes_are_counted_and_a_cut_is_none() -> None:
     dim, bright = np.full((48, 64, 3), 80, np.uint8), np.full((48, 64, 3), 230, np.uint8)
 
     def flashes(lights: str) -> int:
-        return int(of(Flicker(), np.stack([bright if light == "#" else dim for light in lights]))["flashes"])
+        return int(measure(Flicker(), np.stack([bright if light == "#" else dim for light in lights]))["flashes"])
 
     assert flashes("......#.......##......") == 2
     assert flashes("##########.##########") == 1, "a moment of dark is one too"
     assert flashes("...........##########") == 0, "a cut"
     assert flashes("......##########......") == 0, "light that stays for more than a quarter of a second"
     ramp = np.stack([np.full((48, 64, 3), 40 + 5 * index, np.uint8) for index in range(40)])
-    assert of(Flicker(), ramp)["flashes"] == 0
+    assert measure(Flicker(), ramp)["flashes"] == 0
 
 
 def test_black_frames_and_fades() -> None:
-    picture = scene().astype(np.float32)
+    picture = make_scene().astype(np.float32)
     light = np.concatenate([np.zeros(4), np.linspace(0, 1, 16), np.ones(30), np.linspace(1, 0, 12), np.zeros(3)])
     frames = np.stack([(picture * share).astype(np.uint8) for share in light])
-    found = of(Black(), frames)
-    assert found["black"] == pytest.approx(9 / len(light), abs=0.06)
-    assert found["fade"] == pytest.approx(35 / FPS, abs=0.3)
-    assert of(Black(), frames[20:50]) == {"black": 0.0, "fade": 0.0}
+    values = measure(Black(), frames)
+    assert values["black"] == pytest.approx(9 / len(light), abs=0.06)
+    assert values["fade"] == pytest.approx(35 / FPS, abs=0.3)
+    assert measure(Black(), frames[20:50]) == {"black": 0.0, "fade": 0.0}
     night = np.stack([(picture * 0.2).astype(np.uint8)] * 20)
-    assert of(Black(), night) == {"black": 0.0, "fade": 0.0}, "a dark scene is not black"
+    assert measure(Black(), night) == {"black": 0.0, "fade": 0.0}, "a dark scene is not black"
     cut = np.concatenate([np.zeros_like(frames[:5]), frames[25:45]])
-    assert of(Black(), cut)["fade"] == 0.0, "a cut from black is no fade"
+    assert measure(Black(), cut)["fade"] == 0.0, "a cut from black is no fade"
 
 
 @pytest.mark.parametrize("rate", [8.0, 10.0, 12.0, 12.5, 15.0, 16.0])
 def test_a_fade_of_a_source_with_few_frames(rate: float) -> None:
     light = np.concatenate([np.linspace(0, 1, 32), np.ones(32)])
-    frames = np.stack([(scene(120, 160).astype(np.float32) * share).astype(np.uint8) for share in light])
-    # What comes after it gets no brighter; a picture that is held for the rest of a clip would be part of the fade.
+    frames = np.stack([(make_scene(120, 160).astype(np.float32) * share).astype(np.uint8) for share in light])
+    # The following frames get no brighter; a picture held until the end of the clip would be part of the fade.
     frames[32:, 0, 0] = np.arange(32, 0, -1)[:, None] * 7
-    assert of(Black(), shown_at(rate, frames))["fade"] == pytest.approx(2.0, abs=0.3)
+    assert measure(Black(), repeat_frames(rate, frames))["fade"] == pytest.approx(2.0, abs=0.3)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 2.0, 6.0, 15.0])
 def test_noise_is_measured_and_texture_is_none(sigma: float) -> None:
     # A third of the picture is calm, as a sky is.
-    clean = scene().astype(np.float32)
+    clean = make_scene().astype(np.float32)
     clean[:160] = np.linspace(90, 130, 640)[None, :, None]
     noise = np.random.default_rng(3).normal(0, sigma, (8, 480, 640, 1)) if sigma else np.zeros((8, 1, 1, 1))
     frames = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
-    assert of(Noise(), frames)["noise"] == pytest.approx(sigma, rel=0.15, abs=0.6)
+    assert measure(Noise(), frames)["noise"] == pytest.approx(sigma, rel=0.15, abs=0.6)
 
 
 def test_a_tint_is_no_colour() -> None:
-    grey = cv2.cvtColor(scene(), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(make_scene(), cv2.COLOR_RGB2GRAY)
     sepia = np.stack([grey * 1.0, grey * 0.9 + 5, grey * 0.8 + 5], axis=-1).astype(np.uint8)
     plain = np.stack([np.stack([grey] * 3, axis=-1)] * 4)
-    assert of(Colour(), plain)["colour_spread"] < 0.5
-    assert of(Colour(), np.stack([sepia] * 4))["colour_spread"] < 8
-    assert of(Colour(), np.stack([scene()] * 4))["colour_spread"] > 15
+    assert measure(Colour(), plain)["colour_spread"] < 0.5
+    assert measure(Colour(), np.stack([sepia] * 4))["colour_spread"] < 8
+    assert measure(Colour(), np.stack([make_scene()] * 4))["colour_spread"] > 15
 
 
 def test_bars_and_blurred_sides_are_measured_and_told_apart() -> None:
     grain = cv2.GaussianBlur(np.random.default_rng(2).normal(0, 40, (240, 320, 3)), (0, 0), 1.0)
-    picture = np.clip(scene(240, 320) + grain, 0, 255).astype(np.uint8)
-    film = np.stack([np.roll(picture, 3 * k, axis=1) for k in range(17)])
-    none = of(Borders(), film)
-    assert none == {"bars": 0.0, "blurred_sides": 0.0}
-    letterbox = film.copy()
+    picture = np.clip(make_scene(240, 320) + grain, 0, 255).astype(np.uint8)
+    video = np.stack([np.roll(picture, 3 * k, axis=1) for k in range(17)])
+    clean_values = measure(Borders(), video)
+    assert clean_values == {"bars": 0.0, "blurred_sides": 0.0}
+    letterbox = video.copy()
     letterbox[:, :40] = letterbox[:, -40:] = 0
-    found = of(Borders(), letterbox)
-    assert found["bars"] == pytest.approx(80 / 240, abs=0.03)
-    assert found["blurred_sides"] == 0.0
-    # What phones' films get: the picture in the middle, and itself, larger and out of focus, beside it.
-    inner = film[:, :, 40:280]
+    values = measure(Borders(), letterbox)
+    assert values["bars"] == pytest.approx(80 / 240, abs=0.03)
+    assert values["blurred_sides"] == 0.0
+    # As for videos of phones: the picture in the middle, and an enlarged, blurred copy at its sides.
+    inner = video[:, :, 40:280]
     wide = np.stack([cv2.GaussianBlur(cv2.resize(frame, (640, 640)), (0, 0), 15)[200:440] for frame in inner])
     wide[:, :, 200:440] = inner
     for sides in (wide, wide.swapaxes(1, 2)):
-        found = of(Borders(), sides)
-        assert found["blurred_sides"] == pytest.approx(400 / 640, abs=0.05)
-        assert found["bars"] == 0.0
-    # A wall between two calm pieces of sky has straight edges as well.
+        values = measure(Borders(), sides)
+        assert values["blurred_sides"] == pytest.approx(400 / 640, abs=0.05)
+        assert values["bars"] == 0.0
+    # A wall between two smooth areas of sky has straight edges as well.
     sky = np.tile(np.linspace(200, 120, 240)[:, None, None], (1, 640, 3)) + np.random.default_rng(1).normal(
         0, 1, (240, 640, 3)
     )
     tower = np.stack([np.clip(sky, 0, 255).astype(np.uint8)] * 17)
-    tower[:, :, 200:440] = film[:, :, 40:280]
-    assert of(Borders(), tower)["blurred_sides"] == 0.0
+    tower[:, :, 200:440] = video[:, :, 40:280]
+    assert measure(Borders(), tower)["blurred_sides"] == 0.0
 
 
 @pytest.fixture(scope="module")
 def brisque() -> Brisque:
-    return real_clips.loaded(Brisque)
+    return real_clips.load(Brisque)
 
 
-def real(name: str) -> Any:
+def read_frames(name: str) -> Any:
     """Every 20th of the first 100 frames of a real clip, uint8 [5, H, W, 3], with even sides."""
     frames = real_clips.frames(name, 5, every=20)
     return frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
 
 
 def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque) -> None:
-    clean = real("d_dup_mirror.mp4")
+    clean = read_frames("d_dup_mirror.mp4")
 
     def score(frames: Any) -> float:
-        return float(of(brisque, frames)["brisque"])
+        return float(measure(brisque, frames)["brisque"])
 
     coded = [score(decode_clip(encode_clip(clean, FPS, crf))) for crf in (20, 34, 46)]
     assert coded == sorted(coded)
@@ -262,34 +262,35 @@ def test_damage_grows_with_what_a_codec_a_lens_and_a_sensor_do(brisque: Brisque)
 
 
 def test_blocks_show_where_bits_were_saved_and_a_fence_is_none() -> None:
-    clean = real("psychopy__intro.mp4")
-    coded = [of(Blockiness(), decode_clip(encode_clip(clean, FPS, crf)))["blockiness"] for crf in (20, 48)]
+    clean = read_frames("psychopy__intro.mp4")
+    coded = [measure(Blockiness(), decode_clip(encode_clip(clean, FPS, crf)))["blockiness"] for crf in (20, 48)]
     assert coded[0] < 0.6
     assert coded[1] > 1.0
     fence = clean.copy()
     fence[:, :, ::8] = 20
-    assert of(Blockiness(), fence)["blockiness"] < 0.6
+    assert measure(Blockiness(), fence)["blockiness"] < 0.6
 
 
 @pytest.mark.parametrize("size", [(832, 464), (640, 352), (576, 320)])
 def test_blocks_show_in_a_clip_that_is_smaller_than_its_source(size: tuple[int, int]) -> None:
     width, height = size
-    large = np.stack([scene(720, 1280, seed) for seed in (1, 2, 3)]).astype(np.float32)
+    large = np.stack([make_scene(720, 1280, seed) for seed in (1, 2, 3)]).astype(np.float32)
     blocks = np.random.default_rng(4).normal(0, 4, (3, 90, 160, 3)).repeat(8, axis=1).repeat(8, axis=2)
 
     def score(source: Any) -> float:
         source = np.clip(source, 0, 255).astype(np.uint8)
-        # Scaled until it covers the size and cropped in the middle, as onto the grid.
+        # Scaled to cover the size and cropped at the centre, as for the grid.
         scale = max(width / 1280, height / 720)
         small = [
-            cv2.resize(one, (round(1280 * scale), round(720 * scale)), interpolation=cv2.INTER_AREA) for one in source
+            cv2.resize(frame, (round(1280 * scale), round(720 * scale)), interpolation=cv2.INTER_AREA)
+            for frame in source
         ]
         top, left = (small[0].shape[0] - height) // 2, (small[0].shape[1] - width) // 2
-        return float(of(Blockiness(), np.stack(small)[:, top : top + height, left : left + width])["blockiness"])
+        return float(measure(Blockiness(), np.stack(small)[:, top : top + height, left : left + width])["blockiness"])
 
     assert score(large) < 0.3
     assert score(large + blocks) > 1.0
-    # A fence has posts and no rails.
+    # A fence has posts but no rails.
     fence = large.copy()
     fence[:, :, ::16] -= 40
     assert score(fence) < 0.3
@@ -297,9 +298,9 @@ def test_blocks_show_in_a_clip_that_is_smaller_than_its_source(size: tuple[int, 
 
 def test_highlights_tell_a_lamp_at_night_from_a_dark_picture() -> None:
     night = np.full((8, 96, 128, 3), 20, np.uint8)
-    assert of(Luma(), night) == {"luma": pytest.approx(20, abs=0.5), "highlights": pytest.approx(20, abs=0.5)}
+    assert measure(Luma(), night) == {"luma": pytest.approx(20, abs=0.5), "highlights": pytest.approx(20, abs=0.5)}
     night[:, 20:60, 20:60] = 230
-    assert of(Luma(), night)["highlights"] == pytest.approx(230, abs=0.5)
+    assert measure(Luma(), night)["highlights"] == pytest.approx(230, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_highlights_tell_a_lamp_at_night_from_a_dark_picture() -> None:
      ({"luma": 45.0, "highlights": 120.0}, False), ({"luma": 45.0}, False)],
 )  # fmt: skip
 def test_dark_is_low_light_or_no_highlight(light: dict[str, float], rejected: bool) -> None:
-    # The last one is of a dataset that is older than the signal.
+    # The last case is a dataset that is older than the signal.
     text = parse(default_text(), "default.yaml").rules["too_dark"]
     rules = Rules({"too_dark": text}, {}, {"luma": "float", "highlights": "float"}, [{"luma", "highlights"}])
     assert rules.judge(light).status == ("rejected" if rejected else "kept")
@@ -327,18 +328,18 @@ def test_damage_is_edges_of_blocks_beside_lost_detail(damage: tuple[float, float
 
 
 def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
-    clean = real("psychopy__intro.mp4")
+    clean = read_frames("psychopy__intro.mp4")
 
     def score(frames: Any) -> float:
-        return float(of(Sharpness(), frames)["sharpness"])
+        return float(measure(Sharpness(), frames)["sharpness"])
 
     hazy = (clean * 0.3 + 120).astype(np.uint8)
     assert score(hazy) == pytest.approx(score(clean), rel=0.1)
     scores = [score(np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) for frame in clean])) for sigma in (1, 2, 6)]
     assert [score(clean), *scores] == sorted([score(clean), *scores], reverse=True)
     assert scores[-1] < 0.27
-    assert of(Sharpness(), np.full((5, 64, 64, 3), 90, np.uint8)) == {"sharpness": None}
+    assert measure(Sharpness(), np.full((5, 64, 64, 3), 90, np.uint8)) == {"sharpness": None}
 
 
 def test_a_picture_of_one_colour_has_no_damage_to_measure(brisque: Brisque) -> None:
-    assert of(brisque, np.full((5, 64, 64, 3), 90, np.uint8)) == {"brisque": None}
+    assert measure(brisque, np.full((5, 64, 64, 3), 90, np.uint8)) == {"brisque": None}

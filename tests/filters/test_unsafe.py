@@ -1,4 +1,4 @@
-"""The opt-in score stays low on harmless clips, and one frame is enough to raise it."""
+"""Tests that the opt-in score stays low on harmless clips, and that one frame is enough to raise it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filters.unsafe import Unsafe
 
 @pytest.fixture(scope="module")
 def unsafe() -> Unsafe:
-    return real_clips.loaded(Unsafe)
+    return real_clips.load(Unsafe)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a stage is handed where no cluster runs: every attempt is the first one, each content its source's own."""
+"""A stand-in for the coordinator in tests without a cluster: every attempt is the first, every content is unique."""
 
 from __future__ import annotations
 

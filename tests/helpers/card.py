@@ -1,8 +1,8 @@
-"""A numbered test card: draws it at any size and measures it in any picture that shows it.
+"""Draws a numbered test card at any size, and measures it in any picture that shows it.
 
-All places on it are shares of its width and height, so that a card can be drawn into any stored shape and measured
-wherever and however large it is shown. From the top left: the frame's number in 2 x 5 black or white blocks over the
-upper half; below, a white disc at the left and 2 x 5 patches of colour at the right. Any turn or mirror shows.
+All positions on it are shares of its width and height, so that a card can be drawn into any stored shape and measured
+at any position and size. From the top left: the frame's number in 2 x 5 black or white blocks over the upper half;
+below, a white disc at the left and 2 x 5 patches of colour at the right. Any turn or mirroring is visible.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ PATCHES = {
 # The ground that the disc lies on: the lower left of the card; the patches fill the rest of the lower half.
 _GROUND, _DISC = 40, 220
 _PATCHES_LEFT = 0.375
-# The disc's centre, and its diameter as a share of the card's height and at most of its width.
+# The disc's centre, and its diameter as a share of the card's height, limited to a share of its width.
 _DISC_X, _DISC_Y = 0.1875, 0.75
 _DISC_HEIGHT, _DISC_WIDTH = 0.4, 0.32
-# What is seen through: the same card with an opaque, a half and a fully transparent patch.
+# Alpha of the patches that are not opaque: one half and one fully transparent.
 ALPHA = {"skin": 128, "yellow": 0}
 
 
 @dataclass(frozen=True)
 class Area:
-    """Where a card lies in a picture, in pixels; it may reach beyond the picture's edges."""
+    """The area of a card in a picture, in pixels; it may reach beyond the picture's edges."""
 
     left: float
     top: float
@@ -46,52 +46,53 @@ class Area:
     height: float
 
 
-def drawn(number: int, width: int, height: int, aspect: float, alpha: bool = False) -> NDArray[np.uint8]:
-    """Card `number` as uint8 [height, width, 3] RGB, or RGBA with `alpha`; `aspect` is its shape as it will be shown.
+def draw(number: int, width: int, height: int, aspect: float, alpha: bool = False) -> NDArray[np.uint8]:
+    """Card `number` as uint8 [height, width, 3] RGB, or RGBA with `alpha`; `aspect` is its aspect when displayed.
 
-    Numbers are in Gray code, so that one block changes from each frame to the next, which no shot detector takes
-    for a cut.
+    Numbers are in Gray code, so that only one block changes between frames, which no shot detector takes for a cut.
     """
     x = (np.arange(width) + 0.5) / width
     y = (np.arange(height) + 0.5) / height
     picture = np.full((height, width, 4), 255, np.uint8)
     picture[..., :3] = _GROUND
-    # A half of a pixel row may belong to the wrong block; nothing is measured near an edge.
+    # Half a pixel row may belong to the wrong block; nothing is measured near an edge.
     upper, right = y < 0.5, x >= _PATCHES_LEFT
-    coded = number ^ (number >> 1)
-    bits = np.array([(coded >> bit) & 1 for bit in range(ROWS * COLUMNS)], np.uint8).reshape(ROWS, COLUMNS)
+    gray_code = number ^ (number >> 1)
+    bits = np.array([(gray_code >> bit) & 1 for bit in range(ROWS * COLUMNS)], np.uint8).reshape(ROWS, COLUMNS)
     rows, columns = (y[upper] * 2 * ROWS).astype(int), (x * COLUMNS).astype(int)
     picture[upper, :, :3] = (BLACK + bits[rows][:, columns] * (WHITE - BLACK))[..., None]
     patches = np.array([(*rgb, ALPHA.get(name, 255) if alpha else 255) for name, rgb in PATCHES.items()], np.uint8)
     rows = ((y[~upper] - 0.5) * 2 * 2).astype(int)
     columns = ((x[right] - _PATCHES_LEFT) / (1 - _PATCHES_LEFT) * 5).astype(int)
     picture[np.ix_(~upper, right)] = patches.reshape(2, 5, 4)[rows][:, columns]
-    across = (x[None, :] - _DISC_X) * aspect
-    down = y[:, None] - _DISC_Y
-    picture[across**2 + down**2 < (_diameter(aspect) / 2) ** 2, :3] = _DISC
+    x_offset = (x[None, :] - _DISC_X) * aspect
+    y_offset = y[:, None] - _DISC_Y
+    picture[x_offset**2 + y_offset**2 < (_diameter(aspect) / 2) ** 2, :3] = _DISC
     return picture if alpha else np.ascontiguousarray(picture[..., :3])
 
 
 def number(picture: NDArray[np.uint8], area: Area) -> int:
     """The number on the card that lies in `area` of the picture, uint8 [H, W, 3]."""
-    coded = 0
+    gray_code = 0
     for index in range(ROWS * COLUMNS):
         row, column = divmod(index, COLUMNS)
         block = _part(picture, area, column / COLUMNS, row / ROWS / 2, 1 / COLUMNS, 1 / ROWS / 2)
-        coded |= int(block.mean() > (BLACK + WHITE) / 2) << index
-    plain = 0
-    while coded:
-        plain ^= coded
-        coded >>= 1
-    return plain
+        gray_code |= int(block.mean() > (BLACK + WHITE) / 2) << index
+    value = 0
+    while gray_code:
+        value ^= gray_code
+        gray_code >>= 1
+    return value
 
 
 def colours(picture: NDArray[np.uint8], area: Area) -> NDArray[np.float64]:
     """The mean of the inner half of every patch, float64 [patches, 3], in the order of `PATCHES`."""
-    wide = (1 - _PATCHES_LEFT) / 5
+    width = (1 - _PATCHES_LEFT) / 5
     return np.array(
         [
-            _part(picture, area, _PATCHES_LEFT + index % 5 * wide, 0.5 + index // 5 / 4, wide, 1 / 4).mean(axis=(0, 1))
+            _part(picture, area, _PATCHES_LEFT + index % 5 * width, 0.5 + index // 5 / 4, width, 1 / 4).mean(
+                axis=(0, 1)
+            )
             for index in range(len(PATCHES))
         ]
     )
@@ -111,13 +112,13 @@ def disc(picture: NDArray[np.uint8], area: Area) -> tuple[float, float, float, f
     total = weights.sum()
     assert total > 0, "the card shows no disc"
     centre_x, centre_y = float((x * weights).sum() / total), float((y * weights).sum() / total)
-    wide = 4 * np.sqrt(((x - centre_x) ** 2 * weights).sum() / total)
-    high = 4 * np.sqrt(((y - centre_y) ** 2 * weights).sum() / total)
-    return centre_x, centre_y, float(wide), float(high)
+    width = 4 * np.sqrt(((x - centre_x) ** 2 * weights).sum() / total)
+    height = 4 * np.sqrt(((y - centre_y) ** 2 * weights).sum() / total)
+    return centre_x, centre_y, float(width), float(height)
 
 
 def expected_disc(area: Area) -> tuple[float, float, float, float]:
-    """What `disc` measures of a card that is shown whole and round in `area`."""
+    """The values of `disc` for a complete, undistorted card in `area`."""
     diameter = _diameter(area.width / area.height) * area.height
     return area.left + _DISC_X * area.width, area.top + _DISC_Y * area.height, diameter, diameter
 
@@ -128,7 +129,7 @@ def _diameter(aspect: float) -> float:
 
 
 def _part(picture: NDArray[np.uint8], area: Area, x: float, y: float, width: float, height: float) -> NDArray[np.uint8]:
-    """The inner half of a rectangle on the card, each way."""
+    """The inner half of a rectangle on the card, in both directions."""
     left = area.left + (x + width / 4) * area.width
     top = area.top + (y + height / 4) * area.height
     right, bottom = left + width / 2 * area.width, top + height / 2 * area.height

@@ -1,7 +1,7 @@
-"""Which modules each installation owns, the bare core and every extra, and what the packages' metadata declare.
+"""Lists the modules that each installation owns, the bare core and every extra, and the declared requirements.
 
-A module belongs to the set with the longest name that it is or lies in. One that imports more at its top than its set
-declares is found by `tests/extras`, and by `make extras` where the set is installed alone.
+A module belongs to the set with the longest name that is the module's or its package's. `tests/extras` finds modules
+that import more at their top than their set declares; so does `make extras`, which installs each set alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ PACKAGES = ("pipeline", "annotators", "filters", "training", "benchmarks")
 
 CORE = "core"
 OWNS: dict[str, tuple[str, ...]] = {
-    # Annotators and filters say what they measure without what they run on, so whoever reads a dataset can ask them.
+    # Annotators and filters can be imported and describe their signals without what they run on, so that readers of a
+    # dataset can use them.
     CORE: (
         *("pipeline", "annotators", "filters"),
         *("training.cli", "training.encoding.latents", "training.encoding.masked_latents", "training.models.folder"),
@@ -41,12 +42,12 @@ OWNS: dict[str, tuple[str, ...]] = {
     "gcs": (),
     "http": ("pipeline.storage.web",),
 }
-"""Set -> modules and packages that only it and the sets built on it need to import."""
+"""Set -> modules and packages that only this set and the sets built on it need to import."""
 
 BUILT_ON: dict[str, tuple[str, ...]] = {"bench": ("ingest", "train")}
 """Set -> the extras that it includes. The core is in all of them."""
 
-# What wheels that no test environment has are imported as.
+# Import name -> distribution, for wheels that no test environment has.
 _ABSENT = {"litdata": "litdata", "megatron": "megatron-energon", "streaming": "mosaicml-streaming", "gcsfs": "gcsfs"}
 
 
@@ -61,7 +62,7 @@ def modules() -> dict[str, Path]:
 
 
 def owner(module: str) -> str:
-    """The set that a module belongs to."""
+    """The set that owns a module."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         name = ".".join(parts[:length])
@@ -74,7 +75,7 @@ def owner(module: str) -> str:
 def importable(installed: str) -> list[str]:
     """The modules that a set must be able to import: its own, the core's, and those of the sets that it includes."""
     sets = {CORE, installed, *BUILT_ON.get(installed, ())}
-    # What says so by its name is run and not imported.
+    # `__main__` modules are run and not imported.
     return [name for name in modules() if owner(name) in sets and not name.endswith("__main__")]
 
 
@@ -90,15 +91,15 @@ def extras() -> tuple[str, ...]:
 
 
 def declared(installed: str) -> set[str]:
-    """The distributions that a set asks for by name, those of the core among them."""
+    """The distributions that a set requires by name, including those of the core."""
     texts = [*_project()["dependencies"], *_project()["optional-dependencies"].get(installed, ())]
-    named: set[str] = set()
+    names: set[str] = set()
     for requirement in map(Requirement, texts):
         if requirement.name == _project()["name"]:
-            named = named.union(*map(declared, requirement.extras))
+            names = names.union(*map(declared, requirement.extras))
         else:
-            named.add(canonicalize_name(requirement.name))
-    return named
+            names.add(canonicalize_name(requirement.name))
+    return names
 
 
 def providers(module: str) -> set[str]:
@@ -114,8 +115,8 @@ def _installed() -> dict[str, list[str]]:
 
 
 def imports(file: Path) -> Iterator[tuple[str, bool]]:
-    """The other packages that a module imports, by their top-level name, and whether that is as soon as it is imported
-    itself. What is only for type checkers counts for neither."""
+    """The other packages that a module imports, by their top-level name, and whether it does so when it is imported.
+    Imports for type checkers are ignored."""
     yield from _imports(ast.parse(file.read_text()).body, at_once=True)
 
 
@@ -128,8 +129,8 @@ def _imports(body: Iterable[ast.AST], *, at_once: bool) -> Iterator[tuple[str, b
         elif isinstance(node, ast.ImportFrom):
             names = [node.module or ""]
         else:
-            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from _imports(ast.iter_child_nodes(node), at_once=at_once and not inside)
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from _imports(ast.iter_child_nodes(node), at_once=at_once and not is_function)
             continue
         tops = (name.partition(".")[0] for name in names)
         yield from ((top, at_once) for top in tops if top not in sys.stdlib_module_names and top not in PACKAGES)

@@ -1,4 +1,4 @@
-"""Videos whose every frame bears its number, and what a reading of them gives back."""
+"""Writes videos that show each frame's number, and reads the numbers back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(
     options: dict[str, str] | None = None,
     prepare: Callable[[Any], None] | None = None,
 ) -> Path:
-    """A video file of `pictures` at `pts` (in `unit`)."""
+    """Write a video file of `pictures` at `pts` (in `unit`)."""
     with av.open(path, "w") as container:
         stream = None
         for index, picture in enumerate(pictures):
@@ -70,14 +70,14 @@ def write(
     return path
 
 
-def remuxed(source: Path, target: Path, **options: str) -> Path:
-    """The same packets in another container, or in one written with other options."""
-    with av.open(source) as given, av.open(target, "w", options=options) as container:
-        stream = container.add_stream_from_template(given.streams.video[0])
-        for packet in given.demux(video=0):
+def remux(source: Path, target: Path, **options: str) -> Path:
+    """Write the same packets into another container, or with other options."""
+    with av.open(source) as container, av.open(target, "w", options=options) as output:
+        stream = output.add_stream_from_template(container.streams.video[0])
+        for packet in container.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
-                container.mux(packet)
+                output.mux(packet)
     return target
 
 
@@ -87,16 +87,16 @@ def code_of(path: Path, limit: int = LIMIT) -> tuple[ErrorCode, str]:
     return caught.value.code, caught.value.detail
 
 
-def whole(path: Path) -> tuple[Probe, np.ndarray, float]:
+def read_timeline(path: Path) -> tuple[Probe, np.ndarray, float]:
     """Probe, timestamps and end."""
     source = probe_video(path, LIMIT)
     pieces = list(read_thumbnails(read_frames(path, source)))
     return source, np.concatenate([piece.times for piece in pieces]), float(pieces[-1].ends[-1])
 
 
-def shown(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, list[int]]:
-    """The numbers in each clip, by the clip's start."""
-    source, times, end_s = whole(path)
+def read_clips(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, list[int]]:
+    """The frame numbers in each clip, by the clip's start."""
+    source, times, end_s = read_timeline(path)
     windows = grid.windows("x", shots_of(ranges, times, end_s), times)
     size = grid.size(source.display.width, source.display.height)
     assert size is not None
@@ -109,7 +109,7 @@ def shown(path: Path, ranges: list[tuple[int, int]], grid: Grid) -> dict[float, 
 
 
 def four_corners(width: int, height: int) -> np.ndarray:
-    """Red, green, blue and white quarters: any turn or mirror shows."""
+    """Red, green, blue and white quarters: any turn or mirroring is visible."""
     picture = np.zeros((height, width, 3), np.uint8)
     picture[: height // 2, : width // 2] = (200, 30, 30)
     picture[: height // 2, width // 2 :] = (30, 200, 30)

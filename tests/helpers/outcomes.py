@@ -1,9 +1,9 @@
-"""The expected outcome of every real clip: `tests/data/expected_outcomes.csv`, one row a source.
+"""Reads and updates the expected outcome of every real clip: `tests/data/expected_outcomes.csv`, a row per source.
 
 `python tests/helpers/outcomes.py`, run in the repository's root, ingests every clip that this machine has or can fetch
-and writes their rows again; rows of clips that are not here stay as they are. With a folder as argument the dataset is
-kept there, and one that was interrupted goes on from what it has. Read the diff before you commit it: each line that
-changed is a video that users would keep or lose.
+and updates their rows; rows of other clips stay unchanged. With a folder as argument the dataset is kept there, and an
+interrupted one is resumed. Read the diff before you commit it: each changed line is a video that users would keep or
+lose.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import real_clips
 
 TABLE = Path(__file__).parents[1] / "data/expected_outcomes.csv"
 
-# The default recipe but for what no rule asks about: its verdicts, in a third of the time. A rule that names a signal
-# of another annotator is refused before the run begins.
+# The default recipe without the annotators that no rule needs: the same verdicts in a third of the time. A rule that
+# names a signal of another annotator is refused before the run begins.
 RECIPE = "stages: [[text, flow]]\ntasks: {}\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a source, and of its clips.
+    """The outcome of a source and of its clips.
 
-    `sha256`: the first 12 digits of the file's. `source`: its status, and the rule or code of one that was not cut.
-    `frames`: of all its clips. `rejected`, `failed`: how many clips by which rule or code ("still 1; too_dark 2").
+    `sha256`: the first 12 digits of the file's. `source`: its status, and its rule or code if it was not cut.
+    `frames`: of all its clips. `rejected`, `failed`: the number of clips by rule or code ("still 1; too_dark 2").
     """
 
     file: str
@@ -57,7 +57,7 @@ def expected() -> dict[str, Outcome]:
 
 
 def measure(files: Iterable[Path], folder: Path, timeout: float = 3600) -> dict[str, Outcome]:
-    """File name -> outcome of these clips, each once through the whole program; `folder` holds what that makes."""
+    """File name -> outcome of these clips, each ingested once by the installed program; `folder` holds the dataset."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
     command = [program.VDOT, "ingest", *files, "--out", folder / "out", "--recipe", recipe, "--json"]
@@ -65,12 +65,12 @@ def measure(files: Iterable[Path], folder: Path, timeout: float = 3600) -> dict[
     out = program.Out(folder / "out")
     clips = list(out.clips().values())
     return {
-        name: _outcome(name, source, [clip for clip in clips if clip["source_uri"] == source["source_uri"]])
+        name: _build_outcome(name, source, [clip for clip in clips if clip["source_uri"] == source["source_uri"]])
         for name, source in out.sources().items()
     }
 
 
-def _outcome(name: str, source: dict[str, Any], clips: list[dict[str, Any]]) -> Outcome:
+def _build_outcome(name: str, source: dict[str, Any], clips: list[dict[str, Any]]) -> Outcome:
     return Outcome(
         file=name,
         sha256=source["source_hash"][:12],
@@ -78,17 +78,17 @@ def _outcome(name: str, source: dict[str, Any], clips: list[dict[str, Any]]) -> 
         clips=len(clips),
         frames=sum(clip["frames"] for clip in clips),
         kept=sum(clip["status"] == "kept" for clip in clips),
-        rejected=_counted(clip["rule"] for clip in clips if clip["status"] == "rejected"),
-        failed=_counted(clip["code"] or "PENDING" for clip in clips if clip["status"] in {"failed", "pending"}),
+        rejected=_count_reasons(clip["rule"] for clip in clips if clip["status"] == "rejected"),
+        failed=_count_reasons(clip["code"] or "PENDING" for clip in clips if clip["status"] in {"failed", "pending"}),
     )
 
 
-def _counted(reasons: Iterable[str]) -> str:
+def _count_reasons(reasons: Iterable[str]) -> str:
     return "; ".join(f"{reason} {count}" for reason, count in sorted(Counter(reasons).items()))
 
 
 def write(folder: Path | None) -> None:
-    """Measure all clips, in `folder` if one is named, and write the table again."""
+    """Measure all clips, in `folder` if it is given, and update the table."""
     rows = expected() if TABLE.is_file() else {}
     with tempfile.TemporaryDirectory(prefix="vdot-outcomes-") as temporary:
         folder = folder or Path(temporary)

@@ -1,4 +1,4 @@
-"""AVI files as DivX and XviD wrote them: a P-frame and the B-frame that is shown before it in one packet."""
+"""Writes AVI files as DivX and XviD did: a P-frame and the B-frame that is shown before it in one packet."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 import av
 
 _VOP = b"\x00\x00\x01\xb6"
-# What FFmpeg, and every player before it, knows such a file by: user data whose version ends with a p.
+# FFmpeg, and every player before it, recognizes such a file by user data with a version that ends with a p.
 _MARK = b"\x00\x00\x01\xb2DivX503b1393p"
-# A frame that is not coded: it stands where the B-frame was.
+# A frame that is not coded, in place of the B-frame.
 _EMPTY = _VOP + b"\x51\x20\x7f"
 
 
 def pack(source: Path, target: Path) -> Path:
-    """The same MPEG-4 frames, no two B-frames of which are neighbours, packed."""
+    """Write the same MPEG-4 frames packed; no two of their B-frames may be neighbours."""
     with av.open(str(source)) as plain, av.open(str(target), "w", format="avi") as packed:
         stream = plain.streams.video[0]
         track = packed.add_stream_from_template(stream)
@@ -23,7 +23,7 @@ def pack(source: Path, target: Path) -> Path:
         coded[0] = coded[0][:first] + _MARK + coded[0][first:]
         packets: list[bytes] = []
         for data in coded:
-            if _is_b(data):
+            if _is_b_frame(data):
                 packets[-1] += data
                 packets.append(_EMPTY)
             else:
@@ -37,6 +37,6 @@ def pack(source: Path, target: Path) -> Path:
     return target
 
 
-def _is_b(data: bytes) -> bool:
+def _is_b_frame(data: bytes) -> bool:
     # vop_coding_type, the first two bits of a VOP: I, P, B, S
     return data[data.index(_VOP) + 4] >> 6 == 2

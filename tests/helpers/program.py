@@ -1,4 +1,4 @@
-"""The installed command as a process, and a dataset as its reader sees it, for whole-program tests."""
+"""Runs the installed command as a process, and reads datasets as a user would."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
 VDOT = Path(sys.executable).parent / "vdot-data"
-# Stands before a command so that root, too, may read no more than the modes of files allow.
+# A prefix for commands, so that root, too, is bound by the modes of files.
 BOUND_BY_MODES = () if os.geteuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
-def installed(source: Path, target: Path) -> Path:
-    """`target`, a folder for PYTHONPATH, with the package in `source` built and installed into it."""
+def install(source: Path, target: Path) -> Path:
+    """Build the package in `source` and install it into `target`, a folder for PYTHONPATH; returns `target`."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-deps"]
-    how = [*pip, "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
-    subprocess.run(how, check=True, capture_output=True)
+    command = [*pip, "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
     return target
 
 
 class Vdot:
-    """The installed command, each time in an empty current folder and with a scratch folder of its own."""
+    """Runs the installed command, each time in an empty current folder and with a scratch folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -46,7 +46,7 @@ class Vdot:
         command: tuple[object, ...] = (VDOT,),
         cwd: Any = None,
     ) -> subprocess.Popen[str]:
-        """The command as a running process, in a session of its own."""
+        """Start the command in a session of its own."""
         cwd = cwd or tempfile.mkdtemp(dir=self._folder)
         scratch = tempfile.mkdtemp(dir=self._folder)
         return subprocess.Popen(
@@ -61,7 +61,7 @@ class Vdot:
         )
 
     def finish(self, process: subprocess.Popen[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        """Wait for it to end; one that does not is killed, and fails the test."""
+        """Wait for a process to end; if it does not, kill it and fail the test."""
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -71,16 +71,16 @@ class Vdot:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     def kill(self, process: subprocess.Popen[str]) -> None:
-        """SIGKILL to the command itself; what it started must notice."""
+        """Send SIGKILL to the command itself; its child processes must notice."""
         process.kill()
         process.wait()
 
-    def __call__(self, *arguments: object, timeout: float = 300, **how: Any) -> subprocess.CompletedProcess[str]:
-        return self.finish(self.start(*arguments, **how), timeout)
+    def __call__(self, *arguments: object, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.finish(self.start(*arguments, **options), timeout)
 
 
 class Out:
-    """A dataset as its reader sees it."""
+    """A dataset as a user reads it."""
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
@@ -102,46 +102,46 @@ class Out:
         """Clip id -> member -> bytes, of every kept clip."""
         folder = Folder(self.url)
         rows = self.query("SELECT shard, \"offset\", bytes FROM clips WHERE status = 'kept'")
-        found: dict[str, dict[str, bytes]] = {}
+        samples: dict[str, dict[str, bytes]] = {}
         for row in rows:
-            found |= group_members(folder.read(row["shard"], row["offset"], row["bytes"]))
-        return found
+            samples |= group_members(folder.read(row["shard"], row["offset"], row["bytes"]))
+        return samples
 
     def files(self) -> dict[str, bytes]:
         """Every file of a local dataset."""
         return {str(path): path.read_bytes() for path in sorted(Path(self.url).rglob("*")) if path.is_file()}
 
 
-def poll(done: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Wait until `done()` is true and return it; fail after `seconds`."""
+def poll(condition: Callable[[], Any], seconds: float, description: str) -> Any:
+    """Wait until `condition()` is true and return its result; fail after `seconds`."""
     end = time.monotonic() + seconds
-    while not (found := done()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+    while not (result := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {description}"
         time.sleep(0.05)
-    return found
+    return result
 
 
-def heirs(name: str, value: str) -> list[psutil.Process]:
-    """The processes whose environment has this variable with this value."""
-    found = []
+def find_processes(name: str, value: str) -> list[psutil.Process]:
+    """The processes with this variable and value in their environment."""
+    matches = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(name) == value and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                matches.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-    return found
+    return matches
 
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[Path]:
-    """A small file system in memory; skips the test where this user may not mount."""
+    """Mount a small file system in memory; skips the test if this user may not mount."""
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
+    process = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", options, "vdot-test", str(folder)], capture_output=True, text=True
     )
-    if done.returncode:
-        pytest.skip(f"cannot mount a file system here: {done.stderr.strip()}")
+    if process.returncode:
+        pytest.skip(f"cannot mount a file system here: {process.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -150,22 +150,22 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
 
 @contextmanager
 def cluster(*cpus: int, memory: int, gpus: int = 0) -> Iterator[Any]:
-    """A Ray cluster of one node per number of CPUs, all on this machine; this process does not join it. `gpus`: what
-    Ray is told that each node has; there need be none."""
+    """A Ray cluster of one node per number of CPUs, all on this machine; this process does not join it. `gpus`: the
+    number of GPUs that each node declares to Ray; they need not exist."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from ray.cluster_utils import Cluster
 
-    made = Cluster()
+    ray_cluster = Cluster()
     try:
         for number in cpus:
-            how = {"memory": memory, "object_store_memory": 100 * 2**20, "include_dashboard": False}
-            made.add_node(num_cpus=number, num_gpus=gpus, **how)
-        yield made
+            resources = {"memory": memory, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+            ray_cluster.add_node(num_cpus=number, num_gpus=gpus, **resources)
+        yield ray_cluster
     finally:
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
 def resize(folder: Path, size: str) -> None:
-    """Give what `mounted` made another size."""
+    """Change the size of a file system made by `mounted`."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)

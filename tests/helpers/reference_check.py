@@ -1,4 +1,4 @@
-"""Holds what the pipeline stores of a file against what `ffmpeg` shows of it, at every point of the grid."""
+"""Compares what the pipeline stores of a file with what `ffmpeg` shows of it, at every point of the grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pipeline.stages import sandboxed
 from pipeline.video.frames import ThumbnailChunk
 from pipeline.video.grid import shots_of
 
-# The grid of the pipeline in all but length: a source of two seconds has several clips.
+# The pipeline's grid with shorter clips, so that a source of two seconds has several.
 FPS = 16
 RECIPE = """
 grid: {fps: 16, frames: 17, min_frames: 5}
@@ -38,19 +38,19 @@ stages: [[scribble]]
 rules: {}
 tasks: {}
 """
-# How far the colours of a patch may be from what ffmpeg shows: what our own x264 (crf 18, 4:2:0) loses; and of pixel
-# formats of which one colour covers four pixels across, which bleeds into a patch when it is scaled.
+# How far a patch's colours may be from what ffmpeg shows: the loss of our own x264 (crf 18, 4:2:0); more for pixel
+# formats with one colour for four pixels across, which bleeds into a patch when it is scaled.
 TOLERANCE, TOLERANCES = 4.0, {"yuv410p": 5.0, "yuv411p": 5.0}
 # How far the disc may be off: a share of its size, and pixels.
 _ROUND, _ROUND_PIXELS = 0.03, 1.0
-# A grid point shows a frame that starts up to 1 ms after it; a time so near to that limit may go either way, because
-# windows begin at whole microseconds.
+# A grid point shows a frame that starts up to 1 ms after it; a time this near to that limit may go either way, because
+# windows begin at full microseconds.
 _EARLY_S, _EITHER_S = Fraction(1, 1000), Fraction(2, 1_000_000)
 
 
 @dataclass(frozen=True)
-class Stored:
-    """One clip as it is read back: uint8 [T, H, W, 3] RGB, and when it starts in the source."""
+class StoredClip:
+    """A clip as it is read back: uint8 [T, H, W, 3] RGB, and its start in the source."""
 
     start_s: float
     frames: NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Stored:
 
 @dataclass
 class Comparison:
-    """What was compared of one source, and what was wrong."""
+    """How much was compared of one source, and its faults."""
 
     frames: int = 0
     points: int = 0
@@ -72,8 +72,8 @@ def _blueprint() -> Blueprint:
     return Blueprint.for_ingest(recipe.parse(RECIPE, "reference"), ())
 
 
-def stored(path: Path) -> tuple[list[float], sandboxed.Scanned, list[Stored]]:
-    """What the pipeline makes of a file as one shot: its frames' times, what it says of the whole, and its clips."""
+def store(path: Path) -> tuple[list[float], sandboxed.Scanned, list[StoredClip]]:
+    """Run the pipeline's stages on a file as one shot; returns its frames' times, the scan's summary, and its clips."""
     blueprint = _blueprint()
     *parts, end = sandboxed.scan(path, blueprint)
     assert isinstance(end, sandboxed.Scanned)
@@ -86,38 +86,40 @@ def stored(path: Path) -> tuple[list[float], sandboxed.Scanned, list[Stored]]:
     size = grid.size(end.probe.display.width, end.probe.display.height)
     assert size is not None
     clips = []
-    for cut in sandboxed.clips(path, windows, size, None, {}, blueprint):
-        assert cut.mp4 is not None, cut.values
-        planes = clip_decode.decode_planar(cut.mp4, (cut.window.frames, size[1], size[0]))
-        clips.append(Stored(cut.window.start_s, np.moveaxis(planes, 0, -1)))
+    for stored_clip in sandboxed.clips(path, windows, size, None, {}, blueprint):
+        assert stored_clip.mp4 is not None, stored_clip.values
+        planes = clip_decode.decode_planar(stored_clip.mp4, (stored_clip.window.frames, size[1], size[0]))
+        clips.append(StoredClip(stored_clip.window.start_s, np.moveaxis(planes, 0, -1)))
     return times.tolist(), end, clips
 
 
-def compared(source: Source, folder: Path) -> Comparison:
-    """Make a source, take it through the pipeline and compare."""
+def compare(source: Source, folder: Path) -> Comparison:
+    """Make a source's file, run the pipeline on it and compare."""
     path = reference_files.make(source, folder)
-    reference = ffmpeg.shown(path)
-    times, end, clips = stored(path)
+    reference = ffmpeg.decode(path)
+    times, end, clips = store(path)
     result = check(reference, clips, source.layout)
     first = times[0]
-    theirs = [float(time - reference.times[0]) for time in reference.times]
-    result.frames = len(theirs)
-    if len(times) != len(theirs):
-        result.faults.append(f"{len(times)} frames of {len(theirs)} were read")
+    reference_times = [float(time - reference.times[0]) for time in reference.times]
+    result.frames = len(reference_times)
+    if len(times) != len(reference_times):
+        result.faults.append(f"{len(times)} frames of {len(reference_times)} were read")
     else:
-        off = [abs(time - first - other) for time, other in zip(times, theirs, strict=True)]
-        if max(off) > 2e-3:
-            result.faults.append(f"frame {int(np.argmax(off))} comes {max(off):.4f} s early or late")
+        differences = [
+            abs(time - first - reference_time) for time, reference_time in zip(times, reference_times, strict=True)
+        ]
+        if max(differences) > 2e-3:
+            result.faults.append(f"frame {int(np.argmax(differences))} comes {max(differences):.4f} s early or late")
     if end.tally.unused:
         result.faults.append(f"{end.tally.unused} of {end.tally.decoded} decoded frames were not used")
-    last_s, end_s = theirs[-1] + float(reference.durations[-1]), end.end_s - first
+    last_s, end_s = reference_times[-1] + float(reference.durations[-1]), end.end_s - first
     if not -0.003 <= end_s - last_s <= 0.12:
         result.faults.append(f"it ends at {end_s:.3f} s; ffmpeg shows it until {last_s:.3f} s")
     return result
 
 
-def check(reference: ffmpeg.Shown, clips: list[Stored], layout: str) -> Comparison:
-    """Numbers, colours and shapes of every frame of these clips of one source, the first of which starts with it.
+def check(reference: ffmpeg.Video, clips: list[StoredClip], layout: str) -> Comparison:
+    """Check numbers, colours and shapes of every frame of these clips of a source; the first clip starts with it.
 
     `layout` is the source's pixel format.
     """
@@ -126,89 +128,93 @@ def check(reference: ffmpeg.Shown, clips: list[Stored], layout: str) -> Comparis
     if not clips:
         result.faults.append("no clip")
         return result
-    high, wide = reference.pictures.shape[1:3]
-    whole = card.Area(0, 0, wide, high)
-    numbers = [card.number(picture, whole) for picture in reference.pictures]
+    height, width = reference.pictures.shape[1:3]
+    card_area = card.Area(0, 0, width, height)
+    numbers = [card.number(picture, card_area) for picture in reference.pictures]
     if any(after <= before for before, after in pairwise(numbers)):
         result.faults.append(f"the source itself is not in order: {numbers}")
     if any(after <= before for before, after in pairwise(reference.times)):
-        result.faults.append("ffmpeg's own times go back: the source is no reference")
+        result.faults.append("ffmpeg's own times go back: the source cannot be a reference")
     origin = min(clip.start_s for clip in clips)
     for clip in clips:
-        area = _area(reference, *clip.frames.shape[2:0:-1])
+        area = _covering_area(reference, *clip.frames.shape[2:0:-1])
         starts = Fraction(clip.start_s - origin).limit_denominator(10**6) + reference.times[0]
         for point, picture in enumerate(clip.frames):
-            at = starts + Fraction(point, FPS) + _EARLY_S
-            right = {_latest(reference.times, at - _EITHER_S), _latest(reference.times, at + _EITHER_S)}
-            shown = card.number(picture, area)
+            time = starts + Fraction(point, FPS) + _EARLY_S
+            candidates = {
+                _latest_index(reference.times, time - _EITHER_S),
+                _latest_index(reference.times, time + _EITHER_S),
+            }
+            number = card.number(picture, area)
             result.points += 1
-            if shown not in {numbers[index] for index in right}:
-                expected = " or ".join(str(numbers[index]) for index in right)
-                result.faults.append(f"{float(at):.3f} s shows frame {shown}, not {expected}")
+            if number not in {numbers[index] for index in candidates}:
+                expected = " or ".join(str(numbers[index]) for index in candidates)
+                result.faults.append(f"{float(time):.3f} s shows frame {number}, not {expected}")
                 continue
-            index = next(index for index in right if numbers[index] == shown)
-            _colours(result, picture, area, reference.pictures[index], whole, tolerance)
-        _shape(result, clip.frames[len(clip.frames) // 2], area)
+            index = next(index for index in candidates if numbers[index] == number)
+            _check_colours(result, picture, area, reference.pictures[index], card_area, tolerance)
+        _check_disc(result, clip.frames[len(clip.frames) // 2], area)
     return result
 
 
-def _latest(times: list[Fraction], limit: Fraction) -> int:
+def _latest_index(times: list[Fraction], limit: Fraction) -> int:
     return max(0, sum(time <= limit for time in times) - 1)
 
 
-def _area(reference: ffmpeg.Shown, width: int, height: int) -> card.Area:
-    """Where a picture that is scaled to cover `width` x `height` and cropped at the centre lies."""
-    high, wide = reference.pictures.shape[1:3]
-    across = wide * float(reference.aspect)
-    scale = max(width / across, height / high)
-    across, down = across * scale, high * scale
-    return card.Area((width - across) / 2, (height - down) / 2, across, down)
+def _covering_area(reference: ffmpeg.Video, width: int, height: int) -> card.Area:
+    """The area of a picture that is scaled to cover `width` x `height` and cropped at the centre."""
+    reference_height, reference_width = reference.pictures.shape[1:3]
+    display_width = reference_width * float(reference.aspect)
+    scale = max(width / display_width, height / reference_height)
+    scaled_width, scaled_height = display_width * scale, reference_height * scale
+    return card.Area((width - scaled_width) / 2, (height - scaled_height) / 2, scaled_width, scaled_height)
 
 
-def _colours(
+def _check_colours(
     result: Comparison,
     picture: NDArray[np.uint8],
     area: card.Area,
-    other: NDArray[np.uint8],
-    whole: card.Area,
+    reference: NDArray[np.uint8],
+    reference_area: card.Area,
     tolerance: float,
 ) -> None:
-    off = np.abs(card.colours(picture, area) - card.colours(other, whole)).max(axis=1)
-    result.patches += len(off)
-    result.worst = max(result.worst, float(off.max()))
-    if off.max() > tolerance:
-        name = [*card.PATCHES][int(off.argmax())]
-        ours, theirs = card.colours(picture, area)[off.argmax()], card.colours(other, whole)[off.argmax()]
-        result.faults.append(f"{name} is {ours.round().tolist()}, ffmpeg shows {theirs.round().tolist()}")
+    differences = np.abs(card.colours(picture, area) - card.colours(reference, reference_area)).max(axis=1)
+    result.patches += len(differences)
+    result.worst = max(result.worst, float(differences.max()))
+    if differences.max() > tolerance:
+        index = int(differences.argmax())
+        measured, expected = card.colours(picture, area)[index], card.colours(reference, reference_area)[index]
+        text = "{} is {}, ffmpeg shows {}"
+        result.faults.append(text.format([*card.PATCHES][index], measured.round().tolist(), expected.round().tolist()))
 
 
-def _shape(result: Comparison, picture: NDArray[np.uint8], area: card.Area) -> None:
-    got, expected = card.disc(picture, area), card.expected_disc(area)
-    allowed = max(_ROUND_PIXELS, _ROUND * expected[2])
-    if any(abs(a - b) > allowed for a, b in zip(got, expected, strict=True)):
+def _check_disc(result: Comparison, picture: NDArray[np.uint8], area: card.Area) -> None:
+    measured, expected = card.disc(picture, area), card.expected_disc(area)
+    tolerance = max(_ROUND_PIXELS, _ROUND * expected[2])
+    if any(abs(value - target) > tolerance for value, target in zip(measured, expected, strict=True)):
         text = "the disc's centre and size are {}, not {}"
-        result.faults.append(text.format(np.round(got, 1).tolist(), np.round(expected, 1).tolist()))
+        result.faults.append(text.format(np.round(measured, 1).tolist(), np.round(expected, 1).tolist()))
 
 
-def matrix(folder: Path, sources: Iterable[Source]) -> dict[str, Comparison]:
-    """Each of these sources compared, by its name; a file is gone before the next is made."""
+def check_matrix(folder: Path, sources: Iterable[Source]) -> dict[str, Comparison]:
+    """Compare each of these sources; results by name. A source's file is removed before the next is made."""
     results: dict[str, Comparison] = {}
     for index, source in enumerate(sources):
-        place = folder / str(index)
-        place.mkdir()
+        source_folder = folder / str(index)
+        source_folder.mkdir()
         try:
-            results[source.name] = compared(source, place)
+            results[source.name] = compare(source, source_folder)
         except ClipError as error:
             results[source.name] = Comparison(faults=[f"{error.code}: {error.detail}"])
         except AssertionError as error:
             error.add_note(f"the source is: {source.name}")
             raise
-        shutil.rmtree(place)
+        shutil.rmtree(source_folder)
     return results
 
 
-def summary(sources: Sequence[Source], results: Mapping[str, Comparison]) -> dict[str, Any]:
-    """What was compared, in figures."""
+def summarize(sources: Sequence[Source], results: Mapping[str, Comparison]) -> dict[str, Any]:
+    """The figures of a comparison."""
     covered, possible = coverage(sources)
     worst: dict[str, float] = {}
     for source in sources:
@@ -229,10 +235,10 @@ def summary(sources: Sequence[Source], results: Mapping[str, Comparison]) -> dic
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as temporary:
         chosen = sources()
-        outcome = matrix(Path(made), chosen)
-    json.dump(summary(chosen, outcome), sys.stdout, indent=2)
+        outcome = check_matrix(Path(temporary), chosen)
+    json.dump(summarize(chosen, outcome), sys.stdout, indent=2)
     sys.stdout.write("\n")
     for name, result in outcome.items():
         if result.faults:

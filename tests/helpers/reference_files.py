@@ -1,4 +1,4 @@
-"""Makes the files of the reference matrix with FFmpeg: numbered cards, encoded, tagged, timed and turned as asked."""
+"""Makes the files of the reference matrix with FFmpeg: numbered cards, encoded, tagged, timed and turned."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _MATRICES = {
     "smpte240m": ("smpte240m", "smpte240m", "smpte240m"),
     "fcc": ("fcc", "bt470m", "bt470m"),
 }
-# Just before MPEG-TS's clock of 33 bits at 90 kHz starts again from zero.
+# Just before MPEG-TS's clock of 33 bits at 90 kHz wraps to zero.
 _WRAP_S = 2**33 / 90_000 - 1.3
 _STARTS_S = {"late": 7.3, "days": 200_000.0, "negative": -0.5, "wraps": _WRAP_S}
 _TIMINGS = {
-    # One frame in five is not there; every other frame is shown longer; one is held for most of a second; nothing was
-    # recorded for three seconds.
+    # One frame in five is missing; every other frame is shown longer; one frame is held for most of a second; nothing
+    # was recorded for three seconds.
     "dropped": "select='mod(n+2\\,5)'",
     "alternating": "settb=1/30000,setpts='(N+0.4*mod(N\\,2))/({rate}*TB)'",
     "held": "settb=1/30000,setpts='(N/({rate})+0.8*gte(N\\,1.2*({rate})))/TB'",
@@ -50,21 +50,21 @@ _GROUPS = {
 
 
 def make(source: Source, folder: Path) -> Path:
-    """The file of a source in this folder. Raises AssertionError where FFmpeg refuses to write it."""
+    """Write a source's file into this folder. Raises AssertionError if FFmpeg refuses to write it."""
     path = folder / f"source.{source.container}"
-    packed = source.groups == "packed"
-    turned = source.turn != "0" and not _turned_in_stream(source)
-    trimmed = source.edits.startswith("trimmed")
-    if not (packed or turned or trimmed):
-        return _encode(source, path, _muxer(source))
-    encoded = _encode(source, folder / f"encoded.{source.container}", _plain_muxer(source))
-    if packed:
+    is_packed = source.groups == "packed"
+    is_turned = source.turn != "0" and not _is_turned_in_stream(source)
+    is_trimmed = source.edits.startswith("trimmed")
+    if not (is_packed or is_turned or is_trimmed):
+        return _encode(source, path, _muxer_arguments(source))
+    encoded = _encode(source, folder / f"encoded.{source.container}", _plain_muxer_arguments(source))
+    if is_packed:
         packed_b_frames.pack(encoded, path)
     else:
-        how = _header_turn(source) if turned else []
-        how += ["-ss", "0.53"] if source.edits == "trimmed start" else []
-        how += ["-t", "1.9"] if source.edits == "trimmed end" else []
-        ffmpeg.run(*how, "-i", encoded, "-map", "0", "-c", "copy", *_muxer(source), path)
+        options = _header_turn_arguments(source) if is_turned else []
+        options += ["-ss", "0.53"] if source.edits == "trimmed start" else []
+        options += ["-t", "1.9"] if source.edits == "trimmed end" else []
+        ffmpeg.run(*options, "-i", encoded, "-map", "0", "-c", "copy", *_muxer_arguments(source), path)
     encoded.unlink()
     return path
 
@@ -72,52 +72,64 @@ def make(source: Source, folder: Path) -> Path:
 def _encode(source: Source, path: Path, muxer: list[str]) -> Path:
     width, height = map(int, source.size.split("x"))
     layout = "rgba" if source.alpha else "rgb24"
-    how = ["-f", "rawvideo", "-pix_fmt", layout, "-s", source.size, "-framerate", source.rate]
-    how += ["-itsoffset", "0.7"] if source.sound == "begins first" else []
-    how += ["-i", "-", *_sound(source), "-map", "0:v", "-vf", _filters(source), "-fps_mode", "passthrough"]
-    how += ["-enc_time_base", "1/30000"] if source.timing in ("alternating", "held", "gap") else []
-    how += ["-threads", "1", "-strict", "-2", "-c:v", *_codec(source), "-map_metadata", "-1", *muxer]
-    in_stream = _turned_in_stream(source)
-    cards = _cards(_count(source), width, height, _aspect(source), source.turn, in_stream, source.alpha)
-    ffmpeg.run(*how, path, stdin=cards)
+    arguments = ["-f", "rawvideo", "-pix_fmt", layout, "-s", source.size, "-framerate", source.rate]
+    arguments += ["-itsoffset", "0.7"] if source.sound == "begins first" else []
+    arguments += [
+        "-i",
+        "-",
+        *_sound_arguments(source),
+        "-map",
+        "0:v",
+        "-vf",
+        _build_filters(source),
+        "-fps_mode",
+        "passthrough",
+    ]
+    arguments += ["-enc_time_base", "1/30000"] if source.timing in ("alternating", "held", "gap") else []
+    arguments += ["-threads", "1", "-strict", "-2", "-c:v", *_codec_arguments(source), "-map_metadata", "-1", *muxer]
+    in_stream = _is_turned_in_stream(source)
+    cards = _draw_cards(
+        _count_frames(source), width, height, _displayed_aspect(source), source.turn, in_stream, source.alpha
+    )
+    ffmpeg.run(*arguments, path, stdin=cards)
     return path
 
 
-def _count(source: Source) -> int:
+def _count_frames(source: Source) -> int:
     return round(SECONDS * Fraction(source.rate))
 
 
-def _aspect(source: Source) -> float:
-    """The shape of the picture as it is shown, before it is turned."""
+def _displayed_aspect(source: Source) -> float:
+    """The aspect of the picture as displayed, before it is turned."""
     width, height = map(int, source.size.split("x"))
     return float(width * Fraction(source.aspect) / height)
 
 
-def _turned_in_stream(source: Source) -> bool:
-    """Whether H.264's own message turns the picture, because the container's header cannot."""
+def _is_turned_in_stream(source: Source) -> bool:
+    """Whether H.264's own message turns the picture because the container's header cannot."""
     return source.turn != "0" and source.container not in ("mp4", "mov", "fragmented", "3gp", "mkv")
 
 
-def _header_turn(source: Source) -> list[str]:
+def _header_turn_arguments(source: Source) -> list[str]:
     turn, _, mirrored = source.turn.partition(" ")
     return ["-display_rotation", turn, *(["-display_hflip"] if mirrored else [])]
 
 
 @lru_cache(maxsize=8)
-def _cards(count: int, width: int, height: int, aspect: float, turn: str, in_stream: bool, alpha: bool) -> bytes:
+def _draw_cards(count: int, width: int, height: int, aspect: float, turn: str, in_stream: bool, alpha: bool) -> bytes:
     """Raw pictures of `width` x `height` that show upright cards once they are turned."""
     degrees, _, mirrored = turn.partition(" ")
     quarters = int(degrees) // 90
     if quarters % 2:
         width, height, aspect = height, width, 1 / aspect
     return b"".join(
-        _stored(card.drawn(number, width, height, aspect, alpha), quarters, bool(mirrored), in_stream).tobytes()
+        _orient(card.draw(number, width, height, aspect, alpha), quarters, bool(mirrored), in_stream).tobytes()
         for number in range(count)
     )
 
 
-def _stored(picture: NDArray[np.uint8], quarters: int, mirrored: bool, in_stream: bool) -> NDArray[np.uint8]:
-    """What is stored so that `picture` is shown. A header's matrix turns first, H.264's own message mirrors first."""
+def _orient(picture: NDArray[np.uint8], quarters: int, mirrored: bool, in_stream: bool) -> NDArray[np.uint8]:
+    """The picture to store so that `picture` is shown. A header's matrix turns first, H.264's message mirrors first."""
     if mirrored and not in_stream:
         picture = picture[:, ::-1]
     picture = np.rot90(picture, -quarters)
@@ -126,12 +138,12 @@ def _stored(picture: NDArray[np.uint8], quarters: int, mirrored: bool, in_stream
     return np.ascontiguousarray(picture)
 
 
-def _filters(source: Source) -> str:
+def _build_filters(source: Source) -> str:
     space, primaries, transfer = _MATRICES[source.matrix]
     if source.layout == "pal8":
         parts = ["split[a][b];[a]palettegen=reserve_transparent=0[p];[b][p]paletteuse=dither=none"]
     elif source.gray:
-        # swscale makes gray of full range alone; the luma plane of a colour picture has the range asked for
+        # swscale makes gray of full range only; the luma plane of a colour picture has the requested range
         deep = "yuv444p10le" if source.layout.endswith("10le") else "yuv444p"
         parts = [f"{_SCALE}:out_range={source.range}", f"format={deep}", "extractplanes=y"]
     elif source.yuv:
@@ -152,7 +164,7 @@ def _filters(source: Source) -> str:
     return ",".join(parts)
 
 
-def _codec(source: Source) -> list[str]:
+def _codec_arguments(source: Source) -> list[str]:
     codec = CODECS[source.codec]
     arguments = codec.arguments.split()
     if source.codec == "hevc":
@@ -162,14 +174,14 @@ def _codec(source: Source) -> list[str]:
         arguments += _GROUPS[source.groups].split()
         if source.codec == "h264" and source.groups == "open groups":
             arguments += ["-x264-params", "open-gop=1"]
-    if _turned_in_stream(source):
+    if _is_turned_in_stream(source):
         turn, _, mirrored = source.turn.partition(" ")
         flip = ":flip=horizontal" if mirrored else ""
         arguments += ["-bsf:v", f"h264_metadata=display_orientation=insert:rotate={turn}{flip}"]
     return arguments
 
 
-def _sound(source: Source) -> list[str]:
+def _sound_arguments(source: Source) -> list[str]:
     if source.sound == "none":
         return []
     seconds = SECONDS + (4 if source.sound == "longer" else 0)
@@ -177,16 +189,16 @@ def _sound(source: Source) -> list[str]:
     return ["-f", "lavfi", "-i", f"sine=d={seconds}:r=16000", "-map", "1:a", "-c:a", codec]
 
 
-def _plain_muxer(source: Source) -> list[str]:
+def _plain_muxer_arguments(source: Source) -> list[str]:
     return ["-f", *_MUXERS.get(source.container, source.container).split()]
 
 
-def _muxer(source: Source) -> list[str]:
-    how = _plain_muxer(source)
+def _muxer_arguments(source: Source) -> list[str]:
+    arguments = _plain_muxer_arguments(source)
     if source.start != "zero":
-        how += ["-output_ts_offset", str(_STARTS_S[source.start])]
+        arguments += ["-output_ts_offset", str(_STARTS_S[source.start])]
     if source.start == "negative":
-        how += ["-avoid_negative_ts", "disabled"]
+        arguments += ["-avoid_negative_ts", "disabled"]
     if source.edits == "no edit list":
-        how += ["-use_editlist", "0"]
-    return how
+        arguments += ["-use_editlist", "0"]
+    return arguments

@@ -1,4 +1,4 @@
-"""The sources of the reference matrix: which there are, chosen so that every pair that may matter is among them."""
+"""Chooses the sources of the reference matrix so that they include every pair of values that may matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import cache
 
 @dataclass(frozen=True)
 class Codec:
-    """An encoder of FFmpeg with what it can write. The first layout and container are its usual ones."""
+    """An encoder of FFmpeg and what it can write. The first layout and container are its usual ones."""
 
     arguments: str
     layouts: tuple[str, ...]
@@ -101,19 +101,19 @@ CODECS = {
 }
 RATES = ("25", "10", "15", "24000/1001", "24", "30000/1001", "30", "50", "60000/1001", "60")
 TURNS = ("0", "90", "180", "270", "0 mirrored", "90 mirrored", "180 mirrored", "270 mirrored")
-# How many of them a file's header can say; in other containers H.264 may carry all in the stream itself.
+# How many of the turns a container's header can store; in other containers H.264 may carry all of them in the stream.
 _TURNS_IN = {"mp4": 8, "mov": 8, "fragmented": 8, "3gp": 8, "mkv": 4}
-# Containers that keep each frame's own time, and those that may begin late or before zero.
+# Containers that store each frame's own time, and those that may begin late or before zero.
 _VFR = ("mp4", "mov", "fragmented", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "ivf")
 _LATE = ("mp4", "mov", "3gp", "mkv", "webm", "ts", "flv", "nut", "asf", "mpg")
-# With B-frames FFmpeg itself does not know when each of their frames is shown.
+# With B-frames, FFmpeg itself does not know the presentation time of every frame in these.
 _UNTIMED = (("xvid", "mkv"), ("h264", "mpg"), ("h264", "mxf"))
 _NO_ASPECT = ("flv", "ivf", "obu", "apng", "gif", "mjpeg", "webm", "rm", "mxf")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source: how it is encoded, tagged, timed and turned. The values of each axis are in `AXES`."""
+    """A source: how it is encoded, tagged, timed and turned. The values of each axis are in `AXES`."""
 
     codec: str = "h264"
     container: str = "mp4"
@@ -133,7 +133,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What differs from the usual source, in words."""
+        """The codec, the container and the differences from the usual source, in words."""
         usual = Source()
         parts = [self.codec, self.container]
         for axis in fields(self)[2:]:
@@ -144,7 +144,7 @@ class Source:
 
     @property
     def alpha(self) -> bool:
-        """Whether its pictures have an alpha channel as they are encoded."""
+        """Whether its encoded pictures have an alpha channel."""
         return self.layout.startswith(("yuva", "gbrap")) or self.layout in ("argb", "rgba", "bgra")
 
     @property
@@ -153,18 +153,18 @@ class Source:
 
     @property
     def yuv(self) -> bool:
-        """Whether a range and a matrix mean anything to it."""
+        """Whether it has a range and a matrix."""
         return self.layout.startswith(("yuv", "uyvy"))
 
     def fits(self) -> bool:
-        """Whether there is such a file: FFmpeg writes it, and it is another one than the usual source."""
+        """Whether such a file exists: FFmpeg writes it, and it is not the same as another source."""
         codec = CODECS[self.codec]
         turns = _TURNS_IN.get(self.container, 8 if self.codec == "h264" else 1)
         limits = (
             self.layout in codec.layouts,
             self.container in codec.containers,
             codec.b_frames or self.groups == "no B-frames",
-            # FFmpeg's own times of these go back, stand still or have a hole: it is no reference
+            # FFmpeg's own times of these go back, stand still or have a gap: it cannot be the reference
             self.groups == "no B-frames" or (self.codec, self.container) not in _UNTIMED,
             self.container != "m4v" or "/" not in self.rate,
             # One packet with a P- and a B-frame: MPEG-4 in AVI
@@ -181,18 +181,18 @@ class Source:
             not self.gray or self.matrix == "bt601",
             self.size == codec.size or codec.size == Source.size,
             not codec.rates or self.rate in codec.rates,
-            # PS, MXF and 3GP hold what broadcasters and phones make
+            # PS, MXF and 3GP hold what broadcasters and phones write
             self.container not in ("mpg", "mxf", "3gp") or self.layout in ("yuv420p", "yuv422p"),
             self.container != "flv" or self.codec != "h264" or self.layout == "yuv420p",
             self.container != "gif" or self.rate in ("10", "25", "50"),
             self.container != "mxf" or self.rate in ("25", "24", "30", "24000/1001", "30000/1001", "50", "60"),
-            # MPEG-2 can say that pixels are square or that the picture is 4:3 or 16:9
+            # MPEG-2 can only state that pixels are square or that the picture is 4:3 or 16:9
             self.codec != "mpeg2"
             or self.aspect == "1"
             or (self.aspect == "4/3" and self.size in ("192x144", "320x240")),
             self.codec not in ("mpeg1", "rv20", "svq1") or self.aspect == "1",
             self.codec != "rv20" or self.size in ("192x144", "320x240"),
-            # A card that narrow has patches of a few pixels
+            # On a card this narrow, patches have only a few pixels
             self.aspect != "1/2" or self.size != "144x192",
             self.codec != "qtrle" or self.layout != "gray" or self.size in ("192x144", "320x240", "640x352"),
             self.sound == "none" or self.container in ("mp4", "mov", "mkv", "ts", "avi"),
@@ -217,7 +217,7 @@ AXES: dict[str, tuple[str | bool, ...]] = {
     "edits": ("none", "trimmed start", "trimmed end", "no edit list"),
     "sound": ("none", "as long", "longer", "begins first"),
 }
-# The pairs of axes whose values are brought together wherever a file can have both.
+# The pairs of axes whose values are combined wherever a file can have both.
 PAIRS = (
     ("codec", "container"),
     ("codec", "layout"),
@@ -254,12 +254,12 @@ Pair = tuple[str, object, str, object]
 
 
 def pairs_of(source: Source) -> set[Pair]:
-    """The pairs of values that a source brings together."""
-    return {(one, getattr(source, one), other, getattr(source, other)) for one, other in PAIRS}
+    """The pairs of values that a source combines."""
+    return {(first, getattr(source, first), second, getattr(source, second)) for first, second in PAIRS}
 
 
 def single() -> Iterator[Source]:
-    """The usual source of each codec, and every value of every other axis once on a source that is else usual."""
+    """The usual source of each codec, and every value of every other axis once on an otherwise usual source."""
     for name, codec in CODECS.items():
         yield _usual(name)
         for layout in codec.layouts[1:]:
@@ -273,34 +273,34 @@ def single() -> Iterator[Source]:
         yield from _variations(Source(groups="B-frames"), axis)
     yield replace(Source(), container="ts", start="wraps")
     yield Source(codec="mpeg4", container="avi", groups="packed")
-    # HD that names no matrix is BT.709 to players; one that names BT.601 is that.
+    # Players take HD without a matrix tag as BT.709, and HD tagged as BT.601 as that.
     yield Source(size="1280x720", rate="10", matrix="bt709", tagged=False)
     yield Source(size="1280x720", rate="10", matrix="bt601")
     yield Source(codec="ffv1", container="mkv", layout="yuv444p", size="199x149")
 
 
 def covering(limit: int, seed: int) -> list[Source]:
-    """Sources that bring together as many pairs as `limit` allows, most first; the same for the same seed."""
+    """Sources that combine as many pairs as `limit` allows, those with the most pairs first; fixed by the seed."""
     rng = random.Random(seed)
     simplest = _simplest()
     missing = sorted(simplest.keys() - _pairs(single()), key=repr)
     chosen: list[Source] = []
     while missing and len(chosen) < limit:
-        tries = [_mixed(rng, simplest[rng.choice(missing)]) for _ in range(60)]
-        best = max(tries, key=lambda source: len(pairs_of(source).intersection(missing)))
+        candidates = [_vary(rng, simplest[rng.choice(missing)]) for _ in range(60)]
+        best = max(candidates, key=lambda source: len(pairs_of(source).intersection(missing)))
         chosen.append(best)
         missing = [pair for pair in missing if pair not in pairs_of(best)]
     return chosen
 
 
 def coverage(chosen: Iterable[Source]) -> tuple[int, int]:
-    """How many of the pairs that a file can have are among these sources, and how many there are."""
+    """How many of the pairs that a file can have are in these sources, and how many pairs exist."""
     possible = _simplest().keys()
     return len(possible & _pairs(chosen)), len(possible)
 
 
 def sources(limit: int = 120, seed: int = 20) -> list[Source]:
-    """The whole matrix: every single variation, and up to `limit` that bring many together; none twice."""
+    """The complete matrix: every single variation, and up to `limit` combinations; none twice."""
     return list(dict.fromkeys([*single(), *covering(limit, seed)]))
 
 
@@ -309,9 +309,9 @@ def _pairs(chosen: Iterable[Source]) -> set[Pair]:
 
 
 def _usual(codec: str) -> Source:
-    made = CODECS[codec]
-    source = Source(codec=codec, container=made.containers[0], size=made.size, aspect=made.aspect)
-    return _with_layout(source, made.layouts[0])
+    settings = CODECS[codec]
+    source = Source(codec=codec, container=settings.containers[0], size=settings.size, aspect=settings.aspect)
+    return _with_layout(source, settings.layouts[0])
 
 
 def _with_layout(source: Source, layout: str) -> Source:
@@ -319,40 +319,44 @@ def _with_layout(source: Source, layout: str) -> Source:
 
 
 def _variations(source: Source, axis: str) -> Iterator[Source]:
-    varied = (replace(source, **{axis: value}) for value in AXES[axis])  # type: ignore[arg-type]
-    return (other for other in varied if other.fits())
+    variations = (replace(source, **{axis: value}) for value in AXES[axis])  # type: ignore[arg-type]
+    return (variation for variation in variations if variation.fits())
 
 
 @cache
 def _simplest() -> dict[Pair, list[Source]]:
-    """Every pair of `PAIRS` that some file has, with files that have it and are else usual."""
-    plain = [
+    """Every pair of `PAIRS` that some file has, with otherwise usual files that have it."""
+    plain_sources = [
         replace(_with_layout(_usual(name), layout), container=container)
         for name, codec in CODECS.items()
         for container in codec.containers
         for layout in codec.layouts
     ]
-    found: dict[Pair, list[Source]] = {}
-    for one, other in PAIRS:
-        for a, b in itertools.product(AXES[one], AXES[other]):
-            wanted = {one: a, other: b}
-            fixed = {axis: wanted[axis] for axis in ("codec", "container", "layout") if axis in wanted}
-            free = {axis: value for axis, value in wanted.items() if axis not in fixed}
-            of_these = [s for s in plain if all(getattr(s, axis) == value for axis, value in fixed.items())]
-            fitting = [s for s in (replace(s, **free) for s in of_these) if s.fits()]  # type: ignore[arg-type]
+    files: dict[Pair, list[Source]] = {}
+    for first, second in PAIRS:
+        for first_value, second_value in itertools.product(AXES[first], AXES[second]):
+            values = {first: first_value, second: second_value}
+            fixed = {axis: values[axis] for axis in ("codec", "container", "layout") if axis in values}
+            free = {axis: value for axis, value in values.items() if axis not in fixed}
+            candidates = [
+                replace(source, **free)  # type: ignore[arg-type]
+                for source in plain_sources
+                if all(getattr(source, axis) == value for axis, value in fixed.items())
+            ]
+            fitting = [source for source in candidates if source.fits()]
             if fitting:
-                found[one, a, other, b] = fitting
-    return found
+                files[first, first_value, second, second_value] = fitting
+    return files
 
 
-def _mixed(rng: random.Random, files: list[Source]) -> Source:
-    """One of these with other values on a few of its usual axes, as many as fit together."""
-    # As often one codec as another, however many layouts and containers it has.
+def _vary(rng: random.Random, files: list[Source]) -> Source:
+    """One of these files with other values on a few of its usual axes, as many as fit together."""
+    # Every codec is equally likely, however many layouts and containers it has.
     codec = rng.choice(sorted({source.codec for source in files}))
     source = rng.choice([source for source in files if source.codec == codec])
     usual = _with_layout(_usual(codec), source.layout)
     for axis in rng.sample([*AXES], 9):
         if axis not in ("codec", "container", "layout") and getattr(source, axis) == getattr(usual, axis):
-            other = replace(source, **{axis: rng.choice(AXES[axis])})  # type: ignore[arg-type]
-            source = other if other.fits() else source
+            variation = replace(source, **{axis: rng.choice(AXES[axis])})  # type: ignore[arg-type]
+            source = variation if variation.fits() else source
     return source

@@ -1,4 +1,4 @@
-"""One short clip of any shape, written by `encode` and read back by every reader that a user may have."""
+"""Encodes a short clip of any shape, and reads it back with every reader that a user may have."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_clip
 
 FRAMES = 3
-# What x264 at crf 18 and 4:2:0 may lose of a smooth picture: at its worst pixel, and on average.
+# The loss of x264 at crf 18 and 4:2:0 on a smooth picture: at the worst pixel, and on average.
 WORST, MEAN = 12, 2.0
 
 
 def clip(width: int, height: int) -> NDArray[np.uint8]:
     """Smooth pictures that grow brighter, without edges that 4:2:0 would blur: uint8 [FRAMES, height, width, 3] RGB."""
-    # 2 levels a pixel at most: readers differ in how they place chroma between pixels
+    # At most 2 levels per pixel: readers differ in how they place chroma between pixels
     red = 60 + np.arange(width) * min(2.0, 120 / width)
     green = 70 + np.arange(height) * min(2.0, 120 / height)
     picture = np.empty((height, width, 3), np.uint8)
     picture[..., 0], picture[..., 1], picture[..., 2] = red[None, :], green[:, None], 100
-    return np.stack([picture + np.uint8(5 * at) for at in range(FRAMES)])
+    return np.stack([picture + np.uint8(5 * index) for index in range(FRAMES)])
 
 
 def problems(width: int, height: int, folder: Path) -> list[str]:
-    """What is wrong with the round trip of this shape, by reader; no reader may raise."""
+    """The problems of a round trip of this shape, by reader; no reader may raise."""
     pictures = clip(width, height)
     mp4 = encode_clip(pictures, 16.0)
     planes = clip_decode.decode_planar(mp4, (FRAMES, height, width))
     readings = {
         "planar": np.moveaxis(planes, 0, -1),
         "decode": decode_clip(mp4),
-        "PyAV": _with_pyav(mp4),
-        "OpenCV": _with_opencv(mp4, folder / "clip.mp4"),
+        "PyAV": _read_with_pyav(mp4),
+        "OpenCV": _read_with_opencv(mp4, folder / "clip.mp4"),
     }
-    wrong = []
+    sentences = []
     for name, reading in readings.items():
         if reading.shape != pictures.shape:
-            wrong.append(f"{name} reads {reading.shape} of {pictures.shape}")
+            sentences.append(f"{name} reads {reading.shape} of {pictures.shape}")
             continue
-        off = np.maximum(reading, pictures) - np.minimum(reading, pictures)
-        if off.max() > WORST or off.mean() > MEAN:
-            wrong.append(f"{name} is {off.max()} levels off, {off.mean():.2f} on average")
-    return wrong
+        difference = np.maximum(reading, pictures) - np.minimum(reading, pictures)
+        if difference.max() > WORST or difference.mean() > MEAN:
+            sentences.append(f"{name} is {difference.max()} levels off, {difference.mean():.2f} on average")
+    return sentences
 
 
-def _with_pyav(mp4: bytes) -> NDArray[np.uint8]:
+def _read_with_pyav(mp4: bytes) -> NDArray[np.uint8]:
     with av.open(io.BytesIO(mp4)) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def _with_opencv(mp4: bytes, path: Path) -> NDArray[np.uint8]:
+def _read_with_opencv(mp4: bytes, path: Path) -> NDArray[np.uint8]:
     path.write_bytes(mp4)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     frames = []

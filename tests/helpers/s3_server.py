@@ -1,4 +1,4 @@
-"""A real S3-compatible server on loopback whose calls fail now and then: tests meet a store's bad days.
+"""Serves S3 on loopback with calls that fail now and then, for tests of faults in a store.
 
 `serve()` runs this file as a child process, which any other process can use too; it ends with its parent.
 """
@@ -29,7 +29,7 @@ CONTROL = "/-/faults"
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it is, its one bucket, and the environment that any process needs to use it."""
+    """A running server: its endpoint, its bucket, and the environment that a process needs to use it."""
 
     endpoint: str
     bucket: str
@@ -40,7 +40,7 @@ class Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """All that a process needs; AWS_MAX_ATTEMPTS=1 leaves the retries to the program under test."""
+        """The variables that a process needs; AWS_MAX_ATTEMPTS=1 leaves the retries to the program under test."""
         return {
             "FSSPEC_S3": json.dumps({"endpoint_url": self.endpoint, "key": KEY, "secret": SECRET}),
             "AWS_ENDPOINT_URL": self.endpoint,
@@ -52,16 +52,16 @@ class Server:
         }
 
     def faults(self, rate: float | None = None, kinds: tuple[str, ...] = KINDS) -> dict[str, int]:
-        """Set the share of calls that fail from now on, if given; the calls so far by what befell them."""
+        """Set the share of calls that fail from now on, if given; returns the number of calls so far by their fate."""
         query = "" if rate is None else f"?{rate}&{','.join(kinds)}"
-        with urlopen(f"{self.endpoint}{CONTROL}{query}") as answer:
-            counts: dict[str, int] = json.load(answer)
+        with urlopen(f"{self.endpoint}{CONTROL}{query}") as response:
+            counts: dict[str, int] = json.load(response)
         return counts
 
 
 @contextmanager
 def serve(rate: float = 0.0, seed: int = 0, bucket: str = "bucket") -> Iterator[Server]:
-    """A server with an empty bucket for the length of the block; a share `rate` of the calls fails."""
+    """A server with an empty bucket for the duration of the block; a share `rate` of the calls fails."""
     command = [sys.executable, str(Path(__file__)), bucket, str(seed)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -78,19 +78,19 @@ def serve(rate: float = 0.0, seed: int = 0, bucket: str = "bucket") -> Iterator[
 
 
 class Faults:
-    """WSGI middleware: drops or spoils a seeded random share of the calls."""
+    """WSGI middleware that drops or fails a seeded random share of the calls."""
 
     def __init__(self, app: Callable[..., Any], seed: int) -> None:
         self.app, self.random = app, random.Random(seed)
         self.rate, self.kinds = 0.0, KINDS
         self.counts: Counter[str] = Counter()
-        # moto looks and then writes on a conditional PUT; real stores are atomic, so one call at a time.
+        # moto checks and then writes on a conditional PUT; real stores are atomic, so one call at a time.
         self.lock = threading.Lock()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         if environ["PATH_INFO"] == CONTROL:
             return self.control(environ, start_response)
-        # Read the body even of a call that fails: else a client that still sends sees a reset.
+        # Read the body even of a call that fails: otherwise a client that is still sending gets a reset.
         environ["wsgi.input"] = BytesIO(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
         with self.lock:
             kind = self.random.choice(self.kinds) if self.random.random() < self.rate else "served"
@@ -126,7 +126,7 @@ class Faults:
 
 def main(bucket: str, seed: str) -> None:
     """Serve, print the endpoint, and end when the parent closes standard input or dies."""
-    # These imports take most of a second, which a test that imports this file for `serve` need not wait.
+    # These imports take most of a second, which a test that imports this file for `serve` does not need.
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -143,7 +143,7 @@ def main(bucket: str, seed: str) -> None:
         protocol_version = "HTTP/1.1"
 
         def log(self, *_: Any) -> None:
-            """Quiet: a test that fails shows its own story."""
+            """Write nothing: a failing test has its own output."""
 
         def connection_dropped(self, *_: Any, **__: Any) -> None:
             """Expected."""

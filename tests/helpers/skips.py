@@ -1,4 +1,4 @@
-"""Where CI runs, a test that is skipped is a test that fails, unless its reason is one of these."""
+"""Turns skipped tests into failures in CI, unless their reason is on the list."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import time
 
 import pytest
 
-OUT_OF_TIME = "the time of this run was up before"
+OUT_OF_TIME = "the time limit of this run was reached before"
 
 ALLOWED: dict[str, str] = {
     r"clip \S+ is not shipped by any package; it lies in \.\./shared/clips": (
-        "Clips that may not be shipped lie beside the authors' checkouts; those of packages are fetched everywhere."
+        "Clips that may not be shipped lie beside the authors' checkouts; those in packages are fetched everywhere."
     ),
     r"cannot mount a file system here": "Containers without CAP_SYS_ADMIN cannot, and a full disk needs a small one.",
-    OUT_OF_TIME: "The long tests run as far as CI's time reaches; each that does not is named.",
+    OUT_OF_TIME: "The long tests run as long as CI has time; each one that does not run is listed.",
 }
-"""Reason, a regular expression -> why it is no fault of the machine that CI prepares."""
+"""Reason, a regular expression -> why it is not a fault of CI's machine."""
 
 # When a run ends, in seconds since 1970: `.ci/run` sets it for the long tests.
 _END = "VDOT_TESTS_END"
 
 
 def in_ci() -> bool:
-    """Whether this is the machine that must skip nothing."""
+    """Whether this is CI, which must not skip other tests."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
 
 
 def skip_if_out_of_time(name: str) -> None:
-    """Skips a test that would begin after the end that is set for the run."""
+    """Skip a test that would begin after the time limit of the run."""
     if time.time() > float(os.environ.get(_END, "inf")):
         pytest.skip(f"{OUT_OF_TIME} {name}")
 
@@ -43,5 +43,5 @@ def refuse(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not any(re.match(allowed, reason) for allowed in ALLOWED):
         report.outcome = "failed"
         report.longrepr = (
-            f"{report.nodeid} was skipped, and CI skips nothing but what tests/helpers/skips.py names: {reason}"
+            f"{report.nodeid} was skipped, but CI allows only the skips listed in tests/helpers/skips.py: {reason}"
         )

@@ -1,7 +1,7 @@
-"""A small real OUT, written without Ray: encoded clips in shards, previews, and a catalog with every kind of row.
+"""Writes a small real dataset without Ray: encoded clips in shards, previews, and a catalog with every kind of row.
 
-Sources: A (clips a0, a1, a2), B (b0, b1, b2), C failed, D has the content of A. a0 has a layer; a2 was pending beside
-b2 and is kept now, so that an old copy of it lies in a shard that is still in use.
+Sources: A (clips a0, a1, a2), B (b0, b1, b2), C failed, D has the content of A. a0 has a layer; a2 was pending together
+with b2 and is now kept, so that an old copy of it lies in a shard that is still in use.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def identity(name: str) -> str:
 
 
 def frames(name: str, shape: tuple[int, int, int] = SIZE) -> Any:
-    """Noise that moves to the right: another one for each name."""
+    """Noise that moves to the right, different for each name."""
     rng = np.random.default_rng(int(identity(name)[:8], 16))
     picture = rng.integers(0, 256, (*shape[1:], 3), np.uint8)
     return np.stack([np.roll(picture, 2 * index, axis=1) for index in range(shape[0])])
@@ -60,7 +60,7 @@ def sample(name: str, shape: tuple[int, int, int] = SIZE) -> dict[str, bytes]:
 
 @dataclass
 class Dataset:
-    """An OUT in the making: rows go to parts, samples to shards."""
+    """A dataset under construction: rows go to parts, samples to shards."""
 
     url: str
     scratch: Path
@@ -75,13 +75,13 @@ class Dataset:
         self.blueprint = Blueprint.for_ingest(self.recipe, ("title",))
 
     def commit(self, *rows: dict[str, Any]) -> int:
-        """One part of these rows."""
+        """Commit these rows as one part."""
         common = {"layer": "base", "run_id": RUN, "recipe_hash": self.recipe.hash}
         full = [common | {"timings": list({"cut": 0.5}.items())} | row for row in rows]
         return self.catalog.commit(pa.Table.from_pylist(full, schema=self.blueprint.schema()))
 
     def shard(self, folder: str, samples: dict[str, dict[str, bytes]]) -> dict[str, dict[str, Any]]:
-        """Publish a shard of short name -> members; returns the columns that say where each lies."""
+        """Publish a shard of short name -> members; returns the columns with each sample's location."""
         writer = ShardWriter(self.scratch, folder, RUN)
         for name, parts in samples.items():
             writer.add(identity(name), parts)
@@ -93,8 +93,8 @@ class Dataset:
             for name, place in ((name, places[identity(name)]) for name in samples)
         }
 
-    def clip(self, name: str, status: str, **more: Any) -> dict[str, Any]:
-        """A clip's row without its place."""
+    def clip(self, name: str, status: str, **columns: Any) -> dict[str, Any]:
+        """A clip's row without its location."""
         start = 1.0 * int(name[1])
         row = {
             "kind": "clip", "clip_id": identity(name), "status": status, "source_uri": f"/videos/{name[0]}.mp4",
@@ -103,13 +103,14 @@ class Dataset:
             "title": f"film {name[0]}", "licence": "CC0", "lineage": self.blueprint.lineage,
             "tasks": ["text", "gray"] if status == "kept" else None,
         }  # fmt: skip
-        return row | more
+        return row | columns
 
-    def source(self, name: str, status: str, windows: str = "", **more: Any) -> dict[str, Any]:
+    def source(self, name: str, status: str, windows: str = "", **columns: Any) -> dict[str, Any]:
         """A source's row; `windows`: the numbers of its clips."""
         span = {"frames": SIZE[0]}
         listed = [
-            span | {"clip_id": identity(f"{name}{n}"), "start_s": float(n), "end_s": float(n) + 0.5} for n in windows
+            span | {"clip_id": identity(f"{name}{number}"), "start_s": float(number), "end_s": float(number) + 0.5}
+            for number in windows
         ]
         row = {
             "kind": "source", "source_uri": f"/videos/{name}.mp4",
@@ -118,10 +119,10 @@ class Dataset:
             "source_height": 48, "source_fps": 25.0, "source_duration_s": 4.0, "source_codec": "h264",
             "title": f"film {name}", "licence": "CC0",
         }  # fmt: skip
-        return row | more
+        return row | columns
 
     def fill(self) -> Dataset:
-        """Write the whole dataset."""
+        """Write the complete dataset."""
         run = {"kind": "run", "recipe": self.recipe.text, "version": "0.1.0", "started": utc_now()}
         self.commit(run)
         failed = {"code": "DECODE_ERROR", "stage": "scan", "detail": "moov atom not found"}
@@ -131,30 +132,30 @@ class Dataset:
         )  # fmt: skip
         strip = {name: {"jpg": sandboxed.strip(frames(name))} for name in ("a0", "a1", "a2", "b0", "b2")}
         previews = self.shard("previews", strip)
-        kept = self.shard("shards", {name: sample(name) for name in ("a0", "b0")})
-        pending = self.shard("pending", {name: sample(name) for name in ("a2", "b2")})
+        kept_places = self.shard("shards", {name: sample(name) for name in ("a0", "b0")})
+        pending_places = self.shard("pending", {name: sample(name) for name in ("a2", "b2")})
         dark = {"rule": "too_dark", "detail": "luma < 20  (luma = 12.5)", "luma": 12.5}
-        waits = {"rule": "too_dark", "detail": "luma < 20  (luma = null)", "luma": None}
+        unmeasured = {"rule": "too_dark", "detail": "luma < 20  (luma = null)", "luma": None}
         self.commit(
-            self.clip("a0", "kept", **kept["a0"], **previews["a0"]),
+            self.clip("a0", "kept", **kept_places["a0"], **previews["a0"]),
             self.clip("a1", "rejected", **dark, **previews["a1"]),
-            self.clip("a2", "pending", **waits, **pending["a2"], **previews["a2"]),
-            self.clip("b0", "kept", **kept["b0"], **previews["b0"]),
+            self.clip("a2", "pending", **unmeasured, **pending_places["a2"], **previews["a2"]),
+            self.clip("b0", "kept", **kept_places["b0"], **previews["b0"]),
         )
         broken = {"code": "ANNOTATOR_ERROR", "stage": "scribble", "detail": "ValueError: no"}
         self.commit(
             self.clip("b1", "failed", **broken),
-            self.clip("b2", "pending", **waits, **pending["b2"], **previews["b2"]),
+            self.clip("b2", "pending", **unmeasured, **pending_places["b2"], **previews["b2"]),
         )
-        again = self.shard("shards", {"a2": sample("a2")})
-        self.commit(self.clip("a2", "kept", **again["a2"], **previews["a2"]))
+        moved_places = self.shard("shards", {"a2": sample("a2")})
+        self.commit(self.clip("a2", "kept", **moved_places["a2"], **previews["a2"]))
         body = json.dumps({"clip_id": identity("a0")}).encode()
-        extra = self.shard("shards", {"a0": {"flow.mp4": mp4("a0 flow"), "flow.json": body}})
-        self.commit(self.clip("a0", "kept", layer="flow", luma=None, contrast=None, title=None, **extra["a0"]))
+        layer_places = self.shard("shards", {"a0": {"flow.mp4": mp4("a0 flow"), "flow.json": body}})
+        self.commit(self.clip("a0", "kept", layer="flow", luma=None, contrast=None, title=None, **layer_places["a0"]))
         self.commit(run | {"finished": utc_now()})
         return self
 
-    # What follows reads or damages an OUT on a disk.
+    # The methods below read or damage a dataset on a disk.
 
     def rows(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(clip id, layer) -> current row."""
@@ -176,6 +177,6 @@ class Dataset:
         table = pq.read_table(path)
         pq.write_table(pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema), path)
 
-    def everything(self) -> bytes:
-        """The bytes of every file of OUT, one after the other."""
+    def all_bytes(self) -> bytes:
+        """The bytes of every file of the dataset, concatenated."""
         return b"".join(path.read_bytes() for path in sorted(Path(self.url).rglob("*")) if path.is_file())

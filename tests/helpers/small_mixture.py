@@ -1,5 +1,4 @@
-"""A small real mixture for trainers: shards of encoded clips with tracks, references and captions, without an
-ingest."""
+"""Writes a small real mixture for trainers without an ingest: shards of clips, tracks, references and captions."""
 
 from __future__ import annotations
 
@@ -44,18 +43,18 @@ def members(number: int) -> dict[str, bytes]:
         return encode_clip(frames(f"s{number} {name}", size), 16.0, 30, "ultrafast")
 
     pictures = {f"ref.{k}.png": encode_png(frames(f"s{number} r{k}", (1, 20 + k, 30))[0]) for k in range(references)}
-    said = {
+    documents = {
         "txt": f"clip {number}".encode(),
         "json": json.dumps({"fps": 16.0, "source_hash": identity(f"source {number // 2}")}).encode(),
     }
-    return {"mp4": mp4("clip"), "pose.mp4": mp4("pose"), "mask.mp4": mp4("mask"), **pictures, **said}
+    return {"mp4": mp4("clip"), "pose.mp4": mp4("pose"), "mask.mp4": mp4("mask"), **pictures, **documents}
 
 
 STEPS = 24
-"""Steps of most tests: each bucket comes in them."""
+"""Steps of most tests: enough for each bucket to occur."""
 
 Layers = Callable[[int], dict[str, dict[str, bytes]]]
-"""The layers of a clip beside the base, oldest first: name -> members."""
+"""The layers of a clip in addition to the base, oldest first: name -> members."""
 
 
 def make(
@@ -68,31 +67,31 @@ def make(
     held: int = 0,
     layers: Layers = lambda number: {},
 ) -> Path:
-    """A dataset `data` of so many clips in shards of five (at `url`, if given), and a mixture `mixed` of it, which
-    holds the last `held` out; where that is."""
+    """Write a dataset `data` of this many clips in shards of five (at `url`, if given), and a mixture `mixed` of it,
+    which holds out the last `held`; returns the mixture's folder."""
     out = Folder(url or str(folder / "data"))
     (folder / "scratch").mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for begin in range(0, clips, 5):
-        numbers = range(begin, min(begin + 5, clips))
-        stored = {number: {"base": members(number), **layers(number)} for number in numbers}
+    for start in range(0, clips, 5):
+        numbers = range(start, min(start + 5, clips))
+        layers_of = {number: {"base": members(number), **layers(number)} for number in numbers}
         places: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
-        for layer in dict.fromkeys(name for found in stored.values() for name in found):
+        for layer in dict.fromkeys(name for layer_members in layers_of.values() for name in layer_members):
             writer = ShardWriter(folder / "scratch", "shards", "0123456789ab")
-            having = [number for number in numbers if layer in stored[number]]
-            for number in having:
-                writer.add(identity(f"s{number}"), stored[number][layer])
-            made_at = writer.close(out)
-            for number in having:
-                place = made_at[identity(f"s{number}")]
-                where: dict[str, Any] = {
+            owners = [number for number in numbers if layer in layers_of[number]]
+            for number in owners:
+                writer.add(identity(f"s{number}"), layers_of[number][layer])
+            locations = writer.close(out)
+            for number in owners:
+                location = locations[identity(f"s{number}")]
+                place: dict[str, Any] = {
                     "layer": layer,
-                    "shard": place.shard,
-                    "offset": place.offset,
-                    "bytes": place.size,
+                    "shard": location.shard,
+                    "offset": location.offset,
+                    "bytes": location.size,
                 }
-                where["crc32"] = place.crc32
-                places[number].append(where)
+                place["crc32"] = location.crc32
+                places[number].append(place)
         for number in numbers:
             count, height, width, references = SHAPES[number % len(SHAPES)]
             split = HELD_OUT if number >= clips - held else TRAIN
@@ -106,30 +105,32 @@ def make(
     rows.sort(key=lambda row: row["clip_id"])
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     streams = tuple(Stream("films", task, clips - held, Fraction(1, len(PARTS))) for task in PARTS)
-    made = Mixture(
+    definition = Mixture(
         mixture.compute_digest(table), seed, 0.25, step, StartPoint(), {"films": (out.url, 1)}, dict(PARTS), streams
     )
-    mixture.write(made, table, str(folder / "mixed"))
+    mixture.write(definition, table, str(folder / "mixed"))
     return folder / "mixed"
 
 
 def seen(batch: Batch) -> tuple[Any, ...]:
-    """All that a batch says, with digests for arrays."""
+    """All content of a batch, with digests for arrays."""
 
     def digest(arrays: dict[str, Any]) -> dict[str, Any]:
-        return {name: (one.shape, hashlib.md5(one.tobytes()).hexdigest()) for name, one in arrays.items()}
+        return {name: (array.shape, hashlib.md5(array.tobytes()).hexdigest()) for name, array in arrays.items()}
 
-    said = batch.position, batch.bucket, batch.keys, batch.passes, batch.captions
-    return *said, digest(batch.arrays), tuple(map(digest, batch.items))
+    header = batch.position, batch.bucket, batch.keys, batch.passes, batch.captions
+    return *header, digest(batch.arrays), tuple(map(digest, batch.items))
 
 
-def run(mixture: Path, world: int, workers: int, steps: int, state: Any = None, **more: Any) -> list[tuple[Any, ...]]:
-    """What all ranks of a run see, in order of position."""
-    found = []
+def run(
+    mixture: Path, world: int, workers: int, steps: int, state: Any = None, **options: Any
+) -> list[tuple[Any, ...]]:
+    """The batches of all ranks of a run, in order of position."""
+    batches = []
     for rank in range(world):
-        stream = Reading(str(mixture), rank=rank, world=world, workers=workers, state=state, **more)
-        of_rank = [seen(batch) for step in islice(stream, steps) for batch in step]
-        assert len(of_rank) == steps * 4 / world
-        found += of_rank
+        stream = Reading(str(mixture), rank=rank, world=world, workers=workers, state=state, **options)
+        rank_batches = [seen(batch) for step in islice(stream, steps) for batch in step]
+        assert len(rank_batches) == steps * 4 / world
+        batches += rank_batches
         stream.close()
-    return sorted(found, key=lambda one: one[0])
+    return sorted(batches, key=lambda batch: batch[0])

@@ -1,4 +1,4 @@
-"""Small videos made on the spot: moving textures with hard cuts, and files that are broken in one known way."""
+"""Writes small videos: moving textures with hard cuts, and files that are broken in one known way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 FPS = 16
 SIZE = (96, 128)  # height, width
-# The grid of the tests takes 17 frames at 8 a second, which are two seconds; a shot lasts a little longer.
+# The grid of the tests takes 17 frames at 8 per second, which is two seconds; a shot lasts a little longer.
 SHOT_FRAMES = 36
 RECIPE: dict[str, Any] = {
     "shots": "adaptive",
@@ -33,10 +33,10 @@ def texture(seed: int, tint: tuple[int, int, int] | None = None, grain: int = 8)
 
 
 def frames(seed: int, shots: int, count: int, tint: tuple[int, int, int] | None = None, grain: int = 8) -> Any:
-    """uint8 [shots * count, height, width, 3]: each shot is another texture that moves to the right."""
+    """uint8 [shots * count, height, width, 3]: each shot is a different texture that moves to the right."""
     tints: list[tuple[int, int, int] | None] = [tint] * shots
     if tint is None and shots > 1:
-        # Far apart, so that every cut is seen.
+        # Very different, so that every cut is detected.
         tints = [((60, 90, 160), (200, 190, 80))[index % 2] for index in range(shots)]
     pictures = [texture(1000 * seed + index, tints[index], grain) for index in range(shots)]
     return np.stack([np.roll(picture, 2 * step, axis=1) for picture in pictures for step in range(count)])
@@ -52,7 +52,7 @@ def write(
     grain: int = 8,
     group: int = 250,
 ) -> Path:
-    """An H.264 MP4 with its index at the front, and a key frame every `group` frames."""
+    """Write an H.264 MP4 with its index at the front, and a key frame every `group` frames."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         options = {"crf": "20", "preset": "ultrafast", "threads": "1", "g": str(group)}
         stream = container.add_stream("libx264", rate=FPS, options=options)
@@ -64,8 +64,8 @@ def write(
     return path
 
 
-def audio(path: Path) -> Path:
-    """An MP4 that holds a second of sound and nothing else."""
+def write_audio(path: Path) -> Path:
+    """Write an MP4 that holds a second of sound and nothing else."""
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
         for start in range(0, 8000, 1000):
@@ -77,8 +77,8 @@ def audio(path: Path) -> Path:
     return path
 
 
-def vast(path: Path) -> Path:
-    """A GIF of a few bytes whose header says 16384 x 8192."""
+def write_vast(path: Path) -> Path:
+    """Write a GIF of a few bytes with 16384 x 8192 in its header."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="gif") as container:
         stream = container.add_stream("gif", rate=10)
@@ -93,8 +93,8 @@ def vast(path: Path) -> Path:
     return path
 
 
-def truncated(path: Path, seed: int) -> Path:
-    """A video of which the last third is missing; its index at the front tells of all of it."""
-    whole = write(path, seed, shots=2).read_bytes()
-    path.write_bytes(whole[: 2 * len(whole) // 3])
+def write_truncated(path: Path, seed: int) -> Path:
+    """Write a video without its last third; its index at the front lists all of it."""
+    content = write(path, seed, shots=2).read_bytes()
+    path.write_bytes(content[: 2 * len(content) // 3])
     return path

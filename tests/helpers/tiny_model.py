@@ -1,4 +1,4 @@
-"""A model in diffusers' layout, as small as can be and with random weights, saved to a folder without a network."""
+"""Writes a minimal model with random weights in diffusers' layout, without network access."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ CARD = "---\nlicense: apache-2.0\ntags: [test]\n---\n# Tiny\n"
 
 
 def write(folder: Path, seed: int = 0) -> Path:
-    """Write transformer, autoencoder, text encoder, tokenizer and card into a folder, and return it; another seed,
-    other weights."""
+    """Write transformer, autoencoder, text encoder, tokenizer and card into a folder, and return it. Weights depend on
+    the seed."""
     import torch
     from diffusers import AutoencoderKLWan, WanVACETransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
@@ -22,7 +22,7 @@ def write(folder: Path, seed: int = 0) -> Path:
         vae = AutoencoderKLWan(
             base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
         )
-        # Else its latents would hardly depend on the picture.
+        # Otherwise its latents would hardly depend on the picture.
         with torch.no_grad():
             vae.quant_conv.weight.mul_(30)
         vae.save_pretrained(folder / "vae")

@@ -1,4 +1,4 @@
-"""Runs of `vdot-train` on a tiny model, and what they leave behind."""
+"""Runs `vdot-train` on a tiny model, and reads checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ COMMON = {"seed": 3, "steps": 4, "saves": {"every": 2, "keep": 2}, "evaluation":
 
 
 def train(command: str, file: Path, out: Path, resume: str | None = None) -> None:
-    """What `vdot-train` does, in this process."""
+    """Run a command of `vdot-train` in this process."""
     {"teach": commands.teach, "distill": commands.distill}[command](file, out, resume)
 
 
 def processes(count: int, *arguments: Any) -> None:
-    """The same by torchrun, in so many processes."""
+    """Run `vdot-train` with torchrun in this many processes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*torchrun, "-m", "training.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -42,11 +42,11 @@ def processes(count: int, *arguments: Any) -> None:
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert process.returncode == 0, process.stderr[-3000:]
 
 
 def options(method: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Command, configuration, and changes to it."""
+    """The command, its configuration, and changes to the model's configuration."""
     if method == "teach":
         return "teach", TEACH, {}
     return "distill", DISTILL, {"model": {"lora_rank": 4}} if method == "lora" else {}
@@ -56,24 +56,24 @@ LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("teach", "lora")
 
 
 def stored(out: Path, step: int) -> dict[str, Any]:
-    """All tensors of a checkpoint, whole."""
+    """All tensors of a checkpoint, unsharded."""
 
     from training.trainer.checkpoint import HuggingFaceStorageReader, dcp
 
-    at = out / f"checkpoints/step-{step:07d}"
-    reader = HuggingFaceStorageReader(str(at))
-    shapes = {name: one.size for name, one in reader.read_metadata().state_dict_metadata.items()}
-    found = {name: torch.empty(size) for name, size in shapes.items()}
-    dcp.load(found, storage_reader=HuggingFaceStorageReader(str(at)))
-    return found
+    folder = out / f"checkpoints/step-{step:07d}"
+    reader = HuggingFaceStorageReader(str(folder))
+    shapes = {name: metadata.size for name, metadata in reader.read_metadata().state_dict_metadata.items()}
+    tensors = {name: torch.empty(size) for name, size in shapes.items()}
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
+    return tensors
 
 
 def logged(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float = 0.0) -> None:
-    assert one.keys() == other.keys()
-    for name in one:
-        difference = float((one[name] - other[name]).abs().max())
-        assert difference <= tolerance * max(1.0, float(one[name].abs().max())), (name, difference)
+def equal(tensors: dict[str, Any], expected: dict[str, Any], tolerance: float = 0.0) -> None:
+    assert tensors.keys() == expected.keys()
+    for name in tensors:
+        difference = float((tensors[name] - expected[name]).abs().max())
+        assert difference <= tolerance * max(1.0, float(tensors[name].abs().max())), (name, difference)

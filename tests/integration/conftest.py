@@ -1,4 +1,4 @@
-"""Fixtures of the whole-program tests: the installed command, small videos, and one finished dataset of them."""
+"""Fixtures for tests of the complete program: the installed command, small videos, and a finished dataset of them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from program import VDOT, Out, Vdot, cluster
 
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
-    """A running Ray cluster of one CPU, for tests of many runs: joining it is quicker than starting one each time."""
-    with cluster(1, memory=4 * 10**9) as made:
-        yield made.address
+    """A running Ray cluster of one CPU, for tests with many runs: joining it is faster than starting one each time."""
+    with cluster(1, memory=4 * 10**9) as ray_cluster:
+        yield ray_cluster.address
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def vdot(tmp_path_factory: pytest.TempPathFactory) -> Vdot:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`recipe(**changes)` is a file with the fast recipe of these tests and the changes."""
+    """`recipe(**changes)` writes a file with the fast recipe of these tests and the changes."""
     folder = tmp_path_factory.mktemp("recipes")
 
     def write(**changes: Any) -> Path:
@@ -43,7 +43,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of four small videos: seven clips."""
     folder: Path = tmp_path_factory.mktemp("small")
     for seed, shots in enumerate((2, 1, 3, 1), 1):
@@ -52,14 +52,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local(vdot: Vdot, recipe: Any, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Out:
+def local_dataset(vdot: Vdot, recipe: Any, small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Out:
     """The four small videos as a dataset on this disk, made by one worker per stage."""
     out = Out(tmp_path_factory.mktemp("local") / "out")
-    # Without --address a run starts a Ray of its own, whatever cluster Ray itself would find.
-    nowhere = {"RAY_ADDRESS": "127.0.0.1:1"}
-    done = vdot("ingest", small, "--out", out.url, "--recipe", recipe(), "--cpus", 1, "--json", env=nowhere)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["clips"] == {"kept": {"": 7}}
+    # Without --address a run starts its own Ray, whatever cluster Ray itself would find.
+    no_cluster = {"RAY_ADDRESS": "127.0.0.1:1"}
+    process = vdot(
+        "ingest", small_folder, "--out", out.url, "--recipe", recipe(), "--cpus", 1, "--json", env=no_cluster
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["clips"] == {"kept": {"": 7}}
     return out
 
 

@@ -1,4 +1,4 @@
-"""Whatever is given as input, every source gets a verdict, every mistake one sentence, and data stays as it is."""
+"""Tests bad input: every source gets a verdict, every mistake one sentence, and data stays unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import program
 import pytest
 import small_videos
 
-# Names that a shell, a URL, a format string or SQL would read as something else.
+# Names that a shell, a URL, a format string or SQL would misread.
 ODD_NAMES = (
     "two words.mp4",
     'it\'s "quoted".mp4',
@@ -26,10 +26,10 @@ ODD_NAMES = (
 
 
 @dataclass
-class Bad:
-    """One ingest of the folder of bad files, and a second one that was started meanwhile."""
+class BadRun:
+    """An ingest of the folder of bad files, and a second one that was started meanwhile."""
 
-    done: CompletedProcess[str]
+    first: CompletedProcess[str]
     second: CompletedProcess[str]
     out: Any
     sources: dict[str, dict[str, Any]]
@@ -39,19 +39,19 @@ class Bad:
         return str(row["code"] or row["rule"] or row["status"])
 
 
-def fill(folder: Path) -> None:
-    """One of every kind of file that does not belong into a folder of videos, and good ones between them."""
+def write_bad_files(folder: Path) -> None:
+    """Write one of every kind of file that does not belong in a folder of videos, and good ones between them."""
     small_videos.write(folder / "good 1.mp4", 1, shots=2)
     small_videos.write(folder / "good 2.mp4", 2)
     shutil.copy(folder / "good 2.mp4", folder / "same as good 2.mp4")
     (folder / "zero-byte.mp4").touch()
     (folder / "text.mp4").write_text("404 Not Found\n" * 40)
     (folder / "noise.mp4").write_bytes(os.urandom(50_000))
-    small_videos.audio(folder / "audio-only.mp4")
+    small_videos.write_audio(folder / "audio-only.mp4")
     small_videos.write(folder / "one-frame.mp4", 3, count=1)
     small_videos.write(folder / "three-frames.mp4", 4, count=3)
-    small_videos.vast(folder / "vast.mp4")
-    small_videos.truncated(folder / "truncated.mp4", 5)
+    small_videos.write_vast(folder / "vast.mp4")
+    small_videos.write_truncated(folder / "truncated.mp4", 5)
     (folder / "folder.mp4").mkdir()
     os.mkfifo(folder / "pipe.mp4")
     (folder / "loop.mp4").symlink_to("loop.mp4")
@@ -62,30 +62,30 @@ def fill(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bad(vdot: Any, recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> Bad:
+def bad_run(vdot: Any, recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> BadRun:
     root: Path = tmp_path_factory.mktemp("bad")
     folder = root / "videos"
     folder.mkdir()
-    fill(folder)
+    write_bad_files(folder)
     small_videos.write(folder / "forbidden.mp4", 6).chmod(0)
-    listed = root / "list.csv"
-    listed.write_text(f'path,licence\n{folder}/folder.mp4,CC0\n{root}/vanished.mp4,CC0\n"{root}/no\0name.mp4",CC0\n')
+    manifest = root / "list.csv"
+    manifest.write_text(f'path,licence\n{folder}/folder.mp4,CC0\n{root}/vanished.mp4,CC0\n"{root}/no\0name.mp4",CC0\n')
     out = program.Out(root / "out")
-    command = ("ingest", folder, listed, "--out", out.url, "--recipe", recipe(), "--cpus", 1)
-    bound = (*program.BOUND_BY_MODES, program.VDOT)
-    first = vdot.start(*command, command=bound)
-    claimed = Path(out.url) / "catalog/000000000001.parquet"
-    program.poll(lambda: claimed.exists() or first.poll() is not None, 300, "the first run has claimed its OUT")
-    second = vdot(*command, command=bound)
-    return Bad(vdot.finish(first), second, out, out.sources())
+    command = ("ingest", folder, manifest, "--out", out.url, "--recipe", recipe(), "--cpus", 1)
+    program_command = (*program.BOUND_BY_MODES, program.VDOT)
+    first = vdot.start(*command, command=program_command)
+    first_part = Path(out.url) / "catalog/000000000001.parquet"
+    program.poll(lambda: first_part.exists() or first.poll() is not None, 300, "the first run has claimed its OUT")
+    second = vdot(*command, command=program_command)
+    return BadRun(vdot.finish(first), second, out, out.sources())
 
 
 @pytest.mark.slow
-def test_a_run_over_bad_files_ends_well_and_says_what_became_of_each(bad: Bad) -> None:
-    assert bad.done.returncode == 0, bad.done.stderr
-    assert "Traceback" not in bad.done.stderr
+def test_a_run_over_bad_files_ends_well_and_says_what_became_of_each(bad_run: BadRun) -> None:
+    assert bad_run.first.returncode == 0, bad_run.first.stderr
+    assert "Traceback" not in bad_run.first.stderr
     for code in ("SOURCE_EMPTY", "NOT_VIDEO", "TOO_LARGE", "SOURCE_UNREADABLE", "DECODE_ERROR"):
-        assert code in bad.done.stderr
+        assert code in bad_run.first.stderr
 
 
 @pytest.mark.parametrize(
@@ -112,37 +112,37 @@ def test_a_run_over_bad_files_ends_well_and_says_what_became_of_each(bad: Bad) -
         *((name, "cut") for name in ODD_NAMES),
     ],
 )
-def test_each_source_gets_its_verdict(bad: Bad, name: str, verdict: str) -> None:
-    assert bad.verdict(name) == verdict
-    if bad.sources[name]["status"] == "failed":
-        assert bad.sources[name]["detail"]
-        assert bad.sources[name]["stage"] in ("fetch", "scan")
+def test_each_source_gets_its_verdict(bad_run: BadRun, name: str, verdict: str) -> None:
+    assert bad_run.verdict(name) == verdict
+    if bad_run.sources[name]["status"] == "failed":
+        assert bad_run.sources[name]["detail"]
+        assert bad_run.sources[name]["stage"] in ("fetch", "scan")
 
 
-def test_good_sources_are_kept_beside_bad_ones(bad: Bad, vdot: Any) -> None:
-    kept = [clip for clip in bad.out.clips().values() if clip["status"] == "kept"]
-    names = sorted(clip["source_uri"].rpartition("/")[2] for clip in kept)
+def test_good_sources_are_kept_beside_bad_ones(bad_run: BadRun, vdot: Any) -> None:
+    kept_clips = [clip for clip in bad_run.out.clips().values() if clip["status"] == "kept"]
+    names = sorted(clip["source_uri"].rpartition("/")[2] for clip in kept_clips)
     assert names == sorted(["good 1.mp4", "good 1.mp4", "good 2.mp4", *ODD_NAMES])
-    assert set(bad.out.samples()) == {clip["clip_id"] for clip in kept}
-    assert vdot("verify", bad.out.url, "--workers", 1).returncode == 0
+    assert set(bad_run.out.samples()) == {clip["clip_id"] for clip in kept_clips}
+    assert vdot("verify", bad_run.out.url, "--workers", 1).returncode == 0
 
 
-def test_a_second_run_on_the_same_out_is_refused_and_harms_nothing(bad: Bad) -> None:
-    refused(bad.second, 1, "another run is writing to")
-    assert bad.done.returncode == 0
+def test_a_second_run_on_the_same_out_is_refused_and_harms_nothing(bad_run: BadRun) -> None:
+    check_refused(bad_run.second, 1, "another run is writing to")
+    assert bad_run.first.returncode == 0
 
 
-def refused(done: CompletedProcess[str], status: int, *words: str) -> None:
-    """The run ended with this status and one sentence that has these words."""
-    assert done.returncode == status, done.stderr
-    assert "Traceback" not in done.stderr
-    said = [line for line in done.stderr.splitlines() if "vdot-data:" in line]
-    assert len(said) == 1, done.stderr
-    assert said[0].startswith("vdot-data: ")
-    assert done.stderr.splitlines()[-1] == said[0]
+def check_refused(process: CompletedProcess[str], status: int, *words: str) -> None:
+    """Check that the run ended with this status and one sentence with these words."""
+    assert process.returncode == status, process.stderr
+    assert "Traceback" not in process.stderr
+    messages = [line for line in process.stderr.splitlines() if "vdot-data:" in line]
+    assert len(messages) == 1, process.stderr
+    assert messages[0].startswith("vdot-data: ")
+    assert process.stderr.splitlines()[-1] == messages[0]
     for word in words:
-        assert word in said[0]
-    assert done.stdout == ""
+        assert word in messages[0]
+    assert process.stdout == ""
 
 
 MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -162,17 +162,19 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_recipe_is_refused_before_anything_starts(vdot: Any, small: Path, tmp_path: Path, mistake: str) -> None:
+def test_a_wrong_recipe_is_refused_before_anything_starts(
+    vdot: Any, small_folder: Path, tmp_path: Path, mistake: str
+) -> None:
     text, words = MISTAKES[mistake]
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    refused(vdot("ingest", small, "--out", tmp_path / "out", "--recipe", path), 2, *words)
+    check_refused(vdot("ingest", small_folder, "--out", tmp_path / "out", "--recipe", path), 2, *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_recipe_that_is_not_there_is_refused(vdot: Any, small: Path, tmp_path: Path) -> None:
-    done = vdot("ingest", small, "--out", tmp_path / "out", "--recipe", tmp_path / "none.yaml")
-    refused(done, 2, "cannot read the recipe", "none.yaml")
+def test_a_recipe_that_is_not_there_is_refused(vdot: Any, small_folder: Path, tmp_path: Path) -> None:
+    process = vdot("ingest", small_folder, "--out", tmp_path / "out", "--recipe", tmp_path / "none.yaml")
+    check_refused(process, 2, "cannot read the recipe", "none.yaml")
 
 
 def test_sources_that_name_nothing_are_refused(vdot: Any, tmp_path: Path) -> None:
@@ -182,44 +184,46 @@ def test_sources_that_name_nothing_are_refused(vdot: Any, tmp_path: Path) -> Non
         (tmp_path / "empty", "no video file"),
         ("*.mp4", "no file"),
     ):
-        refused(vdot("ingest", source, "--out", tmp_path / "out"), 2, str(source), words)
+        check_refused(vdot("ingest", source, "--out", tmp_path / "out"), 2, str(source), words)
     assert not (tmp_path / "out").exists()
 
 
 def test_arguments_that_are_missing_end_with_2(vdot: Any, tmp_path: Path) -> None:
     for arguments in (("ingest",), ("ingest", tmp_path), ("ingest", "--out", tmp_path), ("injest",)):
-        done = vdot(*arguments)
-        assert done.returncode == 2
-        assert "Traceback" not in done.stderr
-        assert "Usage: vdot-data" in done.stderr
+        process = vdot(*arguments)
+        assert process.returncode == 2
+        assert "Traceback" not in process.stderr
+        assert "Usage: vdot-data" in process.stderr
 
 
 def test_another_grid_is_refused_and_the_dataset_stays_as_it_is(
-    vdot: Any, recipe: Any, small: Path, local: Any
+    vdot: Any, recipe: Any, small_folder: Path, local_dataset: Any
 ) -> None:
-    before = local.files()
-    other = recipe(grid={"fps": 8, "frames": 13, "min_frames": 9, "area": 36864, "multiple": 16})
-    refused(vdot("ingest", small, "--out", local.url, "--recipe", other), 2, local.url, "grid")
-    assert local.files() == before
+    files = local_dataset.files()
+    changed = recipe(grid={"fps": 8, "frames": 13, "min_frames": 9, "area": 36864, "multiple": 16})
+    check_refused(
+        vdot("ingest", small_folder, "--out", local_dataset.url, "--recipe", changed), 2, local_dataset.url, "grid"
+    )
+    assert local_dataset.files() == files
 
 
 def test_a_folder_that_is_no_dataset_is_refused(vdot: Any, tmp_path: Path) -> None:
     for command in (("verify", tmp_path), ("retry", tmp_path), ("annotate", tmp_path, "--with", "flow")):
-        refused(vdot(*command), 2, str(tmp_path), "not a dataset")
+        check_refused(vdot(*command), 2, str(tmp_path), "not a dataset")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_out_that_cannot_be_written_is_refused(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
+def test_an_out_that_cannot_be_written_is_refused(vdot: Any, recipe: Any, small_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refused(vdot("ingest", small, "--out", tmp_path / "file", "--recipe", recipe()), 2, "is a file")
+    check_refused(vdot("ingest", small_folder, "--out", tmp_path / "file", "--recipe", recipe()), 2, "is a file")
     for out in (tmp_path / "file" / "below", Path("/proc/out")):
-        refused(vdot("ingest", small, "--out", out, "--recipe", recipe()), 1, str(out))
+        check_refused(vdot("ingest", small_folder, "--out", out, "--recipe", recipe()), 1, str(out))
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_read_only_out_is_refused(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
+def test_a_read_only_out_is_refused(vdot: Any, recipe: Any, small_folder: Path, tmp_path: Path) -> None:
     with program.mounted(tmp_path / "out", "ro,size=1m") as out:
-        refused(vdot("ingest", small, "--out", out, "--recipe", recipe()), 1, str(out))
+        check_refused(vdot("ingest", small_folder, "--out", out, "--recipe", recipe()), 1, str(out))
 
 
 @pytest.mark.slow
@@ -232,13 +236,13 @@ def test_a_run_goes_on_after_a_full_disk(vdot: Any, recipe: Any, tmp_path: Path)
     with program.mounted(tmp_path / "out", "size=400k") as mount:
         out = program.Out(mount)
         command = ("ingest", folder, "--out", out.url, "--recipe", recipe(commit={"shard_mb": 0.2}), "--cpus", 1)
-        refused(vdot(*command), 1, "no space left", out.url)
+        check_refused(vdot(*command), 1, "no space left", out.url)
         assert vdot("verify", out.url, "--workers", 1).returncode == 0
-        kept = set(out.samples())
-        assert 0 < len(kept) < 18
+        kept_ids = set(out.samples())
+        assert 0 < len(kept_ids) < 18
         program.resize(mount, "64m")
-        done = vdot(*command)
-        assert done.returncode == 0, done.stderr
-        assert kept < set(out.samples())
+        process = vdot(*command)
+        assert process.returncode == 0, process.stderr
+        assert kept_ids < set(out.samples())
         assert len(out.samples()) == 18
         assert vdot("verify", out.url, "--workers", 1).returncode == 0

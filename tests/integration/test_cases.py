@@ -1,4 +1,4 @@
-"""Small files of trouble, each after a fault that users of other tools report, through the whole program."""
+"""Tests small problematic files, each from a fault reported by users of other tools, in the complete program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.formats.clip_decode import decode_clip
 
 CASES = Path(__file__).parents[1] / "data/cases"
 
-# Of each source: seconds, frames at 25 a second, and the number that the first one bears.
+# For each source: seconds, frames at 25 per second, and the number that the first frame shows.
 EXPECTED: dict[str, tuple[float, int, int]] = {
     "packed_b.avi": (6.0, 150, 0),
     "h264_bf.avi": (6.0, 150, 0),
@@ -32,9 +32,11 @@ GAP_S = (3.0, 63.0)
 @pytest.fixture(scope="module")
 def ingested(vdot: Any, recipe: Any, tmp_path_factory: pytest.TempPathFactory) -> program.Out:
     out = program.Out(tmp_path_factory.mktemp("cases") / "out")
-    light = recipe(grid={"frames": 81, "min_frames": 17}, shots="adaptive", rules={"low_frame_rate": "source_fps < 8"})
-    done = vdot("ingest", CASES, "--out", out.url, "--recipe", light, timeout=300)
-    assert done.returncode == 0, done.stderr
+    recipe_file = recipe(
+        grid={"frames": 81, "min_frames": 17}, shots="adaptive", rules={"low_frame_rate": "source_fps < 8"}
+    )
+    process = vdot("ingest", CASES, "--out", out.url, "--recipe", recipe_file, timeout=300)
+    assert process.returncode == 0, process.stderr
     assert vdot("verify", out.url, "--workers", 1).returncode == 0
     return out
 
@@ -55,14 +57,14 @@ def test_every_frame_of_a_case_is_in_its_place(ingested: program.Out, name: str)
     samples = ingested.samples()
     for clip in clips:
         numbers = [number_of(picture) for picture in decode_clip(samples[clip["clip_id"]]["mp4"])]
-        last = first + round(shown_s(name, clip["end_s"] - begin_s) * 25)
-        start_s = shown_s(name, clip["start_s"] - begin_s)
+        last = first + round(without_gap(name, clip["end_s"] - begin_s) * 25)
+        start_s = without_gap(name, clip["start_s"] - begin_s)
         assert numbers == [min(first + int((start_s + k / 16) * 25 + 0.03), last) for k in range(len(numbers))]
-    # All of it but what is left at the ends of shots.
+    # All of the source except the remainders at the ends of shots.
     assert sum(clip["frames"] for clip in clips) / 16 > min(seconds, 6.0) - 2.5
 
 
-def shown_s(name: str, at_s: float) -> float:
+def without_gap(name: str, at_s: float) -> float:
     """A time of a source without its gap, in which no clip may lie."""
     if name != "gap_60s.mp4" or at_s < GAP_S[0]:
         return at_s
@@ -74,7 +76,7 @@ def shown_s(name: str, at_s: float) -> float:
 def test_pictures_of_the_cases(ingested: program.Out) -> None:
     sources = ingested.sources()
     verdicts = {name: (row["status"], row["rule"] or row["code"]) for name, row in sources.items()}
-    # 1.25 s is enough for 17 frames at 16 a second.
+    # 1.25 s is enough for 17 frames at 16 per second.
     assert {verdict for name, verdict in verdicts.items()} == {("cut", None)}
     clips = ingested.clips().values()
     sizes = {Path(clip["source_uri"]).name: (clip["width"], clip["height"]) for clip in clips}
@@ -94,5 +96,5 @@ def test_pictures_of_the_cases(ingested: program.Out) -> None:
     assert len(circles) == 2
     for clip in circles:
         picture = decode_clip(ingested.samples()[clip["clip_id"]]["mp4"])[8].max(axis=-1) > 128
-        wide, high = (np.flatnonzero(picture.any(axis=axis)).size for axis in (0, 1))
-        assert wide == pytest.approx(high, rel=0.04)
+        width, height = (np.flatnonzero(picture.any(axis=axis)).size for axis in (0, 1))
+        assert width == pytest.approx(height, rel=0.04)

@@ -1,7 +1,7 @@
-"""Decoders that crash, hang or eat memory and annotators that fail or die cost one source or clip, and bounded time.
+"""Tests that decoders that crash, hang or exhaust memory, and failing annotators, cost one source or clip each.
 
-The faults are injected from outside: a `sitecustomize` on PYTHONPATH changes what `av.open` does to marked files in the
-decoder's process, and a package beside it, never installed, provides the annotator.
+Each fault costs bounded time. They are injected from outside: a `sitecustomize` on PYTHONPATH changes `av.open` for
+marked files in the decoder's process, and a package next to it, which is not installed, provides the annotator.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from annotators.base import Annotation, Signal
 
 
 class Moody:
-    """Hates pure colours."""
+    """Fails on pure colours."""
 
     name = "moody"
     version = "1"
@@ -82,13 +82,13 @@ COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
 @dataclass
-class Faulty:
-    """One ingest over all the faults at once."""
+class FaultyRun:
+    """An ingest with all the faults at once."""
 
-    done: CompletedProcess[str]
+    process: CompletedProcess[str]
     out: Any
     scratch: Path
-    left: list[Any]
+    survivors: list[Any]
     seconds: float
 
 
@@ -106,7 +106,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def faulty(vdot: Any, recipe: Any, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Faulty:
+def faulty_run(vdot: Any, recipe: Any, package: Path, tmp_path_factory: pytest.TempPathFactory) -> FaultyRun:
     root: Path = tmp_path_factory.mktemp("faulty")
     folder, scratch = root / "videos", Path(tempfile.mkdtemp(dir=root))
     folder.mkdir()
@@ -119,26 +119,28 @@ def faulty(vdot: Any, recipe: Any, package: Path, tmp_path_factory: pytest.TempP
         small_videos.write(folder / f"good {seed}.mp4", seed, tint=(120, 110, 130))
     out = program.Out(root / "out")
     limits = {"stall_s": 5, "memory_mb": 1024, "worker_deaths": 2}
-    chosen = recipe(stages=[["scribble"], ["moody"]], limits=limits)
+    recipe_file = recipe(stages=[["scribble"], ["moody"]], limits=limits)
     environment = {"PYTHONPATH": str(package), "VDOT_SCRATCH": str(scratch)}
-    began = time.monotonic()
-    done = vdot("ingest", folder, "--out", out.url, "--recipe", chosen, "--cpus", 1, env=environment, timeout=400)
-    seconds = time.monotonic() - began
+    started = time.monotonic()
+    process = vdot(
+        "ingest", folder, "--out", out.url, "--recipe", recipe_file, "--cpus", 1, env=environment, timeout=400
+    )
+    seconds = time.monotonic() - started
     end = time.monotonic() + 30
-    while (left := program.heirs("VDOT_SCRATCH", str(scratch))) and time.monotonic() < end:
+    while (survivors := program.find_processes("VDOT_SCRATCH", str(scratch))) and time.monotonic() < end:
         time.sleep(0.05)
-    return Faulty(done, out, scratch, left, seconds)
+    return FaultyRun(process, out, scratch, survivors, seconds)
 
 
 @pytest.mark.slow
-def test_a_run_over_faults_ends_well_and_soon(faulty: Faulty) -> None:
-    assert faulty.done.returncode == 0, faulty.done.stderr
-    assert "Traceback" not in faulty.done.stderr
-    assert faulty.seconds < 240
+def test_a_run_over_faults_ends_well_and_soon(faulty_run: FaultyRun) -> None:
+    assert faulty_run.process.returncode == 0, faulty_run.process.stderr
+    assert "Traceback" not in faulty_run.process.stderr
+    assert faulty_run.seconds < 240
 
 
 @pytest.mark.parametrize(
-    ("fault", "code", "words"),
+    ("fault", "code", "message"),
     [
         ("crash", "DECODE_CRASH", "SIGSEGV"),
         ("sleep", "DECODE_TIMEOUT", "no progress for 5 s"),
@@ -146,14 +148,16 @@ def test_a_run_over_faults_ends_well_and_soon(faulty: Faulty) -> None:
         ("eat", "OUT_OF_MEMORY", "Unable to allocate"),
     ],
 )
-def test_a_fault_of_the_decoder_costs_its_source_alone(faulty: Faulty, fault: str, code: str, words: str) -> None:
-    row = faulty.out.sources()[f"{fault}.mp4"]
+def test_a_fault_of_the_decoder_costs_its_source_alone(
+    faulty_run: FaultyRun, fault: str, code: str, message: str
+) -> None:
+    row = faulty_run.out.sources()[f"{fault}.mp4"]
     assert (row["status"], row["code"], row["stage"]) == ("failed", code, "scan")
-    assert words in row["detail"]
+    assert message in row["detail"]
 
 
 @pytest.mark.parametrize(
-    ("colour", "code", "stage", "words"),
+    ("colour", "code", "stage", "message"),
     [
         ("red", "WORKER_DIED", "stage 1", "moody"),
         ("green", "ANNOTATOR_ERROR", "moody", "ValueError: green is not for me (moody.py:"),
@@ -166,23 +170,27 @@ def test_a_fault_of_the_decoder_costs_its_source_alone(faulty: Faulty, fault: st
     ],
 )
 def test_a_fault_of_an_annotator_costs_its_clip_alone(
-    faulty: Faulty, colour: str, code: str, stage: str, words: str
+    faulty_run: FaultyRun, colour: str, code: str, stage: str, message: str
 ) -> None:
-    rows = [clip for clip in faulty.out.clips().values() if clip["source_uri"].endswith(f"/{colour}.mp4")]
+    rows = [clip for clip in faulty_run.out.clips().values() if clip["source_uri"].endswith(f"/{colour}.mp4")]
     assert [(row["status"], row["code"], row["stage"]) for row in rows] == [("failed", code, stage)]
-    assert words in rows[0]["detail"]
+    assert message in rows[0]["detail"]
 
 
-def test_everything_else_is_kept(faulty: Faulty, vdot: Any) -> None:
-    kept = [clip for clip in faulty.out.clips().values() if clip["status"] == "kept"]
-    assert sorted(Path(clip["source_uri"]).name for clip in kept) == [f"good {seed}.mp4" for seed in range(20, 24)]
-    assert all({"mp4", "scribble.mp4", "mood.mp4", "json"} <= set(found) for found in faulty.out.samples().values())
-    assert vdot("verify", faulty.out.url, "--workers", 1).returncode == 0
+def test_everything_else_is_kept(faulty_run: FaultyRun, vdot: Any) -> None:
+    kept_clips = [clip for clip in faulty_run.out.clips().values() if clip["status"] == "kept"]
+    assert sorted(Path(clip["source_uri"]).name for clip in kept_clips) == [
+        f"good {seed}.mp4" for seed in range(20, 24)
+    ]
+    assert all(
+        {"mp4", "scribble.mp4", "mood.mp4", "json"} <= set(sample) for sample in faulty_run.out.samples().values()
+    )
+    assert vdot("verify", faulty_run.out.url, "--workers", 1).returncode == 0
 
 
-def test_no_process_is_left_and_nothing_stays_on_the_scratch_disk(faulty: Faulty, vdot: Any) -> None:
-    assert not faulty.left
-    assert not [path for path in faulty.scratch.rglob("*") if not path.is_dir()]
+def test_no_process_is_left_and_nothing_stays_on_the_scratch_disk(faulty_run: FaultyRun, vdot: Any) -> None:
+    assert not faulty_run.survivors
+    assert not [path for path in faulty_run.scratch.rglob("*") if not path.is_dir()]
     # A killed worker may leave its empty folder, which the next command removes.
-    vdot("verify", faulty.out.url, "--workers", 1, env={"VDOT_SCRATCH": str(faulty.scratch)})
-    assert not list(faulty.scratch.iterdir())
+    vdot("verify", faulty_run.out.url, "--workers", 1, env={"VDOT_SCRATCH": str(faulty_run.scratch)})
+    assert not list(faulty_run.scratch.iterdir())

@@ -1,4 +1,4 @@
-"""The package that docs/extending.md shows is built, installed and run, word for word."""
+"""Tests the example package of docs/extending.md exactly as printed: it is built, installed and run."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (block,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
         (source / name).write_text(block)
     assert sum(len(path.read_text().splitlines()) for path in source.iterdir()) < 30
-    return program.installed(source, folder / "site")
+    return program.install(source, folder / "site")
 
 
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_package_of_somebody_else_makes_tracks_and_signals(
-    vdot: Any, recipe: Any, small: Path, package: Path, tmp_path: Path
+    vdot: Any, recipe: Any, small_folder: Path, package: Path, tmp_path: Path
 ) -> None:
     out = program.Out(tmp_path / "out")
-    chosen = recipe(stages=[["scribble", "brightest"]], rules={"glaring": "bright_share > 0.9"})
-    done = vdot(
-        *("ingest", small / "2.mp4", "--out", out.url, "--recipe", chosen, "--cpus", 1, "--json"),
+    recipe_file = recipe(stages=[["scribble", "brightest"]], rules={"glaring": "bright_share > 0.9"})
+    process = vdot(
+        *("ingest", small_folder / "2.mp4", "--out", out.url, "--recipe", recipe_file, "--cpus", 1, "--json"),
         env={"PYTHONPATH": str(package)},
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["clips"] == {"kept": {"": 1}}
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)["clips"] == {"kept": {"": 1}}
     (row,) = out.query("SELECT * FROM clips")
     assert 0 <= row["bright_share"] < 0.9
-    assert ("brightest", "1") in {(made["name"], made["version"]) for made in row["lineage"]}
+    assert ("brightest", "1") in {(entry["name"], entry["version"]) for entry in row["lineage"]}
     assert vdot("verify", out.url, env={"PYTHONPATH": str(package)}).returncode == 0
     (members,) = out.samples().values()
     assert "brightest.mp4" in members
 
 
-def test_without_the_package_its_name_is_unknown(vdot: Any, recipe: Any, small: Path, tmp_path: Path) -> None:
-    chosen = recipe(stages=[["scribble", "brightest"]])
-    done = vdot("ingest", small / "2.mp4", "--out", tmp_path / "out", "--recipe", chosen)
-    assert done.returncode == 2
-    assert "no annotator named 'brightest'" in done.stderr
+def test_without_the_package_its_name_is_unknown(vdot: Any, recipe: Any, small_folder: Path, tmp_path: Path) -> None:
+    recipe_file = recipe(stages=[["scribble", "brightest"]])
+    process = vdot("ingest", small_folder / "2.mp4", "--out", tmp_path / "out", "--recipe", recipe_file)
+    assert process.returncode == 2
+    assert "no annotator named 'brightest'" in process.stderr

@@ -1,4 +1,4 @@
-"""Exactly once, in its short form: SIGKILLs at random moments change nothing. The long form is `vdot-bench kills`."""
+"""Tests that SIGKILLs at random moments change nothing, in a short form of `vdot-bench kills`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from benchmarks.ingest.kills import measure
     [(3, 1, 7), pytest.param(6, 2, 1, marks=pytest.mark.long)],
     ids=["one-node", "two-nodes"],
 )
-def test_killed_runs_end_as_an_undisturbed_one(small: Path, kills: int, nodes: int, seed: int) -> None:
+def test_killed_runs_end_as_an_undisturbed_one(small_folder: Path, kills: int, nodes: int, seed: int) -> None:
     recipe = yaml.safe_dump(small_videos.RECIPE | {"commit": {"shard_mb": 0.1, "every_s": 0.5}})
-    result = measure(small, kills, seed, nodes, recipe)
+    result = measure(small_folder, kills, seed, nodes, recipe)
     assert result["problems"] == []
     assert result["clips"] == 7
     assert sum(result["kills"].values()) == kills

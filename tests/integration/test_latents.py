@@ -1,4 +1,4 @@
-"""`annotate --with latents` from the command line: what a reader finds is what the model makes of the stored clip."""
+"""Tests the command `annotate --with latents`: stored latents are those that the model makes of the stored clip."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def out(local: Any, tmp_path: Path) -> program.Out:
+def out(local_dataset: Any, tmp_path: Path) -> program.Out:
     """A dataset that may be changed."""
-    return program.Out(shutil.copytree(local.url, tmp_path / "out"))
+    return program.Out(shutil.copytree(local_dataset.url, tmp_path / "out"))
 
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[str]:
-    """A running cluster that says to have a GPU; a model that finds none uses the CPU."""
-    with program.cluster(1, memory=4 * 10**9, gpus=1) as made:
-        yield made.address
+    """A running cluster that declares a GPU; without a real one, the model uses the CPU."""
+    with program.cluster(1, memory=4 * 10**9, gpus=1) as ray_cluster:
+        yield ray_cluster.address
 
 
-def layer(out: program.Out) -> dict[str, tuple[dict[str, Any], latents_file.Stored]]:
-    """Clip id -> the row of its latents, and what is stored."""
-    found = {}
+def read_layer(out: program.Out) -> dict[str, tuple[dict[str, Any], latents_file.Stored]]:
+    """Clip id -> the row of its latents, and the stored latents."""
+    layers = {}
     for row in out.query("SELECT * FROM clips WHERE layer = 'latents'"):
         members = shards.read_sample(Folder(out.url), row["clip_id"], row["shard"], row["offset"], row["bytes"])
         assert set(members) == {MEMBER, "latents.json"}
-        found[row["clip_id"]] = row, latents_file.read(members[MEMBER])
-    return found
+        layers[row["clip_id"]] = row, latents_file.read(members[MEMBER])
+    return layers
 
 
-def encoded(model: Path, frames: Any) -> Any:
+def encode(model: Path, frames: Any) -> Any:
     import torch
     from diffusers import AutoencoderKLWan
 
@@ -67,51 +67,51 @@ def encoded(model: Path, frames: Any) -> Any:
 def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
     vdot: Any, out: program.Out, model: Path, gpu: str, tmp_path: Path
 ) -> None:
-    """On a cluster whose nodes know nothing of the variable, from a folder's relative name."""
+    """On a cluster without the variable in its nodes' environment, with a relative name of the folder."""
     base = out.samples()
-    how = ("annotate", out.url, "--with", "latents", "--address", gpu)
-    done = vdot(*how, env={"VDOT_MODEL": model.name}, cwd=model.parent, timeout=300)
-    assert done.returncode == 0, done.stderr
-    here = folder.fingerprints(model)
-    stored = layer(out)
+    command = ("annotate", out.url, "--with", "latents", "--address", gpu)
+    process = vdot(*command, env={"VDOT_MODEL": model.name}, cwd=model.parent, timeout=300)
+    assert process.returncode == 0, process.stderr
+    fingerprints = folder.fingerprints(model)
+    stored = read_layer(out)
     assert stored.keys() == base.keys()
-    for clip, (row, found) in stored.items():
-        assert found.misfit(here) is None
-        assert set(found.tensors) == {"clip", "gray", "scribble"}
-        made = row["lineage"][-1]
-        assert (made["name"], made["weights_licence"]) == ("latents", "apache-2.0")
-        assert made["weights_sha256"] == f"{here['vae']}+{here['text_encoder']}"
+    for clip, (row, latents) in stored.items():
+        assert latents.misfit(fingerprints) is None
+        assert set(latents.tensors) == {"clip", "gray", "scribble"}
+        entry = row["lineage"][-1]
+        assert (entry["name"], entry["weights_licence"]) == ("latents", "apache-2.0")
+        assert entry["weights_sha256"] == f"{fingerprints['vae']}+{fingerprints['text_encoder']}"
         assert [entry["name"] for entry in row["lineage"]] == ["scribble", "latents"]
         if clip == min(stored):
             frames = decode_clip(base[clip]["mp4"])
-            for key, shown in (
+            for key, pictures in (
                 ("clip", frames), ("gray", to_gray(frames)), ("scribble", decode_clip(base[clip]["scribble.mp4"])),
             ):  # fmt: skip
-                np.testing.assert_allclose(found.tensors[key], encoded(model, shown), rtol=6e-4, atol=1e-4)
+                np.testing.assert_allclose(latents.tensors[key], encode(model, pictures), rtol=6e-4, atol=1e-4)
     assert vdot("verify", out.url).returncode == 0
 
-    again = vdot(*how, "--json", env={"VDOT_MODEL": str(model)})
-    assert '"done": {}' in again.stdout, "nothing is left to do"
+    rerun = vdot(*command, "--json", env={"VDOT_MODEL": str(model)})
+    assert '"done": {}' in rerun.stdout, "nothing is left to do"
 
-    other = tiny_model.write(tmp_path / "other", seed=1)
+    second_model = tiny_model.write(tmp_path / "other", seed=1)
     assert "made by another vae" in str(
-        found.misfit(folder.fingerprints(other) | {"text_encoder": here["text_encoder"]})
+        latents.misfit(folder.fingerprints(second_model) | {"text_encoder": fingerprints["text_encoder"]})
     )
-    renewed = vdot(*how, env={"VDOT_MODEL": str(other)}, timeout=300)
+    renewed = vdot(*command, env={"VDOT_MODEL": str(second_model)}, timeout=300)
     assert renewed.returncode == 0, renewed.stderr
-    assert all(latents.misfit(folder.fingerprints(other)) is None for _, latents in layer(out).values())
+    assert all(latents.misfit(folder.fingerprints(second_model)) is None for _, latents in read_layer(out).values())
     assert vdot("verify", out.url).returncode == 0
 
 
 @pytest.mark.long
 def test_without_a_model_nothing_starts_and_everything_else_works(vdot: Any, out: program.Out) -> None:
     unset = {"VDOT_MODEL": ""}
-    before = out.files()
-    # Nothing listens there: a run that got as far as Ray would say so.
-    done = vdot("annotate", out.url, "--with", "latents", "--address", "127.0.0.1:1", env=unset)
-    assert done.returncode == 2
-    assert "set VDOT_MODEL to its folder in diffusers' layout" in " ".join(done.stderr.split())
-    assert out.files() == before
+    files = out.files()
+    # Nothing listens at this address: a run that reached Ray would report that.
+    process = vdot("annotate", out.url, "--with", "latents", "--address", "127.0.0.1:1", env=unset)
+    assert process.returncode == 2
+    assert "set VDOT_MODEL to its folder in diffusers' layout" in " ".join(process.stderr.split())
+    assert out.files() == files
     for command in (("weights", "--list"), ("doctor", out.url), ("verify", out.url)):
-        done = vdot(*command, env=unset)
-        assert "VDOT_MODEL" not in done.stdout + done.stderr, command
+        process = vdot(*command, env=unset)
+        assert "VDOT_MODEL" not in process.stdout + process.stderr, command

@@ -1,7 +1,7 @@
-"""Good files never fail: each real clip comes out of ingest as the reviewed table says.
+"""Tests that good files never fail: each real clip has the outcome in the reviewed table.
 
-The table is `tests/data/expected_outcomes.csv`; after a change that is meant, `python tests/helpers/outcomes.py` in the
-repository's root writes it again, and the diff is reviewed.
+The table is `tests/data/expected_outcomes.csv`; after an intended change, `python tests/helpers/outcomes.py` in the
+repository's root updates it, and the diff is reviewed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ EXPECTED = outcomes.expected()
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    """Every clip that is here, in one ingest."""
+def outcome_by_file(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """The outcome of every available clip, from one ingest."""
     return outcomes.measure(real_clips.available().values(), tmp_path_factory.mktemp("outcomes"))
 
 
@@ -27,7 +27,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_a_clip_comes_out_as_reviewed(request: pytest.FixtureRequest, name: str) -> None:
     real_clips.path(name)
-    assert request.getfixturevalue("measured")[name] == EXPECTED[name]
+    assert request.getfixturevalue("outcome_by_file")[name] == EXPECTED[name]
 
 
 def test_every_clip_has_its_row() -> None:
@@ -36,7 +36,7 @@ def test_every_clip_has_its_row() -> None:
 
 
 def test_only_a_damaged_file_fails() -> None:
-    """Whoever writes the table again cannot let a good file fail with it, nor a clip go without a verdict."""
+    """An update of the table cannot hide that a good file fails or that a clip has no verdict."""
     assert {name for name, row in EXPECTED.items() if row.source.startswith("failed")} == {"d_truncated.mp4"}
     assert {name for name, row in EXPECTED.items() if row.failed} == set()
     for row in EXPECTED.values():

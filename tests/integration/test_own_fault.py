@@ -1,6 +1,4 @@
-"""A clip that we wrote and cannot read back is our fault: a code of its own, exit status 1, and no word against the
-file.
-"""
+"""Tests that a clip that we wrote and cannot read back has its own code, exit status 1, and no blame of the file."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import program
 import pytest
 import small_videos
 
-# What the decoder's process encodes loses its end, as after a defect of the encoder.
+# Clips encoded by the decoder's process lose their end, as with a defect of the encoder.
 SITECUSTOMIZE = """
 import sys
 
@@ -30,9 +28,9 @@ def test_a_defect_of_ours_ends_with_status_1(vdot: Any, recipe: Any, tmp_path: P
     video = small_videos.write(tmp_path / "good.mp4", 1)
     out = program.Out(tmp_path / "out")
     environment = {"PYTHONPATH": str(tmp_path)}
-    done = vdot("ingest", video, "--out", out.url, "--recipe", recipe(), "--cpus", 1, env=environment)
-    assert done.returncode == 1, done.stderr
-    assert "1 failed by a defect of vdot-data, not of your files" in done.stderr
+    process = vdot("ingest", video, "--out", out.url, "--recipe", recipe(), "--cpus", 1, env=environment)
+    assert process.returncode == 1, process.stderr
+    assert "1 failed by a defect of vdot-data, not of your files" in process.stderr
     (clip,) = out.clips().values()
     assert (clip["status"], clip["code"], clip["stage"]) == ("failed", "ENCODE_ERROR", "decode")
     explained = vdot("explain", out.url, clip["clip_id"]).stdout

@@ -1,4 +1,4 @@
-"""A run over more than one round does each piece of work once, as it does after the loss of a node."""
+"""Tests that a run of several rounds, as after the loss of a node, does all work exactly once."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from pipeline.ingest.commands import ingest
 
 @pytest.mark.long
 def test_rounds_follow_one_another(
-    small: Path, recipe: Any, local: program.Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_folder: Path, recipe: Any, local_dataset: program.Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "ROUND", 3)
-    seen: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
 
     def watch(progress: Progress) -> None:
-        seen.append((progress.done, progress.work))
+        reports.append((progress.done, progress.work))
 
     out = program.Out(tmp_path / "out")
-    summary = ingest([str(small)], out.url, recipe_file=recipe(), cpus=1, watcher=watch)
+    summary = ingest([str(small_folder)], out.url, recipe_file=recipe(), cpus=1, watcher=watch)
     assert summary.clips == {"kept": {"": 7}}
     assert summary.done == {"kept": 7}
-    assert seen == sorted(seen), "what is done never becomes less"
-    assert {work for _, work in seen} == {4}
-    assert out.samples() == local.samples()
+    assert reports == sorted(reports), "what is done never becomes less"
+    assert {work for _, work in reports} == {4}
+    assert out.samples() == local_dataset.samples()

@@ -1,4 +1,4 @@
-"""Fixtures of the data side's tests."""
+"""Fixtures for the tests of the pipeline."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import small_dataset
 
 
 @pytest.fixture(scope="session")
-def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OUT to be copied, because encoding its clips takes half a second."""
+def filled_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset to copy from, because encoding its clips takes half a second."""
     folder: Path = tmp_path_factory.mktemp("dataset")
     small_dataset.Dataset(str(folder / "out"), folder / "scratch").fill()
     return folder / "out"
 
 
 @pytest.fixture
-def dataset(filled: Path, tmp_path: Path) -> Any:
-    """A small real OUT on a disk; see `small_dataset.py`."""
-    shutil.copytree(filled, tmp_path / "out")
+def dataset(filled_dataset: Path, tmp_path: Path) -> Any:
+    """A small real dataset on a disk; see `small_dataset.py`."""
+    shutil.copytree(filled_dataset, tmp_path / "out")
     return small_dataset.Dataset(str(tmp_path / "out"), tmp_path / "scratch")
 
 

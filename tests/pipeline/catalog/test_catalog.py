@@ -1,4 +1,4 @@
-"""The catalog is read whatever its folder is called, and the sweep leaves nothing behind."""
+"""Tests that the catalog is read in folders of any name, and that the sweep removes only leftovers of ours."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ def test_any_path(dataset: Any, tmp_path: Path, name: str) -> None:
 
 
 def test_connections_spill_apart(dataset: Any) -> None:
-    places = {dataset.catalog.connect().execute("SELECT current_setting('temp_directory')").fetchone() for _ in "ab"}
-    assert len(places) == 2
+    folders = {dataset.catalog.connect().execute("SELECT current_setting('temp_directory')").fetchone() for _ in "ab"}
+    assert len(folders) == 2
 
 
 def test_what_a_killed_writer_left_is_swept(dataset: Any) -> None:
     root = Path(dataset.url)
-    old = [root / folder / ".vdot-0123.tmp" for folder in ("", "catalog", "shards", "pending", "previews")]
-    for path in old:
+    old_files = [root / folder / ".vdot-0123.tmp" for folder in ("", "catalog", "shards", "pending", "previews")]
+    for path in old_files:
         path.write_bytes(b"half")
         os.utime(path, (1, 1))
-    young = root / "shards/.vdot-4567.tmp"
-    young.write_bytes(b"half")
-    os.utime(young, (2**32, 2**32))
+    young_file = root / "shards/.vdot-4567.tmp"
+    young_file.write_bytes(b"half")
+    os.utime(young_file, (2**32, 2**32))
     swept = sweep(dataset.catalog)
-    assert {str(path.relative_to(root)) for path in old} <= set(swept)
-    assert not any(path.exists() for path in old)
-    assert young.exists()
+    assert {str(path.relative_to(root)) for path in old_files} <= set(swept)
+    assert not any(path.exists() for path in old_files)
+    assert young_file.exists()
 
 
 def test_only_what_is_ours_is_swept_or_read(dataset: Any) -> None:
     root = Path(dataset.url)
-    theirs = [
+    foreign_files = [
         root / "shards/imagenet-000.tar",
         root / "previews/holiday.jpg",
         root / "catalog/000000000003 (1).parquet",
     ]
-    for path in theirs:
+    for path in foreign_files:
         path.write_bytes(b"precious")
         os.utime(path, (1, 1))
     sweep(Catalog(dataset.out, dataset.scratch))
-    assert all(path.exists() for path in theirs)
+    assert all(path.exists() for path in foreign_files)
 
 
 @pytest.mark.parametrize("lost", ["3", "34", "1234567"])

@@ -1,4 +1,4 @@
-"""What a run supersedes before it works: verdicts that other rules change, rows that a corrected manifest changes."""
+"""Tests what a run revises before it works: verdicts after a change of rules, rows after a change of the manifest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pipeline.sources import source_list
 from pipeline.sources.expand import Source
 
 
-def revised(
+def revise(
     dataset: Any, manifest: dict[str, str], text: str = small_dataset.RECIPE, uri: str = "a"
 ) -> list[dict[str, Any]]:
-    """The rows that a run over source A with this manifest and recipe begins with; they are committed too."""
+    """The rows that a run over source A with this manifest and recipe revises first; they are committed too."""
     sources = [Source(f"/videos/{uri}.mp4", 1000, "1", manifest), Source("/videos/b.mp4", 1000, "1", {})]
     listed = source_list.write(sources, None, dataset.scratch / "listing.parquet")
     columns = tuple(dict.fromkeys([*listed.manifest, "title"]))
@@ -31,13 +31,13 @@ def revised(
 
 
 def test_nothing_new_changes_nothing(dataset: Any) -> None:
-    assert revised(dataset, {"title": "film a", "licence": "CC0"}) == []
-    assert revised(dataset, {}) == []
+    assert revise(dataset, {"title": "film a", "licence": "CC0"}) == []
+    assert revise(dataset, {}) == []
 
 
 def test_a_corrected_licence_reaches_the_source_its_clips_and_their_layers(dataset: Any) -> None:
     before = dataset.rows()
-    rows = revised(dataset, {"licence": "CC-BY-NC"})
+    rows = revise(dataset, {"licence": "CC-BY-NC"})
     assert [row["source_uri"] for row in rows if row["kind"] == "source"] == ["/videos/a.mp4"]
     assert {(row["clip_id"], row["layer"]) for row in rows if row["kind"] == "clip"} == {
         (small_dataset.identity("a0"), "base"), (small_dataset.identity("a0"), "flow"),
@@ -45,25 +45,25 @@ def test_a_corrected_licence_reaches_the_source_its_clips_and_their_layers(datas
     }  # fmt: skip
     after = dataset.rows()
     for key, row in after.items():
-        ours = row["source_uri"] == "/videos/a.mp4"
-        assert row["licence"] == ("CC-BY-NC" if ours else "CC0")
-        same = [name for name in row if name not in ("licence", "sequence", "detail", "run_id")]
-        assert [row[name] for name in same] == [before[key][name] for name in same]
-    assert revised(dataset, {"licence": "CC-BY-NC"}) == []
+        is_corrected = row["source_uri"] == "/videos/a.mp4"
+        assert row["licence"] == ("CC-BY-NC" if is_corrected else "CC0")
+        unchanged = [name for name in row if name not in ("licence", "sequence", "detail", "run_id")]
+        assert [row[name] for name in unchanged] == [before[key][name] for name in unchanged]
+    assert revise(dataset, {"licence": "CC-BY-NC"}) == []
 
 
 @pytest.mark.parametrize("column", ["rights", "a.b/c~d", 'say "so"'])
 def test_a_column_that_is_new(dataset: Any, column: str) -> None:
-    assert {row[column] for row in revised(dataset, {column: "x"})} == {"x"}
-    assert revised(dataset, {column: "x"}) == []
+    assert {row[column] for row in revise(dataset, {column: "x"})} == {"x"}
+    assert revise(dataset, {column: "x"}) == []
 
 
 def test_a_rule_sees_the_corrected_value(dataset: Any) -> None:
     text = small_dataset.RECIPE.replace("rules: {", "rules: {not_free: licence LIKE '%NC%', ")
-    revised(dataset, {}, text)
-    kept = {key for key, row in dataset.rows().items() if row["status"] == "kept"}
-    assert (small_dataset.identity("a0"), "base") in kept
-    rows = revised(dataset, {"licence": "CC-BY-NC"}, text)
+    revise(dataset, {}, text)
+    kept_keys = {key for key, row in dataset.rows().items() if row["status"] == "kept"}
+    assert (small_dataset.identity("a0"), "base") in kept_keys
+    rows = revise(dataset, {"licence": "CC-BY-NC"}, text)
     verdicts = {
         row["clip_id"]: (row["status"], row["rule"]) for row in rows if row["layer"] == "base" and row["clip_id"]
     }
@@ -74,7 +74,7 @@ def test_a_rule_sees_the_corrected_value(dataset: Any) -> None:
 def test_a_licence_that_comes_late_reaches_layers_too(dataset: Any) -> None:
     for sequence in range(2, dataset.catalog.sequence + 1):
         dataset.edit(sequence, lambda rows: [row | {"licence": None} for row in rows])
-    revised(dataset, {"licence": "CC0"})
+    revise(dataset, {"licence": "CC0"})
     assert dataset.row("a0", "flow")["licence"] == "CC0"
 
 
@@ -89,20 +89,20 @@ def test_a_corrected_manifest_does_not_hide_that_the_file_changed(dataset: Any) 
 
 
 def test_a_column_of_another_kind_is_refused(dataset: Any) -> None:
-    revised(dataset, {"motion": "fast"})
+    revise(dataset, {"motion": "fast"})
     with pytest.raises(UsageError, match="column 'motion' of another kind"):
-        revised(dataset, {}, small_dataset.RECIPE.replace("[[scribble]]", "[[scribble, flow]]"))
+        revise(dataset, {}, small_dataset.RECIPE.replace("[[scribble]]", "[[scribble, flow]]"))
 
 
 @pytest.mark.parametrize("rule", ["CAST(title AS INT) > 3", "CAST(title AS DATE) IS NULL"])
 def test_a_rule_that_what_is_there_cannot_take_is_one_sentence(dataset: Any, rule: str) -> None:
-    before = dataset.everything()
+    content = dataset.all_bytes()
     with pytest.raises(UsageError, match="cannot be applied"):
-        revised(dataset, {}, small_dataset.RECIPE.replace("rules: {", f'rules: {{odd: "{rule}", '))
-    assert dataset.everything() == before
+        revise(dataset, {}, small_dataset.RECIPE.replace("rules: {", f'rules: {{odd: "{rule}", '))
+    assert dataset.all_bytes() == content
 
 
 def test_what_failed_is_listed_again_as_it_came(dataset: Any) -> None:
-    again = {source.uri: source for source in _failed_sources(dataset.catalog)}
-    assert set(again) == {"/videos/b.mp4", "/videos/c.mp4"}, "b has a clip that failed"
-    assert again["/videos/c.mp4"] == Source("/videos/c.mp4", 1000, "1", {"title": "film c", "licence": "CC0"})
+    failed = {source.uri: source for source in _failed_sources(dataset.catalog)}
+    assert set(failed) == {"/videos/b.mp4", "/videos/c.mp4"}, "b has a clip that failed"
+    assert failed["/videos/c.mp4"] == Source("/videos/c.mp4", 1000, "1", {"title": "film c", "licence": "CC0"})

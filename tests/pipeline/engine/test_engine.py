@@ -1,4 +1,4 @@
-"""How many workers each pool of the plan gets, and what of a GPU."""
+"""Tests how many workers and what share of a GPU each pool of the plan gets."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Heavy:
 
 
 @pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`planned(blueprint, gpus)`: stage, least and most workers, and share of a GPU, of each pool on eight CPUs."""
-    known = registry.load_annotator
-    monkeypatch.setattr(registry, "load_annotator", lambda name: Heavy if name == "heavy" else known(name))
+def plan_pools(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`plan_pools(blueprint, gpus)`: stage, fewest and most workers, and GPU share of each pool on eight CPUs."""
+    find_annotator = registry.load_annotator
+    monkeypatch.setattr(registry, "load_annotator", lambda name: Heavy if name == "heavy" else find_annotator(name))
     cluster: Any = SimpleNamespace(workers=lambda chunks: min(8, chunks), most_workers=8, attempts=None)
 
     def plan(blueprint: Blueprint, gpus: int) -> list[tuple[Any, ...]]:
@@ -45,24 +45,24 @@ def recipe(stages: str) -> Any:
     return parse(f"filters: []\nstages: {stages}\nrules: {{}}\ntasks: {{}}", "x")
 
 
-def test_without_a_gpu_every_core_has_a_worker_of_every_stage(planned: Any) -> None:
+def test_without_a_gpu_every_core_has_a_worker_of_every_stage(plan_pools: Any) -> None:
     blueprint = Blueprint.for_ingest(recipe("[[scribble], [heavy]]"), ())
     cut, first, second = ("CutStage", 8, 8, None), ("AnnotateStage", 1, 8, None), ("AnnotateStage", 8, 8, None)
-    assert planned(blueprint, 0) == [cut, first, second]
-    assert planned(Blueprint.for_ingest(recipe("[[scribble], [flow]]"), ()), 2) == [cut, first, second]
+    assert plan_pools(blueprint, 0) == [cut, first, second]
+    assert plan_pools(Blueprint.for_ingest(recipe("[[scribble], [flow]]"), ()), 2) == [cut, first, second]
 
 
-def test_what_uses_a_gpu_has_a_worker_for_each(planned: Any) -> None:
-    late, early = (recipe(stages) for stages in ("[[scribble], [heavy]]", "[[heavy], [scribble]]"))
-    assert planned(Blueprint.for_ingest(late, ()), 2) == [
+def test_what_uses_a_gpu_has_a_worker_for_each(plan_pools: Any) -> None:
+    late_recipe, early_recipe = (recipe(stages) for stages in ("[[scribble], [heavy]]", "[[heavy], [scribble]]"))
+    assert plan_pools(Blueprint.for_ingest(late_recipe, ()), 2) == [
         *(("CutStage", 8, 8, None), ("AnnotateStage", 1, 8, None), ("AnnotateStage", 2, 2, 1.0))
     ]
     # Both the worker that cuts and the pool of the first stage hold the network.
-    assert planned(Blueprint.for_ingest(early, ()), 2) == [
+    assert plan_pools(Blueprint.for_ingest(early_recipe, ()), 2) == [
         *(("CutStage", 2, 2, 0.5), ("AnnotateStage", 1, 2, 0.5), ("AnnotateStage", 8, 8, None))
     ]
 
 
-def test_a_layer_is_one_pool(planned: Any) -> None:
-    assert planned(Blueprint.for_layer(recipe("[[scribble]]"), "flow"), 2) == [("CutStage", 8, 8, None)]
-    assert planned(Blueprint.for_layer(recipe("[[scribble]]"), "heavy"), 2) == [("CutStage", 2, 2, 1.0)]
+def test_a_layer_is_one_pool(plan_pools: Any) -> None:
+    assert plan_pools(Blueprint.for_layer(recipe("[[scribble]]"), "flow"), 2) == [("CutStage", 8, 8, None)]
+    assert plan_pools(Blueprint.for_layer(recipe("[[scribble]]"), "heavy"), 2) == [("CutStage", 2, 2, 1.0)]

@@ -1,4 +1,4 @@
-"""Our own clips: frame for frame in their colours, and the same bytes for the same frames."""
+"""Tests our own clips: all frames come back in their colours, and the same frames give the same bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_bytes_do_not_depend_on_what_memory_held() -> None:
     source = probe_video(path, 1 << 24)
     window = Window("x", 0.0, 5.0, 81)
     ((_, frames),) = cut_windows(read_frames(path, source), source, [window], 16.0, (832, 480))
-    # x264's macroblock tree gives two answers here: it reads what an earlier encoder left in memory.
+    # x264's macroblock tree gives two results here: it reads memory that an earlier encoder wrote.
     track = Flow()(frames, 16.0).tracks["flow"]
     assert len({hashlib.sha256(encode_clip(track, 16.0)).digest() for _ in range(4)}) == 1
 
@@ -50,20 +50,20 @@ def test_a_clip_comes_back_frame_for_frame_in_its_colours(tmp_path: Path) -> Non
     mp4 = encode_clip(colours, 16.0)
     (tmp_path / "c.mp4").write_bytes(mp4)
     ours = decode_clip(mp4)[2]
-    ok, theirs = cv2.VideoCapture(str(tmp_path / "c.mp4")).read()
-    assert ok
+    is_read, theirs = cv2.VideoCapture(str(tmp_path / "c.mp4")).read()
+    assert is_read
     with av.open(io.BytesIO(mp4)) as container:
         naive = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    for picture, allowed in ((ours, 2), (theirs[..., ::-1], 4), (naive, 4)):
+    for picture, tolerance in ((ours, 2), (theirs[..., ::-1], 4), (naive, 4)):
         for y, x in ((20, 30), (20, 130), (70, 30), (70, 130)):
-            assert np.abs(picture[y, x].astype(int) - colours[0, y, x]).max() <= allowed
+            assert np.abs(picture[y, x].astype(int) - colours[0, y, x]).max() <= tolerance
 
 
 def test_a_damaged_clip_of_ours_is_refused() -> None:
     mp4 = encode_clip(np.random.default_rng(0).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8), 16.0)
-    for wrong in (b"", b"no clip", mp4[: len(mp4) // 2]):
+    for damaged in (b"", b"no clip", mp4[: len(mp4) // 2]):
         with pytest.raises(ClipError) as caught:
-            decode_clip(wrong)
+            decode_clip(damaged)
         assert caught.value.code == ErrorCode.CLIP_DAMAGED
 
 

@@ -1,4 +1,4 @@
-"""The right picture: upright, in its shape and in its colours, whatever the file says of them."""
+"""Tests that pictures are upright, in their shape and in their colours, however the file describes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import real_clips
 from av.video.reformatter import ColorRange
-from numbered import LIMIT, four_corners, numbered, shown, write
+from numbered import LIMIT, four_corners, numbered, read_clips, write
 
 from pipeline.video.display import Display, to_rgb
 from pipeline.video.frames import read_frames
@@ -25,7 +25,7 @@ def test_rotation_and_mirror(tmp_path: Path, degrees: int, mirrored: bool) -> No
     stored = four_corners(160, 96)
 
     def prepare(stream: Any) -> None:
-        # a right angle anticlockwise, then left and right exchanged, as FFmpeg's -display_rotation has it
+        # anticlockwise, then left and right exchanged, as FFmpeg's -display_rotation does
         stream.set_display_rotation(degrees, hflip=mirrored)
 
     path = write(tmp_path / "r.mp4", [stored] * 3, prepare=prepare)
@@ -45,8 +45,8 @@ def test_a_real_rotated_clip_is_upright() -> None:
     source = probe_video(path, LIMIT)
     assert source.display == Display(360, 640, 90)
     turned = to_rgb(next(read_frames(path, source)).frame, source.display, (352, 640))
-    other = probe_video(straight, LIMIT)
-    first = to_rgb(next(read_frames(straight, other)).frame, other.display, (640, 352))
+    straight_source = probe_video(straight, LIMIT)
+    first = to_rgb(next(read_frames(straight, straight_source)).frame, straight_source.display, (640, 352))
     assert np.abs(np.rot90(first).astype(int) - turned).mean() < 8
 
 
@@ -77,19 +77,26 @@ def test_a_box_is_cut_out_before_scaling(tmp_path: Path) -> None:
 @pytest.mark.parametrize("full", [False, True])
 def test_colour_matrix_and_range(tag: int, red: float, blue: float, full: bool) -> None:
     for rgb in [(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 100, 50), (255, 255, 255), (0, 0, 0)]:
-        assert np.abs(flat(rgb, red, blue, full, tag, (64, 64)).astype(int) - rgb).max() <= 2
+        assert np.abs(read_flat_frame(rgb, red, blue, full, tag, (64, 64)).astype(int) - rgb).max() <= 2
 
 
 def test_an_untagged_picture_is_bt601_if_small_and_bt709_if_large() -> None:
-    assert np.abs(flat((200, 60, 60), 0.299, 0.114, False, 2, (64, 64)).astype(int) - (200, 60, 60)).max() <= 2
-    assert np.abs(flat((200, 60, 60), 0.2126, 0.0722, False, 2, (1280, 64)).astype(int) - (200, 60, 60)).max() <= 2
+    assert (
+        np.abs(read_flat_frame((200, 60, 60), 0.299, 0.114, False, 2, (64, 64)).astype(int) - (200, 60, 60)).max() <= 2
+    )
+    assert (
+        np.abs(read_flat_frame((200, 60, 60), 0.2126, 0.0722, False, 2, (1280, 64)).astype(int) - (200, 60, 60)).max()
+        <= 2
+    )
 
 
-def flat(rgb: tuple[int, int, int], red: float, blue: float, full: bool, tag: int, size: tuple[int, int]) -> np.ndarray:
+def read_flat_frame(
+    rgb: tuple[int, int, int], red: float, blue: float, full: bool, tag: int, size: tuple[int, int]
+) -> np.ndarray:
     """A flat yuv420p frame made with the textbook formula, read back as RGB at (48, 48)."""
-    r, g, b = (level / 255 for level in rgb)
-    y = red * r + (1 - red - blue) * g + blue * b
-    u, v = (b - y) / 2 / (1 - blue), (r - y) / 2 / (1 - red)
+    red_level, green_level, blue_level = (level / 255 for level in rgb)
+    y = red * red_level + (1 - red - blue) * green_level + blue * blue_level
+    u, v = (blue_level - y) / 2 / (1 - blue), (red_level - y) / 2 / (1 - red)
     levels = (255 * y, 128 + 255 * u, 128 + 255 * v) if full else (16 + 219 * y, 128 + 224 * u, 128 + 224 * v)
     frame = av.VideoFrame(*size, "yuv420p")
     for plane, level in zip(frame.planes, levels, strict=True):
@@ -104,5 +111,5 @@ def test_ten_bits(tmp_path: Path) -> None:
     options = {"preset": "ultrafast", "x265-params": "log-level=none"}
     path = write(tmp_path / "h.mp4", map(numbered, range(40)), codec="libx265", layout="yuv420p10le", options=options)
     assert probe_video(path, LIMIT).pix_fmt == "yuv420p10le"
-    ((_, numbers),) = shown(path, [(0, 39)], Grid(min_frames=5)).items()
+    ((_, numbers),) = read_clips(path, [(0, 39)], Grid(min_frames=5)).items()
     assert numbers == [int(k / 16 * 25 + 0.03) for k in range(25)]

@@ -1,4 +1,4 @@
-"""A measurement that failed is a failure with a code, and what an annotator or filter gives is what it declares."""
+"""Tests that a failed measurement has a code, and that annotators and filters return what they declare."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ GOOD = {"n": 1, "x": 0.5, "s": "still", "b": True}
 
 
 class Owner:
-    """Gives what the test says, as an annotator and as a filter."""
+    """Returns the test's values, as an annotator and as a filter."""
 
     name, version, weights, signals = "owner", "1", (), KINDS
 
-    def __init__(self, given: Any, tracks: Any = None, declared: tuple[str, ...] = ()) -> None:
-        self.given, self.made, self.tracks = given, tracks or {}, declared
+    def __init__(self, values: Any, tracks: Any = None, declared: tuple[str, ...] = ()) -> None:
+        self.values, self.made_tracks, self.tracks = values, tracks or {}, declared
 
     def __call__(self, frames: Any, fps: float) -> Any:
-        if isinstance(self.given, Exception):
-            raise self.given
-        return self.given
+        if isinstance(self.values, Exception):
+            raise self.values
+        return self.values
 
 
-def annotated(owner: Any) -> Any:
-    given = owner.given
-    owner.given = given if isinstance(given, Exception) else Annotation(tracks=owner.made, signals=given)
+def annotate(owner: Any) -> Any:
+    values = owner.values
+    owner.values = values if isinstance(values, Exception) else Annotation(tracks=owner.made_tracks, signals=values)
     return output_checks.annotate(owner, FRAMES, 16.0, {}).signals
 
 
-def filtered(owner: Any) -> Any:
+def measure(owner: Any) -> Any:
     return output_checks.measure(owner, FRAMES, 16.0)
 
 
-@pytest.mark.parametrize("measured", [annotated, filtered])
-def test_numbers_of_numpy_become_those_of_python(measured: Any) -> None:
-    given = {"n": np.int64(1), "x": np.float32(0.5), "s": np.str_("still"), "b": np.bool_(True)}
-    found = measured(Owner(given))
-    assert found == GOOD
-    assert {type(value) for value in found.values()} == {int, float, str, bool}
-    assert measured(Owner(dict.fromkeys(KINDS))) == dict.fromkeys(KINDS), "none: does not apply"
-    assert measured(Owner(GOOD | {"x": 2})) == GOOD | {"x": 2}
+@pytest.mark.parametrize("measured", [annotate, measure])
+def test_numbers_of_numpy_become_those_of_python(check: Any) -> None:
+    values = {"n": np.int64(1), "x": np.float32(0.5), "s": np.str_("still"), "b": np.bool_(True)}
+    signals = check(Owner(values))
+    assert signals == GOOD
+    assert {type(value) for value in signals.values()} == {int, float, str, bool}
+    assert check(Owner(dict.fromkeys(KINDS))) == dict.fromkeys(KINDS), "none: does not apply"
+    assert check(Owner(GOOD | {"x": 2})) == GOOD | {"x": 2}
 
 
-@pytest.mark.parametrize("measured", [annotated, filtered])
+@pytest.mark.parametrize("measured", [annotate, measure])
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -71,21 +71,21 @@ def test_numbers_of_numpy_become_those_of_python(measured: Any) -> None:
         {"more": 1},
     ],
 )
-def test_a_value_that_breaks_the_promise_is_a_failure(measured: Any, wrong: dict[str, Any]) -> None:
+def test_a_value_that_breaks_the_promise_is_a_failure(check: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ClipError) as caught:
-        measured(Owner(GOOD | wrong))
+        check(Owner(GOOD | wrong))
     assert caught.value.code == ErrorCode.ANNOTATOR_ERROR
     assert "owner gave" in caught.value.detail
 
 
 def test_a_missing_signal_is_a_failure() -> None:
     with pytest.raises(ClipError, match="declares"):
-        filtered(Owner({"n": 1}))
+        measure(Owner({"n": 1}))
 
 
 def test_a_filter_that_raises_is_named() -> None:
     with pytest.raises(ClipError) as caught:
-        filtered(Owner(ValueError("no corners")))
+        measure(Owner(ValueError("no corners")))
     assert caught.value.code == ErrorCode.ANNOTATOR_ERROR
     assert "owner: ValueError: no corners" in caught.value.detail
 
@@ -95,14 +95,14 @@ def test_a_filter_that_raises_is_named() -> None:
 )
 def test_a_track_that_is_not_aligned_is_a_failure(track: Any) -> None:
     with pytest.raises(ClipError, match="the clip is uint8"):
-        annotated(Owner(GOOD, {"mask": track}, ("mask",)))
+        annotate(Owner(GOOD, {"mask": track}, ("mask",)))
     with pytest.raises(ClipError, match="gave the tracks"):
-        annotated(Owner(GOOD, {"mask": FRAMES}))
-    assert annotated(Owner(GOOD, {"mask": FRAMES}, ("mask",))) == GOOD
+        annotate(Owner(GOOD, {"mask": FRAMES}))
+    assert annotate(Owner(GOOD, {"mask": FRAMES}, ("mask",))) == GOOD
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("changes", "message"),
     [
         ({"pictures": {"mask": [FRAMES[0]]}}, "gave the pictures"),
         ({"pictures": {"ref": [FRAMES[0, :, :, 0]]}}, "not uint8 RGB"),
@@ -116,22 +116,22 @@ def test_a_track_that_is_not_aligned_is_a_failure(track: Any) -> None:
         ({"caption": " "}, "gave . . for a caption"),
     ],
 )
-def test_pictures_files_and_captions_are_what_was_declared(given: dict[str, Any], words: str) -> None:
-    class Teller:
+def test_pictures_files_and_captions_are_what_was_declared(changes: dict[str, Any], message: str) -> None:
+    class Describer:
         name, version, weights, signals, tracks = "teller", "1", (), {}, ()
         pictures, caption, files = ("ref",), True, ("owner.bin",)
 
-        def __init__(self, given: dict[str, Any]) -> None:
+        def __init__(self, changes: dict[str, Any]) -> None:
             pictures = {"ref": [FRAMES[0], FRAMES[0, :3, :5]]}
-            self.given = {"pictures": pictures, "caption": "a dog", "files": {"owner.bin": b"1"}} | given
+            self.values = {"pictures": pictures, "caption": "a dog", "files": {"owner.bin": b"1"}} | changes
 
         def __call__(self, frames: Any, fps: float) -> Annotation:
-            return Annotation(**self.given)
+            return Annotation(**self.values)
 
-    good: Any = Teller({})
+    good: Any = Describer({})
     assert output_checks.annotate(good, FRAMES, 16.0, {}).caption == "a dog"
-    bad: Any = Teller(given)
-    with pytest.raises(ClipError, match=words):
+    bad: Any = Describer(changes)
+    with pytest.raises(ClipError, match=message):
         output_checks.annotate(bad, FRAMES, 16.0, {})
 
 

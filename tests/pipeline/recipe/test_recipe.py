@@ -1,4 +1,4 @@
-"""A wrong recipe is refused with a sentence that those who write YAML understand."""
+"""Tests that a wrong recipe is refused with a sentence that authors of YAML understand."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def test_what_is_left_out_comes_from_the_default_recipe() -> None:
 
 
 def test_the_order_of_rules_is_part_of_a_recipe() -> None:
-    one, other = (
+    first, second = (
         parse(f"rules: {{{rules}}}", "x") for rules in ("b: luma < 1, a: luma < 2", "a: luma < 2, b: luma < 1")
     )
-    assert one.hash != other.hash
-    assert list(parse(one.text, "x").rules) == ["b", "a"]
-    assert parse(one.text, "x").hash == one.hash
+    assert first.hash != second.hash
+    assert list(parse(first.text, "x").rules) == ["b", "a"]
+    assert parse(first.text, "x").hash == first.hash

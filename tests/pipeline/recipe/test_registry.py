@@ -1,4 +1,4 @@
-"""Another package's annotator is found by name, and refused with a reason when it does not fit."""
+"""Tests that another package's annotator is found by name, and refused with a reason if it does not fit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Bare:
 
 
 class Twin(Good):
-    """Makes a track that another one makes too."""
+    """Makes a track that another annotator makes too."""
 
     name, tracks, signals = "twin", ("scribble",), {}
 
@@ -53,7 +53,7 @@ class Crops2(Crops):
 
 
 class Filer(Good):
-    """Makes a file from all that came before, by weights of the user's."""
+    """Makes a file from the complete sample, with the user's own weights."""
 
     name, signals, weights, files, sample = "filer", {}, (), ("good.bin",), True
     named: ClassVar[tuple[Weight, ...] | None] = (Weight("mine", "/models/mine", "1" * 64, "MIT"),)
@@ -65,7 +65,7 @@ class Filer(Good):
         return cls.named
 
     def __init__(self, weights: tuple[Weight, ...]) -> None:
-        self.given = weights
+        self.chosen_weights = weights
 
 
 class Filer2(Good):
@@ -86,15 +86,15 @@ class Writer2(Writer):
     name = "writer2"
 
 
-class Loading(EntryPoint):
-    """An entry point that finds its class here, whatever this module is called."""
+class LocalEntryPoint(EntryPoint):
+    """An entry point that finds its class in this module, whatever its name."""
 
     def load(self) -> Any:
         return globals()[self.value] if self.value in globals() else super().load()
 
 
 @pytest.fixture(autouse=True)
-def points(monkeypatch: pytest.MonkeyPatch) -> None:
+def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = {
         "good": "Good",
         "other": "Good",
@@ -110,8 +110,8 @@ def points(monkeypatch: pytest.MonkeyPatch) -> None:
         "gone": "no_such_module:X",
         "duplicates": "annotators.scribble:Scribble",
     }
-    found = [Loading(name, value, "vdot_data.annotators") for name, value in pairs.items()]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found if group == "vdot_data.annotators" else [])
+    points = [LocalEntryPoint(name, value, "vdot_data.annotators") for name, value in pairs.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "vdot_data.annotators" else [])
 
 
 def test_one_that_fits() -> None:
@@ -120,7 +120,7 @@ def test_one_that_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("other", "calls itself 'good'"),
         ("bare", "has no version, signals, tracks, weights"),
@@ -129,8 +129,8 @@ def test_one_that_fits() -> None:
         ("duplicates", "is the name of a layer"),
     ],
 )
-def test_one_that_does_not(name: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_one_that_does_not(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         registry.load_annotator(name)
 
 
@@ -141,7 +141,7 @@ def test_stages_without_annotators_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "words"),
+    ("error", "status", "message"),
     [
         (StorageError("the store is gone"), 1, "the store is gone"),
         (ModuleNotFoundError(name="ray"), 2, "pip install 'vdot-data[ingest]'"),
@@ -149,7 +149,7 @@ def test_stages_without_annotators_are_refused() -> None:
     ],
 )
 def test_every_end_is_one_sentence(
-    error: Exception, status: int, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    error: Exception, status: int, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def fail() -> None:
         raise error
@@ -160,7 +160,7 @@ def test_every_end_is_one_sentence(
         with pytest.raises(SystemExit) as caught:
             main.main()
     assert caught.value.code == status
-    assert words in (tmp_path / "said").read_text()
+    assert message in (tmp_path / "said").read_text()
 
 
 def test_two_that_make_one_track_are_refused() -> None:
@@ -170,29 +170,29 @@ def test_two_that_make_one_track_are_refused() -> None:
         Blueprint.for_layer(parse("filters: []\nstages: [[scribble]]\nrules: {}\ntasks: {}", "x"), "twin")
 
 
-def blueprint(stages: str) -> Blueprint:
+def build_blueprint(stages: str) -> Blueprint:
     return Blueprint.for_ingest(parse(f"filters: []\nstages: {stages}\nrules: {{}}\ntasks: {{}}", "x"), ())
 
 
 def test_what_one_needs_must_come_before_it() -> None:
-    blueprint("[[scribble, good], [crops]]")
+    build_blueprint("[[scribble, good], [crops]]")
     with pytest.raises(UsageError, match="'crops' needs 'g': put good into the recipe before it"):
-        blueprint("[[scribble, crops, good]]")
+        build_blueprint("[[scribble, crops, good]]")
     with pytest.raises(UsageError, match="'crops' needs 'scribble': put scribble into"):
         Blueprint.for_layer(parse("filters: []\nstages: [[good]]\nrules: {}\ntasks: {}", "x"), "crops")
 
 
 def test_two_that_make_the_same_pictures_or_both_write_are_refused() -> None:
     with pytest.raises(UsageError, match="'crops' and 'crops2' both make the pictures 'ref'"):
-        blueprint("[[scribble, good, crops, crops2]]")
+        build_blueprint("[[scribble, good, crops, crops2]]")
     with pytest.raises(UsageError, match="'writer' and 'writer2' both write the caption"):
-        blueprint("[[writer], [writer2]]")
+        build_blueprint("[[writer], [writer2]]")
     Blueprint.for_layer(parse("filters: []\nstages: [[writer]]\nrules: {}\ntasks: {}", "x"), "writer2")
 
 
 def test_two_that_make_the_same_file_are_refused() -> None:
     with pytest.raises(UsageError, match=r"'filer' and 'filer2' both make the file 'good\.bin'"):
-        blueprint("[[filer, filer2]]")
+        build_blueprint("[[filer, filer2]]")
 
 
 @pytest.mark.parametrize(
@@ -206,37 +206,37 @@ def test_a_file_must_be_a_member_like_no_other(name: str, monkeypatch: pytest.Mo
 
 
 def test_the_users_own_weights_are_in_the_lineage_and_reach_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = blueprint("[[scribble, good, writer], [filer]]")
-    assert read.lineage[-1]["weights_sha256"] is None
-    made = read.with_weights()
-    assert made.lineage[-1]["weights_sha256"] == "1" * 64
-    worker = pickle.loads(pickle.dumps(made)).build_annotator("filer")
-    assert worker.given == Filer.named
+    unequipped = build_blueprint("[[scribble, good, writer], [filer]]")
+    assert unequipped.lineage[-1]["weights_sha256"] is None
+    equipped = unequipped.with_weights()
+    assert equipped.lineage[-1]["weights_sha256"] == "1" * 64
+    worker = pickle.loads(pickle.dumps(equipped)).build_annotator("filer")
+    assert worker.chosen_weights == Filer.named
     assert "mine" not in registry.collect_weights(["filer"], [])
     monkeypatch.setattr(Filer, "named", None)
     with pytest.raises(UsageError, match=r"Name a model\."):
-        read.with_weights()
-    # Whoever only reads a dataset names none.
-    blueprint("[[filer]]")
-    blueprint("[[scribble, good]]").with_weights()
-    beneath = parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x")
-    Blueprint.for_layer(beneath, "scribble").with_weights()
+        unequipped.with_weights()
+    # Reading a dataset needs no weights.
+    build_blueprint("[[filer]]")
+    build_blueprint("[[scribble, good]]").with_weights()
+    stored = parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x")
+    Blueprint.for_layer(stored, "scribble").with_weights()
 
 
 def test_a_layer_upon_the_users_weights_is_as_old_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Filer, "tracks", ("g2",))
     monkeypatch.setattr(Crops, "needs", ("g2",))
-    made = Blueprint.for_layer(
+    layer = Blueprint.for_layer(
         parse("filters: []\nstages: [[filer]]\nrules: {}\ntasks: {}", "x"), "crops"
     ).with_weights()
-    assert [(entry["name"], entry["weights_sha256"][0]) for entry in made.lineage] == [("filer", "1"), ("crops", "0")]
+    assert [(entry["name"], entry["weights_sha256"][0]) for entry in layer.lineage] == [("filer", "1"), ("crops", "0")]
     monkeypatch.setattr(Filer, "weights", Good.weights)
-    assert made.with_weights().lineage[0]["weights_id"] == "good-net+mine"
+    assert layer.with_weights().lineage[0]["weights_id"] == "good-net+mine"
 
 
 def test_a_layer_that_takes_the_sample_is_as_old_as_all_that_fills_it() -> None:
     stored = parse("filters: []\nstages: [[scribble, good], [crops, writer]]\nrules: {}\ntasks: {}", "x")
-    # All but those whose only product is signals; those that others build on are in it.
+    # All but those that make only signals; those that others build on are included.
     assert [entry["name"] for entry in Blueprint.for_layer(stored, "filer").lineage] == [
         *("scribble", "good", "crops", "writer", "filer")
     ]

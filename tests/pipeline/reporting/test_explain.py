@@ -1,4 +1,4 @@
-"""Explain tells the truth about every kind of row, and finds what a person is likely to type."""
+"""Tests that `explain` describes every kind of row correctly, and finds what a person is likely to type."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.reporting.explain import explain, text
 
 
-def told(dataset: Any, what: str) -> str:
+def explain_text(dataset: Any, name: str) -> str:
     """The sentences about a clip or source."""
-    facts = explain(dataset.url, what)
+    facts = explain(dataset.url, name)
     json.dumps(facts)
     return text(facts)
 
 
 def test_a_kept_clip(dataset: Any) -> None:
     clip = small_dataset.identity("a0")
-    found = told(dataset, clip[:6])
-    assert f"Clip {clip}" in found
-    assert "It shows /videos/a.mp4 from 0.000 to 0.500 s." in found
-    assert "9 frames at 16 fps, 64x48" in found
-    assert "It is kept" in found
-    assert "Tasks: text, gray" in found
-    assert "luma = 100  [0..255] mean luma" in found
-    assert "title: film a" in found
-    assert "Licence: CC0" in found
-    assert "  scribble " in found
+    explanation = explain_text(dataset, clip[:6])
+    assert f"Clip {clip}" in explanation
+    assert "It shows /videos/a.mp4 from 0.000 to 0.500 s." in explanation
+    assert "9 frames at 16 fps, 64x48" in explanation
+    assert "It is kept" in explanation
+    assert "Tasks: text, gray" in explanation
+    assert "luma = 100  [0..255] mean luma" in explanation
+    assert "title: film a" in explanation
+    assert "Licence: CC0" in explanation
+    assert "  scribble " in explanation
     row = dataset.row("a0")
-    assert f"Layer base: {row['shard']}, {row['bytes']} bytes from {row['offset']} on" in found
-    assert "Layer flow: shards/" in found
-    assert f"tar -xf '{dataset.url}/{row['shard']}'" in found
+    assert f"Layer base: {row['shard']}, {row['bytes']} bytes from {row['offset']} on" in explanation
+    assert "Layer flow: shards/" in explanation
+    assert f"tar -xf '{dataset.url}/{row['shard']}'" in explanation
 
 
 def test_a_rejected_clip(dataset: Any) -> None:
@@ -46,9 +46,9 @@ def test_a_rejected_clip(dataset: Any) -> None:
 
 
 def test_a_failed_clip(dataset: Any) -> None:
-    found = told(dataset, small_dataset.identity("b1"))
-    assert "It failed with ANNOTATOR_ERROR in the step scribble: ValueError: no" in found
-    assert ADVICE[ErrorCode.ANNOTATOR_ERROR] in found
+    explanation = explain_text(dataset, small_dataset.identity("b1"))
+    assert "It failed with ANNOTATOR_ERROR in the step scribble: ValueError: no" in explanation
+    assert ADVICE[ErrorCode.ANNOTATOR_ERROR] in explanation
 
 
 def test_the_history_of_a_clip(dataset: Any) -> None:
@@ -58,25 +58,25 @@ def test_the_history_of_a_clip(dataset: Any) -> None:
 
 
 def test_a_pending_clip(dataset: Any) -> None:
-    assert "It is pending on the rule too_dark: luma < 20" in told(dataset, small_dataset.identity("b2"))
+    assert "It is pending on the rule too_dark: luma < 20" in explain_text(dataset, small_dataset.identity("b2"))
 
 
-@pytest.mark.parametrize("what", ["a.mp4", "/videos/a.mp4"])
-def test_a_source(dataset: Any, what: str) -> None:
-    found = told(dataset, what)
-    assert "Source /videos/a.mp4" in found
-    assert f"clip {small_dataset.identity('a1')}  1.00 to 1.50 s  rejected (too_dark)" in found
-    assert "The same content came also as /videos/d.mp4." in found
+@pytest.mark.parametrize("name", ["a.mp4", "/videos/a.mp4"])
+def test_a_source(dataset: Any, name: str) -> None:
+    explanation = explain_text(dataset, name)
+    assert "Source /videos/a.mp4" in explanation
+    assert f"clip {small_dataset.identity('a1')}  1.00 to 1.50 s  rejected (too_dark)" in explanation
+    assert "The same content came also as /videos/d.mp4." in explanation
 
 
 def test_sources_that_failed_or_are_twins(dataset: Any) -> None:
-    assert "It failed with DECODE_ERROR in the step scan: moov atom not found" in told(dataset, "c.mp4")
-    assert "the same content as /videos/a.mp4, which holds the clips" in told(dataset, "d.mp4")
+    assert "It failed with DECODE_ERROR in the step scan: moov atom not found" in explain_text(dataset, "c.mp4")
+    assert "the same content as /videos/a.mp4, which holds the clips" in explain_text(dataset, "d.mp4")
 
 
 def test_a_source_that_is_not_done(dataset: Any) -> None:
     dataset.commit(dataset.source("e", "cut", "01"))
-    assert "2 of its clips have no verdict yet" in told(dataset, "e.mp4")
+    assert "2 of its clips have no verdict yet" in explain_text(dataset, "e.mp4")
 
 
 def test_what_is_not_there(dataset: Any, tmp_path: Any) -> None:
@@ -105,7 +105,7 @@ def test_names_that_several_bear(dataset: Any) -> None:
 
 def test_an_annotator_that_is_not_installed_here(dataset: Any) -> None:
     dataset.commit(dataset.clip("b0", "kept", layer="elsewhere", luma=None, contrast=None))
-    assert "luma = 100" in told(dataset, small_dataset.identity("b0"))
+    assert "luma = 100" in explain_text(dataset, small_dataset.identity("b0"))
 
 
 def test_the_command(dataset: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +114,6 @@ def test_the_command(dataset: Any, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     facts = json.loads(runner.invoke(app, ["explain", dataset.url, "c.mp4", "--json"]).stdout)
     assert facts["verdict"]["code"] == "DECODE_ERROR"
     monkeypatch.setattr("sys.argv", ["vdot-data", "explain", dataset.url, "zzz"])
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as exit_error:
         main()
-    assert end.value.code == 2
+    assert exit_error.value.code == 2

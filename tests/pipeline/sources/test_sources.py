@@ -1,4 +1,4 @@
-"""Sources: everything a user may give becomes the same stream of rows, and its bytes arrive whole."""
+"""Tests sources: every kind of argument becomes the same stream of rows, and bytes arrive complete."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
 
-def uris(*arguments: object, exclude: str | None = None) -> list[str]:
+def list_uris(*arguments: object, exclude: str | None = None) -> list[str]:
     return [source.uri for source in expand_sources(map(str, arguments), exclude)]
 
 
 def test_files_folders_and_globs(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    everything = [str(tree / name) for name in ("a/1.mkv", "a/2.MOV", "a/deep/x.webm", "b.mp4")]
-    assert uris(tree) == uris(f"{tree}/") == uris(f"file://{tree}") == uris(f"{tree}/**") == everything
-    assert uris(f"{tree}/*") == [everything[3]]
-    assert uris(f"{tree}/?/[0-9].*") == everything[:2]
-    assert uris(f"{tree}/**/x.webm") == uris(f"{tree}/*/deep/*") == [everything[2]]
-    assert uris(tree / "a/odd.bin") == uris(f"{tree}/**/*.bin") == [str(tree / "a/odd.bin")]
-    assert uris(tree / "b.mp4", tree / "b.mp4") == [everything[3]] * 2
+    videos = [str(tree / name) for name in ("a/1.mkv", "a/2.MOV", "a/deep/x.webm", "b.mp4")]
+    assert list_uris(tree) == list_uris(f"{tree}/") == list_uris(f"file://{tree}") == list_uris(f"{tree}/**") == videos
+    assert list_uris(f"{tree}/*") == [videos[3]]
+    assert list_uris(f"{tree}/?/[0-9].*") == videos[:2]
+    assert list_uris(f"{tree}/**/x.webm") == list_uris(f"{tree}/*/deep/*") == [videos[2]]
+    assert list_uris(tree / "a/odd.bin") == list_uris(f"{tree}/**/*.bin") == [str(tree / "a/odd.bin")]
+    assert list_uris(tree / "b.mp4", tree / "b.mp4") == [videos[3]] * 2
     monkeypatch.chdir(tree)
-    assert uris("b.mp4", "a") == [everything[3], *everything[:3]]
+    assert list_uris("b.mp4", "a") == [videos[3], *videos[:3]]
     (tree / "what[1].mp4").touch()
-    assert uris(tree / "what[1].mp4") == [str(tree / "what[1].mp4")], "a name that looks like a glob"
+    assert list_uris(tree / "what[1].mp4") == [str(tree / "what[1].mp4")], "a name that looks like a glob"
 
     source = next(expand_sources([str(tree / "b.mp4")]))
-    found = (tree / "b.mp4").stat()
-    assert source == Source(str(tree / "b.mp4"), found.st_size, str(found.st_mtime_ns), {}, None)
+    status = (tree / "b.mp4").stat()
+    assert source == Source(str(tree / "b.mp4"), status.st_size, str(status.st_mtime_ns), {}, None)
 
 
 def test_links_are_followed_and_never_round(tree: Path) -> None:
@@ -56,14 +56,14 @@ def test_links_are_followed_and_never_round(tree: Path) -> None:
     (tree / "again").symlink_to(tree / "a")
     (tree / "z.mp4").symlink_to(tree / "b.mp4")
     (tree / "broken.mp4").symlink_to(tree / "nowhere")
-    found = [uri.removeprefix(str(tree)) for uri in uris(tree)]
-    assert found[:4] == ["/a/1.mkv", "/a/2.MOV", "/a/deep/x.webm", "/again/1.mkv"]
-    assert found[-3:] == ["/b.mp4", "/broken.mp4", "/z.mp4"]
-    assert len(found) == 9
+    names = [uri.removeprefix(str(tree)) for uri in list_uris(tree)]
+    assert names[:4] == ["/a/1.mkv", "/a/2.MOV", "/a/deep/x.webm", "/again/1.mkv"]
+    assert names[-3:] == ["/b.mp4", "/broken.mp4", "/z.mp4"]
+    assert len(names) == 9
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"),
+    ("argument", "message"),
     [
         ("{tree}/absent.mp4", "absent.mp4 does not exist"),
         ("{tree}/*.flv", r"no file matches .*\*\.flv"),
@@ -83,7 +83,7 @@ def test_links_are_followed_and_never_round(tree: Path) -> None:
         ("{tree}/latin.txt", "latin.txt cannot be read"),
     ],
 )
-def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: str) -> None:
+def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, message: str) -> None:
     (tree / "empty").mkdir()
     (tree / "none.csv").write_text("name,caption\nx,y\n")
     (tree / "wide.csv").write_text("path,caption\nx,y,z\n")
@@ -94,43 +94,43 @@ def test_what_names_nothing_is_one_sentence(tree: Path, argument: str, words: st
     (tree / "void.csv").write_text("path,caption\n")
     (tree / "bad.parquet").write_bytes(b"PAR1")
     (tree / "latin.txt").write_bytes(b"caf\xe9.mp4\n")
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=message):
         list(expand_sources([argument.format(tree=tree)]))
 
 
 def test_a_name_that_no_catalog_can_hold_fails_alone(tree: Path, tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tree) + b"/caf\xe9.mp4")).touch()
-    found = list(expand_sources([str(tree)]))
-    assert len(found) == 5
-    assert found[-1] == Source(f"{tree}/caf\\xe9.mp4")
-    assert failure(found[-1], tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    sources = list(expand_sources([str(tree)]))
+    assert len(sources) == 5
+    assert sources[-1] == Source(f"{tree}/caf\\xe9.mp4")
+    assert fetch_failure(sources[-1], tmp_path) == ErrorCode.SOURCE_UNREADABLE
 
 
 def test_a_flat_bucket_is_listed_a_page_at_a_time(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Folder(f"{s3.url}/flat")
-    wanted = [f"a b+%{number}.mp4" for number in range(5)] + ["sub/x.mp4", "z.mp4"]
-    for name in wanted:
+    expected = [f"a b+%{number}.mp4" for number in range(5)] + ["sub/x.mp4", "z.mp4"]
+    for name in expected:
         folder.put(name, b"x")
     s3fs = pytest.importorskip("s3fs")
-    real, asked = s3fs.S3FileSystem.call_s3, []
+    call_s3, methods = s3fs.S3FileSystem.call_s3, []
 
-    def small(self: Any, method: str, **ask: Any) -> Any:
-        asked.append(method)
-        return real(self, method, **ask, MaxKeys=2)
+    def small(self: Any, method: str, **parameters: Any) -> Any:
+        methods.append(method)
+        return call_s3(self, method, **parameters, MaxKeys=2)
 
     monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", small)
-    assert uris(f"{s3.url}/flat") == [f"s3://bucket/flat/{name}" for name in wanted]
-    assert asked.count("list_objects_v2") > 3
+    assert list_uris(f"{s3.url}/flat") == [f"s3://bucket/flat/{name}" for name in expected]
+    assert methods.count("list_objects_v2") > 3
 
 
 def test_text_manifests_and_exclude(tree: Path) -> None:
     (tree / "list.txt").write_text(f"# ours\nb.mp4\n\n  a/1.mkv  \nfile://{tree}/b.mp4\n")
-    assert uris(tree / "list.txt") == [f"{tree}/b.mp4", f"{tree}/a/1.mkv", f"{tree}/b.mp4"]
+    assert list_uris(tree / "list.txt") == [f"{tree}/b.mp4", f"{tree}/a/1.mkv", f"{tree}/b.mp4"]
     (tree / "not.txt").write_text("../tree/b.mp4\n./a/2.MOV\n")
-    assert uris(tree, exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv", f"{tree}/a/deep/x.webm"]
-    assert uris(tree / "list.txt", exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv"]
+    assert list_uris(tree, exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv", f"{tree}/a/deep/x.webm"]
+    assert list_uris(tree / "list.txt", exclude=str(tree / "not.txt")) == [f"{tree}/a/1.mkv"]
     with pytest.raises(UsageError, match="is not a manifest: expected"):
-        uris(tree, exclude=str(tree))
+        list_uris(tree, exclude=str(tree))
 
 
 def test_memory_sources_carry_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,28 +138,28 @@ def test_memory_sources_carry_their_bytes(monkeypatch: pytest.MonkeyPatch) -> No
     memory.pipe_file("/carry/one.mp4", b"bytes")
     (source,) = expand_sources(["memory://carry"])
     assert (source.uri, source.size, source.content) == ("memory://carry/one.mp4", 5, b"bytes")
-    assert uris("memory:///carry/one.mp4", "memory://carry/*") == ["memory://carry/one.mp4"] * 2
+    assert list_uris("memory:///carry/one.mp4", "memory://carry/*") == ["memory://carry/one.mp4"] * 2
     monkeypatch.setattr(expand, "MAX_CARRIED_BYTES", 4)
     with pytest.raises(UsageError, match="too large to carry"):
-        uris("memory://carry")
+        list_uris("memory://carry")
 
 
 names = st.text(st.sampled_from("ab é%[]*?#."), min_size=1, max_size=5).filter(lambda name: set(name) != {"."})
 
 
-@given(parts=st.lists(names, min_size=1, max_size=4), up=st.integers(0, 3))
-def test_all_forms_of_a_path_agree(parts: list[str], up: int) -> None:
+@given(parts=st.lists(names, min_size=1, max_size=4), count=st.integers(0, 3))
+def test_all_forms_of_a_path_agree(parts: list[str], count: int) -> None:
     path = "/".join(parts)
-    here = str(Path.cwd())
-    wanted = normalise(path)
-    assert wanted == f"{here.rstrip('/')}/{path}"
-    assert normalise(wanted) == wanted
-    assert normalise(f"file://{wanted}") == normalise(f"FILE://{wanted}") == normalise(f"/{wanted}") == wanted
-    assert normalise(f"./{path}") == normalise("x/../" * up + path) == normalise(path, here) == wanted
+    folder = str(Path.cwd())
+    expected = normalise(path)
+    assert expected == f"{folder.rstrip('/')}/{path}"
+    assert normalise(expected) == expected
+    assert normalise(f"file://{expected}") == normalise(f"FILE://{expected}") == normalise(f"/{expected}") == expected
+    assert normalise(f"./{path}") == normalise("x/../" * count + path) == normalise(path, folder) == expected
     assert normalise(path, "/data") == normalise(f"../data/{path}", "/data/") == f"/data/{path}"
-    far = f"s3://bucket/{path}"
-    assert normalise(path, "s3://bucket") == normalise(f"../{path}", "s3://bucket/m") == normalise(far) == far
-    assert normalise(f"S3A://bucket/{path}") == far
+    remote = f"s3://bucket/{path}"
+    assert normalise(path, "s3://bucket") == normalise(f"../{path}", "s3://bucket/m") == normalise(remote) == remote
+    assert normalise(f"S3A://bucket/{path}") == remote
     assert normalise(normalise(f"memory:///{path}")) == normalise(f"memory://{path}")
 
 
@@ -186,15 +186,15 @@ def test_sources_in_a_store_that_fails_now_and_then(s3: Any, tmp_path: Path, mon
         folder.put(name, data)
     folder.put("list.txt", b"b.mp4\n2023/a.mp4\n")
     s3.faults(0.1)
-    assert uris(f"{s3.url}/in") == [
+    assert list_uris(f"{s3.url}/in") == [
         f"s3://bucket/in/{name}" for name in ("2023/a.mp4", "2024-1/a.mp4", "2024-2/a.mov", "b.mp4")
     ]
-    assert uris("s3://bucket/in/2024-*/*") == ["s3://bucket/in/2024-1/a.mp4", "s3://bucket/in/2024-2/a.mov"]
-    assert uris("s3://bucket/**/a.mp4") == ["s3://bucket/in/2023/a.mp4", "s3://bucket/in/2024-1/a.mp4"]
-    assert uris("s3://bucket/in/list.txt") == ["s3://bucket/in/b.mp4", "s3://bucket/in/2023/a.mp4"]
+    assert list_uris("s3://bucket/in/2024-*/*") == ["s3://bucket/in/2024-1/a.mp4", "s3://bucket/in/2024-2/a.mov"]
+    assert list_uris("s3://bucket/**/a.mp4") == ["s3://bucket/in/2023/a.mp4", "s3://bucket/in/2024-1/a.mp4"]
+    assert list_uris("s3://bucket/in/list.txt") == ["s3://bucket/in/b.mp4", "s3://bucket/in/2023/a.mp4"]
     for argument in ("s3://bucket/absent", "s3://absent/x.mp4", "s3://bucket/in/*.flv"):
         with pytest.raises(UsageError):
-            uris(argument)
+            list_uris(argument)
     (source,) = expand_sources(["s3://bucket/in/b.mp4"])
     assert source.size == len(data)
     for uri in ("s3://bucket/in/b.mp4", "s3://bucket/in/2023/a.mp4"):
@@ -204,23 +204,23 @@ def test_sources_in_a_store_that_fails_now_and_then(s3: Any, tmp_path: Path, mon
         assert fetched.stamp == source.stamp == hashlib.md5(data).hexdigest()
         fetched.path.unlink()
     folder.put("empty.mp4", b"")
-    assert failure(Source("s3://bucket/in/empty.mp4"), tmp_path) == ErrorCode.SOURCE_EMPTY
-    assert failure(Source("s3://bucket/in/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
-    assert failure(Source("s3://bucket/in"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert fetch_failure(Source("s3://bucket/in/empty.mp4"), tmp_path) == ErrorCode.SOURCE_EMPTY
+    assert fetch_failure(Source("s3://bucket/in/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert fetch_failure(Source("s3://bucket/in"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
     s3.faults(1.0)
     monkeypatch.setattr(object_store, "LONGEST_DELAY_S", 0.01)
-    assert failure(Source("s3://bucket/in/b.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
+    assert fetch_failure(Source("s3://bucket/in/b.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
     assert list(tmp_path.iterdir()) == []
 
 
-def failure(source: Source, scratch: Path) -> ErrorCode:
+def fetch_failure(source: Source, scratch: Path) -> ErrorCode:
     with pytest.raises(ClipError) as caught:
         fetch_source(source, scratch)
     return caught.value.code
 
 
 class Web(BaseHTTPRequestHandler):
-    """/ranges serves parts, /whole never does; both break off one of their answers in the middle."""
+    """/ranges serves parts, /whole never does; both interrupt one of their answers in the middle."""
 
     data = os.urandom(1_000_000)
     gets: ClassVar[dict[str, int]] = {}
@@ -248,7 +248,7 @@ class Web(BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2] if breaks else body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Write nothing."""
 
 
 @pytest.fixture
@@ -273,11 +273,11 @@ def test_the_web(web: str, kind: str, tmp_path: Path, monkeypatch: pytest.Monkey
     assert fetched.sha256 == hashlib.sha256(Web.data).hexdigest()
     assert Web.gets[kind] >= 3, "the broken answer was met"
     fetched.path.unlink()
-    assert failure(Source(f"{web}/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
-    assert failure(Source(f"{web}/secret.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
-    assert failure(Source(f"{web}/empty.mp4"), tmp_path) == ErrorCode.SOURCE_EMPTY
-    assert failure(Source(f"{web}/bad.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
-    assert failure(Source("http://127.0.0.1:9/x.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
+    assert fetch_failure(Source(f"{web}/absent.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert fetch_failure(Source(f"{web}/secret.mp4"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert fetch_failure(Source(f"{web}/empty.mp4"), tmp_path) == ErrorCode.SOURCE_EMPTY
+    assert fetch_failure(Source(f"{web}/bad.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
+    assert fetch_failure(Source("http://127.0.0.1:9/x.mp4"), tmp_path) == ErrorCode.STORAGE_ERROR
     assert list(tmp_path.iterdir()) == []
 
 
@@ -295,14 +295,14 @@ def test_what_is_no_readable_file_fails_with_a_code(tree: Path, tmp_path: Path) 
     os.mkfifo(tree / "fifo.mp4")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tree / "socket.mp4"))
-        found = list(expand_sources([str(tree), str(tree / "fifo.mp4")]))
-        assert [source.size for source in found if "fifo" in source.uri] == [None, None]
+        sources = list(expand_sources([str(tree), str(tree / "fifo.mp4")]))
+        assert [source.size for source in sources if "fifo" in source.uri] == [None, None]
         for name in ("fifo.mp4", "socket.mp4", "absent.mp4", "a", "nul\0.mp4", "x" * 300):
-            assert failure(Source(str(tree / name)), tmp_path) == ErrorCode.SOURCE_UNREADABLE, name
-    assert failure(Source("/dev/null"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
-    assert failure(Source("nonsense://x"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+            assert fetch_failure(Source(str(tree / name)), tmp_path) == ErrorCode.SOURCE_UNREADABLE, name
+    assert fetch_failure(Source("/dev/null"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
+    assert fetch_failure(Source("nonsense://x"), tmp_path) == ErrorCode.SOURCE_UNREADABLE
     (tree / "empty.mp4").touch()
-    assert failure(Source(str(tree / "empty.mp4")), tmp_path) == ErrorCode.SOURCE_EMPTY
+    assert fetch_failure(Source(str(tree / "empty.mp4")), tmp_path) == ErrorCode.SOURCE_EMPTY
     assert (tree / "empty.mp4").exists(), "the user's own file stays"
 
 

@@ -1,4 +1,4 @@
-"""A small source is decoded once, a large one twice, and nobody can tell from the clips."""
+"""Tests that a small source is decoded once and a large one twice, with the same clips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numbered import remuxed, write
+from numbered import remux, write
 
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
@@ -20,7 +20,7 @@ from pipeline.video.probe import probe_video
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Four seconds that change all the time."""
+    """Four seconds that change in every frame."""
     noise = np.random.default_rng(0).integers(0, 255, (96, 264, 3), np.uint8)
     pictures = (np.ascontiguousarray(noise[:, index : index + 160]) for index in range(100))
     return write(tmp_path / "a.mp4", pictures)
@@ -39,14 +39,14 @@ def test_what_was_kept_is_what_is_decoded_again(
     assert isinstance(end, sandboxed.Scanned)
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 99)], times, end.end_s), times)
 
-    def made() -> list[tuple[Any, ...]]:
-        made = sandboxed.clips(source, windows, (160, 96), None, {}, blueprint)
-        return [(cut.values, cut.mp4, cut.preview) for cut in made]
+    def cut_clips() -> list[tuple[Any, ...]]:
+        clips = sandboxed.clips(source, windows, (160, 96), None, {}, blueprint)
+        return [(clip.values, clip.mp4, clip.preview) for clip in clips]
 
-    first = made()
+    first = cut_clips()
     assert len(first) == len(windows) > 2
     assert len(calls) == decodes
-    assert made() == first  # what was kept is given once
+    assert cut_clips() == first  # kept frames are used only once
     assert len(calls) == decodes + 1
 
 
@@ -59,14 +59,14 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
     probe = probe_video(path, 1 << 20)
     times = np.array([decoded.time_s for decoded in read_frames(path, probe)])
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
-    made = list(sandboxed.clips(path, windows, (160, 96), None, {}, blueprint))
-    assert [cut.values.get("code") for cut in made] == ["RULE_ERROR", None, None]
-    assert [cut.mp4 is None for cut in made] == [True, False, False]
-    assert made[0].preview is not None
+    clips = list(sandboxed.clips(path, windows, (160, 96), None, {}, blueprint))
+    assert [clip.values.get("code") for clip in clips] == ["RULE_ERROR", None, None]
+    assert [clip.mp4 is None for clip in clips] == [True, False, False]
+    assert clips[0].preview is not None
 
 
 def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
-    late = remuxed(source, tmp_path / "late.ts", output_ts_offset="50000")
+    late = remux(source, tmp_path / "late.ts", output_ts_offset="50000")
     text = "grid: {frames: 17, min_frames: 9}\ncrop_bars: true\nlimits: {duration_s: 60}"
     *parts, end = sandboxed.scan(late, Blueprint.for_ingest(recipe.parse(text, "test"), ()))
     assert isinstance(end, sandboxed.Scanned)

@@ -1,4 +1,4 @@
-"""Storage keeps its word: whole or not at all, one winner, no lies after a bad network."""
+"""Tests storage: objects are complete or absent, one writer wins, and results are right on a bad network."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def test_the_whole_life_of_objects(folder: Folder, tmp_path: Path) -> None:
 
 
 def test_names_sees_what_another_writer_made_at_once(folder: Folder) -> None:
-    other = pickle.loads(pickle.dumps(folder))
-    assert (other.url, other.local) == (folder.url, folder.local)
+    copy = pickle.loads(pickle.dumps(folder))
+    assert (copy.url, copy.local) == (folder.url, folder.local)
     for number in range(5):
-        other.put(f"catalog/{number}", b"x")
+        copy.put(f"catalog/{number}", b"x")
         assert len(folder.list_files("catalog")) == number + 1
 
 
@@ -91,7 +91,7 @@ def test_a_pickle_brings_the_configuration_along(monkeypatch: pytest.MonkeyPatch
     subprocess.run([sys.executable, "-c", code], input=data, check=True)
 
 
-RACE = """
+RACE_SCRIPT = """
 import sys
 from pipeline.storage.folder import Folder
 folder, me, count = Folder(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -101,8 +101,8 @@ print(" ".join(str(n) for n in range(count) if folder.create(f"catalog/{n:06}", 
 
 
 def race(url: str, count: int) -> list[set[int]]:
-    """Two processes create the same names; which names each of them won."""
-    command = [sys.executable, "-c", RACE, url]
+    """Two processes create the same names; returns the names that each created."""
+    command = [sys.executable, "-c", RACE_SCRIPT, url]
     racers = [
         subprocess.Popen([*command, name, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for name in ("left", "right")
@@ -115,23 +115,23 @@ def race(url: str, count: int) -> list[set[int]]:
     return [set(map(int, racer.communicate(timeout=300)[0].split())) for racer in racers]
 
 
-@pytest.mark.parametrize("where", ["local", pytest.param("s3", marks=pytest.mark.long)])
+@pytest.mark.parametrize("location", ["local", pytest.param("s3", marks=pytest.mark.long)])
 def test_of_two_processes_exactly_one_creates_each_name(
-    where: str, tmp_path: Path, request: pytest.FixtureRequest
+    location: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    count = 300 if where == "local" else 60
+    count = 300 if location == "local" else 60
     url = str(tmp_path)
-    if where == "s3":
+    if location == "s3":
         server = request.getfixturevalue("s3")
         server.faults(0.1)
         url = f"{server.url}/race"
-    left, right = race(url, count)
-    assert left | right == set(range(count))
-    assert not left & right
+    first, second = race(url, count)
+    assert first | second == set(range(count))
+    assert not first & second
     folder = Folder(url)
     assert [entry.name for entry in folder.list_files("catalog")] == [f"{n:06}" for n in range(count)]
     for number in random.Random(0).sample(range(count), 20):
-        winner = "left" if number in left else "right"
+        winner = "left" if number in first else "right"
         assert folder.read(f"catalog/{number:06}") == f"{winner} wrote {number}".encode()
 
 
@@ -175,7 +175,7 @@ def test_after_the_last_retry_there_is_one_sentence(s3: Any, kind: str, monkeypa
         folder.check_writable()
 
 
-KILLED = """
+KILLED_SCRIPT = """
 import os, sys, threading
 from pathlib import Path
 from pipeline.storage.folder import Folder
@@ -187,21 +187,21 @@ while True:
 
 
 def test_a_kill_in_the_middle_of_put_leaves_no_partial_object(tmp_path: Path) -> None:
-    left_behind = 0
+    leftovers = 0
     for delay in (0.02, 0.05, 0.08):
-        where = tmp_path / str(delay)
-        with subprocess.Popen([sys.executable, "-c", KILLED, where], stdout=subprocess.PIPE) as process:
+        target = tmp_path / str(delay)
+        with subprocess.Popen([sys.executable, "-c", KILLED_SCRIPT, target], stdout=subprocess.PIPE) as process:
             process.stdout.readline()
-            while not (where.exists() and any(where.iterdir())):
+            while not (target.exists() and any(target.iterdir())):
                 time.sleep(0.001)
             time.sleep(delay)
             process.send_signal(signal.SIGKILL)
-        names = [path.name for path in where.iterdir()]
-        left_behind += sum(is_temporary(name) for name in names)
+        names = [path.name for path in target.iterdir()]
+        leftovers += sum(is_temporary(name) for name in names)
         assert all(name == "object" or is_temporary(name) for name in names)
-        entries = Folder(str(where)).list_files()
+        entries = Folder(str(target)).list_files()
         assert [(entry.name, entry.size) for entry in entries] in ([], [("object", 64 * 2**20)])
-    assert left_behind, "no kill met a write: the test has shown nothing"
+    assert leftovers, "no kill met a write: the test has shown nothing"
 
 
 def test_readers_never_see_part_of_a_put(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_what_cannot_be_written_to_is_one_sentence(tmp_path: Path, s3: Any, monk
         Folder("s3://absent").check_writable()
     with pytest.raises(UsageError, match="nonsense"):
         Folder("nonsense://x")
-    for number, words in [
+    for number, message in [
         (errno.ENOSPC, "no space left"),
         (errno.EROFS, "read-only"),
         (errno.EACCES, "cannot be"),
@@ -242,7 +242,7 @@ def test_what_cannot_be_written_to_is_one_sentence(tmp_path: Path, s3: Any, monk
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", refuse)
-            with pytest.raises(RunError, match=words):
+            with pytest.raises(RunError, match=message):
                 Folder(str(tmp_path / "out")).check_writable()
     assert Folder(str(tmp_path / "out")).list_files() == []
     assert list((tmp_path / "out").iterdir()) == [], "what failed is cleaned up"
@@ -257,16 +257,16 @@ def test_only_transient_errors_are_tried_again(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(time, "sleep", lambda _: None)
 
     def calls(error: Exception) -> int:
-        made = 0
+        attempts = 0
 
         def work() -> None:
-            nonlocal made
-            made += 1
+            nonlocal attempts
+            attempts += 1
             raise error
 
         with pytest.raises((OSError, RunError)):
             retry("trying", work)
-        return made
+        return attempts
 
     assert calls(ConnectionResetError()) == calls(TimeoutError()) == calls(OSError(errno.EIO, "x")) == 8
     assert calls(FileNotFoundError()) == calls(PermissionError()) == calls(IsADirectoryError()) == 1

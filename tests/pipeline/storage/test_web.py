@@ -1,4 +1,4 @@
-"""URLs of the web: asked for as they are written, and a server's final answer is one sentence after a few requests."""
+"""Tests web URLs: requested as they are written, and a server's final answer is one sentence after few requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATA = os.urandom(50_000)
 
 
 class Site(BaseHTTPRequestHandler):
-    """Records each request's target as it came, and answers 200 or the status and Location that stand in `answers`."""
+    """Records each request's target unchanged, and answers 200 or the status and Location in `answers`."""
 
     targets: list[str]
     answers: dict[str, tuple[int, str | None]]
@@ -48,11 +48,11 @@ class Site(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Write nothing."""
 
 
 @contextmanager
-def served(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1", tls: Any = None) -> Iterator[int]:
+def serve(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1", tls: Any = None) -> Iterator[int]:
     family = {"address_family": socket.AF_INET6 if ":" in address else socket.AF_INET}
     server = type("Server", (ThreadingHTTPServer,), family)((address, 0), handler)
     if tls is not None:
@@ -66,18 +66,18 @@ def served(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1", tl
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     Site.targets, Site.answers = [], {}
-    with served(Site) as port:
+    with serve(Site) as port:
         yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "FIRST_DELAY_S", 0.001)
     monkeypatch.setattr(object_store, "LONGEST_DELAY_S", 0.002)
 
 
-def asked(url: str, scratch: Path) -> set[str]:
-    """The targets that reach the server when the URL is given as a source."""
+def request_targets(url: str, scratch: Path) -> set[str]:
+    """The targets that reach the server for a URL that is a source."""
     Site.targets.clear()
     (source,) = expand_sources([url])
     fetched = fetch_source(source, scratch)
@@ -102,10 +102,10 @@ TARGETS = [
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_a_url_can_hold_is_sent_as_given(site: str, target: str, tmp_path: Path) -> None:
-    assert asked(site + target, tmp_path) == {target}
-    assert asked(f"{site}{target}#t=10", tmp_path) == {target}, "a fragment is not sent"
+    assert request_targets(site + target, tmp_path) == {target}
+    assert request_targets(f"{site}{target}#t=10", tmp_path) == {target}, "a fragment is not sent"
     Site.answers["/go?here"] = (302, site + target)
-    assert asked(f"{site}/go?here", tmp_path) == {"/go?here", target}, "a redirect to it"
+    assert request_targets(f"{site}/go?here", tmp_path) == {"/go?here", target}, "a redirect to it"
 
 
 legal = st.text(st.sampled_from("ab9-._~!$&'()*+,;=:@/?%"), max_size=12).map(
@@ -126,16 +126,16 @@ def test_any_legal_target_comes_through_every_hand(target: str) -> None:
 
 
 def test_what_no_url_can_hold_is_escaped(site: str, tmp_path: Path) -> None:
-    wanted = "/%C3%A4%20b%25.mp4?q=%E2%82%AC%22%3C%3E&r=100%25&s=%2F"
-    assert asked(f'{site}/ä b%.mp4?q=€"<>&r=100%&s=%2F', tmp_path) == {wanted}
+    expected = "/%C3%A4%20b%25.mp4?q=%E2%82%AC%22%3C%3E&r=100%25&s=%2F"
+    assert request_targets(f'{site}/ä b%.mp4?q=€"<>&r=100%&s=%2F', tmp_path) == {expected}
     Site.answers["/go?odd"] = (307, '/a b%.mp4?q="<>&s=%2F')
-    assert asked(f"{site}/go?odd", tmp_path) == {"/go?odd", "/a%20b%25.mp4?q=%22%3C%3E&s=%2F"}
+    assert request_targets(f"{site}/go?odd", tmp_path) == {"/go?odd", "/a%20b%25.mp4?q=%22%3C%3E&s=%2F"}
     assert to_verbatim_url("http://bücher.example/ä").raw_host == "xn--bcher-kva.example"
 
 
 def test_a_host_may_be_an_ipv6_address(tmp_path: Path) -> None:
-    with served(Site, "::1") as port:
-        assert asked(f"http://[::1]:{port}/a.mp4?x=%2F", tmp_path) == {"/a.mp4?x=%2F"}
+    with serve(Site, "::1") as port:
+        assert request_targets(f"http://[::1]:{port}/a.mp4?x=%2F", tmp_path) == {"/a.mp4?x=%2F"}
 
 
 def test_rows_of_a_manifest_on_the_web_are_urls_beside_it(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_rows_of_a_manifest_on_the_web_are_urls_beside_it(tmp_path: Path) -> Non
             self.end_headers()
             self.wfile.write(body if self.command == "GET" else b"")
 
-    with served(List) as port:
+    with serve(List) as port:
         base = f"http://127.0.0.1:{port}"
         assert [source.uri for source in expand_sources([f"{base}/dir/list.txt?token=%2F"])] == [
             f"{base}/dir/a.mp4?sig=x%2Fy//z/../w",
@@ -168,8 +168,8 @@ def test_rows_of_a_manifest_on_the_web_are_urls_beside_it(tmp_path: Path) -> Non
         ]
 
 
-def refused(url: str, scratch: Path) -> tuple[ErrorCode, str, int]:
-    """The code, the sentence, and after how many requests."""
+def fetch_refused(url: str, scratch: Path) -> tuple[ErrorCode, str, int]:
+    """The code, the sentence and the number of requests."""
     Site.targets.clear()
     with pytest.raises(ClipError) as caught:
         fetch_source(Source(url), scratch)
@@ -180,7 +180,7 @@ def refused(url: str, scratch: Path) -> tuple[ErrorCode, str, int]:
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 406, 407, 409, 410, 418, 421, 422, 426, 431, 451])
 def test_a_final_status_is_said_after_two_requests(site: str, status: int, tmp_path: Path) -> None:
     Site.answers["/go?no"] = (status, None)
-    code, detail, requests = refused(f"{site}/go?no", tmp_path)
+    code, detail, requests = fetch_refused(f"{site}/go?no", tmp_path)
     assert code == ErrorCode.SOURCE_UNREADABLE
     assert detail.startswith(f"{site}/go?no: the server answers {status} ")
     assert requests == 2
@@ -189,7 +189,7 @@ def test_a_final_status_is_said_after_two_requests(site: str, status: int, tmp_p
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 507])
 def test_a_status_that_may_pass_is_asked_again(site: str, status: int, tmp_path: Path) -> None:
     Site.answers["/go?later"] = (status, None)
-    code, detail, requests = refused(f"{site}/go?later", tmp_path)
+    code, detail, requests = fetch_refused(f"{site}/go?later", tmp_path)
     assert code == ErrorCode.STORAGE_ERROR
     assert f"failed {object_store.ATTEMPTS} times: the server answers {status}" in detail
     assert requests == 2 * object_store.ATTEMPTS
@@ -200,14 +200,14 @@ def test_a_status_that_may_pass_is_asked_again(site: str, status: int, tmp_path:
 def test_a_redirect_loop_is_called_one(site: str, status: int, length: int, tmp_path: Path) -> None:
     for step in range(length):
         Site.answers[f"/go?{step}"] = (status, f"/go?{(step + 1) % length}")
-    code, detail, requests = refused(f"{site}/go?0", tmp_path)
+    code, detail, requests = fetch_refused(f"{site}/go?0", tmp_path)
     assert code == ErrorCode.SOURCE_UNREADABLE
     assert ("redirects in a circle" if length < 10 else "redirects 10 times") in detail
     assert requests == 20, "ten for HEAD and ten for GET"
 
 
 @pytest.mark.parametrize(
-    ("status", "location", "words"),
+    ("status", "location", "message"),
     [
         (302, "ftp://h/x.mp4", "the server redirects to ftp://h/x.mp4, which is not a URL of the web"),
         (302, "s3://bucket/x.mp4", "redirects to s3://bucket/x.mp4, which is not"),
@@ -220,23 +220,23 @@ def test_a_redirect_loop_is_called_one(site: str, status: int, length: int, tmp_
     ],
 )
 def test_a_redirect_to_nowhere_is_one_sentence(
-    site: str, status: int, location: str | None, words: str, tmp_path: Path
+    site: str, status: int, location: str | None, message: str, tmp_path: Path
 ) -> None:
     Site.answers["/go?away"] = (status, location)
-    code, detail, requests = refused(f"{site}/go?away", tmp_path)
+    code, detail, requests = fetch_refused(f"{site}/go?away", tmp_path)
     assert (code, requests) == (ErrorCode.SOURCE_UNREADABLE, 2)
-    assert words in detail
+    assert message in detail
 
 
 @pytest.mark.parametrize("url", ["http://h:port/x.mp4", "http:///x.mp4", "http://[::1/x.mp4", "https://h:99999/x"])
 def test_what_is_not_a_url_is_one_sentence(url: str, tmp_path: Path) -> None:
-    code, detail, _ = refused(url, tmp_path)
+    code, detail, _ = fetch_refused(url, tmp_path)
     assert code == ErrorCode.SOURCE_UNREADABLE
     assert "not a URL" in detail
 
 
 @pytest.mark.parametrize(
-    ("status", "location", "words"),
+    ("status", "location", "message"),
     [
         (404, None, "the server answers 404 Not Found"),
         (403, None, "the server answers 403 Forbidden; the URL may need a login"),
@@ -245,18 +245,20 @@ def test_what_is_not_a_url_is_one_sentence(url: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_that_the_server_refuses_is_one_sentence(
-    site: str, status: int, location: str | None, words: str
+    site: str, status: int, location: str | None, message: str
 ) -> None:
     Site.answers["/list.csv"] = (status, location)
-    with pytest.raises(UsageError, match=f"the manifest {site}/list.csv cannot be read: {words}"):
+    with pytest.raises(UsageError, match=f"the manifest {site}/list.csv cannot be read: {message}"):
         list(expand_sources([f"{site}/list.csv"]))
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("tls") / "both.pem"
-    how = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    subprocess.run(["openssl", "req", *how, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
+    options = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run(
+        ["openssl", "req", *options, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True
+    )
     path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
     return path
 
@@ -264,13 +266,13 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_certificate_that_nobody_vouches_for_is_one_sentence(certificate: Path, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-    with served(Site, tls=context) as port:
-        code, detail, _ = refused(f"https://127.0.0.1:{port}/a.mp4", tmp_path)
+    with serve(Site, tls=context) as port:
+        code, detail, _ = fetch_refused(f"https://127.0.0.1:{port}/a.mp4", tmp_path)
     assert code == ErrorCode.SOURCE_UNREADABLE
     assert detail.endswith(": the server's certificate is not valid: self-signed certificate")
 
 
 def test_a_server_that_speaks_no_tls_is_one_sentence(site: str, tmp_path: Path) -> None:
-    code, detail, _ = refused(site.replace("http", "https") + "/a.mp4", tmp_path)
+    code, detail, _ = fetch_refused(site.replace("http", "https") + "/a.mp4", tmp_path)
     assert code == ErrorCode.SOURCE_UNREADABLE
     assert "no secure connection to the server: " in detail

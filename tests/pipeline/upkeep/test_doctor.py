@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong with a machine, a dataset or a node, and says what to do."""
+"""Tests that `doctor` finds faults of a machine, a dataset or a node, and gives advice."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.upkeep.cluster_checks import compare_nodes
 from pipeline.upkeep.doctor import doctor
 
 
-def found(checks: list[Check], name: str) -> Check:
+def find_check(checks: list[Check], name: str) -> Check:
     """The first check of this name."""
     return next(check for check in checks if check.name == name)
 
@@ -31,7 +31,7 @@ def found(checks: list[Check], name: str) -> Check:
 def test_this_machine() -> None:
     checks = doctor()
     for name in ("python", "av", "ray", "h264 decoder", "av1 decoder", "h264 encoder"):
-        assert found(checks, name).status == "ok"
+        assert find_check(checks, name).status == "ok"
     assert all(check.advice for check in checks if check.status != "ok")
 
 
@@ -45,36 +45,36 @@ def test_old_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(metadata, "version", version)
     checks = doctor()
-    assert found(checks, "ray").found == "is not installed"
-    assert found(checks, "av").status == "fail"
-    assert found(checks, "av").found.startswith("13.9.1; at least ")
+    assert find_check(checks, "ray").found == "is not installed"
+    assert find_check(checks, "av").status == "fail"
+    assert find_check(checks, "av").found.startswith("13.9.1; at least ")
 
 
 def test_missing_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DECODERS", {"av1": ["no such codec"]})
     monkeypatch.setattr(module, "ENCODER", "no such codec")
     checks = doctor()
-    assert found(checks, "av1 decoder").status == "warn"
-    assert found(checks, "h264 encoder").status == "fail"
+    assert find_check(checks, "av1 decoder").status == "warn"
+    assert find_check(checks, "h264 encoder").status == "fail"
 
 
 def test_missing_and_damaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VDOT_WEIGHTS", str(tmp_path))
     name = "mediapipe-pose-detection"
     weight = registry.collect_weights()[name]
-    assert found(doctor(), name).advice == "run `vdot-data weights`"
+    assert find_check(doctor(), name).advice == "run `vdot-data weights`"
     (tmp_path / f"{name}.tflite").write_bytes(b"something else")
-    assert "damaged" in found(doctor(), name).found
-    listed = CliRunner().invoke(app, ["weights", "--list"])
-    assert listed.exit_code == 0
-    assert name in listed.stdout
-    assert weight.sha256 in listed.stdout
+    assert "damaged" in find_check(doctor(), name).found
+    result = CliRunner().invoke(app, ["weights", "--list"])
+    assert result.exit_code == 0
+    assert name in result.stdout
+    assert weight.sha256 in result.stdout
 
 
 def test_little_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "SCRATCH", 1e18)
     monkeypatch.setenv("VDOT_SCRATCH", str(tmp_path))
-    check = found(doctor(), f"free space in {tmp_path}")
+    check = find_check(doctor(), f"free space in {tmp_path}")
     assert (check.status, check.advice) == ("warn", "point VDOT_SCRATCH to a larger disk")
 
 
@@ -98,9 +98,9 @@ def test_a_damaged_and_an_unwritable_dataset(dataset: Any, tmp_path: Path) -> No
 
 def test_an_out_that_is_empty_and_one_that_is_not_there(tmp_path: Path) -> None:
     assert "the catalog is empty" in [check.found for check in doctor(str(tmp_path))]
-    check = found(doctor(str(tmp_path / "new")), f"OUT {tmp_path / 'new'}")
+    check = find_check(doctor(str(tmp_path / "new")), f"OUT {tmp_path / 'new'}")
     assert (check.status, check.found) == ("warn", "does not exist")
-    assert not (tmp_path / "new").exists(), "a look makes nothing"
+    assert not (tmp_path / "new").exists(), "`doctor` creates nothing"
 
 
 def test_what_looks_like_markup_is_printed_as_it_is() -> None:
@@ -115,11 +115,11 @@ def test_what_looks_like_markup_is_printed_as_it_is() -> None:
 
 
 def test_nodes_that_differ() -> None:
-    here = node_facts()
-    other = here | {"host": "n2", "av": "1.0"}
-    checks = list(compare_nodes([here, other], {"n3": "no such module"}))
+    facts = node_facts()
+    different = facts | {"host": "n2", "av": "1.0"}
+    checks = list(compare_nodes([facts, different], {"n3": "no such module"}))
     assert [check.status for check in checks] == ["fail", "ok", "fail"]
-    assert checks[2].found == f"av 1.0 (here {here['av']})"
+    assert checks[2].found == f"av 1.0 (here {facts['av']})"
 
 
 def test_a_cluster_that_is_not_there() -> None:

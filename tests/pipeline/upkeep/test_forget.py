@@ -1,4 +1,4 @@
-"""Forgetting: what goes, what stays byte for byte, and that a kill at any moment is mended by the next attempt."""
+"""Tests `forget`: what is removed, what stays byte for byte, and that the next attempt completes a killed one."""
 
 from __future__ import annotations
 
@@ -26,96 +26,96 @@ from pipeline.upkeep.verify import verify
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """Simulates SIGKILL: nothing catches it."""
 
 
-def catalog_text(out: str) -> str:
-    """Every row of every part but the records of what was forgotten."""
-    tables = [pq.read_table(path).to_pylist() for path in sorted(Path(out, "catalog").glob("*.parquet"))]
+def catalog_text(url: str) -> str:
+    """Every row of every part except the records of what was forgotten."""
+    tables = [pq.read_table(path).to_pylist() for path in sorted(Path(url, "catalog").glob("*.parquet"))]
     return "\n".join(str(row) for table in tables for row in table if row["kind"] != "forgotten")
 
 
-def marks(stored: dict[str, bytes]) -> list[bytes]:
-    """A stretch from the middle of each video member, which no other file has."""
+def video_marks(stored: dict[str, bytes]) -> list[bytes]:
+    """Bytes from the middle of each video member, which no other file contains."""
     return [data[len(data) // 2 :][:256] for name, data in stored.items() if name.endswith("mp4")]
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Die at the n-th call that changes OUT: before it where n is even, after it where n is odd."""
+    """Die at the n-th call that changes the dataset: before it if n is even, after it if n is odd."""
     calls = itertools.count(1)
 
-    def dying(real: Any) -> Any:
+    def wrap(real: Any) -> Any:
         def call(self: Folder, *args: Any) -> Any:
-            now = next(calls) == step
-            if now and step % 2 == 0:
+            is_killed = next(calls) == step
+            if is_killed and step % 2 == 0:
                 raise Killed
             result = real(self, *args)
-            if now:
+            if is_killed:
                 raise Killed
             return result
 
         return call
 
     for name in ("put", "create", "delete"):
-        monkeypatch.setattr(Folder, name, dying(getattr(Folder, name)))
+        monkeypatch.setattr(Folder, name, wrap(getattr(Folder, name)))
 
 
 def check_gone(dataset: Any, ids: list[str], secrets: list[bytes]) -> None:
     report = verify(dataset.url, 1)
     assert not report.count, report.problems
     assert not any("unfinished" in note for note in report.notes)
-    everything, rows = dataset.everything(), catalog_text(dataset.url)
-    assert not any(secret in everything for secret in secrets)
+    content, rows = dataset.all_bytes(), catalog_text(dataset.url)
+    assert not any(secret in content for secret in secrets)
     assert not any(clip in rows for clip in ids)
 
 
 def test_a_clip_goes_and_the_others_stay(dataset: Any) -> None:
-    gone = small_dataset.identity("a0")
-    secrets = marks(dataset.stored("a0")) + marks(dataset.stored("a0", "flow"))
-    neighbour, before = dataset.stored("b0"), dataset.row("b0")
-    report = forget(dataset.url, gone[:8], "asked by the rights holder")
-    assert (report.sources, report.clips, report.damaged) == ([], [gone], [])
-    check_gone(dataset, [gone], secrets)
-    assert dataset.stored("b0") == neighbour
-    places = {name for name in before if name.endswith(("shard", "offset", "bytes"))} | {"sequence"}
+    clip = small_dataset.identity("a0")
+    secrets = video_marks(dataset.stored("a0")) + video_marks(dataset.stored("a0", "flow"))
+    neighbour_members, before = dataset.stored("b0"), dataset.row("b0")
+    report = forget(dataset.url, clip[:8], "asked by the rights holder")
+    assert (report.sources, report.clips, report.damaged) == ([], [clip], [])
+    check_gone(dataset, [clip], secrets)
+    assert dataset.stored("b0") == neighbour_members
+    location_columns = {name for name in before if name.endswith(("shard", "offset", "bytes"))} | {"sequence"}
     after = dataset.row("b0")
-    assert {name: after[name] for name in after if name not in places} == {
-        name: before[name] for name in before if name not in places
+    assert {name: after[name] for name in after if name not in location_columns} == {
+        name: before[name] for name in before if name not in location_columns
     }
     record = values(Catalog(dataset.out, dataset.scratch).connect(), "SELECT * FROM forgotten")
-    assert [(row["clip_id"], row["detail"]) for row in record] == [(gone, "asked by the rights holder")]
+    assert [(row["clip_id"], row["detail"]) for row in record] == [(clip, "asked by the rights holder")]
     with pytest.raises(UsageError, match=r"was forgotten on .*rights holder"):
-        forget(dataset.url, gone)
+        forget(dataset.url, clip)
 
 
 def test_an_older_copy_in_a_shard_still_in_use_goes_too(dataset: Any) -> None:
-    secrets = marks(small_dataset.sample("a2"))
-    assert all(dataset.everything().count(secret) == 2 for secret in secrets)
-    kept = dataset.stored("b2")
+    secrets = video_marks(small_dataset.sample("a2"))
+    assert all(dataset.all_bytes().count(secret) == 2 for secret in secrets)
+    neighbour = dataset.stored("b2")
     forget(dataset.url, small_dataset.identity("a2"))
     check_gone(dataset, [small_dataset.identity("a2")], secrets)
-    assert dataset.stored("b2") == kept
+    assert dataset.stored("b2") == neighbour
 
 
 def test_a_rejected_clip_loses_its_preview(dataset: Any) -> None:
     row = dataset.row("a1")
     picture = dataset.out.read(row["preview_shard"], row["preview_offset"] + 512, row["preview_bytes"] - 512)
     secret = picture[len(picture) // 2 :][:256]
-    assert secret in dataset.everything()
+    assert secret in dataset.all_bytes()
     forget(dataset.url, small_dataset.identity("a1"))
     check_gone(dataset, [small_dataset.identity("a1")], [secret])
 
 
-@pytest.mark.parametrize("what", ["a.mp4", "/videos/a.mp4", "d.mp4"])
-def test_a_source_goes_with_its_clips_and_its_twins(dataset: Any, what: str) -> None:
+@pytest.mark.parametrize("name", ["a.mp4", "/videos/a.mp4", "d.mp4"])
+def test_a_source_goes_with_its_clips_and_its_twins(dataset: Any, name: str) -> None:
     ids = [small_dataset.identity(f"a{n}") for n in range(3)]
-    secrets = [mark for name in ("a0", "a2") for mark in marks(dataset.stored(name))]
-    others = {name: dataset.stored(name) for name in ("b0", "b2")}
-    report = forget(dataset.url, what)
+    secrets = [mark for clip_name in ("a0", "a2") for mark in video_marks(dataset.stored(clip_name))]
+    neighbours = {clip_name: dataset.stored(clip_name) for clip_name in ("b0", "b2")}
+    report = forget(dataset.url, name)
     assert report.sources == ["/videos/a.mp4", "/videos/d.mp4"]
     assert report.clips == sorted(ids)
     check_gone(dataset, ids, secrets)
-    assert {name: dataset.stored(name) for name in others} == others
+    assert {clip_name: dataset.stored(clip_name) for clip_name in neighbours} == neighbours
     con = Catalog(dataset.out, dataset.scratch).connect()
     assert {row["source_uri"] for row in values(con, "SELECT * FROM sources")} == {"/videos/b.mp4", "/videos/c.mp4"}
 
@@ -154,18 +154,18 @@ def test_a_damaged_neighbour_fails_instead_of_looking_sound(dataset: Any) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_killed_at_any_call_and_done_again(
-    dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+    dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stride: int
 ) -> None:
     ids = [small_dataset.identity(name) for name in ("a0", "a1", "a2")]
-    secrets = [mark for name in ("a0", "a2") for mark in marks(dataset.stored(name))]
-    others = {small_dataset.identity(name): dataset.stored(name) for name in ("b0", "b2")}
-    # With near duplicates: the clips of A in the table of embeddings, and in what is said of those of B.
+    secrets = [mark for name in ("a0", "a2") for mark in video_marks(dataset.stored(name))]
+    neighbours = {small_dataset.identity(name): dataset.stored(name) for name in ("b0", "b2")}
+    # With near duplicates: the clips of A are in the table of embeddings, and B's rows name them.
     vectors.embed(dataset, {"a0": (1.0, 0.0), "b0": (1.0, 0.1), "b2": (0.0, 1.0, 0.0)})
     vectors.embed(dataset, {"a2": (0.0, 0.0, 1.0)}, number=1)
     assert dedup(dataset.url).groups == 1
-    for step in itertools.count(1, every):
+    for step in itertools.count(1, stride):
         shutil.copytree(tmp_path / "out", tmp_path / f"out{step}")
         dataset = small_dataset.Dataset(str(tmp_path / f"out{step}"), tmp_path / "scratch")
         kill_at(step, monkeypatch)
@@ -180,16 +180,16 @@ def test_killed_at_any_call_and_done_again(
             finish_forgetting(Catalog(dataset.out, dataset.scratch))
         else:
             forget(dataset.url, "a.mp4")
-        # What the killed attempt left unfinished may stay until the next sweep, without a byte of the forgotten.
+        # Leftovers of the killed attempt may stay until the next sweep, but without a byte of the forgotten clips.
         assert not any(clip in catalog_text(dataset.url) for clip in ids)
-        assert not any(secret in dataset.everything() for secret in secrets), step
-        left = [clip for ids in embeddings.read_ids(dataset.out, Likeness.version) for clip in ids.to_pylist()]
-        assert left == [*others], step
-        rows = [row for (clip, layer), row in dataset.rows().items() if clip in others and layer == "base"]
-        assert len(rows) == len(others)
+        assert not any(secret in dataset.all_bytes() for secret in secrets), step
+        embedded = [clip for ids in embeddings.read_ids(dataset.out, Likeness.version) for clip in ids.to_pylist()]
+        assert embedded == [*neighbours], step
+        rows = [row for (clip, layer), row in dataset.rows().items() if clip in neighbours and layer == "base"]
+        assert len(rows) == len(neighbours)
         for row in rows:
             stored = group_members(dataset.out.read(row["shard"], row["offset"], row["bytes"]))
-            assert stored == {row["clip_id"]: others[row["clip_id"]]}
+            assert stored == {row["clip_id"]: neighbours[row["clip_id"]]}
     monkeypatch.undo()
     check_gone(dataset, ids, secrets)
     assert step > 16
@@ -209,7 +209,7 @@ def test_nothing_to_finish_writes_nothing(dataset: Any, monkeypatch: pytest.Monk
 
 def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     dataset = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
-    others = {name: dataset.stored(name) for name in ("b0", "b2")}
+    neighbours = {name: dataset.stored(name) for name in ("b0", "b2")}
     forget(dataset.url, "a.mp4")
     report = verify(dataset.url, 1)
     assert not report.count, report.problems
@@ -221,16 +221,16 @@ def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     )
     assert {row["source_uri"] for row in rows} == {"/videos/b.mp4", "/videos/c.mp4"}
     dataset.scratch = tmp_path / "fresh"
-    assert {name: dataset.stored(name) for name in others} == others
+    assert {name: dataset.stored(name) for name in neighbours} == neighbours
 
 
 def test_what_an_interrupted_forget_wrote_does_not_outlive_the_next(
     dataset: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    survivor = marks(dataset.stored("b0"))
+    survivor = video_marks(dataset.stored("b0"))
     with monkeypatch.context() as patch:
         patch.setattr(Catalog, "commit", lambda *_: (_ for _ in ()).throw(Killed()))
         with pytest.raises(Killed):
             forget(dataset.url, small_dataset.identity("a0"))
     forget(dataset.url, small_dataset.identity("b0"))
-    assert not any(mark in dataset.everything() for mark in survivor)
+    assert not any(mark in dataset.all_bytes() for mark in survivor)

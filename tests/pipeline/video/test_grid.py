@@ -1,4 +1,4 @@
-"""The grid: sizes and windows hold their promises for any source."""
+"""Tests the grid: the properties of sizes and windows hold for any source."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from pipeline.video.grid import Grid, Shot, Window, compute_clip_id, shots_of
 
 GRIDS = st.builds(
-    lambda fps, frames, least, area, half: Grid(
-        fps, 4 * frames + 1, 4 * min(frames, least) + 1, max(area, 4 * half * half), 2 * half
+    lambda fps, frames, min_frames, area, half_multiple: Grid(
+        fps,
+        4 * frames + 1,
+        4 * min(frames, min_frames) + 1,
+        max(area, 4 * half_multiple * half_multiple),
+        2 * half_multiple,
     ),
     st.floats(1, 60),
     st.integers(0, 30),
@@ -97,14 +101,14 @@ def cut_videos(draw: st.DrawFn) -> tuple[np.ndarray, float, list[tuple[int, int]
     times = draw(st.integers(-1000, 1000)) / 1000 + np.cumsum([0, *steps[:-1]]) / 1000
     cuts = sorted(draw(st.sets(st.integers(1, max(1, len(steps) - 1)), max_size=4)))
     edges = [0, *(cut for cut in cuts if cut < len(steps)), len(steps)]
-    ranges = [(a, b - 1) for a, b in pairwise(edges)]
+    ranges = [(first, next_first - 1) for first, next_first in pairwise(edges)]
     return times, float(times[-1]) + steps[-1] / 1000, ranges
 
 
 @given(GRIDS, cut_videos())
 def test_a_window_never_shows_another_shot(grid: Grid, video: tuple[np.ndarray, float, list]) -> None:
     times, end_s, ranges = video
-    seen: set[str] = set()
+    ids: set[str] = set()
     for shot in shots_of(ranges, times, end_s):
         windows = grid.windows("hash", [shot], times)
         points = int((shot.end_s - shot.start_s + 2e-3) * grid.fps) + 1
@@ -112,18 +116,18 @@ def test_a_window_never_shows_another_shot(grid: Grid, video: tuple[np.ndarray, 
         for window in windows:
             assert window.frames % 4 == 1
             assert grid.min_frames <= window.frames <= grid.frames
-            shown = np.searchsorted(times, window.limits(grid.fps), side="right") - 1
-            assert (np.diff(shown) >= 0).all()
-            assert shot.first <= shown[0]
-            assert shown[-1] <= shot.last
-            assert abs(times[shown[-1]] - window.end_s) <= 1e-6
+            indices = np.searchsorted(times, window.limits(grid.fps), side="right") - 1
+            assert (np.diff(indices) >= 0).all()
+            assert shot.first <= indices[0]
+            assert indices[-1] <= shot.last
+            assert abs(times[indices[-1]] - window.end_s) <= 1e-6
             # each point shows the frame that a player shows at that time, or one that starts within 1 ms
             played = np.searchsorted(times, window.start_s + np.arange(window.frames) / grid.fps, "right") - 1
-            late = times[shown] - (window.start_s + np.arange(window.frames) / grid.fps)
-            assert (late <= 1.01e-3).all()
-            assert (shown >= np.minimum(np.clip(played, shot.first, None), shot.last)).all()
-        seen |= {window.clip_id for window in windows}
-    assert len(seen) == sum(len(grid.windows("hash", [s], times)) for s in shots_of(ranges, times, end_s))
+            delays = times[indices] - (window.start_s + np.arange(window.frames) / grid.fps)
+            assert (delays <= 1.01e-3).all()
+            assert (indices >= np.minimum(np.clip(played, shot.first, None), shot.last)).all()
+        ids |= {window.clip_id for window in windows}
+    assert len(ids) == sum(len(grid.windows("hash", [shot], times)) for shot in shots_of(ranges, times, end_s))
 
 
 def test_an_id_depends_on_content_times_and_grid_alone() -> None:
@@ -132,7 +136,7 @@ def test_an_id_depends_on_content_times_and_grid_alone() -> None:
     assert len(name) == 32
     assert set(name) <= set("0123456789abcdef")
     assert name == compute_clip_id("hash", 1e-8, 5.0, replace(grid, fps=16))
-    others = [
+    other_ids = [
         compute_clip_id("other", 0.0, 5.0, grid),
         compute_clip_id("hash", 1e-6, 5.0, grid),
         compute_clip_id("hash", 0.0, 5.04, grid),
@@ -143,7 +147,7 @@ def test_an_id_depends_on_content_times_and_grid_alone() -> None:
         compute_clip_id("hash", 0.0, 5.0, replace(grid, area=1 << 20)),
         compute_clip_id("hash", 0.0, 5.0, replace(grid, multiple=8)),
     ]
-    assert len({name, *others}) == 10
+    assert len({name, *other_ids}) == 10
 
 
 def test_a_transition_belongs_to_no_shot() -> None:

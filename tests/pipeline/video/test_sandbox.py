@@ -1,4 +1,4 @@
-"""The sandbox ends whatever happens in it, says what it was, and leaves no process behind."""
+"""Tests that the sandbox ends after any fault in it, reports the fault, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pipeline.video.frames import read_frames
 from pipeline.video.grid import Grid, Window
 from pipeline.video.sandbox import Sandbox
 
-# What runs in the child: this very file, found through PYTHONPATH.
+# The child runs functions of this file, which it finds through PYTHONPATH.
 HERE = "test_sandbox"
 
 
@@ -66,22 +66,22 @@ def abort() -> Iterator[int]:
     yield 1
 
 
-def judge() -> Iterator[str]:
+def connect_rules() -> Iterator[str]:
     rules.connect()
     yield str(Path.cwd())
 
 
-def fail(how: str) -> Iterator[int]:
+def fail(kind: str) -> Iterator[int]:
     yield 1
-    if how == "clip":
+    if kind == "clip":
         raise ClipError(ErrorCode.NOT_VIDEO, "a letter")
-    if how == "run":
+    if kind == "run":
         raise RunError("No weights.")
-    raise KeyError(how)
+    raise KeyError(kind)
 
 
 def work_on(seconds: float, then_hang: bool) -> Iterator[str]:
-    """No item for a long time, though there is progress."""
+    """Yield no item for a long time, but report progress."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.01)
@@ -105,17 +105,17 @@ def slowly(step: str, frame_s: float, *args: object) -> Iterator[object]:
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    # Long enough for all that its children import, however busy the machine is.
+    # Long enough for the imports of its children on a busy machine.
     with Sandbox(memory_mb=512, stall_s=60) as box:
         yield box
 
 
-def warm(box: Sandbox) -> Sandbox:
-    """With all that these tests need imported in its child: on a busy machine that takes longer than their stalls.
+def warm_up(box: Sandbox) -> Sandbox:
+    """Import everything that these tests need in the child: on a busy machine that takes longer than their stall limit.
 
-    Piece by piece, because the child's own alarm is set with each request.
+    Module by module, because the child's own alarm is reset with each request.
     """
-    list(box.stream("itertools:chain"))  # the child is up, and has the stall that was asked for
+    list(box.stream("itertools:chain"))  # starts the child with the requested stall limit
     stall_s, box._stall_s = box._stall_s, 120
     for name in (
         "numpy",
@@ -137,7 +137,7 @@ def code_of(box: Sandbox, name: str, *args: object) -> tuple[ErrorCode, str]:
     return caught.value.code, caught.value.detail
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
@@ -147,19 +147,19 @@ def alive(pid: int) -> bool:
 
 def wait_until_dead(pid: int, seconds: float) -> bool:
     end = time.monotonic() + seconds
-    while time.monotonic() < end and alive(pid):
+    while time.monotonic() < end and is_alive(pid):
         time.sleep(0.05)
-    return not alive(pid)
+    return not is_alive(pid)
 
 
 def test_items_come_whole_and_the_child_is_kept(sandbox: Sandbox) -> None:
-    got = list(sandbox.stream(f"{HERE}:count", 3, size=5_000_000))
-    assert [index for index, _ in got] == [0, 1, 2]
-    assert all((array == index).all() and len(array) == 5_000_000 for index, array in got)
-    first, again = (next(sandbox.stream(f"{HERE}:process_id")) for _ in range(2))
+    items = list(sandbox.stream(f"{HERE}:count", 3, size=5_000_000))
+    assert [index for index, _ in items] == [0, 1, 2]
+    assert all((array == index).all() and len(array) == 5_000_000 for index, array in items)
+    first, second = (next(sandbox.stream(f"{HERE}:process_id")) for _ in range(2))
     assert first != os.getpid()
-    assert not alive(first), "an abandoned stream costs its child"
-    assert list(sandbox.stream(f"{HERE}:process_id")) != [again]
+    assert not is_alive(first), "an abandoned stream costs its child"
+    assert list(sandbox.stream(f"{HERE}:process_id")) != [second]
     assert list(sandbox.stream(f"{HERE}:process_id")) == list(sandbox.stream(f"{HERE}:process_id"))
 
 
@@ -167,8 +167,8 @@ def test_each_end_has_its_code(sandbox: Sandbox) -> None:
     assert len(list(sandbox.stream(f"{HERE}:count", 2))) == 2
     code, detail = code_of(sandbox, "segfault")
     assert code == ErrorCode.DECODE_CRASH
-    said = "the decoder process was ended by SIGSEGV: decoder.c: assertion failed at __init__.py:"
-    assert detail.startswith(said), "with its last words, and without those of earlier work"
+    start = "the decoder process was ended by SIGSEGV: decoder.c: assertion failed at __init__.py:"
+    assert detail.startswith(start), "with its last words, and without those of earlier work"
     assert "string_at" in detail
     assert code_of(sandbox, "swallow")[0] == ErrorCode.OUT_OF_MEMORY
     code, detail = code_of(sandbox, "abort")
@@ -187,19 +187,19 @@ def test_each_end_has_its_code(sandbox: Sandbox) -> None:
 def test_a_current_directory_that_is_gone_harms_nobody(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray deletes the one it gave to its workers when it takes another node of the same machine for lost."""
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    monkeypatch.chdir(gone)
-    gone.rmdir()
-    assert list(sandbox.stream(f"{HERE}:judge")) == ["/"]
+    """Ray deletes its workers' current directory if it considers another node of the same machine lost."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert list(sandbox.stream(f"{HERE}:connect_rules")) == ["/"]
 
 
 @pytest.mark.parametrize("name", ["sleep", "hold_the_lock"])
 def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with Sandbox(memory_mb=512, stall_s=1) as box:
-        warm(box)
+        warm_up(box)
         arguments = (60,) if name == "sleep" else ()
         stream = box.stream(f"{HERE}:{name}", *arguments)
         pid = next(stream)
@@ -208,21 +208,21 @@ def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             next(stream)
         assert caught.value.code == ErrorCode.DECODE_TIMEOUT
         assert time.monotonic() - began < 6  # the child's own alarm is at 6.5 s
-        assert not alive(pid)
-        assert [index for index, _ in warm(box).stream(f"{HERE}:count", 2)] == [0, 1]
+        assert not is_alive(pid)
+        assert [index for index, _ in warm_up(box).stream(f"{HERE}:count", 2)] == [0, 1]
 
 
 @pytest.mark.long
 def test_slow_progress_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with Sandbox(memory_mb=512, stall_s=1) as box:
-        warm(box)
+        warm_up(box)
         # the child's own alarm is at 6.5 s
         assert list(box.stream(f"{HERE}:work_on", 8, then_hang=False)) == ["done"]
         began = time.monotonic()
         assert code_of(box, "work_on", 3, True)[0] == ErrorCode.DECODE_TIMEOUT
         assert 3 < time.monotonic() - began < 9
-    sandbox_child.report_progress()  # nothing, out of a child
+    sandbox_child.report_progress()  # does nothing outside a child
 
 
 def test_ticks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
     assert Grid(frames=5, min_frames=5) == blueprint.recipe.grid
     for step, args in [("scan", ()), ("clips", ([last], (64, 48), None, {}))]:
         with Sandbox(memory_mb=2048, stall_s=2.5) as box:
-            warm(box)
+            warm_up(box)
             call = box.stream(f"{HERE}:slowly", step, frame_s, path, *args, blueprint)
             if frame_s < 1:
                 assert list(call)
@@ -266,21 +266,21 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
 def test_a_slow_consumer_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     with Sandbox(memory_mb=512, stall_s=0.2) as box:
-        warm(box)
+        warm_up(box)
         monkeypatch.setattr(box, "_stall_s", 60)  # the child's own alarm stays at 5.3 s
-        got = []
+        indices = []
         for index, _ in box.stream(f"{HERE}:count", 3, size=1_000_000):
-            got.append(index)
+            indices.append(index)
             time.sleep(6 if index == 0 else 0)
-        assert got == [0, 1, 2]
+        assert indices == [0, 1, 2]
 
 
 def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -> None:
-    left = sandbox.stream(f"{HERE}:count", 1000, size=100_000)
-    next(left)
+    abandoned = sandbox.stream(f"{HERE}:count", 1000, size=100_000)
+    next(abandoned)
     assert len(list(sandbox.stream(f"{HERE}:count", 3))) == 3
     with pytest.raises(RuntimeError, match="a later one"):
-        list(left)
+        list(abandoned)
     assert len(list(sandbox.stream(f"{HERE}:count", 3))) == 3
 
 
@@ -289,8 +289,8 @@ def test_a_stream_left_for_another_leaves_the_sandbox_usable(sandbox: Sandbox) -
 )
 def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
     script = (
-        f"import sys, time; from pipeline.video.sandbox import Sandbox; from {HERE} import warm\n"
-        f"stream = warm(Sandbox(512, 5)).stream('{HERE}:{name}', *{[60] if name == 'sleep' else []})\n"
+        f"import sys, time; from pipeline.video.sandbox import Sandbox; from {HERE} import warm_up\n"
+        f"stream = warm_up(Sandbox(512, 5)).stream('{HERE}:{name}', *{[60] if name == 'sleep' else []})\n"
         "print(next(stream), flush=True); time.sleep(60)"
     )
     root = str(Path(sys.modules["pipeline.video.sandbox"].__file__ or "").parents[2])
@@ -298,7 +298,7 @@ def test_no_orphan_survives_its_parent(name: str, seconds: float) -> None:
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert alive(child)
+    assert is_alive(child)
     parent.kill()
     parent.wait()
     parent.stdout.close()

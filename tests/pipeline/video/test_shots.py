@@ -1,4 +1,4 @@
-"""Shot detectors against clips whose cuts are known."""
+"""Tests shot detectors on clips with known cuts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cuts(shots: list[tuple[int, int]]) -> list[int]:
     return [first for first, _ in shots[1:]]
 
 
-# The others take seconds each.
+# The other clips take seconds each.
 SHORT = ("d_cuts3.mp4", "d_flash.mp4", "d_shake.mp4")
 
 
@@ -97,15 +97,15 @@ def test_loading_leaves_the_process_as_it_was() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def scene(seed: int, count: int) -> np.ndarray:
-    """A still of coloured blocks under noise, moved a pixel every fourth frame, as animation is."""
+def make_scene(seed: int, count: int) -> np.ndarray:
+    """A still of coloured blocks with noise, moved by a pixel every fourth frame, as in animation."""
     rng = np.random.default_rng(seed)
     still = np.kron(rng.integers(60, 190, (3, 6, 3)), np.ones((9, 8, 1)))
-    moved = [np.roll(still, k // 4, axis=1) + rng.integers(-3, 4, still.shape) for k in range(count)]
-    return np.array(moved, np.uint8).reshape(-1, 27, 48, 3)
+    frames = [np.roll(still, k // 4, axis=1) + rng.integers(-3, 4, still.shape) for k in range(count)]
+    return np.array(frames, np.uint8).reshape(-1, 27, 48, 3)
 
 
-def pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+def split_pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
     """The video in pieces of 0 to 160 frames."""
     rng = np.random.default_rng(seed)
     start = 0
@@ -121,42 +121,42 @@ def pieces(video: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 def test_pieces_make_no_difference(transnet: TransNet, count: int) -> None:
     rng = np.random.default_rng(count)
     lengths = rng.choice([1, 2, 3, 7, 20, 45], 400)
-    video = np.concatenate([scene(seed % 5, length) for seed, length in enumerate(lengths)])[:count]
-    whole = transnet.probabilities([video])
-    for ours, theirs in zip(transnet.probabilities(pieces(video, count)), whole, strict=True):
+    video = np.concatenate([make_scene(seed % 5, length) for seed, length in enumerate(lengths)])[:count]
+    expected = transnet.probabilities([video])
+    for ours, theirs in zip(transnet.probabilities(split_pieces(video, count)), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
         assert len(ours) == count
     for seed in range(20):
-        assert Adaptive()(pieces(video, seed)) == Adaptive()([video])
+        assert Adaptive()(split_pieces(video, seed)) == Adaptive()([video])
 
 
 def test_few_frames_are_held(transnet: TransNet) -> None:
     for finder in (transnet, Adaptive()):
         held: list[weakref.ref[np.ndarray]] = []
-        most = 0
+        most_held = 0
 
-        def film(held: list[weakref.ref[np.ndarray]] = held) -> Iterator[np.ndarray]:
-            nonlocal most
+        def yield_scenes(held: list[weakref.ref[np.ndarray]] = held) -> Iterator[np.ndarray]:
+            nonlocal most_held
             for seed in range(6):
-                piece = scene(seed, 40)
+                piece = make_scene(seed, 40)
                 held.append(weakref.ref(piece))
                 yield piece
                 del piece
-                most = max(most, sum(reference() is not None for reference in held))
+                most_held = max(most_held, sum(reference() is not None for reference in held))
 
-        assert len(finder(film())) == 6
-        assert most <= 3
+        assert len(finder(yield_scenes())) == 6
+        assert most_held <= 3
 
 
 def test_short_videos_have_one_shot_or_none(transnet: TransNet) -> None:
     for finder in (transnet, Adaptive()):
-        assert finder([scene(0, 0)]) == []
-        assert finder([scene(0, 1)]) == []
-        assert finder([scene(0, 7)]) == [(0, 6)]
+        assert finder([make_scene(0, 0)]) == []
+        assert finder([make_scene(0, 1)]) == []
+        assert finder([make_scene(0, 7)]) == [(0, 6)]
 
 
 def test_adaptive_sees_a_cut_and_ignores_a_flash() -> None:
-    video = np.concatenate([scene(1, 20), scene(2, 20)])
+    video = np.concatenate([make_scene(1, 20), make_scene(2, 20)])
     assert Adaptive()([video]) == [(0, 19), (20, 39)]
     video[8:10] = 255
     assert Adaptive()([video]) == [(0, 19), (20, 39)]
@@ -174,7 +174,7 @@ def test_a_flash_is_no_cut_and_a_cut_beside_one_is(transnet: TransNet) -> None:
     for begin in (15, 40):
         one_shot[begin : begin + 3] = np.clip(one_shot[begin : begin + 3].astype(int) + 65, 0, 255)
     evidence = transnet.evidence([one_shot])
-    # The network takes at least one of them for a transition: this is what the comparison is for.
+    # The network takes at least one of the flashes for a transition, which the comparison must correct.
     assert (np.maximum(evidence.middle, evidence.whole) > transnet.threshold).any()
     assert transnet.shots(evidence) == [(0, len(one_shot) - 1)]
     two = np.concatenate([one_shot, pictures[137:187]])

@@ -1,4 +1,4 @@
-"""No frame is lost or out of place, whatever a container says of time; gaps are in no clip."""
+"""Tests that no frame is lost or misplaced, whatever times a container states, and that no clip has a gap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from numbered import LIMIT, number_of, numbered, shown, whole, write
+from numbered import LIMIT, number_of, numbered, read_clips, read_timeline, write
 
 from pipeline.video import frames
 from pipeline.video.display import thumbnail
@@ -27,22 +27,22 @@ def ffmpeg(*arguments: object) -> None:
 
 
 def numbers_by_ffmpeg(path: Path) -> list[int]:
-    """The numbers of all frames that FFmpeg's own program shows, none repeated or dropped for the sake of a rate."""
+    """The numbers of all frames that FFmpeg's own program shows, none repeated or dropped for a constant rate."""
     layout = ("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     pictures = subprocess.run([FFMPEG, "-v", "error", "-i", path, *layout], check=True, capture_output=True).stdout
     return [number_of(picture) for picture in np.frombuffer(pictures, np.uint8).reshape(-1, 96, 160, 3)]
 
 
 def check_every_frame_in_order(path: Path, count: int, first: int = 0, fps: float = 25.0) -> None:
-    """A source of numbered frames gives them all, in even steps, and each grid point shows the one of its time."""
-    _, times, end_s = whole(path)
+    """Check that a source of numbered frames gives all in even steps, and each grid point shows the right frame."""
+    _, times, end_s = read_timeline(path)
     assert len(times) == count
     np.testing.assert_allclose(np.diff(times), 1 / fps, atol=1.5e-3)
     assert 1 / typical_step(times, end_s) == pytest.approx(fps, rel=2e-3)
-    for start_s, numbers in shown(path, [(0, count - 1)], Grid(min_frames=5)).items():
-        at = start_s - times[0] + np.arange(len(numbers)) / 16
-        # A grid point that lies within a millisecond of a frame's time may show it or the one before.
-        earliest, latest = np.floor((at + 1e-4) * fps), np.floor((at + 3e-3) * fps)
+    for start_s, numbers in read_clips(path, [(0, count - 1)], Grid(min_frames=5)).items():
+        grid_times = start_s - times[0] + np.arange(len(numbers)) / 16
+        # A grid point within a millisecond of a frame's time may show that frame or the one before.
+        earliest, latest = np.floor((grid_times + 1e-4) * fps), np.floor((grid_times + 3e-3) * fps)
         assert (np.minimum(earliest, count - 1) + first <= numbers).all()
         assert (numbers <= np.minimum(latest, count - 1) + first).all()
 
@@ -65,12 +65,12 @@ def test_a_stream_without_times_and_one_remuxed_from_it(reordered: Path, tmp_pat
     ffmpeg("-i", reordered, "-c", "copy", *ANNEX_B, raw)
     check_every_frame_in_order(raw, 150)
     ffmpeg("-fflags", "+genpts", "-i", raw, "-c", "copy", remuxed)
-    # It says the times of decoding alone, and an edit list drops the frames that were decoded first.
-    source, times, _ = whole(remuxed)
+    # The file has only decoding times, and an edit list drops the frames that were decoded first.
+    source, times, _ = read_timeline(remuxed)
     decoded = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in read_frames(remuxed, source)]
     assert decoded == numbers_by_ffmpeg(remuxed)
     assert len(times) >= 146
-    # Where a decoder learns that more frames are reordered than the header says, one comes a step late.
+    # If a decoder finds that more frames are reordered than the header says, one frame comes a step late.
     assert sum(np.abs(np.diff(times) - 0.04) > 1.5e-3) <= 1
 
 
@@ -86,10 +86,10 @@ def test_a_source_may_start_at_any_time(reordered: Path, tmp_path: Path, name: s
     if name == "o.ts" and start > 95_000:
         start %= 95_000  # 33 bits of a 90 kHz clock
     if name in ("o.nut", "o.asf") and start > 1e9:
-        start = 200_000.0  # their muxers take no larger ones
+        start = 200_000.0  # their muxers accept no larger times
     annex_b = ANNEX_B if name == "o.asf" else ()
     ffmpeg("-i", reordered, "-c", "copy", *annex_b, "-copyts", "-output_ts_offset", start, tmp_path / name)
-    source, times, _ = whole(tmp_path / name)
+    source, times, _ = read_timeline(tmp_path / name)
     check_every_frame_in_order(tmp_path / name, len(times), first=150 - len(times))
     # An edit list cuts off what lies before zero, as FFmpeg's own program does.
     assert len(times) == 150 or start < 0
@@ -97,24 +97,28 @@ def test_a_source_may_start_at_any_time(reordered: Path, tmp_path: Path, name: s
 
 
 def test_a_length_that_is_another_tracks(reordered: Path, tmp_path: Path) -> None:
-    subtitle, other = tmp_path / "s.srt", write(tmp_path / "w.mp4", (numbered(n, 80, 48) for n in range(300)))
+    subtitle, second_video = tmp_path / "s.srt", write(tmp_path / "w.mp4", (numbered(n, 80, 48) for n in range(300)))
     subtitle.write_text("1\n00:00:00,000 --> 00:00:30,000\nlonger than the video\n")
-    for name, more, track in (("s.mkv", subtitle, "1:s"), ("v.mkv", other, "1:v"), ("v.ts", other, "1:v")):
+    for name, second_input, track in (
+        ("s.mkv", subtitle, "1:s"),
+        ("v.mkv", second_video, "1:v"),
+        ("v.ts", second_video, "1:v"),
+    ):
         target = tmp_path / name
         maps = ("-map", "0:v", "-map", track)
-        second = ("-disposition:v:1", "0") if more is other else ()
-        ffmpeg("-i", reordered, "-i", more, *maps, "-c", "copy", "-disposition:v:0", "default", *second, target)
+        second = ("-disposition:v:1", "0") if second_input is second_video else ()
+        ffmpeg("-i", reordered, "-i", second_input, *maps, "-c", "copy", "-disposition:v:0", "default", *second, target)
         with av.open(target) as container:
             assert container.streams.best("video") is container.streams.video[0]
         check_every_frame_in_order(target, 150)
 
 
 def test_two_recordings_joined(reordered: Path, tmp_path: Path) -> None:
-    one, two = tmp_path / "1.ts", tmp_path / "2.ts"
-    ffmpeg("-i", reordered, "-c", "copy", "-output_ts_offset", 500, one)
-    ffmpeg("-i", reordered, "-c", "copy", two)
+    first, second = tmp_path / "1.ts", tmp_path / "2.ts"
+    ffmpeg("-i", reordered, "-c", "copy", "-output_ts_offset", 500, first)
+    ffmpeg("-i", reordered, "-c", "copy", second)
     joined = tmp_path / "joined.ts"
-    joined.write_bytes(one.read_bytes() + two.read_bytes())
+    joined.write_bytes(first.read_bytes() + second.read_bytes())
     source = probe_video(joined, LIMIT)
     decoded = list(read_frames(joined, source))
     assert len(decoded) == 300
@@ -130,10 +134,10 @@ def test_two_recordings_joined(reordered: Path, tmp_path: Path) -> None:
 def test_a_gap_is_in_no_clip_and_changes_no_rate(tmp_path: Path, gap_s: float, name: str) -> None:
     pts = [*range(75), *(75 + round(gap_s * 25) + index for index in range(75))]
     path = write(tmp_path / name, map(numbered, range(150)), pts=pts, options={"bf": "2"})
-    _, times, end_s = whole(path)
+    _, times, end_s = read_timeline(path)
     assert len(times) == 150
     assert 1 / typical_step(times, end_s) == pytest.approx(25, rel=2e-3)
-    clips = shown(path, [(0, 149)], Grid(min_frames=5))
+    clips = read_clips(path, [(0, 149)], Grid(min_frames=5))
     assert [len(numbers) for numbers in clips.values()] == [49, 49]
     first, second = clips.values()
     assert (first[0], first[-1], second[0], second[-1]) == (0, 74, 75, 149)
@@ -150,9 +154,9 @@ def test_slow_sources_and_single_frames_have_no_gaps() -> None:
 def test_frames_that_repeat_a_time_are_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "r.nut", map(numbered, range(60)), codec="mpeg4", options={"b": "2M"})
     repeated = tmp_path / "repeated.nut"
-    with av.open(path) as given, av.open(repeated, "w") as target:
-        stream = target.add_stream_from_template(given.streams.video[0])
-        for index, packet in enumerate(given.demux(video=0)):
+    with av.open(path) as source, av.open(repeated, "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(source.demux(video=0)):
             if packet.dts is not None:
                 packet.time_base = Fraction(1, 25)
                 packet.pts, packet.dts = index + 1 - (index % 30 == 7), index
@@ -168,9 +172,9 @@ def test_frames_that_a_file_has_lost_are_counted() -> None:
     assert count_missing_frames(times) == 41
     assert count_missing_frames(np.round(times, 3)) == 41
     assert count_missing_frames(np.arange(300) / 30) == 0
-    # Many are missing: as much is said.
+    # Many missing frames are counted as well.
     assert count_missing_frames(np.delete(np.arange(1500) / 25, np.s_[5::6])) == 249
-    # Where the rate varies nobody can say.
+    # With a variable rate the number is unknown.
     assert count_missing_frames(np.cumsum(np.random.default_rng(0).uniform(0.02, 0.2, 100))) is None
     assert count_missing_frames(np.zeros(1)) is None
 
@@ -182,7 +186,7 @@ def test_what_comes_after_the_last_frame_is_nobodys_business(tmp_path: Path, nam
     ffmpeg("-i", plain, *codec, *(ANNEX_B if name == "a.avi" else ()), tmp_path / name)
     garbage = np.random.default_rng(1).integers(0, 256, 5000, dtype=np.uint8).tobytes()
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + garbage)
-    _, times, _ = whole(tmp_path / name)
+    _, times, _ = read_timeline(tmp_path / name)
     assert len(times) == 75
 
 
@@ -201,9 +205,9 @@ def test_a_broadcast_joined_midway(tmp_path: Path, share: float, b_frames: int) 
     ffmpeg("-i", write(tmp_path / "p.mp4", map(numbered, range(150)), options=options), "-c", "copy", whole_stream)
     data = whole_stream.read_bytes()
     path.write_bytes(data[int(len(data) * share) // 188 * 188 :])
-    source, times, _ = whole(path)
+    source, times, _ = read_timeline(path)
     numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in read_frames(path, source)]
-    # From a key frame on, of which there is one every 40 frames.
+    # From the first key frame; there is one every 40 frames.
     assert numbers == list(range(150 - len(numbers), 150))
     assert len(numbers) >= 150 * (1 - share) - 60
     np.testing.assert_allclose(np.diff(times), 0.04, atol=2e-3)
@@ -212,9 +216,9 @@ def test_a_broadcast_joined_midway(tmp_path: Path, share: float, b_frames: int) 
 def test_a_packet_that_is_refused_costs_what_depends_on_it(tmp_path: Path) -> None:
     plain = write(tmp_path / "p.mp4", map(numbered, range(600)), options={"bf": "2", "g": "12", "sc_threshold": "0"})
     path = tmp_path / "d.mkv"
-    with av.open(plain) as given, av.open(path, "w") as target:
-        stream = target.add_stream_from_template(given.streams.video[0])
-        for index, packet in enumerate(given.demux(video=0)):
+    with av.open(plain) as plain_container, av.open(path, "w") as target:
+        stream = target.add_stream_from_template(plain_container.streams.video[0])
+        for index, packet in enumerate(plain_container.demux(video=0)):
             if packet.dts is None:
                 continue
             if index == 303:
@@ -226,7 +230,7 @@ def test_a_packet_that_is_refused_costs_what_depends_on_it(tmp_path: Path) -> No
     numbers = [number_of(thumbnail(frame.frame, size=(160, 96))) for frame in decoded]
     assert numbers == sorted({*numbers})
     assert 588 <= len(numbers) < 600
-    # A shot ends where they are missing, and they are counted.
+    # A shot ends where frames are missing, and they are counted.
     (resumed,) = [index for index, frame in enumerate(decoded) if not frame.joined]
     assert numbers[resumed] == 312
     assert count_missing_frames(np.array([frame.time_s for frame in decoded])) == 600 - len(numbers)
@@ -238,7 +242,7 @@ def test_a_dropout_of_a_broadcast_costs_what_was_in_it(tmp_path: Path) -> None:
     ffmpeg("-i", plain, "-c", "copy", whole_stream)
     data = whole_stream.read_bytes()
     middle = len(data) // 2 // 188 * 188
-    # More than the demuxer looks through at once, but nothing is replaced: every frame but one or two is there.
+    # More bytes than the demuxer scans at once, but they replace nothing: at most two frames are lost.
     path.write_bytes(data[:middle] + bytes(188 * 2000) + data[middle:])
     numbers = [
         number_of(thumbnail(frame.frame, size=(160, 96))) for frame in read_frames(path, probe_video(path, LIMIT))

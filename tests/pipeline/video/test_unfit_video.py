@@ -1,4 +1,4 @@
-"""What is no video, or is cut short, is named; what only looks odd is read whole."""
+"""Tests that files that are not videos or are truncated get a code, and that unusual ones are read completely."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import real_clips
-from numbered import code_of, four_corners, numbered, remuxed, whole, write
+from numbered import code_of, four_corners, numbered, read_timeline, remux, write
 
 from pipeline.errors import ErrorCode
 
@@ -52,7 +52,7 @@ def test_what_is_no_video_is_named(tmp_path: Path) -> None:
 
 
 def test_one_frame_is_a_video(tmp_path: Path) -> None:
-    source, times, end_s = whole(write(tmp_path / "one.mp4", [numbered(5)]))
+    source, times, end_s = read_timeline(write(tmp_path / "one.mp4", [numbered(5)]))
     assert (source.frames, times.tolist()) == (1, [0.0])
     assert end_s == pytest.approx(0.04)
 
@@ -63,9 +63,9 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, name: str, share: float) ->
     codec, options = ("libvpx-vp9", {"deadline": "realtime"}) if name == "t.webm" else ("mpeg4", {"b": "1M"})
     noise = np.random.default_rng(0).integers(0, 255, (150, 64, 64, 3), dtype=np.uint8)
     path = write(tmp_path / name, noise, codec=codec, options=options)
-    if name == "t.mp4":  # the index first, else nothing at all can be read of the rest
-        path = remuxed(path, tmp_path / "f.mp4", movflags="faststart")
-    whole(path)
+    if name == "t.mp4":  # the index first, otherwise nothing of the rest can be read
+        path = remux(path, tmp_path / "f.mp4", movflags="faststart")
+    read_timeline(path)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     code, detail = code_of(path)
@@ -94,7 +94,7 @@ def test_sound_that_outlasts_the_picture_is_no_fault(tmp_path: Path) -> None:
             frame.rate, frame.pts = 16000, second * 16000
             container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
-    assert len(whole(path)[1]) == 25
+    assert len(read_timeline(path)[1]) == 25
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_sound_that_outlasts_the_picture_is_no_fault(tmp_path: Path) -> None:
     ],
 )
 def test_real_clips_decode_whole(name: str) -> None:
-    assert len(whole(real_clips.path(name))[1]) == real_clips.labels()[name]["frames"]
+    assert len(read_timeline(real_clips.path(name))[1]) == real_clips.labels()[name]["frames"]
 
 
 def test_a_real_truncated_clip_does_not_decode_whole() -> None:
