@@ -19,14 +19,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("pipeline", "annotators", "filters", "training", "benchmarks")
+PACKAGES = ("vdot_data", "pipeline", "annotators", "filters", "training", "benchmarks")
 
 CORE = "core"
 OWNS: dict[str, tuple[str, ...]] = {
     # Annotators and filters can be imported and describe their signals without what they run on, so that readers of a
     # dataset can use them.
     CORE: (
-        *("pipeline", "annotators", "filters"),
+        *("pipeline", "annotators", "filters", "vdot_data"),
         *("training.cli", "training.encoding.latents", "training.encoding.masked_latents", "training.models.folder"),
         *("training.data.latents_file", "benchmarks.cli", "benchmarks.curation.curate"),
     ),

@@ -13,7 +13,7 @@ import program
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("pipeline", "annotators", "filters", "training", "benchmarks")
+PACKAGES = ("vdot_data", "pipeline", "annotators", "filters", "training", "benchmarks")
 
 
 @pytest.fixture(scope="module")
