@@ -1,7 +1,7 @@
 """The contract of an annotator: frames in; tracks, signals, pictures, data, files and a caption out.
 
-An annotator is one class in one file, registered under the entry-point group `vdot_data.annotators`. It knows
-nothing of Ray, shards or paths, keeps no state between clips, and raises when it cannot do its work: a failed
+An annotator is one class in one file, registered under the entry-point group `vdot_data.annotators`. It does
+not use Ray, shards or paths, keeps no state between clips, and raises when it cannot do its work: a failed
 measurement is a failure with a code, never a score.
 """
 
@@ -69,11 +69,11 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a clip's sample holds when an annotator's turn comes, whoever made it.
+    """What a clip's sample holds when an annotator runs, from any annotator before it.
 
     tracks: name -> a function that decodes it: uint8 [T, H, W, 3] RGB, as a trainer will see it.
     pictures: name -> uint8 [h, w, 3] RGB of any size and number.
-    caption: what the clip shows, in words; None where nobody said.
+    caption: what the clip shows, in words; None if there is none.
     """
 
     clip_id: str
@@ -92,17 +92,17 @@ class Annotator(Protocol):
 
     `version` changes whenever the same frames may give other values; it is part of every clip's lineage.
 
-    More attributes may be left out.
+    These attributes are optional.
 
     What it makes: `pictures`, a tuple of the names of its pictures; `files`, a tuple of the names of its files
     ("latents.safetensors"); `caption`, True for one that writes captions.
-    What it is called with: `needs`, a tuple of the names of signals and tracks that others make, which must come before
-    it in the recipe, each as a keyword argument; `sample`, True for one that takes whatever was made before it, as the
+    What it is called with: `needs`, a tuple of the names of signals and tracks of others, which must come before it
+    in the recipe, each as a keyword argument; `sample`, True for one that takes everything made before it, as the
     keyword argument `sample` (a `Sample`).
     Where it runs: `gpu`, True for one that uses a GPU if it sees one; then each GPU of the cluster gets one of it.
-    Whose weights it uses: `choose`, a class method for one whose weights the user names. It is asked before a run
-    starts, gives `Weight`s or raises `annotators.weights.MissingWeights`, and the annotator is made in every worker
-    with what it gave as the only argument.
+    Whose weights it uses: `choose`, a class method for one whose weights the user names. It is called before a run
+    starts, returns `Weight`s or raises `annotators.weights.MissingWeights`, and every worker makes the annotator with
+    the returned weights as the only argument.
     """
 
     name: ClassVar[str]

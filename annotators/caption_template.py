@@ -1,4 +1,4 @@
-"""Captions put together from what others measured: plain sentences, true as far as they go, where no captioner runs."""
+"""Writes plain captions from the signals of other annotators, where no captioning model runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from annotators.base import Annotation, Frames, Signal, Weight
 
-# A person is spoken of when seen in this share of the frames; a tag when it is this likely, which most right ones are.
+# A person is mentioned when seen in this share of the frames; a tag when it is this likely, as most correct ones are.
 _SEEN, _SURE = 0.5, 0.35
-# Light that is worth a word, and the spread of colours under which there are none.
+# Light that is worth a word, and the spread of colours below which a clip is black and white.
 _DARK, _BRIGHT, _GREY = 60.0, 190.0, 2.0
-# px/frame under which nothing moves, and %/s under which a camera that zooms goes there and back.
+# px/frame below which nothing moves, and %/s below which a camera that zooms zooms both in and out.
 _STILL, _ZOOMS = 0.1, 1.0
 _CAMERA = {
     "pan": "The camera pans.",
@@ -21,7 +21,7 @@ _CAMERA = {
     "still": "The camera stands still.",
 }
 # ImageNet's words for what people wear, what screens and prints look like, and parts of faces and rooms: a network that
-# has no word for people and drawings says these instead.
+# has no word for people and drawings gives these instead.
 _UNFIT = frozenset(
     [
         "web site",
@@ -103,13 +103,13 @@ _UNFIT = frozenset(
 )
 
 
-# ImageNet's words that take no article; those that begin with the sound of "you" or "won", and with a silent h.
+# ImageNet's words that take no article; those that begin with the sound of "you" or "won"; those with a silent h.
 _PLURALS = frozenset(("parallel bars", "binoculars", "hay", "velvet", "wool", "chain mail", "corn", "ice cream"))
 _CONSONANT, _SILENT = re.compile(r"(uni|eu|ufo|one|utensil|ural)", re.IGNORECASE), re.compile(r"(hour|honest|heir)")
 
 
 class CaptionTemplate:
-    """Says in plain sentences what tags, people, words, camera and light are; a template, and no model of language."""
+    """Describes tags, people, words, camera and light in plain sentences, by a template instead of a language model."""
 
     name: ClassVar[str] = "caption_template"
     version: ClassVar[str] = "2"
@@ -125,11 +125,11 @@ class CaptionTemplate:
     weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __call__(self, frames: Frames, fps: float, **needed: Any) -> Annotation:
-        """Describe one clip by the signals in `needs`; the frames themselves are not looked at."""
-        return Annotation(signals={"caption_method": "template"}, caption=" ".join(_sentences(**needed)))
+        """Describe one clip by the signals in `needs`; the frames are not used."""
+        return Annotation(signals={"caption_method": "template"}, caption=" ".join(_write_sentences(**needed)))
 
 
-def _sentences(
+def _write_sentences(
     *,
     tags: str | None,
     tag_score: float,
@@ -144,34 +144,34 @@ def _sentences(
     colour_spread: float,
 ) -> list[str]:
     """Each argument is the signal of that name."""
-    who = _people(pose_people if pose_coverage >= _SEEN else 0, face_coverage)
+    person_phrase = _describe_people(pose_people if pose_coverage >= _SEEN else 0, face_coverage)
     tag = (tags or "").partition(", ")[0]
-    what = _with_article(tag) if tag and tag not in _UNFIT and tag_score >= _SURE else ""
+    tag_phrase = _add_article(tag) if tag and tag not in _UNFIT and tag_score >= _SURE else ""
     light = " dark" if luma < _DARK else " bright" if luma > _BRIGHT else ""
     colour = " black-and-white" if colour_spread < _GREY else ""
-    kind = _with_article(f"{light}{colour} video".strip())
-    shown = " and ".join(part for part in (who, what) if part)
-    found = [f"{kind[0].upper()}{kind[1:]} of {shown}." if shown else f"{kind[0].upper()}{kind[1:]}."]
+    kind = _add_article(f"{light}{colour} video".strip())
+    subjects = " and ".join(part for part in (person_phrase, tag_phrase) if part)
+    sentences = [f"{kind[0].upper()}{kind[1:]} of {subjects}." if subjects else f"{kind[0].upper()}{kind[1:]}."]
     if camera == "zoom":
-        way = " in" if (camera_zoom or 0) > _ZOOMS else " out" if (camera_zoom or 0) < -_ZOOMS else ""
-        found.append(f"The camera zooms{way}.")
+        direction = " in" if (camera_zoom or 0) > _ZOOMS else " out" if (camera_zoom or 0) < -_ZOOMS else ""
+        sentences.append(f"The camera zooms{direction}.")
     elif camera:
-        found.append(_CAMERA[camera])
+        sentences.append(_CAMERA[camera])
     if motion < _STILL:
-        found.append("Hardly anything moves.")
+        sentences.append("Hardly anything moves.")
     if words:
-        read = words.replace(" / ", " ").replace('"', "'")
-        found.append(f'The words "{read}" can be read.')
-    return found
+        text = words.replace(" / ", " ").replace('"', "'")
+        sentences.append(f'The words "{text}" can be read.')
+    return sentences
 
 
-def _people(people: int, face_coverage: float) -> str:
-    # How many there are at once is known of the fullest frame alone, so no number is given.
+def _describe_people(people: int, face_coverage: float) -> str:
+    # The count is that of the fullest frame alone, so no number is given.
     return "people" if people > 1 else "a person" if people or face_coverage >= _SEEN else ""
 
 
-def _with_article(noun: str) -> str:
-    """As English has it for ImageNet's words and for ours."""
+def _add_article(noun: str) -> str:
+    """Add the English article to one of ImageNet's words or ours."""
     if noun in _PLURALS:
         return noun
     vowel = noun[0].lower() in "aeiou" and not _CONSONANT.match(noun)

@@ -1,4 +1,4 @@
-"""Depth by rules of thumb, to try a depth pipeline with where no learned depth can be had."""
+"""Estimates depth by rules of thumb, to try a depth pipeline where no depth network is available."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 
-# The longer side at which depth is guessed, in pixels: it is smooth.
+# The longer side at which depth is estimated, in pixels: it is smooth.
 _SIDE = 192
-# How much haze and parallax count beside a pixel's height in the picture; parallax as far as the camera moves: all of
-# it where the picture's median motion is this share of its diagonal a frame.
+# The weights of haze and parallax against a pixel's height in the picture; parallax counts in proportion to the
+# camera's motion, fully where the picture's median motion is this share of its diagonal a frame.
 _HAZE, _PARALLAX, _MOVES = 0.25, 0.35, 0.004
 # The window of the dark channel, and the radius and the regularisation of the guided filter (luma from 0 to 1).
 _DARK, _RADIUS, _SMOOTH = 7, 8, 1e-3
@@ -28,9 +28,9 @@ _TIME, _RANGE = 2.0, (1, 99)
 class DepthHeuristic:
     """Nearness (white is near) from height in the picture, haze, parallax and where the subject stands.
 
-    What is lower is nearer; what shows a bright dark channel is far (He, Sun and Tang, "Single Image Haze Removal Using
-    Dark Channel Prior", CVPR 2009); of what a moving camera passes, the faster is nearer; a subject is as near as the
-    ground under it. Smoothed along edges (He, Sun and Tang, "Guided Image Filtering", 2010) and in time, and stretched
+    Lower pixels are nearer; a bright dark channel means far (He, Sun and Tang, "Single Image Haze Removal Using
+    Dark Channel Prior", CVPR 2009); under a moving camera, faster pixels are nearer; a subject is as near as the
+    ground below it. Smoothed along edges (He, Sun and Tang, "Guided Image Filtering", 2010) and in time, and stretched
     to one range for the whole clip. No scale, and often wrong: `depth_method` says so in the catalog.
     """
 
@@ -44,61 +44,61 @@ class DepthHeuristic:
     weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __call__(self, frames: Frames, fps: float, *, mask: Frames) -> Annotation:
-        """Guess one clip's depth: `frames` and `mask` uint8 [T, H, W, 3] RGB; `fps` is not used."""
+        """Estimate one clip's depth: `frames` and `mask` uint8 [T, H, W, 3] RGB; `fps` is not used."""
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
         small = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
         size = small[0].shape[1::-1]
-        subjects = [cv2.resize(one[..., 0], size, interpolation=cv2.INTER_AREA) >= 128 for one in mask]
+        subjects = [cv2.resize(frame[..., 0], size, interpolation=cv2.INTER_AREA) >= 128 for frame in mask]
         carrier = Carrier(small)
         near = np.stack(
             [
-                _near(frame, subject, _speed(carrier, k, len(small)))
+                _estimate_nearness(frame, subject, _measure_speed(carrier, k, len(small)))
                 for k, (frame, subject) in enumerate(zip(small, subjects, strict=True))
             ]
         )
-        near = _evened(near)
+        near = _smooth_in_time(near)
         low, high = np.percentile(near, _RANGE)
         levels = np.clip((near - low) / max(float(high - low), 1e-6) * 255, 0, 255)
         track = np.empty_like(frames)
         for picture, level in zip(track, levels, strict=True):
-            whole = cv2.resize(level, frames.shape[2:0:-1], interpolation=cv2.INTER_LINEAR)
-            picture[:] = whole.round()[..., None]
+            resized = cv2.resize(level, frames.shape[2:0:-1], interpolation=cv2.INTER_LINEAR)
+            picture[:] = resized.round()[..., None]
         return Annotation(tracks={"depth": track}, signals={"depth_method": "heuristic"})
 
 
-def _speed(carrier: Carrier, number: int, frames: int) -> Floats:
+def _measure_speed(carrier: Carrier, number: int, frames: int) -> Floats:
     """How far each pixel moves from this frame to a neighbour: float32 [H, W]; zeros in a clip of one frame."""
     neighbour = number - 1 if number else min(1, frames - 1)
-    speed: Floats = np.linalg.norm(carrier.way(number, neighbour), axis=-1)
+    speed: Floats = np.linalg.norm(carrier.displacement(number, neighbour), axis=-1)
     return speed
 
 
-def _near(frame: Picture, subject: NDArray[np.bool_], speed: Floats) -> Floats:
-    """Nearness of one frame's pixels, 0 to 1 or so: float32 [H, W]."""
+def _estimate_nearness(frame: Picture, subject: NDArray[np.bool_], speed: Floats) -> Floats:
+    """Nearness of one frame's pixels, about 0 to 1: float32 [H, W]."""
     height, width = subject.shape
     row = np.repeat(np.linspace(0, 1, height, dtype=np.float32)[:, None], width, axis=1)
-    dark = cv2.erode(frame.min(axis=-1), np.ones((_DARK, _DARK), np.uint8)).astype(np.float32) / 255
-    moves = float(np.median(speed)) / float(np.hypot(height, width)) / _MOVES
-    parallax = _PARALLAX * min(moves, 1.0)
+    dark_channel = cv2.erode(frame.min(axis=-1), np.ones((_DARK, _DARK), np.uint8)).astype(np.float32) / 255
+    relative_motion = float(np.median(speed)) / float(np.hypot(height, width)) / _MOVES
+    parallax = _PARALLAX * min(relative_motion, 1.0)
     order = speed / max(float(np.percentile(speed, 98)), 1e-6)
-    near = (1 - _HAZE - parallax) * row + _HAZE * (1 - dark) + parallax * order.clip(0, 1)
+    near = (1 - _HAZE - parallax) * row + _HAZE * (1 - dark_channel) + parallax * order.clip(0, 1)
     ground = near.copy()
     count, parts, stats, _ = cv2.connectedComponentsWithStats(subject.astype(np.uint8))
     for part in range(1, count):
         bottom = stats[part, cv2.CC_STAT_TOP] + stats[part, cv2.CC_STAT_HEIGHT] - 1
-        there = parts == part
-        # What the frame cuts off at the bottom stands nearer than all that is seen.
-        near[there] = np.median(ground[bottom, there[bottom]]) + (0.1 if bottom == height - 1 else 0.0)
+        in_part = parts == part
+        # A subject cut off by the bottom edge stands nearer than anything visible.
+        near[in_part] = np.median(ground[bottom, in_part[bottom]]) + (0.1 if bottom == height - 1 else 0.0)
     grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    return _guided(near.astype(np.float32), grey.astype(np.float32))
+    return _guided_filter(near.astype(np.float32), grey.astype(np.float32))
 
 
-def _guided(values: Floats, guide: Floats) -> Floats:
+def _guided_filter(values: Floats, guide: Floats) -> Floats:
     """The guided filter with a grey guide: float32 [H, W] both."""
 
-    def mean(of: Floats) -> Floats:
-        found: Floats = cv2.blur(of, (2 * _RADIUS + 1, 2 * _RADIUS + 1))
-        return found
+    def mean(image: Floats) -> Floats:
+        blurred: Floats = cv2.blur(image, (2 * _RADIUS + 1, 2 * _RADIUS + 1))
+        return blurred
 
     centre, level = mean(guide), mean(values)
     spread = mean(guide * guide) - centre * centre
@@ -107,8 +107,8 @@ def _guided(values: Floats, guide: Floats) -> Floats:
     return filtered
 
 
-def _evened(near: Floats) -> Floats:
-    """Smoothed in time on both sides alike: float32 [T, H, W]."""
+def _smooth_in_time(near: Floats) -> Floats:
+    """Smooth in time, symmetrically: float32 [T, H, W]."""
     flat = near.reshape(len(near), -1)
-    evened: Floats = cv2.GaussianBlur(flat, (1, 0), sigmaX=1e-6, sigmaY=_TIME, borderType=cv2.BORDER_REPLICATE)
-    return evened.reshape(near.shape)
+    smoothed: Floats = cv2.GaussianBlur(flat, (1, 0), sigmaX=1e-6, sigmaY=_TIME, borderType=cv2.BORDER_REPLICATE)
+    return smoothed.reshape(near.shape)

@@ -1,4 +1,4 @@
-"""Faces: whether a clip shows people close enough to be known, for captions, for privacy, for face-driven tasks."""
+"""Finds faces: whether a clip shows people close enough to recognize, for captions, privacy and face-driven tasks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from annotators.networks.tflite import Floats, Network, SquareView, sigmoid, wei
 _SIDE = 192
 # One anchor in the centre of each cell of a grid.
 _CELLS = 48
-# A face is one that is this sure. Measured: 0.6, MediaPipe's own threshold, finds faces in clouds.
+# The least score of a face. Measured: 0.6, MediaPipe's own threshold, finds faces in clouds.
 _SURE = 0.7
-# Every fourth frame is looked at: a face that is seen for a quarter of a second counts for nothing.
+# Every fourth frame is examined: a face that is seen for less than a quarter of a second does not matter.
 _STEP = 4
 
 
@@ -25,8 +25,8 @@ class Faces:
     """Finds faces by BlazeFace, the full-range sparse network, in every fourth frame.
 
     Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs" (2019); the decoding is that of
-    MediaPipe's graph face_detection_full_range. data["faces"]: for each frame that was looked at {"frame", "boxes"},
-    boxes as [left, top, right, bottom, score] in pixels.
+    MediaPipe's graph face_detection_full_range. data["faces"]: for each examined frame {"frame", "boxes"}, boxes
+    as [left, top, right, bottom, score] in pixels.
     """
 
     name: ClassVar[str] = "faces"
@@ -55,31 +55,33 @@ class Faces:
     def __call__(self, frames: Frames, fps: float) -> Annotation:
         """Find the faces in one clip: `frames` uint8 [T, H, W, 3] RGB; `fps` is not used."""
         height, width = frames.shape[1:3]
-        looks = [(number, self._faces(frames[number])) for number in range(0, len(frames), _STEP)]
+        detections = [(number, self._find_faces(frames[number])) for number in range(0, len(frames), _STEP)]
         largest = [
-            max((right - left) * (bottom - top) for left, top, right, bottom, _ in boxes) for _, boxes in looks if boxes
+            max((right - left) * (bottom - top) for left, top, right, bottom, _ in boxes)
+            for _, boxes in detections
+            if boxes
         ]
         return Annotation(
             signals={
-                "faces": max(len(boxes) for _, boxes in looks),
-                "face_coverage": len(largest) / len(looks),
+                "faces": max(len(boxes) for _, boxes in detections),
+                "face_coverage": len(largest) / len(detections),
                 "face_area": float(np.median(largest)) / (height * width) if largest else 0.0,
             },
-            data={"faces": [{"frame": number, "boxes": boxes} for number, boxes in looks]},
+            data={"faces": [{"frame": number, "boxes": boxes} for number, boxes in detections]},
         )
 
-    def _faces(self, frame: NDArray[np.uint8]) -> list[list[float]]:
+    def _find_faces(self, frame: NDArray[np.uint8]) -> list[list[float]]:
         """[left, top, right, bottom, score] of each face in uint8 [H, W, 3] RGB, surest first."""
         view = SquareView(frame, _SIDE)
         raw, logits = self._network(view.image, 0, 1)
         scores = sigmoid(logits[:, 0])
-        found = scores >= _SURE
+        detected = scores >= _SURE
         # Sixteen numbers: a box's centre, relative to the anchor, and size; then six points that are not used.
-        values = raw[found, :4].reshape(-1, 2, 2) / np.float32(_SIDE)
-        centres, half = values[:, 0] + self._anchors[found], values[:, 1] / np.float32(2)
-        corners: Floats = np.stack([centres - half, centres + half], axis=1)
+        values = raw[detected, :4].reshape(-1, 2, 2) / np.float32(_SIDE)
+        centres, half_sizes = values[:, 0] + self._anchors[detected], values[:, 1] / np.float32(2)
+        corners: Floats = np.stack([centres - half_sizes, centres + half_sizes], axis=1)
         limits = np.array(frame.shape[1::-1], np.float32)
         return [
-            [*np.clip(view.in_frame(ends), 0, limits).astype(float).ravel().round(1).tolist(), round(score, 3)]
-            for score, ends in weighted_nms(corners.reshape(-1, 4), corners, scores[found])
+            [*np.clip(view.to_frame(ends), 0, limits).astype(float).ravel().round(1).tolist(), round(score, 3)]
+            for score, ends in weighted_nms(corners.reshape(-1, 4), corners, scores[detected])
         ]

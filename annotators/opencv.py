@@ -1,7 +1,7 @@
 """OpenCV, loaded when its first function is called.
 
-What an annotator or a filter measures is part of every dataset; to read it takes no OpenCV, which comes with the
-`ingest` extra alone.
+Readers of a dataset import annotators and filters for their signals; they do not need OpenCV, which only the `ingest`
+extra installs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class _OpenCV:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(import_module("cv2"), name)
-        # Asked for once: from now on it is found without coming here.
+        # Set as an attribute, so that the next access does not come here.
         setattr(self, name, value)
         return value
 

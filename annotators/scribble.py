@@ -1,4 +1,4 @@
-"""Line drawings let a user steer a video with a few strokes, so every clip can teach a model to obey them."""
+"""Draws every clip as lines, so that a model can learn to be steered with a few strokes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Scribble:
         drawings = np.empty_like(frames)
         white = 0
         for frame, drawing in zip(frames, drawings, strict=True):
-            lines = _lines(frame)
+            lines = _draw_lines(frame)
             white += cv2.countNonZero(lines)
             cv2.merge((lines, lines, lines), drawing)
         return Annotation(
@@ -52,7 +52,7 @@ class Scribble:
         )
 
 
-def _lines(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _draw_lines(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The lines of one frame (uint8 [H, W, 3]): uint8 [H, W], 255 on a line, 0 elsewhere."""
     height, width = frame.shape[:2]
     small = cv2.resize(frame, (max(width // _SHRINK, 1), max(height // _SHRINK, 1)), interpolation=cv2.INTER_AREA)
@@ -61,6 +61,6 @@ def _lines(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     # Saturating: where the picture is brighter than its surroundings the difference is 0.
     darker = cv2.subtract(coarse, cv2.GaussianBlur(frame, (0, 0), _FINE_SIGMA))
     red, green, blue = cv2.split(darker)
-    least = cv2.min(cv2.min(red, green), blue)
-    lines: NDArray[np.uint8] = cv2.threshold(least, _THRESHOLD, 255, cv2.THRESH_BINARY)[1]
+    smallest = cv2.min(cv2.min(red, green), blue)
+    lines: NDArray[np.uint8] = cv2.threshold(smallest, _THRESHOLD, 255, cv2.THRESH_BINARY)[1]
     return lines

@@ -1,4 +1,4 @@
-"""What a clip is about, cut out: a mask of its subject in every frame, and pictures of it on white."""
+"""Cuts out the subject of a clip: a mask in every frame, and pictures of it on white."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 
-# The networks look at every eighth frame and the last one; the flow carries what they saw to those in between. Measured
-# on six clips: carried masks overlap with what U2-Net sees in those frames by 0.90 (IoU), as what it sees in one frame
-# does with what it sees in the next, and they are steadier (0.95); at every twelfth frame it is 0.88.
+# The networks see every eighth frame and the last one; the flow carries their maps to the frames in between. Measured
+# on six clips: carried masks overlap by 0.90 (IoU) with U2-Net's own masks of those frames, as much as its masks of
+# consecutive frames overlap, and they are steadier (0.95); with every twelfth frame it is 0.88.
 _STEP = 8
 # The longer side of the maps that are carried, in pixels: as much as the networks see.
 _SIDE = 320
 # What U2-Net was trained to see: ImageNet's means and spreads.
 _MEANS, _SPREADS = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 _SALIENT_SIDE, _PERSON_SIDE = 320, 256
-# A pixel is of the subject from here on.
+# A pixel this sure belongs to the subject.
 _SURE = 0.5
 # The share of the frame that a part of the mask takes, at least, and its share of the largest part: less is a speck.
 _SPECK, _SPECK_OF_LARGEST = 0.004, 0.1
 # With people in this share of the frames the subject is a person.
 _PEOPLE = 0.5
-# How much of a look's map is its own; the rest comes from the looks before and after, carried there.
+# The weight of a look's own map; the rest comes from the looks before and after, carried to it.
 _OWN = 0.5
 # Reference pictures: how many, the shorter side in pixels at least, and the margin as a share of the longer side.
-_MOST, _SMALLEST, _MARGIN = 3, 48, 0.05
+_MAX_PICTURES, _SMALLEST, _MARGIN = 3, 48, 0.05
 
 
 class _Parts(NamedTuple):
-    """The parts of one frame's mask, largest first: boxes (left, top, right, bottom in pixels), and uint8 [H, W] that
-    says 1 where the first one is, 2 for the second, and 0 elsewhere."""
+    """The parts of one frame's mask, largest first: boxes (left, top, right, bottom in pixels), and labels uint8
+    [H, W]: 1 in the first part, 2 in the second, and 0 elsewhere."""
 
     boxes: list[tuple[int, int, int, int]]
     labels: NDArray[np.uint8]
 
 
 class Subjects:
-    """Finds the salient object by U2-Net (small), and people by MediaPipe's selfie network where pose saw some.
+    """Finds the salient object by U2-Net (small), and people by MediaPipe's selfie network where pose found some.
 
     Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection" (2020). Track `mask` is
     white where the subject is and black elsewhere. data["subjects"]: for each frame the boxes [left, top, right,
@@ -98,87 +98,95 @@ class Subjects:
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
         small = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
         looks = sorted({*range(0, len(frames), _STEP), len(frames) - 1})
-        seen = {look: self._map(frames[look], small[look].shape[1::-1], people) for look in looks}
-        maps, stability = _through_time(seen, small)
+        look_maps = {look: self._map_subject(frames[look], small[look].shape[1::-1], people) for look in looks}
+        maps, stability = _spread_over_time(look_maps, small)
         size = frames.shape[2:0:-1]
-        parts = [_parts(cv2.resize(one, size, interpolation=cv2.INTER_LINEAR)) for one in maps]
-        masks = np.stack([found.labels > 0 for found in parts])
-        there = masks.any(axis=(1, 2))
-        subject = ("person" if people else "object") if there.any() else None
+        parts = [_find_parts(cv2.resize(sureness, size, interpolation=cv2.INTER_LINEAR)) for sureness in maps]
+        masks = np.stack([frame_parts.labels > 0 for frame_parts in parts])
+        has_subject = masks.any(axis=(1, 2))
+        subject = ("person" if people else "object") if has_subject.any() else None
         rows, columns = masks.mean(axis=2), masks.mean(axis=1)
-        references = _references(frames, maps, parts, looks)
+        references = _cut_references(frames, maps, parts, looks)
         return Annotation(
             tracks={"mask": np.repeat(masks[..., None] * np.uint8(255), 3, axis=-1)},
             signals={
                 "subject": subject,
-                "subjects": math.ceil(np.median([len(found.boxes) for found in parts if found.boxes]))
+                "subjects": math.ceil(np.median([len(frame_parts.boxes) for frame_parts in parts if frame_parts.boxes]))
                 if subject
                 else 0,
-                "subject_coverage": float(there.mean()),
+                "subject_coverage": float(has_subject.mean()),
                 "subject_area": float(masks.mean()),
-                "subject_x": _centre(columns[there]) if subject else None,
-                "subject_y": _centre(rows[there]) if subject else None,
+                "subject_x": _mean_centre(columns[has_subject]) if subject else None,
+                "subject_y": _mean_centre(rows[has_subject]) if subject else None,
                 "subject_stability": stability,
                 "ref_pictures": len(references),
             },
-            data={"subjects": [[list(box) for box in found.boxes] for found in parts]},
+            data={"subjects": [[list(box) for box in frame_parts.boxes] for frame_parts in parts]},
             pictures={"ref": references},
         )
 
-    def _map(self, frame: Picture, size: tuple[int, int], people: bool) -> Floats:
-        """How surely each pixel is of the subject: float32 of `size` (width, height), 0 to 1."""
+    def _map_subject(self, frame: Picture, size: tuple[int, int], people: bool) -> Floats:
+        """Map how surely each pixel belongs to the subject: float32 of `size` (width, height), 0 to 1."""
         square = cv2.resize(frame, (_SALIENT_SIDE, _SALIENT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
         square = (square / max(float(square.max()), 1.0) - _MEANS) / _SPREADS
-        found = self._salient(square.transpose(2, 0, 1)[None])[0, 0]
+        sureness = self._salient(square.transpose(2, 0, 1)[None])[0, 0]
         if people:
             view = cv2.resize(frame, (_PERSON_SIDE, _PERSON_SIDE), interpolation=cv2.INTER_AREA)
             (person,) = self._person(view.astype(np.float32) / 255, 0)
-            found = np.maximum(found, cv2.resize(person[..., 0], found.shape[::-1], interpolation=cv2.INTER_LINEAR))
-        resized: Floats = cv2.resize(found, size, interpolation=cv2.INTER_LINEAR)
+            sureness = np.maximum(
+                sureness, cv2.resize(person[..., 0], sureness.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            )
+        resized: Floats = cv2.resize(sureness, size, interpolation=cv2.INTER_LINEAR)
         return resized
 
 
-def _through_time(seen: Mapping[int, Floats], small: list[Picture]) -> tuple[list[Floats], float | None]:
+def _spread_over_time(look_maps: Mapping[int, Floats], small: list[Picture]) -> tuple[list[Floats], float | None]:
     """A map for every frame, from those of the looks, and how well the looks agree (IoU).
 
     Between two looks the maps of both are carried along the flow, and the nearer one counts more. A look's own map is
-    evened out with its neighbours', so that one bad look does not flash up.
+    averaged with its neighbours', so that one bad look does not flash up.
     """
-    looks = list(seen)
+    looks = list(look_maps)
     carrier = Carrier(small)
-    overlaps = [_overlap(carrier.carry(seen[one], one, other), seen[other]) for one, other in pairwise(looks)]
+    overlaps = [
+        _overlap(carrier.carry(look_maps[look], look, following), look_maps[following])
+        for look, following in pairwise(looks)
+    ]
     even: dict[int, Floats] = {}
     for place, look in enumerate(looks):
         neighbours = [
-            carrier.carry(seen[other], other, look)
-            for other in (*looks[place - 1 : place], *looks[place + 1 : place + 2])
+            carrier.carry(look_maps[neighbour], neighbour, look)
+            for neighbour in (*looks[place - 1 : place], *looks[place + 1 : place + 2])
         ]
-        even[look] = _OWN * seen[look] + (1 - _OWN) * np.mean(neighbours, axis=0) if neighbours else seen[look]
+        even[look] = (
+            _OWN * look_maps[look] + (1 - _OWN) * np.mean(neighbours, axis=0) if neighbours else look_maps[look]
+        )
     maps = []
     for number in range(len(small)):
         before = max(look for look in looks if look <= number)
         after = min(look for look in looks if look >= number)
-        part = (number - before) / max(after - before, 1)
+        share = (number - before) / max(after - before, 1)
         maps.append(
-            (1 - part) * carrier.carry(even[before], before, number) + part * carrier.carry(even[after], after, number)
+            (1 - share) * carrier.carry(even[before], before, number)
+            + share * carrier.carry(even[after], after, number)
         )
-    known = [overlap for overlap in overlaps if overlap is not None]
-    return maps, float(np.mean(known)) if known else None
+    measured = [overlap for overlap in overlaps if overlap is not None]
+    return maps, float(np.mean(measured)) if measured else None
 
 
-def _overlap(one: Floats, other: Floats) -> float | None:
-    """Intersection over union of what two maps are sure of; None where both see nothing."""
-    sure, sure2 = one >= _SURE, other >= _SURE
-    union = np.count_nonzero(sure | sure2)
-    return np.count_nonzero(sure & sure2) / union if union else None
+def _overlap(first: Floats, second: Floats) -> float | None:
+    """Intersection over union of the sure pixels of two maps; None where neither has any."""
+    first_sure, second_sure = first >= _SURE, second >= _SURE
+    union = np.count_nonzero(first_sure | second_sure)
+    return np.count_nonzero(first_sure & second_sure) / union if union else None
 
 
-def _parts(sure: Floats) -> _Parts:
-    """The parts of what a map is sure of."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((sure >= _SURE).astype(np.uint8))
+def _find_parts(sureness: Floats) -> _Parts:
+    """Find the parts of the sure pixels of a map."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((sureness >= _SURE).astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
-    least = max(_SPECK * sure.size, _SPECK_OF_LARGEST * areas.max(initial=0))
-    order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= least]
+    smallest = max(_SPECK * sureness.size, _SPECK_OF_LARGEST * areas.max(initial=0))
+    order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= smallest]
     ranks = np.zeros(count, np.uint8)
     boxes = []
     for rank, index in enumerate(order, 1):
@@ -188,26 +196,26 @@ def _parts(sure: Floats) -> _Parts:
     return _Parts(boxes, ranks[labels])
 
 
-def _references(frames: Frames, maps: list[Floats], parts: list[_Parts], looks: list[int]) -> list[Picture]:
-    """The parts of the clearest look, largest first, each alone on white."""
-    best = max(looks, key=lambda look: _clearness(frames[look], parts[look]))
+def _cut_references(frames: Frames, maps: list[Floats], parts: list[_Parts], looks: list[int]) -> list[Picture]:
+    """Cut out the parts of the clearest look, largest first, each alone on white."""
+    best = max(looks, key=lambda look: _score_look(frames[look], parts[look]))
     height, width = frames.shape[1:3]
     soft = cv2.resize(maps[best], (width, height), interpolation=cv2.INTER_LINEAR)
-    found = []
-    for rank, (left, top, right, bottom) in enumerate(parts[best].boxes[:_MOST], 1):
+    references = []
+    for rank, (left, top, right, bottom) in enumerate(parts[best].boxes[:_MAX_PICTURES], 1):
         if min(right - left, bottom - top) < _SMALLEST:
             continue
         margin = round(_MARGIN * max(right - left, bottom - top))
         crop = np.s_[max(top - margin, 0) : bottom + margin, max(left - margin, 0) : right + margin]
         near = cv2.dilate((parts[best].labels[crop] == rank).astype(np.uint8), np.ones((5, 5), np.uint8))
-        # From a little under to a little over the border, so that edges are soft and nothing behind shines through.
+        # A ramp across the border, so that edges are soft and no background shines through.
         share = (np.clip((soft[crop] - 0.3) / 0.4, 0, 1) * near)[..., None]
-        found.append((frames[best][crop] * share + 255 * (1 - share)).round().astype(np.uint8))
-    return found
+        references.append((frames[best][crop] * share + 255 * (1 - share)).round().astype(np.uint8))
+    return references
 
 
-def _clearness(frame: Picture, parts: _Parts) -> float:
-    """How good a look at the subject this is: large, sharp and not cut off by the frame's edge."""
+def _score_look(frame: Picture, parts: _Parts) -> float:
+    """Score how well a look shows the subject: large, sharp and not cut off by the frame's edge."""
     mask = parts.labels > 0
     if not mask.any():
         return 0.0
@@ -216,7 +224,7 @@ def _clearness(frame: Picture, parts: _Parts) -> float:
     return float(np.sqrt(mask.mean()) * detail * (1 - edge))
 
 
-def _centre(profiles: NDArray[np.float64]) -> float:
-    """The mean place, 0 to 1, under float64 [T, n]."""
+def _mean_centre(profiles: NDArray[np.float64]) -> float:
+    """The mean position, 0 to 1, of the profiles float64 [T, n]."""
     places = (np.arange(profiles.shape[1]) + 0.5) / profiles.shape[1]
     return float((profiles @ places / profiles.sum(axis=1)).mean())

@@ -1,4 +1,4 @@
-"""What a clip shows, in ImageNet's thousand words, for captions and for those who search."""
+"""Tags what a clip shows with ImageNet's thousand words, for captions and for search."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight, spread
 from annotators.networks.efficientnet import WEIGHT, EfficientNet
 
-# Frames of a clip that are looked at.
-_LOOKS = 8
-# A word is a tag when it is this likely on average over the looks, and when it is among the likeliest.
-_LIKELY, _MOST = 0.1, 5
+# Frames of a clip that the network sees.
+_FRAMES = 8
+# A word is a tag when it is this likely on average over the frames, and among this many of the likeliest.
+_LIKELY, _MAX_TAGS = 0.1, 5
 _TIMM = "pypi:timm==1.0.31!timm/data/_info"
 
 
@@ -55,13 +55,13 @@ class Tags:
         network, synsets, lemmas = (weights.path(weight) for weight in self.weights)
         self._network = EfficientNet(network)
         words = dict(line.split("\t", 1) for line in lemmas.read_text().splitlines())
-        # Of several words for one thing the first is the commonest.
+        # Of several words for one thing, the first is the most common.
         self._words = [words[synset].partition(",")[0] for synset in synsets.read_text().split()]
 
     def __call__(self, frames: Frames, fps: float) -> Annotation:
         """Name what one clip shows: `frames` uint8 [T, H, W, 3] RGB; `fps` is not used."""
-        likely = self._network.probabilities(frames[spread(len(frames), _LOOKS)]).mean(axis=0)
-        best = np.argsort(-likely, kind="stable")[:_MOST]
+        likely = self._network.probabilities(frames[spread(len(frames), _FRAMES)]).mean(axis=0)
+        best = np.argsort(-likely, kind="stable")[:_MAX_TAGS]
         tags = [(self._words[index], float(likely[index])) for index in best if likely[index] >= _LIKELY]
         return Annotation(
             signals={"tags": ", ".join(word for word, _ in tags) or None, "tag_score": float(likely[best[0]])},

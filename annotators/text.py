@@ -1,4 +1,4 @@
-"""Words laid over a video (subtitles, titles, stamps, watermarks), which a trainer would learn to draw."""
+"""Finds words laid over a video (subtitles, titles, stamps, watermarks), which a trainer would learn to draw."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight, spread
 from annotators.opencv import cv2
 
-# Frames that are read lie no further apart: a subtitle that one reads, the next one reads too.
+# The longest distance of frames that are read: a subtitle that is in one is in the next one too.
 _EVERY_S = 0.75
-# The longer side at which text is looked for, in pixels.
+# The longer side at which text is searched, in pixels.
 _SIDE = 736
-# What counts as read: this sure, with as many letters or digits, and level up to so many degrees. Shorter or tilted
-# words are signs in the scene, or no words at all.
+# What counts as read: at least this sure, this many letters or digits, and level up to this many degrees. Shorter or
+# tilted words are signs in the scene, or not words at all.
 _SURE, _LETTERS, _TILT = 0.8, 4, 6.0
-# A word that no frame shows, but only what stays, covers at least this share of the frame; smaller ones are texture.
+# A word read only in the static picture must cover at least this share of the frame; smaller ones are texture.
 _FAINT = 0.004
 # One place: centres as near as this share of the frame's side, heights that differ by no more than this factor.
 _NEAR, _HEIGHT = 0.015, 1.4
-# As near to the frame's edge, in pixels, a line is cut off by it.
+# A line this near to the frame's edge, in pixels, is cut off by it.
 _EDGE = 3
-# The outer part of the frame, as a share of its side: what outpainting draws anew.
+# The outer part of the frame, as a share of its side, that outpainting replaces.
 _RIM = 0.2
 # Words that are one text, read twice (difflib's ratio).
 _SAME = 0.6
-# No more lines go into the catalog after so many letters; a page filmed for minutes has more.
-_WORDS = 500
-# Frames whose median shows what stays. It is brought to one local brightness and contrast over this many pixels, so
-# that a word that is nearly transparent reads as well as a bright one; deviations under so many levels are noise.
+# After this many letters, no more lines go into the catalog; a page filmed for minutes has more.
+_MAX_LETTERS = 500
+# Frames whose median is the static picture. Its local brightness and contrast are normalized over this many pixels, so
+# that a nearly transparent word reads as well as a bright one; deviations below this many levels are noise.
 _MEDIAN, _AROUND, _NOISE = 17, 12.0, 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of text: its words, where it is (left, top, right, bottom in pixels), and the frame, or None for what
-    stays through the clip."""
+    """One line of text: its words, where it is (left, top, right, bottom in pixels), and the frame, or None for
+    the static picture."""
 
     words: str
     box: tuple[int, int, int, int]
     frame: int | None
 
     def area(self) -> int:
-        """Pixels under it."""
+        """Pixels of its box."""
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
 class Text:
-    """Reads a few frames, and what stays through them, by PP-OCRv6; tells text on the screen from text in the scene.
+    """Reads a few frames, and their static picture, by PP-OCRv6; tells text on the screen from text in the scene.
 
-    data["text"]: one {"words", "box", "frame"} for each line read; box as [left, top, right, bottom] in pixels; null
-    as the frame of a line read in the picture of what stays. Text on the screen is level and stands at one place,
-    whatever moves behind it; a sign that a camera passes does not. A sign before a camera that stands cannot be told
-    from it; marks of fewer than four letters or digits are not seen.
+    data["text"]: one {"words", "box", "frame"} for each line read; box as [left, top, right, bottom] in pixels; frame
+    is null for a line read in the static picture. Text on the screen is level and stays in one place, whatever moves
+    behind it; a sign that a camera passes does not. A sign in front of a still camera cannot be told from it; marks of
+    fewer than four letters or digits are not found.
     """
 
     name: ClassVar[str] = "text"
@@ -93,10 +93,10 @@ class Text:
         detection, recognition = (str(weights.path(weight)) for weight in self.weights)
         from rapidocr import RapidOCR
 
-        self._read: Any = RapidOCR(
+        self._ocr: Any = RapidOCR(
             params={
                 "Global.log_level": "error",
-                # Without the network that turns words that stand on their heads.
+                # Without the network that turns upside-down words.
                 "Global.use_cls": False,
                 "Det.model_path": detection,
                 "Det.limit_side_len": _SIDE,
@@ -112,52 +112,57 @@ class Text:
         height, width = frames.shape[1:3]
         count = max(2, math.ceil(len(frames) / fps / _EVERY_S))
         looks = spread(len(frames), count)
-        read = {look: self._lines(frames[look], look) for look in looks}
-        staying = self._lines(_staying(frames), None)
+        lines_by_look = {look: self._read_lines(frames[look], look) for look in looks}
+        static_lines = self._read_lines(_static_picture(frames), None)
         pixels = height * width
 
-        def at_place(line: Line, others: list[Line]) -> list[Line]:
-            return [other for other in others if other is not line and _one_place(line, other, width, height)]
+        def lines_at_place(line: Line, candidates: list[Line]) -> list[Line]:
+            return [
+                candidate
+                for candidate in candidates
+                if candidate is not line and _one_place(line, candidate, width, height)
+            ]
 
-        def stands(line: Line) -> bool:
-            # Another look has something at this place, and none has the same words at another place alone.
-            others = [staying, *(lines for look, lines in read.items() if look != line.frame)]
+        def is_overlay(line: Line) -> bool:
+            # Another look has a line at this place, and no look has the same words only at another place.
+            elsewhere = [static_lines, *(lines for look, lines in lines_by_look.items() if look != line.frame)]
             moved = any(
-                not at_place(line, lines) and any(_same_words(line, other) for other in lines) for lines in others
+                not lines_at_place(line, lines) and any(_same_words(line, candidate) for candidate in lines)
+                for lines in elsewhere
             )
-            return not moved and any(at_place(line, lines) for lines in others)
+            return not moved and any(lines_at_place(line, lines) for lines in elsewhere)
 
-        def unchanged(line: Line) -> bool:
-            there = [at_place(line, read[look]) for look in looks]
-            if not any(there):
+        def is_unchanged(line: Line) -> bool:
+            matches = [lines_at_place(line, lines_by_look[look]) for look in looks]
+            if not any(matches):
                 return bool(line.area() >= _FAINT * pixels)
-            from_end_to_end = bool(there[0] and there[-1])
-            return from_end_to_end and all(_same_words(line, other) for others in there for other in others)
+            from_end_to_end = bool(matches[0] and matches[-1])
+            return from_end_to_end and all(_same_words(line, match) for lines in matches for match in lines)
 
-        shown = [[line for line in read[look] if stands(line)] for look in looks]
-        marks = [line for line in staying if unchanged(line)]
-        lines = [line for found in (*read.values(), staying) for line in found]
+        overlays = [[line for line in lines_by_look[look] if is_overlay(line)] for look in looks]
+        marks = [line for line in static_lines if is_unchanged(line)]
+        lines = [line for group in (*lines_by_look.values(), static_lines) for line in group]
         return Annotation(
             signals={
-                "text_area": float(np.mean([_area(read[look]) for look in looks])) / pixels,
-                "overlay_area": max(map(_area, [marks, *shown])) / pixels,
+                "text_area": float(np.mean([_sum_areas(lines_by_look[look]) for look in looks])) / pixels,
+                "overlay_area": max(map(_sum_areas, [marks, *overlays])) / pixels,
                 "overlay_edge": max(
-                    _area(line for line in found if _at_edge(line, width, height)) for found in [marks, *shown]
+                    _sum_areas(line for line in group if _at_edge(line, width, height)) for group in [marks, *overlays]
                 )
                 / pixels,
-                "watermark_area": _area(marks) / pixels,
-                "words": " / ".join(_distinct(lines)) or None,
+                "watermark_area": _sum_areas(marks) / pixels,
+                "words": " / ".join(_distinct_words(lines)) or None,
             },
             data={"text": [{"words": line.words, "box": list(line.box), "frame": line.frame} for line in lines]},
         )
 
-    def _lines(self, picture: NDArray[np.uint8], frame: int | None) -> list[Line]:
-        """The level lines in uint8 [H, W, 3] RGB, from the top."""
-        found = self._read(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        if found.txts is None:
+    def _read_lines(self, picture: NDArray[np.uint8], frame: int | None) -> list[Line]:
+        """Read the level lines in uint8 [H, W, 3] RGB, from the top."""
+        result = self._ocr(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        if result.txts is None:
             return []
         lines = []
-        for words, score, corners in zip(found.txts, found.scores, found.boxes, strict=True):
+        for words, score, corners in zip(result.txts, result.scores, result.boxes, strict=True):
             across = corners[1] - corners[0]
             level = abs(np.degrees(np.arctan2(across[1], across[0]))) <= _TILT
             if level and score >= _SURE and sum(map(str.isalnum, words)) >= _LETTERS:
@@ -167,7 +172,7 @@ class Text:
         return sorted(lines, key=lambda line: line.box[1::-1])
 
 
-def _area(lines: Iterable[Line]) -> int:
+def _sum_areas(lines: Iterable[Line]) -> int:
     return sum(line.area() for line in lines)
 
 
@@ -176,19 +181,22 @@ def _at_edge(line: Line, width: int, height: int) -> bool:
     return min(left, width - right) < _RIM * width or min(top, height - bottom) < _RIM * height
 
 
-def _distinct(lines: list[Line]) -> list[str]:
-    """The words of lines, without those that are a line read once more, as far as the catalog takes them."""
-    kept: list[Line] = []
+def _distinct_words(lines: list[Line]) -> list[str]:
+    """The words of lines, each text once, up to the limit of the catalog."""
+    distinct: list[Line] = []
     for line in lines:
-        if not any(_same_words(line, other) for other in kept) and sum(len(one.words) for one in kept) < _WORDS:
-            kept.append(line)
-    return [line.words for line in kept]
+        if (
+            not any(_same_words(line, earlier) for earlier in distinct)
+            and sum(len(earlier.words) for earlier in distinct) < _MAX_LETTERS
+        ):
+            distinct.append(line)
+    return [line.words for line in distinct]
 
 
-def _staying(frames: Frames) -> NDArray[np.uint8]:
-    """What stays through a clip, with all of it at one contrast: uint8 [H, W, 3], grey."""
-    chosen = frames[spread(len(frames), _MEDIAN)]
-    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in chosen])
+def _static_picture(frames: Frames) -> NDArray[np.uint8]:
+    """What stays the same through a clip, at normalized contrast: uint8 [H, W, 3], grey."""
+    sample = frames[spread(len(frames), _MEDIAN)]
+    grey = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in sample])
     middle = np.median(grey, axis=0).astype(np.float32)
     detail = middle - cv2.GaussianBlur(middle, (0, 0), _AROUND)
     deviation = np.sqrt(cv2.GaussianBlur(detail**2, (0, 0), _AROUND)) + _NOISE
@@ -196,19 +204,22 @@ def _staying(frames: Frames) -> NDArray[np.uint8]:
     return np.repeat(level[..., None], 3, axis=2)
 
 
-def _one_place(one: Line, other: Line, width: int, height: int) -> bool:
-    """Whether two lines stand at one place; as words may come and go on either side of a line that is centred, or at
-    the end of one that is not, one of centre and ends must agree."""
-    (left, top, right, bottom), (left2, top2, right2, bottom2) = one.box, other.box
-    tall, tall2 = max(1, bottom - top), max(1, bottom2 - top2)
-    if max(tall, tall2) > _HEIGHT * min(tall, tall2) or abs(top + bottom - top2 - bottom2) > 2 * _NEAR * height:
+def _one_place(first: Line, second: Line, width: int, height: int) -> bool:
+    """Whether two lines are at one place. Words may come and go on both sides of a centred line, or at the end of
+    another, so the centre or one of the ends must agree."""
+    (left, top, right, bottom), (left2, top2, right2, bottom2) = first.box, second.box
+    first_height, second_height = max(1, bottom - top), max(1, bottom2 - top2)
+    if (
+        max(first_height, second_height) > _HEIGHT * min(first_height, second_height)
+        or abs(top + bottom - top2 - bottom2) > 2 * _NEAR * height
+    ):
         return False
-    apart = [abs(left + right - left2 - right2) / 2]
-    # The frame's own edge cuts off whatever passes, and is the end of no line.
-    apart += [abs(left - left2)] if min(left, left2) > _EDGE else []
-    apart += [abs(right - right2)] if max(right, right2) < width - _EDGE else []
-    return min(apart) <= _NEAR * width
+    distances = [abs(left + right - left2 - right2) / 2]
+    # The frame's own edge cuts off what passes, and is not the end of a line.
+    distances += [abs(left - left2)] if min(left, left2) > _EDGE else []
+    distances += [abs(right - right2)] if max(right, right2) < width - _EDGE else []
+    return min(distances) <= _NEAR * width
 
 
-def _same_words(one: Line, other: Line) -> bool:
-    return difflib.SequenceMatcher(None, one.words.lower(), other.words.lower()).ratio() >= _SAME
+def _same_words(first: Line, second: Line) -> bool:
+    return difflib.SequenceMatcher(None, first.words.lower(), second.words.lower()).ratio() >= _SAME

@@ -1,1 +1,1 @@
-"""Quality signals measured on a clip's frames, one file per family, and the rules over them."""
+"""Quality signals measured on a clip's frames, one file per family."""

@@ -1,4 +1,4 @@
-"""Black bars around a picture, found with care: a dark scene or a title on black must not be cropped."""
+"""Finds bars around a picture, carefully: a dark scene or a title on black must not be cropped."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _UNEVEN = 0.25
 _SOFT = 1
 
 
-def content(pictures: Iterable[NDArray[np.uint8]]) -> Box | None:
-    """The part inside bars that all `pictures` share, (x0, y0, x1, y1), or None where there are none.
+def find_content(pictures: Iterable[NDArray[np.uint8]]) -> Box | None:
+    """Find the part inside bars that all `pictures` share, (x0, y0, x1, y1), or None where there are none.
 
     `pictures` are uint8 [H, W, 3] RGB, all of one size, spread over a video. Only pairs of bars count, above
     and below or left and right, of one constant colour, with a sharp edge against the picture.
@@ -38,17 +38,17 @@ def content(pictures: Iterable[NDArray[np.uint8]]) -> Box | None:
     if low is None or high is None:
         return None
     height, width = low.shape[:2]
-    top, bottom = _pair(low, high)
-    left, right = _pair(low[top:bottom].swapaxes(0, 1), high[top:bottom].swapaxes(0, 1))
+    top, bottom = _find_pair(low, high)
+    left, right = _find_pair(low[top:bottom].swapaxes(0, 1), high[top:bottom].swapaxes(0, 1))
     box = (left, top, right, bottom)
     return None if box == (0, 0, width, height) else box
 
 
-def _pair(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[int, int]:
+def _find_pair(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[int, int]:
     """The first row of the picture and the one after its last, from per-pixel extremes [rows, n, 3]."""
     rows = len(low)
-    first, first_colour = _bar(low, high)
-    last, last_colour = _bar(low[::-1], high[::-1])
+    first, first_colour = _find_bar(low, high)
+    last, last_colour = _find_bar(low[::-1], high[::-1])
     uneven = abs(first - last) > max(4, _UNEVEN * max(first, last))
     alike = np.abs(first_colour - last_colour).max() <= _NOISE
     thin = min(first, last) < _LEAST_BAR * rows
@@ -57,14 +57,14 @@ def _pair(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[int, int]:
     return first + _SOFT, rows - last - _SOFT
 
 
-def _bar(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[int, NDArray[np.float64]]:
+def _find_bar(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> tuple[int, NDArray[np.float64]]:
     """How many rows from the first on are bar, 0 if no sharp edge ends it, and its colour float64[3]."""
     lows = np.minimum.accumulate(low.min(axis=1))
     highs = np.maximum.accumulate(high.max(axis=1))
     constant = np.all(highs.astype(int) - lows <= _NOISE, axis=1)
     count = len(low) if constant.all() else int(np.argmin(constant))
     colour = (lows[max(count - 1, 0)].astype(float) + highs[max(count - 1, 0)]) / 2
-    inside = slice(count, count + _EDGE)
-    steps = np.maximum(high[inside] - colour, colour - low[inside]).max(axis=2) > _STEP
+    border = slice(count, count + _EDGE)
+    steps = np.maximum(high[border] - colour, colour - low[border]).max(axis=2) > _STEP
     edge = np.flatnonzero(steps.mean(axis=1) >= _EDGE_SHARE)
     return (count + int(edge[0]) if count and len(edge) else 0), colour

@@ -1,4 +1,4 @@
-"""Black frames and fades, which belong to an edit and not to a scene."""
+"""Measures black frames and fades, which belong to an edit and not to a scene."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAST_S, _FACTOR = 0.3, 4.0
 
 
 class Black:
-    """Looks at each frame's brightest pixels but few."""
+    """Compares all but the brightest few pixels of each frame with black."""
 
     name = "black"
     version = "2"
@@ -32,20 +32,20 @@ class Black:
         dark = np.max(frames[:, ::_STEP, ::_STEP], axis=-1).reshape(len(frames), -1)
         bright = np.quantile(dark, 1 - _BRIGHT_SHARE, axis=1)
         light = dark.mean(axis=1) + 1.0
-        length = _ramp(light, bright, fps) + _ramp(light[::-1], bright[::-1], fps)
+        length = _measure_fade(light, bright, fps) + _measure_fade(light[::-1], bright[::-1], fps)
         return {"black": float((bright < _BLACK).mean()), "fade": length / fps}
 
 
-def _ramp(light: NDArray[np.float64], bright: NDArray[np.float64], fps: float) -> int:
-    """Frames from the first one, if that is black, until the light stops growing; 0 where that is no fade."""
+def _measure_fade(light: NDArray[np.float64], bright: NDArray[np.float64], fps: float) -> int:
+    """Count frames from the first one, if it is black, until the light stops growing; 0 where that is not a fade."""
     if bright[0] >= _BLACK or (bright < _BLACK).all():
         return 0
-    # Frames that are shown again, as those of a source with fewer frames a second are, interrupt no fade.
+    # Repeated frames, as of a source with fewer frames a second, do not interrupt a fade.
     distinct = np.flatnonzero(np.concatenate([[True], np.diff(light) != 0]))
     levels = light[distinct]
     start = int(np.argmax(bright[distinct] >= _BLACK))
     grows = np.diff(levels[start - 1 :]) > 0
     last = start - 1 + (int(np.argmin(grows)) if not grows.all() else len(grows))
     first, end = int(distinct[start]), int(distinct[last]) + 1
-    long = end - first >= _LEAST_S * fps
-    return end if long and levels[last] / levels[0] >= _FACTOR else 0
+    long_enough = end - first >= _LEAST_S * fps
+    return end if long_enough and levels[last] / levels[0] >= _FACTOR else 0

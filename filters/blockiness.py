@@ -1,4 +1,4 @@
-"""Compression damage: the edges of a codec's blocks, which stand out at low bit rates and which nature has none of."""
+"""Measures compression damage: the edges of a codec's blocks, which stand out at low bit rates."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Blockiness:
 
     A step counts as far as it is higher than the mean of the two beside it, as in Wang, Bovik and Evans, "Blind
     Measurement of Blocking Artifacts in Images" (ICIP 2000). A clip may be smaller than its source, and its blocks with
-    it: of all sources that it may come from the one counts whose blocks show most. The lower one of both directions is
-    the signal, because blocks are as wide as they are high, and a fence is not.
+    it: of all possible source sizes, the one with the most visible blocks counts. The signal is the lower of both
+    directions, because blocks are as wide as they are high, and a fence is not.
     """
 
     name = "blockiness"
@@ -40,12 +40,16 @@ class Blockiness:
         pictures = grey(frames).astype(np.float32)
         if min(pictures.shape[1:]) < _SIDE * _LEAST:
             return {"blockiness": None}
-        across, down = _beyond(pictures), _beyond(pictures.swapaxes(1, 2))
-        return {"blockiness": max(min(_excess(across, side), _excess(down, side)) for side in _sides(pictures))}
+        across, down = _step_excess(pictures), _step_excess(pictures.swapaxes(1, 2))
+        return {
+            "blockiness": max(
+                min(_grid_excess(across, side), _grid_excess(down, side)) for side in _possible_sides(pictures)
+            )
+        }
 
 
-def _sides(pictures: Floats) -> list[float]:
-    """How large blocks may be in a clip: its scale makes one side of its source, an even number, one of its own."""
+def _possible_sides(pictures: Floats) -> list[float]:
+    """The sizes that blocks may have in a clip, whose sides are scaled from a source's even number of pixels."""
     return sorted({
         _SIDE * side / source
         for side in pictures.shape[1:]
@@ -54,17 +58,17 @@ def _sides(pictures: Floats) -> list[float]:
     })  # fmt: skip
 
 
-def _beyond(pictures: Floats) -> Floats:
+def _step_excess(pictures: Floats) -> Floats:
     """How much higher the step after each column of float32 [T, H, W] is than those beside it: float32 [W - 3]."""
     steps = np.stack([np.abs(np.diff(picture, axis=1)) for picture in pictures]).mean(axis=(0, 1))
-    beyond: Floats = steps[1:-1] - (steps[:-2] + steps[2:]) / 2
-    return beyond
+    excess: Floats = steps[1:-1] - (steps[:-2] + steps[2:]) / 2
+    return excess
 
 
-def _excess(beyond: Floats, side: float) -> float:
-    """Of the best place for blocks of this side, over a place like any other."""
-    blocks = int((len(beyond) - 1) / side)
+def _grid_excess(excess: Floats, side: float) -> float:
+    """The excess at the best offset of blocks of this side, over that of a typical offset."""
+    blocks = int((len(excess) - 1) / side)
     edges = np.arange(side)[:, None] + np.arange(blocks) * side
-    # The median over blocks, so that one edge of the picture's own has no weight.
-    places = np.median(beyond[np.rint(edges).astype(int).clip(max=len(beyond) - 1)], axis=1)
+    # The median over blocks, so that a single edge of the picture itself has no weight.
+    places = np.median(excess[np.rint(edges).astype(int).clip(max=len(excess) - 1)], axis=1)
     return float(places.max() - np.median(places))

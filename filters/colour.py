@@ -1,4 +1,4 @@
-"""How colourful a clip is: finds grayscale sources, tinted ones included, and feeds an aesthetic estimate."""
+"""Measures how colourful a clip is: finds grayscale sources, tinted ones included, and feeds the aesthetic score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a clip lasts, as a signal, so that rules and mixtures can ask for it by name."""
+"""Measures how long a clip lasts, so that rules and mixtures can use it by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How bright and how contrasty a clip is: the two signals that find black, blown-out and flat pictures."""
+"""Measures brightness and contrast, which find black, blown-out and flat pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from annotators.opencv import cv2
 
 # Exposure changes slowly: every fourth frame (4 a second on the default grid) gives the mean to 0.1 grey levels.
 STRIDE = 4
-# The share of a frame that its highlights take, which every fourth pixel of every fourth row tells.
+# The share of a frame that its highlights take, measured on every fourth pixel of every fourth row.
 _BRIGHTEST, _SPARSE = 0.05, 4
 
 

@@ -1,4 +1,4 @@
-"""Flashes and flicker: light that jumps and comes back, which a cut does not."""
+"""Measures flashes and flicker: light that jumps and comes back, unlike at a cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from annotators.base import Frames, Signal, Value
 from annotators.opencv import cv2
 
-# A flash is brighter or darker than before and after by this many levels of 255, and over within this many seconds.
+# A flash is brighter or darker than before and after by this many levels of 255, and ends within this many seconds.
 _LEVELS, _WITHIN_S = 25.0, 0.25
 
 
@@ -26,14 +26,17 @@ class Flicker:
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         luma = np.array([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).mean() for frame in frames])
-        flashes, index, within = 0, 1, max(1, round(_WITHIN_S * fps))
+        flashes, index, limit = 0, 1, max(1, round(_WITHIN_S * fps))
         while index < len(luma) - 1:
-            # How long the light stays away from what it was, in one direction.
-            away = luma[index : index + within + 1] - luma[index - 1]
+            # How far the light is from its level in the frame before.
+            away = luma[index : index + limit + 1] - luma[index - 1]
             back = np.flatnonzero(np.abs(away) < _LEVELS / 2)
             if abs(away[0]) >= _LEVELS and len(back):
                 flashes += 1
                 index += int(back[0])
             index += 1
-        second = np.diff(luma, 2)
-        return {"flashes": flashes, "flicker": float(np.sqrt((second**2).mean())) if len(second) else None}
+        curvature = np.diff(luma, 2)
+        return {
+            "flashes": flashes,
+            "flicker": float(np.sqrt((curvature**2).mean())) if len(curvature) else None,
+        }

@@ -1,4 +1,4 @@
-"""Grain: noise that a codec spent bits on and a trainer would learn to make."""
+"""Measures grain: noise that a codec spent bits on and a trainer would learn to make."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from annotators.base import Frames, Signal, Value
 from annotators.opencv import cv2
 from filters.exposure import grey
 
-# Immerkaer's mask, which a plane and an edge along an axis do not excite.
+# Immerkaer's mask, which does not respond to a plane or to an edge along an axis.
 _MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 # Blocks of this side; the calmest share of them shows noise without texture.
 _BLOCK, _CALM = 16, 0.2
@@ -32,10 +32,10 @@ class Noise:
     }
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
-        return {"noise": float(np.median([_sigma(picture) for picture in grey(frames)]))}
+        return {"noise": float(np.median([_estimate_sigma(picture) for picture in grey(frames)]))}
 
 
-def _sigma(picture: NDArray[np.uint8]) -> float:
+def _estimate_sigma(picture: NDArray[np.uint8]) -> float:
     strength = np.abs(cv2.filter2D(picture, cv2.CV_32F, _MASK))
     size = (max(1, picture.shape[1] // _BLOCK), max(1, picture.shape[0] // _BLOCK))
     blocks = np.sort(cv2.resize(strength, size, interpolation=cv2.INTER_AREA).ravel())

@@ -1,4 +1,4 @@
-"""How sharp a clip is: finds defocus and upscaled pictures, which a trainer would learn to imitate."""
+"""Measures how sharp a clip is: finds defocus and upscaled pictures, which a trainer would learn to imitate."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from annotators.base import Frames, Signal, Value
 from annotators.opencv import cv2
 from filters.exposure import grey
 
-# Every second of the pictures that exposure looks at: sharpness changes as slowly.
+# Every second of the pictures that exposure uses: sharpness changes slowly as well.
 _STEP = 2
 # The strongest detail is what is in focus: all but this share of the pixels has less.
 _STRONGEST = 0.01
 # Detail of fewer levels of 255 is noise, or a faint word on black.
-_LEAST = 4.0
+_MIN_DETAIL = 4.0
 
 
 class Sharpness:
-    """How strong the finest detail is beside detail four times as coarse.
+    """Compares the finest detail with detail four times as coarse.
 
     Both are levels of a Laplacian pyramid (Burt and Adelson, IEEE Transactions on Communications 31, 1983), of which
-    the strongest hundredth counts, so that a blurred background does no harm. An edge in focus is as strong in both,
-    whatever its contrast; blur takes the finest first.
+    the strongest hundredth counts, so that a blurred background does no harm. An edge in focus is equally strong in
+    both, whatever its contrast; blur removes the finest detail first.
     """
 
     name = "sharpness"
@@ -35,12 +35,12 @@ class Sharpness:
     }
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
-        ratios = [ratio for ratio in map(_ratio, grey(frames)[::_STEP]) if ratio is not None]
+        ratios = [ratio for ratio in map(_detail_ratio, grey(frames)[::_STEP]) if ratio is not None]
         # A picture without detail cannot be sharp or blurred: the signal does not apply.
         return {"sharpness": float(np.median(ratios)) if ratios else None}
 
 
-def _ratio(picture: NDArray[np.uint8]) -> float | None:
+def _detail_ratio(picture: NDArray[np.uint8]) -> float | None:
     strengths = []
     level = picture.astype(np.float32)
     for _ in range(3):
@@ -48,4 +48,4 @@ def _ratio(picture: NDArray[np.uint8]) -> float | None:
         strengths.append(float(np.quantile(np.abs(level - smooth), 1 - _STRONGEST)))
         level = cv2.resize(smooth, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     finest, _, coarse = strengths
-    return finest / coarse if coarse >= _LEAST else None
+    return finest / coarse if coarse >= _MIN_DETAIL else None

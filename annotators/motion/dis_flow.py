@@ -1,4 +1,4 @@
-"""Optical flow by DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016), as OpenCV has it."""
+"""Computes optical flow by DIS (Kroeger et al., "Fast Optical Flow using Dense Inverse Search", 2016), by OpenCV."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Dis:
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def __call__(self, before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """How far each pixel of `before` moves: float32 [H, W, 2], x and y in pixels; both as `grey` gives them."""
+        """How far each pixel of `before` moves: float32 [H, W, 2], x and y in pixels; both from `to_grey`."""
         height, width = before.shape
         edges = (0, max(_SMALLEST - height, 0), 0, max(_SMALLEST - width, 0))
         if any(edges):
-            before, after = (cv2.copyMakeBorder(one, *edges, cv2.BORDER_REPLICATE) for one in (before, after))
+            before, after = (cv2.copyMakeBorder(picture, *edges, cv2.BORDER_REPLICATE) for picture in (before, after))
         flow: NDArray[np.float32] = self._dis.calc(before, after, None)
         return flow[:height, :width]
 
 
-def grey(frame: Picture) -> NDArray[np.uint8]:
+def to_grey(frame: Picture) -> NDArray[np.uint8]:
     """A frame, uint8 [H, W, 3] RGB, as uint8 [H, W]."""
-    made: NDArray[np.uint8] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    return made
+    luma: NDArray[np.uint8] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return luma

@@ -1,1 +1,1 @@
-"""How networks are run, and the one that turns pictures into words and vectors."""
+"""Running of networks, and the network that classifies and embeds pictures."""

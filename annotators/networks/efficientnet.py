@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: one small network that gives both words for a picture and a vector to compare pictures by."""
+"""EfficientNet-Lite0: one small network that classifies pictures and gives vectors to compare them by."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = 1280
 """Length of an embedding."""
 
 _SIDE = 224
-# What is shown to it: a square in the middle, with this share of the shorter side. Whole frames, squeezed, were named
+# The network sees a square in the middle, with this share of the shorter side. Whole frames, squeezed, were classified
 # wrongly more often.
 _CROP = 0.875
 # The preprocessing of the original (tensorflow/tpu, models/official/efficientnet/lite).
@@ -37,7 +37,7 @@ class EfficientNet:
 
     def __init__(self, file: Path) -> None:
         """`file`: the weights, as `weights.path` gives them."""
-        # Here, because the import takes seconds, and the class is asked for its signals by all who read a recipe.
+        # Here, because the import takes seconds, and every reader of a recipe imports this file.
         import torch
         from efficientnet_lite_pytorch import EfficientNet as Lite
 
@@ -49,7 +49,7 @@ class EfficientNet:
 
     def embeddings(self, pictures: Frames) -> Floats:
         """float32 [N, SIZE] for uint8 [N, H, W, 3] RGB, of which the network sees a square in the middle."""
-        return self.features(np.stack([square(middle(picture), _SIDE) for picture in pictures]))
+        return self.features(np.stack([resize_square(crop_middle(picture), _SIDE) for picture in pictures]))
 
     def features(self, squares: Frames) -> Floats:
         """float32 [N, SIZE] for uint8 [N, S, S, 3] RGB: the mean of the last feature map, not normalised.
@@ -58,26 +58,26 @@ class EfficientNet:
         """
         batch = self._torch.from_numpy((squares.astype(np.float32) - _MEAN) / _SPREAD)
         with self._torch.inference_mode():
-            found: Floats = self._network.extract_features(batch.permute(0, 3, 1, 2)).mean(dim=(2, 3)).numpy()
-        return found
+            features: Floats = self._network.extract_features(batch.permute(0, 3, 1, 2)).mean(dim=(2, 3)).numpy()
+        return features
 
     def probabilities(self, pictures: Frames) -> Floats:
         """float32 [N, 1000], the probabilities of ImageNet's classes, for uint8 [N, H, W, 3] RGB."""
         with self._torch.inference_mode():
             logits = self._network._fc(self._torch.from_numpy(self.embeddings(pictures)))
-            found: Floats = self._torch.softmax(logits, dim=1).numpy()
-        return found
+            probabilities: Floats = self._torch.softmax(logits, dim=1).numpy()
+        return probabilities
 
 
-def middle(picture: Picture) -> Picture:
-    """A square in the middle of a picture."""
+def crop_middle(picture: Picture) -> Picture:
+    """Crop a square from the middle of a picture."""
     height, width = picture.shape[:2]
     side = max(round(_CROP * min(height, width)), 1)
     top, left = (height - side) // 2, (width - side) // 2
     return picture[top : top + side, left : left + side]
 
 
-def square(picture: Picture, side: int) -> Picture:
-    """A picture squeezed into a square of this side."""
+def resize_square(picture: Picture, side: int) -> Picture:
+    """Resize a picture to a square of this side."""
     small: Picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
     return small

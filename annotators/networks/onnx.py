@@ -1,4 +1,4 @@
-"""ONNX networks, run by one thread each, because more would make their last digits depend on the machine."""
+"""Runs ONNX networks in one thread each, because more would make their last digits depend on the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Network:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
-        # U2-Net has six more, from coarser levels, that nobody asks for.
+        # U2-Net has six more outputs, from coarser levels, that are not used.
         self._output = self._session.get_outputs()[0].name
 
     def __call__(self, batch: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What MediaPipe's networks have in common: how they are run, what they are shown, how their detections are merged.
+"""The parts that MediaPipe's networks share: how they run, what they see, how their detections are merged.
 
 The algorithms are those of MediaPipe's calculators (google-ai-edge/mediapipe, Apache-2.0), for which its networks were
 trained. Coordinates are pixels of the frame with (0, 0) in the corner of the first pixel.
@@ -21,7 +21,7 @@ _NMS_OVERLAP = 0.3
 
 
 class Network:
-    """One tflite network with one image input, run by one thread (more would make the bytes depend on it)."""
+    """One tflite network with one image input, run in one thread (more would change the last digits)."""
 
     def __init__(self, weights: Path) -> None:
         from ai_edge_litert.interpreter import Interpreter
@@ -39,7 +39,7 @@ class Network:
 
 
 class SquareView:
-    """A frame as a detector sees it: whole, in the middle of a square, with black bars; and the way back."""
+    """A frame as a detector sees it: whole, in the middle of a square, with black bars; and the mapping back."""
 
     def __init__(self, frame: NDArray[np.uint8], side: int) -> None:
         """`frame` uint8 [H, W, 3]; `side` of the square in pixels."""
@@ -54,31 +54,31 @@ class SquareView:
         self._offset = np.array([left, top], np.float32) / side
         self._stretch = np.array([width / inner_width, height / inner_height], np.float32) * side
 
-    def in_frame(self, points: Floats) -> Floats:
-        """Points [..., 2] of the square (x and y from 0 to 1) in pixels of the frame."""
-        there: Floats = ((points - self._offset) * self._stretch).astype(np.float32)
-        return there
+    def to_frame(self, points: Floats) -> Floats:
+        """Map points [..., 2] of the square (x and y from 0 to 1) to pixels of the frame."""
+        positions: Floats = ((points - self._offset) * self._stretch).astype(np.float32)
+        return positions
 
 
 def weighted_nms(boxes: Floats, points: Floats, scores: Floats) -> list[tuple[float, Floats]]:
-    """One (score, points) a detection: overlapping ones are averaged, each weighing its score.
+    """Merge detections to one (score, points) each: overlapping ones are averaged, weighted by their scores.
 
     boxes [N, 4] as left, top, right, bottom; points [N, P, 2]; scores [N]. The algorithm WEIGHTED of
     MediaPipe's NonMaxSuppressionCalculator, as introduced by BlazeFace (Bazarevsky et al. 2019).
     """
-    found = []
-    left = np.argsort(-scores, kind="stable")
+    detections = []
+    remaining = np.argsort(-scores, kind="stable")
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    while left.size:
-        best = left[0]
-        sides = np.minimum(boxes[best, 2:], boxes[left, 2:]) - np.maximum(boxes[best, :2], boxes[left, :2])
+    while remaining.size:
+        best = remaining[0]
+        sides = np.minimum(boxes[best, 2:], boxes[remaining, 2:]) - np.maximum(boxes[best, :2], boxes[remaining, :2])
         shared = sides.clip(0).prod(axis=1)
-        same = shared / np.maximum(areas[best] + areas[left] - shared, 1e-9) > _NMS_OVERLAP
-        same[0] = True
-        weights = scores[left[same], None, None]
-        found.append((float(scores[best]), (points[left[same]] * weights).sum(axis=0) / weights.sum()))
-        left = left[~same]
-    return found
+        overlapping = shared / np.maximum(areas[best] + areas[remaining] - shared, 1e-9) > _NMS_OVERLAP
+        overlapping[0] = True
+        weights = scores[remaining[overlapping], None, None]
+        detections.append((float(scores[best]), (points[remaining[overlapping]] * weights).sum(axis=0) / weights.sum()))
+        remaining = remaining[~overlapping]
+    return detections
 
 
 def sigmoid(x: Floats) -> Floats:

@@ -1,1 +1,1 @@
-"""Body keypoints: found, smoothed and drawn."""
+"""Body keypoints: detection, smoothing and drawing."""

@@ -1,4 +1,4 @@
-"""People are what most videos are about, so their skeletons are the control signal most asked for."""
+"""Finds people and draws their skeletons, the control signal most in demand, as most videos are about people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from annotators import weights
 from annotators.base import Annotation, Frames, Signal, Weight
 from annotators.pose.drawing import KEYPOINTS, draw_people
 from annotators.pose.networks import Body, Detector, Landmarker, Roi
-from annotators.pose.smoothing import Floats, smoothed, trembling
+from annotators.pose.smoothing import Floats, measure_trembling, smooth
 
 _MEDIAPIPE = "pypi:mediapipe==0.10.21!mediapipe/modules"
 
@@ -23,20 +23,20 @@ _NECK = KEYPOINTS.index("neck")
 _SHOULDERS = [KEYPOINTS.index("right_shoulder"), KEYPOINTS.index("left_shoulder")]
 
 # The detector looks at every fourth frame; in between, a person is looked for where the landmarks of the
-# frame before put him. Measured: a third less work, and better, because a square that follows a body moves
-# less than one detected anew; the landmarks are surer of people, and less sure of what only looks like one.
+# frame before put them. Measured: a third less work, and better, because a square that follows a body moves
+# less than one detected again; the landmarks are surer of people, and less sure of what only looks like one.
 _DETECT_EVERY = 4
 # A person is followed from a detection this sure,
 _START_SCORE = 0.5
 # for as long as the detector stays this sure (MediaPipe's min_score_thresh)
 _KEEP_SCORE = 0.2
-# and the landmarks stay this sure that somebody is there (MediaPipe's threshold on the pose flag).
+# and the landmarks stay this sure that there is a person (MediaPipe's threshold on the pose flag).
 _KEEP_FLAG = 0.5
-# Whoever is followed is a person if this sure on average, and seen in so many frames. Measured: what is not a
-# person (hands, a bird, a drawn rabbit) stays below 0.8, or is lost again within eight frames.
+# A track is a person if this sure on average, and seen in this many frames. Measured: tracks of anything else
+# (hands, a bird, a drawn rabbit) stay below 0.8, or are lost within eight frames.
 _PERSON_SCORE = 0.8
 _PERSON_FRAMES = 8
-# Squares that overlap by so much are the same person: a detection and a track, and two tracks.
+# Squares that overlap by this much are the same person: a detection and a track, and two tracks.
 _SAME_AS_DETECTED = 0.4
 _SAME_AS_TRACKED = 0.8
 
@@ -45,9 +45,9 @@ class Pose:
     """Draws the skeletons of all people in a clip (track `pose`) and keeps their keypoints (data `pose`).
 
     data["pose"]: for each frame a list of people, each a list of 18 [x, y, confidence] in the order of
-    `pose_drawing.KEYPOINTS`; x and y in pixels, rounded to 0.1 (they may lie outside the frame); the
-    confidence, 0 to 1, that the point is in the frame and to be seen, rounded to 0.01. In every frame, the
-    person who was found first comes first. The points are evened out in time (`pose_smoothing`).
+    `drawing.KEYPOINTS`; x and y in pixels, rounded to 0.1 (they may lie outside the frame); the
+    confidence, 0 to 1, that the point is in the frame and visible, rounded to 0.01. In every frame, the
+    person who was found first comes first. The points are smoothed in time (`smoothing`).
     """
 
     name: ClassVar[str] = "pose"
@@ -91,48 +91,48 @@ class Pose:
         keypoints: list[list[list[list[float]]]] = []
         best_scores: list[float] = []
         for k, picture in enumerate(pictures):
-            seen = [track for track in tracks if k in track.bodies]
-            keypoints.append([_openpose(track.bodies[k]) for track in seen])
-            # Drawn from the rounded keypoints, so that the data alone can draw the same track again.
+            visible = [track for track in tracks if k in track.bodies]
+            keypoints.append([_to_openpose(track.bodies[k]) for track in visible])
+            # Drawn from the rounded keypoints, so that the same track can be drawn from the data alone.
             draw_people(picture, np.array(keypoints[-1], np.float32).reshape(-1, 18, 3))
-            if seen:
-                best_scores.append(max(track.scores[k] for track in seen))
+            if visible:
+                best_scores.append(max(track.scores[k] for track in visible))
         return Annotation(
             tracks={"pose": pictures},
             signals={
                 "pose_people": max((len(people) for people in keypoints), default=0),
                 "pose_coverage": len(best_scores) / len(frames),
                 "pose_score": float(np.mean(best_scores)) if best_scores else None,
-                "pose_jitter": _jitter(tracks),
+                "pose_jitter": _measure_jitter(tracks),
             },
             data={"pose": keypoints},
         )
 
     def _follow_people(self, frames: Frames) -> list[_Track]:
-        """Every person in the clip, in the order in which they were found."""
+        """Follow every person in the clip; returns them in the order in which they were found."""
         tracks: list[_Track] = []
         live: list[_Track] = []
         for k, frame in enumerate(frames):
-            found: list[_Track] = []
+            new_tracks: list[_Track] = []
             if k % _DETECT_EVERY == 0:
-                live, found = _matched(live, self._detector(frame, _KEEP_SCORE))
-            live = _without_doubles(track for track in live if track.look(self._landmarker, frame, k))
-            for track in found:
-                if self._start(track, frames, k, tracks):
+                live, new_tracks = _match_detections(live, self._detector(frame, _KEEP_SCORE))
+            live = _drop_doubles(track for track in live if track.look(self._landmarker, frame, k))
+            for track in new_tracks:
+                if self._start_track(track, frames, k, tracks):
                     tracks.append(track)
                     live.append(track)
-        people = [t for t in tracks if t.score >= _PERSON_SCORE and len(t.bodies) >= _PERSON_FRAMES]
+        people = [track for track in tracks if track.score >= _PERSON_SCORE and len(track.bodies) >= _PERSON_FRAMES]
         for person in people:
-            person.even_out()
+            person.smooth_points()
         return people
 
-    def _start(self, track: _Track, frames: Frames, k: int, others: list[_Track]) -> bool:
+    def _start_track(self, track: _Track, frames: Frames, k: int, followed: list[_Track]) -> bool:
         """Start a track in frame `k`, and follow it back through the frames that the detector skipped."""
         for earlier in range(k, max(k - _DETECT_EVERY, -1), -1):
-            there = track.look(self._landmarker, frames[earlier], earlier)
-            if not there:
+            visible = track.look(self._landmarker, frames[earlier], earlier)
+            if not visible:
                 break
-            if any(_same_person(track, other, earlier) for other in others):
+            if any(_same_person(track, older, earlier) for older in followed):
                 track.forget(earlier)
                 break
         if k not in track.bodies:
@@ -143,7 +143,7 @@ class Pose:
 
 @dataclass(slots=True, eq=False)
 class _Track:
-    """One person followed through the clip: a body and a score for each frame in which he is seen."""
+    """One person followed through the clip: a body and a score for each frame in which they are seen."""
 
     detector_score: float
     roi: Roi
@@ -151,7 +151,7 @@ class _Track:
     scores: dict[int, float] = field(default_factory=dict)
 
     def look(self, landmarker: Landmarker, frame: NDArray[np.uint8], k: int) -> bool:
-        """Look for the person in `frame`, number `k` of the clip; False if he is not there any more."""
+        """Look for the person in `frame`, number `k` of the clip; False if they are gone."""
         body = landmarker(frame, self.roi)
         if body.flag < _KEEP_FLAG:
             return False
@@ -161,16 +161,16 @@ class _Track:
         return True
 
     def forget(self, k: int) -> None:
-        """Take back what was seen in frame number `k`."""
+        """Remove frame number `k` from the track."""
         del self.bodies[k], self.scores[k]
 
     def points(self) -> Floats:
-        """The points of its frames, which follow one another: float32 [n, 33, 3]."""
+        """The points of its consecutive frames: float32 [n, 33, 3]."""
         return np.stack([self.bodies[k].points for k in sorted(self.bodies)])
 
-    def even_out(self) -> None:
+    def smooth_points(self) -> None:
         """Smooth the points in time."""
-        for k, points in zip(sorted(self.bodies), smoothed(self.points()), strict=True):
+        for k, points in zip(sorted(self.bodies), smooth(self.points()), strict=True):
             self.bodies[k] = replace(self.bodies[k], points=points)
 
     @property
@@ -179,10 +179,10 @@ class _Track:
         return float(np.mean(list(self.scores.values())))
 
 
-def _matched(live: list[_Track], detections: list[tuple[float, Roi]]) -> tuple[list[_Track], list[_Track]]:
-    """The tracks that the detector confirms, with their new score, and a new track for each new person."""
+def _match_detections(live: list[_Track], detections: list[tuple[float, Roi]]) -> tuple[list[_Track], list[_Track]]:
+    """Match detections to tracks: the confirmed tracks, with their new score, and a new track for each new person."""
     confirmed: list[_Track] = []
-    found: list[_Track] = []
+    new_tracks: list[_Track] = []
     unmatched = list(live)
     for score, roi in detections:
         nearest = max(unmatched, key=lambda track: roi.overlap(track.roi), default=None)
@@ -191,35 +191,36 @@ def _matched(live: list[_Track], detections: list[tuple[float, Roi]]) -> tuple[l
             nearest.detector_score = score
             confirmed.append(nearest)
         elif score >= _START_SCORE:
-            found.append(_Track(score, roi))
+            new_tracks.append(_Track(score, roi))
     # In the order of `live`, so that the older of two doubles stays.
-    return [track for track in live if track in confirmed], found
+    return [track for track in live if track in confirmed], new_tracks
 
 
-def _without_doubles(tracks: Iterable[_Track]) -> list[_Track]:
-    """The tracks without those that have slipped onto a person whom an older track follows."""
-    kept: list[_Track] = []
+def _drop_doubles(tracks: Iterable[_Track]) -> list[_Track]:
+    """Drop tracks that have slipped onto a person whom an older track follows."""
+    unique: list[_Track] = []
     for track in tracks:
-        if all(track.roi.overlap(older.roi) <= _SAME_AS_TRACKED for older in kept):
-            kept.append(track)
-    return kept
+        if all(track.roi.overlap(older.roi) <= _SAME_AS_TRACKED for older in unique):
+            unique.append(track)
+    return unique
 
 
-def _same_person(track: _Track, other: _Track, k: int) -> bool:
-    return k in other.bodies and track.bodies[k].roi.overlap(other.bodies[k].roi) > _SAME_AS_TRACKED
+def _same_person(track: _Track, older: _Track, k: int) -> bool:
+    return k in older.bodies and track.bodies[k].roi.overlap(older.bodies[k].roi) > _SAME_AS_TRACKED
 
 
-def _jitter(people: list[_Track]) -> float | None:
-    """In per cent of each one's size."""
-    off = [
-        trembling(one.points()[:, _LANDMARK_OF]) / np.median([body.roi.side for body in one.bodies.values()])
-        for one in people
+def _measure_jitter(people: list[_Track]) -> float | None:
+    """Measure the median trembling, in per cent of each person's size."""
+    deviations = [
+        measure_trembling(person.points()[:, _LANDMARK_OF])
+        / np.median([body.roi.side for body in person.bodies.values()])
+        for person in people
     ]
-    found = np.concatenate(off) if off else np.zeros(0)
-    return float(100 * np.median(found)) if len(found) else None
+    relative = np.concatenate(deviations) if deviations else np.zeros(0)
+    return float(100 * np.median(relative)) if len(relative) else None
 
 
-def _openpose(body: Body) -> list[list[float]]:
+def _to_openpose(body: Body) -> list[list[float]]:
     """The 18 OpenPose keypoints [x, y, confidence] of a body; the neck is half way between the shoulders."""
     points = body.points[_LANDMARK_OF, :]
     shoulders = points[_SHOULDERS]

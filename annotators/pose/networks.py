@@ -1,4 +1,4 @@
-"""The two BlazePose networks, so that the pose annotator deals in people and pixels and never in tensors.
+"""Runs the two BlazePose networks, so that the pose annotator deals with people and pixels, not with tensors.
 
 Bazarevsky et al., "BlazePose: On-device Real-time Body Pose tracking" (2020). The constants are those of the
 graphs `pose_detection_cpu`, `pose_detection_to_roi`, `pose_landmarks_to_roi` and
@@ -43,16 +43,17 @@ class Roi:
     @classmethod
     def about(cls, hip: Floats, circle: Floats) -> Roi:
         """The square that holds a body, from its hips' centre and the top of the circle about it."""
-        dx, dy = (float(d) for d in circle - hip)
-        # At least one pixel, so that a square always has an area, whatever a network says.
+        dx, dy = (float(difference) for difference in circle - hip)
+        # At least one pixel, so that a square always has an area, whatever the network returns.
         side = max(2 * math.hypot(dx, dy) * _ROI_SCALE, 1.0)
         return cls(float(hip[0]), float(hip[1]), side, math.atan2(dx, -dy))
 
     def overlap(self, other: Roi) -> float:
-        """Intersection over union of the two squares, their turns left aside; 0 to 1."""
+        """Intersection over union of the two squares, ignoring their angles; 0 to 1."""
         width, height = (
-            min(a + self.side / 2, b + other.side / 2) - max(a - self.side / 2, b - other.side / 2)
-            for a, b in ((self.x, other.x), (self.y, other.y))
+            min(centre + self.side / 2, other_centre + other.side / 2)
+            - max(centre - self.side / 2, other_centre - other.side / 2)
+            for centre, other_centre in ((self.x, other.x), (self.y, other.y))
         )
         shared = max(width, 0.0) * max(height, 0.0)
         return shared / (self.side**2 + other.side**2 - shared)
@@ -62,7 +63,7 @@ class Roi:
 class Body:
     """The landmarks of one person.
 
-    points: float32 [33, 3], x and y in pixels and the confidence (0 to 1) that the point is to be seen.
+    points: float32 [33, 3], x and y in pixels and the confidence (0 to 1) that the point is visible.
     flag: the network's confidence (0 to 1) that the square holds a person.
     roi: where the next frame should look for the same person.
     """
@@ -78,7 +79,7 @@ class Detector:
     def __init__(self, weights: Path) -> None:
         """Load the network from a .tflite file."""
         self._network = Network(weights)
-        self._anchors = _anchors()
+        self._anchors = _make_anchors()
 
     def __call__(self, frame: NDArray[np.uint8], threshold: float) -> list[tuple[float, Roi]]:
         """The people in `frame` (uint8 [H, W, 3] RGB) scored `threshold` (0 to 1) or more, best first."""
@@ -86,16 +87,16 @@ class Detector:
         raw, logits = self._network(view.image, 0, 1)
 
         scores = sigmoid(logits[:, 0])
-        found = scores >= threshold
+        detected = scores >= threshold
         # Twelve numbers: a box's centre and size, then four points; all but the size relative to the anchor.
-        values = raw[found].reshape(-1, 6, 2)
+        values = raw[detected].reshape(-1, 6, 2)
         values /= np.float32(_DETECTOR_SIDE)
-        points = values[:, [0, 2, 3]] + self._anchors[found][:, None]
-        half = values[:, 1] / np.float32(2)
-        boxes = np.concatenate([points[:, 0] - half, points[:, 0] + half], axis=1)
+        points = values[:, [0, 2, 3]] + self._anchors[detected][:, None]
+        half_sizes = values[:, 1] / np.float32(2)
+        boxes = np.concatenate([points[:, 0] - half_sizes, points[:, 0] + half_sizes], axis=1)
         return [
-            (score, Roi.about(*view.in_frame(ends)))
-            for score, ends in weighted_nms(boxes, points[:, 1:], scores[found])
+            (score, Roi.about(*view.to_frame(ends)))
+            for score, ends in weighted_nms(boxes, points[:, 1:], scores[detected])
         ]
 
 
@@ -112,7 +113,7 @@ class Landmarker:
         step = roi.side / _LANDMARK_SIDE
         turn = np.array([[cos, -sin], [sin, cos]], np.float32) * np.float32(step)
         corner = np.array([roi.x, roi.y], np.float32) - turn @ np.full(2, _LANDMARK_SIDE / 2, np.float32)
-        # warpAffine speaks of pixel centres, this module of pixel corners: half a pixel apart on both sides.
+        # warpAffine counts from pixel centres, this module from pixel corners: half a pixel apart in both pictures.
         shift = corner + turn @ np.full(2, 0.5, np.float32) - 0.5
         crop = cv2.warpAffine(
             frame,
@@ -123,15 +124,15 @@ class Landmarker:
         )
         raw, flag, heatmap = self._network(crop * np.float32(1 / 255), 0, 1, 3)
         values = raw.reshape(_LANDMARKS, 5)
-        inside = _refine(values[:, :2], heatmap)
+        refined = _refine(values[:, :2], heatmap)
         points = np.empty((_LANDMARKS, 3), np.float32)
-        points[:, :2] = inside @ turn.T + corner
+        points[:, :2] = refined @ turn.T + corner
         points[:, 2] = sigmoid(values[:, 3:]).min(axis=1)  # visibility, presence
         hip, circle = points[_ALIGNMENT, :2]
         return Body(points[:33], float(flag[0]), Roi.about(hip, circle))
 
 
-def _anchors() -> Floats:
+def _make_anchors() -> Floats:
     """Centres of the 2254 anchors, float32 [2254, 2], x and y from 0 to 1 (SsdAnchorsCalculator)."""
     layers = []
     for cells, anchors_per_cell in _ANCHOR_LAYERS:
@@ -148,15 +149,15 @@ def _refine(points: Floats, heatmap: Floats) -> Floats:
     side = heatmap.shape[0]
     reach = _HEATMAP_KERNEL // 2
     cells = np.floor(points * (side / _LANDMARK_SIDE)).astype(np.int64)
-    around = np.arange(-reach, reach + 1)
-    columns, rows = cells[:, 0, None] + around, cells[:, 1, None] + around
-    inside = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
+    offsets = np.arange(-reach, reach + 1)
+    columns, rows = cells[:, 0, None] + offsets, cells[:, 1, None] + offsets
+    within = ((rows >= 0) & (rows < side))[:, :, None] & ((columns >= 0) & (columns < side))[:, None, :]
     logits = heatmap[
         rows.clip(0, side - 1)[:, :, None],
         columns.clip(0, side - 1)[:, None, :],
         np.arange(len(points))[:, None, None],
     ]
-    mass = sigmoid(logits) * inside
+    mass = sigmoid(logits) * within
     total = np.maximum(mass.sum(axis=(1, 2)), 1e-9)
     centre = np.stack([(mass.sum(axis=1) * columns).sum(axis=1), (mass.sum(axis=2) * rows).sum(axis=1)], axis=1)
     refined = centre / total[:, None] * (_LANDMARK_SIDE / side)

@@ -10,7 +10,7 @@ import numpy as np
 
 from annotators.networks.picture_embedding import SIZE
 from pipeline.curation.dedup import THRESHOLD
-from pipeline.curation.similarity import BLOCK, near
+from pipeline.curation.similarity import BLOCK, find_near_pairs
 
 
 def measure(clips: int) -> dict[str, float]:
@@ -22,7 +22,7 @@ def measure(clips: int) -> dict[str, float]:
             rows = rng.standard_normal((min(BLOCK, clips - start), SIZE))
             vectors[start : start + BLOCK] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         started = time.monotonic()
-        pairs = sum(compared for compared, _ in near(vectors, np.arange(clips), THRESHOLD))
+        pairs = sum(compared for compared, _ in find_near_pairs(vectors, np.arange(clips), THRESHOLD))
         seconds = time.monotonic() - started
     rate = pairs / seconds
     return {"pairs": pairs, "seconds": seconds, "pairs_per_s": rate, "hours_for_a_million": 1e12 / 2 / rate / 3600}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from annotators.base import Annotator, Filter, Frames
-from annotators.networks.picture_embedding import Likeness
+from annotators.networks.picture_embedding import ClipEmbedding
 from benchmarks.graded import codecs
 from benchmarks.graded.faults import FAULTS, Fault, Kind, Scene
 from benchmarks.graded.sources import GRID, HALVES, Material, Source, load_material, put_on_grid, thumbnails
@@ -56,7 +56,7 @@ class Study:
         # Windows of 100 thumbnails are too little work to share among cores that other processes use.
         torch.set_num_threads(1)
         self.detector = TransNet()
-        self._likeness = Likeness()
+        self._likeness = ClipEmbedding()
         self._makers: dict[str, Filter | Annotator] = {}
 
     def measure(
@@ -161,7 +161,7 @@ class Study:
 
     def _cache_key(self, names: Sequence[str], strengths: Sequence[float]) -> str:
         """Everything that measurements depend on; stored ones under another key are not reused."""
-        network_versions = {Kind.SHOT.value: self.detector.version, Kind.COPY.value: Likeness.version}
+        network_versions = {Kind.SHOT.value: self.detector.version, Kind.COPY.value: ClipEmbedding.version}
         versions = {name: network_versions.get(name) or self._load_maker(name).version for name in names}
         return json.dumps([REVISION, list(strengths), versions])
 

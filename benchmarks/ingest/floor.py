@@ -156,7 +156,7 @@ class _SourceProcessor:
             values: dict[str, Any] = source | sandboxed.measure(frames, recipe.grid.fps, recipe.filters)
             rejected = self._rules.judge(values, 0).status == "rejected"
             self._record_time("filters")
-            sandboxed.strip(frames)
+            sandboxed.make_strip(frames)
             if not rejected:
                 self._encode(frames)
                 self._annotate(frames, values)

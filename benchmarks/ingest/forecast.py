@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.ingest.floor import list_videos
 from pipeline.catalog.catalog import Catalog
 from pipeline.ingest.commands import ingest
-from pipeline.ingest.forecast import amounts, plan
+from pipeline.ingest.forecast import plan, read_amounts
 from pipeline.storage.folder import Folder
 
 
@@ -23,7 +23,7 @@ def measure(clips: Path, recipe_file: Path | None, probe: int) -> dict[str, Any]
         exclude.write_text("".join(f"{uri}\n" for uri in forecast.probed))
         out = str(folder / "out")
         summary = ingest([str(source_list)], out, recipe_file=recipe_file, exclude=str(exclude))
-        rows = amounts(Catalog(Folder(out), folder))
+        rows = read_amounts(Catalog(Folder(out), folder))
     quantities = {}
     for name, estimate in forecast.quantities.items():
         truth = sum(float(row[name]) for row in rows)

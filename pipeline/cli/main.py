@@ -29,8 +29,8 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         import pipeline
 
         typer.echo(pipeline.version())
@@ -60,7 +60,7 @@ def ingest(
     cpus: Cpus = None,
     as_json: Json = False,
 ) -> None:
-    """Bring raw videos in: clips, tracks, signals and verdicts, in shards and a catalog. Run it again to go on."""
+    """Bring raw videos in: clips, tracks, signals and verdicts, in shards and a catalog. Run it again to resume."""
     from pipeline.cli.tables import Display
     from pipeline.ingest.commands import ingest as run
 
@@ -89,19 +89,21 @@ def plan(
     exclude: Exclude = None,
     limit: Limit = None,
     probe: Annotated[int, typer.Option(min=3, help="Sources to ingest for it, here, into scratch.")] = 20,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPUs of the cluster to foretell for; else as here.")] = None,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of the cluster to estimate for; this machine's by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Foretell what an ingest would make, take and cost, from a few of its sources; exits with 1 if it would fail."""
-    from pipeline.cli.tables import Display, planned
+    """Estimate what an ingest would make, take and cost from a few of its sources; exits with 1 if it would fail."""
+    from pipeline.cli.tables import Display, describe_plan
     from pipeline.ingest import forecast as planning
 
     with Display(console) as display:
-        done = planning.plan(
+        result = planning.plan(
             sources, out, recipe_file=recipe, exclude=exclude, limit=limit, probe=probe, cpus=cpus, watcher=display
         )
-    show(planned(done), done.as_json() if as_json else None)
-    if any(check.status == "fail" for check in done.checks):
+    show(describe_plan(result), result.as_json() if as_json else None)
+    if any(check.status == "fail" for check in result.checks):
         raise typer.Exit(1)
 
 
@@ -126,7 +128,7 @@ def annotate(
 @app.command()
 def retry(
     out: Out,
-    recipe: Annotated[Path | None, typer.Option(help="Another recipe; else the one OUT was made with.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Another recipe; by default the one OUT was made with.")] = None,
     address: Address = None,
     cpus: Cpus = None,
     as_json: Json = False,
@@ -144,7 +146,7 @@ def retry(
 def dedup(
     out: Out,
     threshold: Annotated[
-        float | None, typer.Option(help="Cosine from which on clips show the same; chosen by measurement.")
+        float | None, typer.Option(help="The least cosine of clips that show the same; chosen by measurement.")
     ] = None,
     address: Address = None,
     cpus: Cpus = None,
@@ -155,11 +157,11 @@ def dedup(
     from pipeline.curation import dedup as pass_
 
     with Display(console) as display:
-        least = pass_.THRESHOLD if threshold is None else threshold
-        done = pass_.dedup(out, threshold=least, address=address, cpus=cpus, watcher=display)
-    console.print(pass_.summary(done), highlight=False, soft_wrap=True, markup=False)
+        least_cosine = pass_.THRESHOLD if threshold is None else threshold
+        result = pass_.dedup(out, threshold=least_cosine, address=address, cpus=cpus, watcher=display)
+    console.print(pass_.format_summary(result), highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(done.as_json())
+        typer.echo(result.as_json())
 
 
 @app.command()
@@ -171,7 +173,7 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Hold every row of the catalog against the bytes; lists what is wrong and exits with 1 if anything is."""
+    """Check every row of the catalog against the bytes; lists what is wrong and exits with 1 if anything is."""
     from pipeline.upkeep import mark_damaged
     from pipeline.upkeep import verify as checks
 
@@ -179,9 +181,9 @@ def verify(
     if as_json:
         typer.echo(report.as_json())
     else:
-        for line in checks.lines(report):
+        for line in checks.problem_lines(report):
             typer.echo(line)
-    console.print(checks.summary(report), highlight=False, soft_wrap=True, markup=False)
+    console.print(checks.format_summary(report), highlight=False, soft_wrap=True, markup=False)
     if mark_failed and report.damage:
         marked = mark_damaged.mark_failed(report)
         console.print(f"marked as failed: {marked} clips and layers; `vdot-data retry` makes them again", markup=False)
@@ -199,10 +201,10 @@ def forget(
     """Remove a clip, or a source and all of its clips, for good: rows and bytes. It cannot come back."""
     from pipeline.upkeep import forget as forgetting
 
-    done = forgetting.forget(out, what, reason)
-    console.print(forgetting.summary(done), highlight=False, soft_wrap=True, markup=False)
+    result = forgetting.forget(out, what, reason)
+    console.print(forgetting.format_summary(result), highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(done.as_json())
+        typer.echo(result.as_json())
 
 
 app.add_typer(curation.commands)
@@ -217,13 +219,13 @@ def doctor(
     """Check this machine, a dataset and every node of a cluster; exits with 1 if something would not work."""
     from pipeline.upkeep import doctor as checkup
     from pipeline.upkeep.checks import as_json as as_json_line
-    from pipeline.upkeep.checks import table as check_table
+    from pipeline.upkeep.checks import make_table
 
     checks = checkup.doctor(out, address)
     if as_json:
         typer.echo(as_json_line(checks))
     else:
-        _wide().print(check_table(checks))
+        _wide().print(make_table(checks))
     if any(check.status == "fail" for check in checks):
         raise typer.Exit(1)
 
@@ -235,14 +237,14 @@ def weights(
     """Fetch every weight that is missing or damaged, check them all, and say under which licence each is used."""
     from annotators import weights as files
     from pipeline.recipe import registry
-    from pipeline.upkeep.doctor import weights_table
+    from pipeline.upkeep.doctor import make_weights_table
 
     if not only_list:
         try:
             files.fetch(registry.collect_weights().values())
         except files.MissingWeights as error:
             raise RunError(str(error)) from error
-    _wide().print(weights_table())
+    _wide().print(make_weights_table())
 
 
 def _wide() -> Console:
@@ -251,25 +253,25 @@ def _wide() -> Console:
 
 
 def _close(summary: object, as_json: bool) -> None:
-    from pipeline.cli.tables import closing, timing
+    from pipeline.cli.tables import format_timing, summary_table
     from pipeline.ingest.commands import Summary
 
     assert isinstance(summary, Summary)
-    console.print(closing(summary))
-    console.print(timing(summary), highlight=False, soft_wrap=True)
+    console.print(summary_table(summary))
+    console.print(format_timing(summary), highlight=False, soft_wrap=True)
     if as_json:
         typer.echo(summary.as_json())
-    if defects := summary.defects():
+    if defects := summary.count_defects():
         raise RunError(
             f"{defects} failed by a defect of vdot-data, not of your files: please report what `explain` says"
         )
 
 
 def main() -> None:
-    """Run the command line: exit status 0 for done, 1 for a run that could not go on, 2 for bad arguments."""
+    """Run the command line: exit status 0 for done, 1 for a run that could not continue, 2 for bad arguments."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("vdot_data").setLevel(logging.INFO)
-    # Before a run has anything in hand, SIGTERM is what Ctrl-C is.
+    # Before a run has work in progress, SIGTERM does what Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for argument in sys.argv:
@@ -279,11 +281,11 @@ def main() -> None:
     except SystemExit as end:
         if end.code != _INTERRUPTED:
             raise
-        _end(1, "stopped on request; whatever was committed is kept, and the same command goes on from here")
+        _end(1, "stopped on request; everything committed is kept, and the same command resumes here")
     except UsageError as error:
         _end(2, str(error))
     except RuntimeError as error:
-        # DuckDB's word for a Ctrl-C while it works.
+        # DuckDB's error for a Ctrl-C while it works.
         if "interrupted" not in str(error).lower():
             raise
         _end(1, "stopped on request")

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# A copy of stderr, which `engine` points elsewhere for a moment.
+# A copy of stderr, which `engine` redirects for a moment.
 console = Console(file=os.fdopen(os.dup(2), "w"))
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
@@ -31,7 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable s
 
 
 def show(parts: Iterable[Table | str], answer: str | None) -> None:
-    """Tables and sentences for people on stderr; the answer for programs, if there is one, on stdout."""
+    """Print tables and sentences for people on stderr, and the answer for programs, if any, on stdout."""
     for part in parts:
         console.print(part, highlight=False, soft_wrap=True)
     if answer is not None:

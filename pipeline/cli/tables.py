@@ -1,4 +1,4 @@
-"""What a person sees of a run: live progress on a terminal, plain lines in a pipe, and a closing table. On stderr."""
+"""Formats what people see of a run, on stderr: live progress on a terminal, plain lines in a pipe, and tables."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from pipeline.engine.progress import Progress
 from pipeline.errors import ADVICE, ErrorCode
 
 if TYPE_CHECKING:
-    # To show a selection takes none of what an ingest does.
-    from pipeline.curation.make_mixture import Mixed
+    # Showing a selection needs none of the packages of an ingest.
+    from pipeline.curation.make_mixture import MixtureSummary
     from pipeline.curation.select import Condition, Selection
-    from pipeline.curation.vdot_csv import Exported
+    from pipeline.curation.vdot_csv import ExportSummary
     from pipeline.ingest.commands import Summary
     from pipeline.ingest.forecast import Plan
 
 # A pipe gets one line in this many seconds; a terminal is redrawn four times a second.
 LINE_S = 10.0
-# Shapes of clips that are listed.
+# The most shapes of clips that are listed.
 _BUCKETS = 16
 PENDING = "The rule met a value that is not known (a licence?), or annotators are yet to run: `vdot-data explain`."
 
 
-def text(progress: Progress) -> str:
-    """One line: what is done, how fast, and how long the rest may take."""
+def format_progress(progress: Progress) -> str:
+    """Format progress as one line: what is done, how fast, and how long the rest may take."""
     elapsed = max(time.monotonic() - progress.started, 1e-3)
     clips = {name: progress.clips[name] for name in ("kept", "rejected", "failed", "pending")}
     total = sum(clips.values())
-    parts = [f"{progress.done}/{progress.work} {progress.unit}"]
-    # Work without verdicts (a pass over what is there) has no clips of its own to count.
-    parts += [f"{total} clips ({total / elapsed:.2f}/s)"] if total or not progress.done else []
+    parts = [f"{progress.finished}/{progress.work} {progress.unit}"]
+    # Work without verdicts (a pass over stored clips) has no clips of its own to count.
+    parts += [f"{total} clips ({total / elapsed:.2f}/s)"] if total or not progress.finished else []
     parts += [f"{count} {name}" for name, count in clips.items() if count]
     if progress.clips["source failed"]:
         parts.append(f"{progress.clips['source failed']} sources failed")
     if progress.draining:
-        parts.append("stopping: finishing what is in hand")
-    elif 0 < progress.done < progress.work:
-        left = elapsed / progress.done * (progress.work - progress.done)
-        parts.append(f"about {clock(left)} left")
-    elif not total and not progress.done:
+        parts.append("stopping: finishing work in progress")
+    elif 0 < progress.finished < progress.work:
+        remaining_s = elapsed / progress.finished * (progress.work - progress.finished)
+        parts.append(f"about {format_clock(remaining_s)} left")
+    elif not total and not progress.finished:
         parts.append("starting workers")
-    return ", ".join(parts) + f", {clock(elapsed)} gone"
+    return ", ".join(parts) + f", {format_clock(elapsed)} gone"
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def format_clock(seconds: float) -> str:
+    """Format seconds as h:mm:ss or m:ss."""
+    total = round(seconds)
+    hours, minutes, remainder = total // 3600, total // 60 % 60, total % 60
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
 
 
 class Display:
@@ -79,142 +79,155 @@ class Display:
 
     def __call__(self, progress: Progress) -> None:
         if self._live:
-            self._live.update(text(progress))
+            self._live.update(format_progress(progress))
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_S
-            self._console.print(text(progress), highlight=False, soft_wrap=True)
+            self._console.print(format_progress(progress), highlight=False, soft_wrap=True)
 
 
-def closing(summary: Summary) -> Table:
-    """What became of everything in OUT, with what to do about failures."""
+def summary_table(summary: Summary) -> Table:
+    """The verdicts of everything in OUT, with what to do about failures."""
     table = Table(title=escape(f"{summary.out} ({summary.layer})"), title_justify="left")
     for name in ("what", "verdict", "why"):
         table.add_column(name)
     table.add_column("count", justify="right")
     table.add_column("what to do", max_width=70)
-    for what, tallies in (("clips", summary.clips), ("sources", summary.sources)):
+    for kind, tallies in (("clips", summary.clips), ("sources", summary.sources)):
         for status, reasons in tallies.items():
             for reason, count in reasons.items():
                 advice = ADVICE[ErrorCode(reason)] if status == "failed" else PENDING if status == "pending" else ""
-                table.add_row(*map(escape, (what, status, reason, str(count), advice)))
+                table.add_row(*map(escape, (kind, status, reason, str(count), advice)))
         table.add_section()
     return table
 
 
-def selected(done: Selection) -> Iterator[Table | str]:
-    """What a selection holds, and what each of its conditions costs."""
-    verdicts = ", ".join(f"{count} {status}" for status, count in done.verdicts.items()) or "no clips"
-    yield escape(f"{done.out}, catalog part {done.sequence}: {verdicts}")
-    if done.rules:
-        yield _conditions("rule", done.rules)
-    if done.where:
-        yield _conditions("where", done.where)
-    kept = done.verdicts.get("kept", 0)
-    share = f" ({100 * done.selected / kept:.1f} %)" if kept else ""
-    undecided = f"; {done.undecided} are undecided, as a column is null" if done.undecided else ""
+def describe_selection(selection: Selection) -> Iterator[Table | str]:
+    """Describe a selection, and what each of its conditions costs."""
+    verdicts = ", ".join(f"{count} {status}" for status, count in selection.verdicts.items()) or "no clips"
+    yield escape(f"{selection.out}, catalog part {selection.sequence}: {verdicts}")
+    if selection.rules:
+        yield _condition_table("rule", selection.rules)
+    if selection.where:
+        yield _condition_table("where", selection.where)
+    kept_count = selection.verdicts.get("kept", 0)
+    share = f" ({100 * selection.selected / kept_count:.1f} %)" if kept_count else ""
+    undecided = f"; {selection.undecided} are undecided, as a column is null" if selection.undecided else ""
     yield (
-        f"selected {done.selected} of {kept} kept clips{share}: {clock(done.seconds)} of video, "
-        f"{done.bytes / 1e6:.1f} MB{undecided}"
+        f"selected {selection.selected} of {kept_count} kept clips{share}: {format_clock(selection.seconds)} of video, "
+        f"{selection.bytes / 1e6:.1f} MB{undecided}"
     )
-    if done.against:
-        yield escape(f"against {done.against.name}: {done.against.added} new, {done.against.removed} gone")
-    if done.rules and done.verdicts.get("pending"):
-        yield f"{done.verdicts['pending']} are pending: `vdot-data ingest` with this recipe annotates just those"
-    if done.file:
-        yield escape(f"kept as {done.out}/{done.file}")
+    if selection.against:
+        yield escape(
+            f"against {selection.against.name}: {selection.against.added} new, {selection.against.removed} gone"
+        )
+    if selection.rules and selection.verdicts.get("pending"):
+        yield f"{selection.verdicts['pending']} are pending: `vdot-data ingest` with this recipe annotates just those"
+    if selection.file:
+        yield escape(f"kept as {selection.out}/{selection.file}")
 
 
-def _conditions(what: str, conditions: list[Condition]) -> Table:
-    table = Table(what)
+def _condition_table(kind: str, conditions: list[Condition]) -> Table:
+    table = Table(kind)
     for name in ("removes", "alone", "undecided"):
         table.add_column(name, justify="right")
-    # A recipe has twenty rules, of which few do anything; what was asked for by hand is told in full.
-    telling = [one for one in conditions if one.removes or one.undecided or what == "where"]
-    for one in telling:
-        table.add_row(escape(" ".join(one.text.split())), str(one.removes), str(one.alone), str(one.undecided))
-    if len(telling) < len(conditions):
-        table.add_row(f"{len(conditions) - len(telling)} more", "0", "0", "0")
+    # A recipe has twenty rules, of which few remove anything; conditions given by hand are all listed.
+    listed = [condition for condition in conditions if condition.removes or condition.undecided or kind == "where"]
+    for condition in listed:
+        table.add_row(
+            escape(" ".join(condition.text.split())),
+            str(condition.removes),
+            str(condition.alone),
+            str(condition.undecided),
+        )
+    if len(listed) < len(conditions):
+        table.add_row(f"{len(conditions) - len(listed)} more", "0", "0", "0")
     return table
 
 
-def mixed(done: Mixed) -> Iterator[Table | str]:
-    """What a mixture draws, per task and per shape."""
-    yield escape(", ".join(f"{name}: {count} clips selected" for name, count in done.selected.items()))
+def describe_mixture(mixture: MixtureSummary) -> Iterator[Table | str]:
+    """Describe what a mixture draws, per task and per shape."""
+    yield escape(", ".join(f"{name}: {count} clips selected" for name, count in mixture.selected.items()))
     table = Table("task")
     for name in ("share", "clips", "video", "sources", "held out", "passes"):
         table.add_column(name, justify="right")
-    for one in done.tasks:
-        numbers = (str(one.clips), clock(one.seconds), str(one.sources), str(one.held_out), f"{one.passes:.2f}")
-        table.add_row(escape(one.task), f"{100 * one.share:.1f} %", *numbers)
+    for task in mixture.tasks:
+        numbers = (
+            str(task.clips),
+            format_clock(task.seconds),
+            str(task.sources),
+            str(task.held_out),
+            f"{task.passes:.2f}",
+        )
+        table.add_row(escape(task.task), f"{100 * task.share:.1f} %", *numbers)
     yield table
     table = Table("picture", "frames", "references")
     table.add_column("clips", justify="right")
-    for bucket in done.buckets[:_BUCKETS]:
+    for bucket in mixture.buckets[:_BUCKETS]:
         size = f"{bucket.width}x{bucket.height}"
         table.add_row(size, str(bucket.frames), str(bucket.references), str(bucket.clips))
     yield table
-    if len(done.buckets) > _BUCKETS:
-        yield f"... and {len(done.buckets) - _BUCKETS} rarer shapes"
-    yield from (f"[yellow]warning:[/] {escape(one)}" for one in done.warnings)
-    steps = f"{done.steps} steps of {done.micro_batches} micro-batches"
-    yield f"{steps} draw each clip once on average, or oftener; the first position is {done.begins}"
-    yield f"mixture {done.hash}" + (f", kept in {escape(done.out)}" if done.out else "")
+    if len(mixture.buckets) > _BUCKETS:
+        yield f"... and {len(mixture.buckets) - _BUCKETS} rarer shapes"
+    yield from (f"[yellow]warning:[/] {escape(warning)}" for warning in mixture.warnings)
+    steps = f"{mixture.steps} steps of {mixture.micro_batches} micro-batches"
+    yield f"{steps} draw each clip once on average, or oftener; the first position is {mixture.begins}"
+    yield f"mixture {mixture.hash}" + (f", kept in {escape(mixture.out)}" if mixture.out else "")
 
 
-def exported(done: Exported) -> Iterator[Table | str]:
-    """What was written for another trainer, and what it has no form for."""
+def describe_export(export: ExportSummary) -> Iterator[Table | str]:
+    """Describe what was written for another trainer, and what was left out."""
     table = Table("task")
-    for split in done.rows:
+    for split in export.rows:
         table.add_column(f"{split}.csv", justify="right")
-    for task in dict.fromkeys(task for rows in done.rows.values() for task in rows):
-        table.add_row(escape(task), *(str(rows.get(task, 0)) for rows in done.rows.values()))
+    for task in dict.fromkeys(task for rows in export.rows.values() for task in rows):
+        table.add_row(escape(task), *(str(rows.get(task, 0)) for rows in export.rows.values()))
     yield table
-    for reason, count in done.left_out.items():
+    for reason, count in export.left_out.items():
         yield escape(f"left out: {count} {reason}")
-    yield escape(f"written to {done.folder}; shares and caption drop-out are the trainer's own to set")
+    yield escape(f"written to {export.folder}; shares and caption drop-out are the trainer's own to set")
 
 
-def planned(done: Plan) -> Iterator[Table | str]:
-    """What an ingest would make and cost, and what stands in its way."""
-    from pipeline.upkeep.checks import table as checked
+def describe_plan(plan: Plan) -> Iterator[Table | str]:
+    """Describe what an ingest would make and cost, and what would stop it."""
+    from pipeline.upkeep.checks import make_table
 
-    if not done.sources:
+    if not plan.sources:
         yield "nothing to do: every source is there already, or left out"
         return
-    yield f"{len(done.probed)} of {done.sources} new sources probed in {clock(done.probe_s)}" + (
-        f": {', '.join(f'{count} {codec}' for codec, count in done.codecs.items())}" if done.codecs else ""
+    yield f"{len(plan.probed)} of {plan.sources} new sources probed in {format_clock(plan.probe_s)}" + (
+        f": {', '.join(f'{count} {codec}' for codec, count in plan.codecs.items())}" if plan.codecs else ""
     )
     table = Table("what")
     for name in ("expected", "from", "to", "in the probe"):
         table.add_column(name, justify="right")
-    for name, found in done.quantities.items():
-        what, shown = _PLANNED[name]
-        ends = ("-" if end is None else shown(found.sampled + end) for end in (found.low, found.high))
-        table.add_row(what, shown(found.total), *ends, shown(found.sampled))
-    wall = ("-" if seconds is None else clock(seconds) for seconds in done.wall_s)
-    table.add_row(f"wall time on {done.cpus} CPUs", *wall, clock(done.probe_s))
+    for name, estimate in plan.quantities.items():
+        title, format_value = _QUANTITIES[name]
+        ends = ("-" if end is None else format_value(estimate.sampled + end) for end in (estimate.low, estimate.high))
+        table.add_row(title, format_value(estimate.total), *ends, format_value(estimate.sampled))
+    wall = ("-" if seconds is None else format_clock(seconds) for seconds in plan.wall_s)
+    table.add_row(f"wall time on {plan.cpus} CPUs", *wall, format_clock(plan.probe_s))
     yield table
     yield "Counts and sizes lie between `from` and `to` about nine times in ten. Work on a GPU is not foretold."
-    if done.checks:
-        yield checked(done.checks)
+    if plan.checks:
+        yield make_table(plan.checks)
 
 
-# How each quantity of a plan is called and written.
-_PLANNED: dict[str, tuple[str, Callable[[float], str]]] = {
+# The title and the format of each quantity of a plan.
+_QUANTITIES: dict[str, tuple[str, Callable[[float], str]]] = {
     "kept_clips": ("clips kept", lambda count: f"{count:,.0f}"),
     "rejected_clips": ("clips rejected", lambda count: f"{count:,.0f}"),
     "pending_clips": ("clips pending", lambda count: f"{count:,.0f}"),
     "failed": ("failed sources and clips", lambda count: f"{count:,.0f}"),
-    "video_s": ("video (h:mm:ss)", clock),
-    "kept_s": ("video in kept clips", clock),
+    "video_s": ("video (h:mm:ss)", format_clock),
+    "kept_s": ("video in kept clips", format_clock),
     "bytes": ("shards", lambda size: f"{size / 1e9:,.2f} GB"),
-    "work_s": ("work of one core", clock),
+    "work_s": ("work of one core", format_clock),
 }
 
 
-def timing(summary: Summary) -> str:
-    """Wall time and each step's share of the work."""
+def format_timing(summary: Summary) -> str:
+    """Format the wall time and each step's share of the work."""
     total = sum(summary.seconds.values())
     shares = sorted(summary.seconds.items(), key=lambda step: -step[1])
     parts = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in shares if total)
-    return f"{clock(summary.wall_s)} wall" + (f"; of {clock(total)} of work: {parts}" if total else "")
+    return f"{format_clock(summary.wall_s)} wall" + (f"; of {format_clock(total)} of work: {parts}" if total else "")

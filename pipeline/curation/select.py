@@ -1,7 +1,7 @@
-"""Choose clips by predicates over the catalog, and see what each condition costs; no model runs and no byte moves.
+"""Chooses clips by predicates over the catalog, and counts what each condition costs; no model runs and no byte moves.
 
 A condition is a part of a WHERE, which removes the clips for which it is false, or a rule of a recipe, which removes
-those for which it is true. A null does neither: the clip is left undecided, and is not selected.
+those for which it is true. A null does neither: the clip is undecided, and is not selected.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pipeline.storage.scratch import Scratch
 
 FOLDER = "selections"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-# The key of a selection's story in the metadata of its Parquet file.
+# The key in the metadata of a selection's Parquet file that says how it was made.
 _KEY = b"vdot_selection"
-# Columns of which sums are shown.
+# Columns that counts and sums are made of.
 _SUMS = ("status", "rule", "shard", "start_s", "end_s", "bytes", "recipe_hash")
 _JUDGED = "status IN ('kept', 'rejected', 'pending')"
 _ALL = "status IN ('kept', 'rejected', 'pending', 'failed')"
@@ -42,8 +42,8 @@ _ALL = "status IN ('kept', 'rejected', 'pending', 'failed')"
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What one condition costs: clips that it removes, those that nothing else is known to (what an early rule rejects
-    is measured no further), and those for which it is null while nothing else removes them."""
+    """What one condition costs: clips that it removes, those that no other condition is known to remove (what an early
+    rule rejects is measured no further), and those for which it is null and that nothing else removes."""
 
     text: str
     removes: int
@@ -53,7 +53,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is new and what is gone against an earlier selection."""
+    """How many clips are new and how many are gone compared with an earlier selection."""
 
     name: str
     added: int
@@ -62,10 +62,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selection: of the clips by verdict (`verdicts`), those `kept` were asked `where`, and `selected` passed.
+    """A selection: of the clips by verdict (`verdicts`), those `kept` were tested by `where`, and `selected` passed.
 
-    `rules` are those of a recipe that was given, and the verdicts are then what it gives. `seconds` of video and
-    `bytes` of samples are of what was selected; `file` is where its ids were written, in `out`.
+    `rules` are those of the recipe passed in, if any, and the verdicts are then its own. `seconds` of video and `bytes`
+    of samples are of the selected clips; `file` is where their ids were written, in `out`.
     """
 
     out: str
@@ -94,33 +94,35 @@ def select(
     name: str | None = None,
     against: str | None = None,
 ) -> Selection:
-    """Select of the kept clips of OUT those for which every predicate of `where` is true.
+    """Select the kept clips of OUT for which every predicate of `where` is true.
 
-    `recipe_file`: judge all clips by its rules first; those that it lets in and that are not fully annotated are
-    pending, and `ingest` with this recipe annotates just those. `rules`: those of the recipe (else of the one that OUT
-    was made with) that are other ones, each "NAME: PREDICATE"; without a predicate the rule is left out. `name`: keep
-    the selection under it. `against`: the selection to compare with, by default the newest. Raises `UsageError` for
-    what is no predicate, an unknown column or name, and where a name is taken by another selection.
+    `recipe_file`: judge all clips by its rules first; those that pass and are not fully annotated are pending, and
+    `ingest` with this recipe annotates just those. `rules`: changes to the rules of the recipe (else of the one that
+    OUT was made with), each "NAME: PREDICATE"; without a predicate the rule is dropped. `name`: keep the selection
+    under it. `against`: the selection to compare with, by default the newest. Raises `UsageError` for an invalid
+    predicate, an unknown column or name, and where a name is taken by another selection.
     """
     if name is not None and not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name for a selection: up to 100 letters, digits, '.', '_' and '-' make one")
+        raise UsageError(
+            f"{name!r} is not a valid name for a selection: use up to 100 letters, digits, '.', '_' and '-'"
+        )
     with Scratch() as scratch:
         catalog = Catalog(open_dataset(out), scratch.path)
         chosen = recipes.load(recipe_file) if recipe_file else None
         if rules:
-            chosen = _changed(chosen or stored_recipe(catalog), rules)
-        blueprint = _blueprint(catalog, chosen, out)
+            chosen = _change_rules(chosen or stored_recipe(catalog), rules)
+        blueprint = _build_blueprint(catalog, chosen, out)
         con = catalog.connect(blueprint.schema()) if blueprint else catalog.connect()
-        parts = [part for text in where for part in conditions(text, con)]
-        asked = clip_table.resolve_columns(parts, con)
+        parts = [part for text in where for part in split_conditions(text, con)]
+        columns = clip_table.resolve_columns(parts, con)
         if blueprint is None:
-            clip_table.create(con, "judged", dict.fromkeys([*_SUMS, *asked]), _ALL)
+            clip_table.create(con, "judged", dict.fromkeys([*_SUMS, *columns]), _ALL)
         else:
-            _judge(con, blueprint, asked)
-        ruled = _rules(con, chosen) if chosen else []
+            _judge_clips(con, blueprint, columns)
+        rule_costs = _measure_rule_costs(con, chosen) if chosen else []
         clip_table.check_predicates(parts, "judged", con)
         con.execute("CREATE VIEW pool AS SELECT * FROM judged WHERE status = 'kept'")
-        found = _conditions(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
+        costs = _measure_costs(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
         ((selected, undecided, seconds, size),) = con.execute(
             "SELECT count(*) FILTER (vdot_out = false), count(*) FILTER (vdot_out IS NULL), "
             "coalesce(sum(end_s - start_s) FILTER (vdot_out = false), 0), "
@@ -128,9 +130,9 @@ def select(
         ).fetchall()
         ids = con.sql("SELECT clip_id FROM chosen WHERE vdot_out = false ORDER BY clip_id").to_arrow_table()
         verdicts = con.execute("SELECT status, count(*) FROM judged GROUP BY ALL").fetchall()
-        earlier = against or _newest(catalog.out, name)
-        difference = _difference(con, catalog.out, earlier, ids) if earlier else None
-        story = {"sequence": catalog.sequence, "where": list(where), "recipe": chosen.text if chosen else None}
+        earlier = against or _find_newest(catalog.out, name)
+        difference = _compare_selections(con, catalog.out, earlier, ids) if earlier else None
+        description = {"sequence": catalog.sequence, "where": list(where), "recipe": chosen.text if chosen else None}
         return Selection(
             out=catalog.out.url,
             sequence=catalog.sequence,
@@ -139,68 +141,68 @@ def select(
             undecided=undecided,
             seconds=seconds,
             bytes=int(size),
-            rules=ruled,
-            where=found,
+            rules=rule_costs,
+            where=costs,
             against=difference,
-            file=_save(catalog.out, name, ids, story) if name else None,
+            file=_save_selection(catalog.out, name, ids, description) if name else None,
         )
 
 
-def conditions(text: str, con: duckdb.DuckDBPyConnection) -> list[str]:
-    """The parts of a predicate that AND joins, as DuckDB writes them; the whole where it is not valid."""
+def split_conditions(text: str, con: duckdb.DuckDBPyConnection) -> list[str]:
+    """Split a predicate at AND into parts, as DuckDB writes them; an invalid one stays whole."""
     row = con.execute("SELECT json_serialize_sql(?)", [f"SELECT ({text}\n)"]).fetchone()
     assert row is not None
     tree = json.loads(row[0])
     if tree["error"] or len(tree["statements"]) != 1:
         return [text]
     node = tree["statements"][0]["node"]
-    (first, *others) = node.get("select_list") or [{}]
-    if others or first.get("type") != "CONJUNCTION_AND":
+    (expression, *extra) = node.get("select_list") or [{}]
+    if extra or expression.get("type") != "CONJUNCTION_AND":
         return [text]
-    found = []
-    for part in first["children"]:
+    parts = []
+    for part in expression["children"]:
         node["select_list"] = [part]
         ((sql,),) = con.execute("SELECT json_deserialize_sql(?)", [json.dumps(tree)]).fetchall()
-        found.append(_bare(sql.removeprefix("SELECT "), con))
-    return found
+        parts.append(_strip_parentheses(sql.removeprefix("SELECT "), con))
+    return parts
 
 
-def _bare(sql: str, con: duckdb.DuckDBPyConnection) -> str:
-    """Without the parentheses around the whole."""
+def _strip_parentheses(sql: str, con: duckdb.DuckDBPyConnection) -> str:
+    """Remove parentheses around the whole expression."""
     inner = sql.removeprefix("(").removesuffix(")")
     ((tree,),) = con.execute("SELECT json_serialize_sql(?)", [f"SELECT {inner}"]).fetchall()
     return sql if json.loads(tree)["error"] else inner
 
 
-def _changed(chosen: Recipe, rules: Iterable[str]) -> Recipe:
-    """A recipe with other rules."""
+def _change_rules(chosen: Recipe, rules: Iterable[str]) -> Recipe:
+    """A recipe with these rules changed."""
     changed = dict(chosen.rules)
-    told: set[str] = set()
+    named_rules: set[str] = set()
     for rule in rules:
         name, colon, predicate = (part.strip() for part in rule.partition(":"))
         if not name or not colon or (not predicate and name not in changed):
-            near = did_you_mean(name, changed) if colon else ""
+            hint = did_you_mean(name, changed) if colon else ""
             raise UsageError(
-                f"--rule {rule!r} is no rule of this recipe, nor a new one, as 'too_dark: luma < 40' is{near}"
+                f"--rule {rule!r} is neither a rule of this recipe nor a new one, as in 'too_dark: luma < 40'{hint}"
             )
-        if name in told:
+        if name in named_rules:
             raise UsageError(f"--rule: {name!r} is given twice")
-        told.add(name)
+        named_rules.add(name)
         changed[name] = predicate
     return Recipe.model_validate(
         chosen.model_dump() | {"rules": {name: predicate for name, predicate in changed.items() if predicate}}
     )
 
 
-def _blueprint(catalog: Catalog, chosen: Recipe | None, out: str) -> Blueprint | None:
+def _build_blueprint(catalog: Catalog, chosen: Recipe | None, out: str) -> Blueprint | None:
     if chosen is None:
         return None
     check_geometry(chosen, stored_recipe(catalog), out)
     return Blueprint.for_ingest(chosen, manifest_columns(catalog, chosen))
 
 
-def _judge(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, asked: Iterable[str]) -> None:
-    """Make the table `judged`, with the verdicts that an ingest with this recipe would come to before it works."""
+def _judge_clips(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, columns: Iterable[str]) -> None:
+    """Make the table `judged`, with the verdicts that an ingest with this recipe would start from."""
     rules = blueprint.rules()
     measured = "".join(f", {quote_name(column)}" for column in rules.columns if column not in ("clip_id", "shard"))
     con.execute(
@@ -212,8 +214,8 @@ def _judge(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, asked: Iterable
         con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
         con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
     except duckdb.Error as error:
-        raise _unfit(error) from error
-    clip_table.create(con, "stored", dict.fromkeys([*_SUMS, "tasks", *asked]), _ALL)
+        raise _evaluation_error(error) from error
+    clip_table.create(con, "stored", dict.fromkeys([*_SUMS, "tasks", *columns]), _ALL)
     con.execute(
         "CREATE TABLE judged AS SELECT s.* REPLACE (CASE WHEN v.status = 'kept' AND NOT vdot_whole THEN 'pending' "
         "ELSE coalesce(v.status, s.status) END AS status, v.rule AS rule, "
@@ -223,74 +225,77 @@ def _judge(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, asked: Iterable
     )
 
 
-def _rules(con: duckdb.DuckDBPyConnection, chosen: Recipe) -> list[Condition]:
-    given = [(f"{name}: {text}", text) for name, text in chosen.rules.items()]
-    return _conditions(con, "candidate", given, "ruled")
+def _measure_rule_costs(con: duckdb.DuckDBPyConnection, chosen: Recipe) -> list[Condition]:
+    rules = [(f"{name}: {text}", text) for name, text in chosen.rules.items()]
+    return _measure_costs(con, "candidate", rules, "ruled")
 
 
-def _conditions(
-    con: duckdb.DuckDBPyConnection, table: str, given: Sequence[tuple[str, str]], into: str
+def _measure_costs(
+    con: duckdb.DuckDBPyConnection, table: str, conditions: Sequence[tuple[str, str]], target: str
 ) -> list[Condition]:
-    """What each (text, SQL that is true for what it removes) costs in `table`.
+    """Count what each condition (text, SQL that is true for what it removes) costs in `table`.
 
-    `into` gets `vdot_out` of each clip: true where one removes it, null where none does and one is null.
+    The table `target` gets `vdot_out` of each clip: true where a condition removes it, null where none does and one is
+    null.
     """
-    tests = "".join(f", ({sql}\n) AS vdot_{index}" for index, (_, sql) in enumerate(given))
-    names = [f"vdot_{index}" for index in range(len(given))]
+    tests = "".join(f", ({sql}\n) AS vdot_{index}" for index, (_, sql) in enumerate(conditions))
+    names = [f"vdot_{index}" for index in range(len(conditions))]
     removing = " + ".join([f"coalesce({name}, false)::INT" for name in names]) or "0"
     try:
         con.execute(
-            f"CREATE TABLE {into} AS SELECT *, {' OR '.join(names) or 'false'} AS vdot_out, {removing} AS vdot_by "
+            f"CREATE TABLE {target} AS SELECT *, {' OR '.join(names) or 'false'} AS vdot_out, {removing} AS vdot_by "
             f"FROM (SELECT clip_id{tests} FROM {table})"
         )
     except duckdb.Error as error:
-        raise _unfit(error) from error
+        raise _evaluation_error(error) from error
     counts = "".join(
         f", count(*) FILTER ({name}), count(*) FILTER ({name} AND vdot_by = 1), "
         f"count(*) FILTER ({name} IS NULL AND vdot_by = 0)"
         for name in names
     )
-    (row,) = con.execute(f"SELECT count(*){counts} FROM {into}").fetchall()
-    return [Condition(text, *row[1 + 3 * index : 4 + 3 * index]) for index, (text, _) in enumerate(given)]
+    (row,) = con.execute(f"SELECT count(*){counts} FROM {target}").fetchall()
+    return [Condition(text, *row[1 + 3 * index : 4 + 3 * index]) for index, (text, _) in enumerate(conditions)]
 
 
-def _unfit(error: duckdb.Error) -> UsageError:
+def _evaluation_error(error: duckdb.Error) -> UsageError:
     return UsageError(f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {first_line(error)}")
 
 
-def _file(name: str) -> str:
+def _file_name(name: str) -> str:
     return f"{FOLDER}/{name}.parquet"
 
 
-def _kept(out: Folder) -> list[tuple[str, float]]:
-    """The selections of OUT by name, each with when it was written."""
+def _list_selections(out: Folder) -> list[tuple[str, float]]:
+    """The selections of OUT by name, each with the time it was written."""
     files = [
-        (one.name.removesuffix(".parquet"), one.modified) for one in out.list_files(FOLDER) if ".parquet" in one.name
+        (entry.name.removesuffix(".parquet"), entry.modified)
+        for entry in out.list_files(FOLDER)
+        if ".parquet" in entry.name
     ]
     return [(name, modified) for name, modified in files if _NAME.fullmatch(name)]
 
 
-def _newest(out: Folder, but: str | None) -> str | None:
-    """The name of the selection that was written last, apart from one."""
-    found = [(modified, name) for name, modified in _kept(out) if name != but]
-    return max(found, default=(0.0, None))[1]
+def _find_newest(out: Folder, excluded: str | None) -> str | None:
+    """The name of the selection that was written last, except the excluded one."""
+    dated = [(modified, name) for name, modified in _list_selections(out) if name != excluded]
+    return max(dated, default=(0.0, None))[1]
 
 
-def saved(out: Folder, name: str) -> pa.Table:
-    """A selection that was kept: `clip_id` of each clip, sorted. Raises `UsageError` when there is none."""
-    there = [one for one, _ in _kept(out)]
-    if name not in there:
-        near = did_you_mean(name, there) if there else "; none was kept yet"
-        raise UsageError(f"{out.url} has no selection {name!r}{near}")
+def load_selection(out: Folder, name: str) -> pa.Table:
+    """Load a named selection: `clip_id` of each clip, sorted. Raises `UsageError` when there is none."""
+    names = [selection for selection, _ in _list_selections(out)]
+    if name not in names:
+        hint = did_you_mean(name, names) if names else "; none was kept yet"
+        raise UsageError(f"{out.url} has no selection {name!r}{hint}")
     try:
-        return pq.read_table(pa.BufferReader(out.read(_file(name))), columns=["clip_id"])
+        return pq.read_table(pa.BufferReader(out.read(_file_name(name))), columns=["clip_id"])
     except pa.ArrowException as error:
-        raise RunError(f"{out.url}/{_file(name)} cannot be read: {error}; delete it, and select again") from error
+        raise RunError(f"{out.url}/{_file_name(name)} cannot be read: {error}; delete it, and select again") from error
 
 
-def _difference(con: duckdb.DuckDBPyConnection, out: Folder, name: str, ids: pa.Table) -> Difference:
+def _compare_selections(con: duckdb.DuckDBPyConnection, out: Folder, name: str, ids: pa.Table) -> Difference:
     con.register("now_ids", ids)
-    con.register("earlier_ids", saved(out, name))
+    con.register("earlier_ids", load_selection(out, name))
     ((added, removed),) = con.execute(
         "SELECT count(*) FILTER (e.clip_id IS NULL), count(*) FILTER (n.clip_id IS NULL) "
         "FROM now_ids n FULL JOIN earlier_ids e USING (clip_id)"
@@ -298,8 +303,8 @@ def _difference(con: duckdb.DuckDBPyConnection, out: Folder, name: str, ids: pa.
     return Difference(name, added, removed)
 
 
-def _save(out: Folder, name: str, ids: pa.Table, story: dict[str, Any]) -> str:
-    table = ids.cast(pa.schema([("clip_id", pa.string())], metadata={_KEY: json.dumps(story)}))
-    if not out.create(_file(name), parquet(table)):
+def _save_selection(out: Folder, name: str, ids: pa.Table, description: dict[str, Any]) -> str:
+    table = ids.cast(pa.schema([("clip_id", pa.string())], metadata={_KEY: json.dumps(description)}))
+    if not out.create(_file_name(name), parquet(table)):
         raise UsageError(f"{out.url} has another selection {name!r} already: choose another name")
-    return _file(name)
+    return _file_name(name)

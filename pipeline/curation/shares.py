@@ -1,4 +1,4 @@
-"""The share of each task in a mixture, as an exact fraction, from the percents and weights that people write."""
+"""Computes the share of each task in a mixture, as an exact fraction, from percents and weights."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ def task_shares(
         weights = {task: Fraction(clips[task] ** power).limit_denominator(10**6) for task in tasks}
         return {task: weight / sum(weights.values()) for task, weight in weights.items()}
     fixed: dict[str, Fraction] = {}
-    weighed: dict[str, Fraction] = {}
-    for task, said in tasks.items():
-        if isinstance(said, str):
-            percent = _PERCENT.fullmatch(said.strip())
+    relative: dict[str, Fraction] = {}
+    for task, value in tasks.items():
+        if isinstance(value, str):
+            percent = _PERCENT.fullmatch(value.strip())
             if percent is None:
-                raise UsageError(f"{name}: tasks.{task}: {said!r} is neither a weight, as 2 is, nor a share, as 40% is")
+                raise UsageError(
+                    f"{name}: tasks.{task}: {value!r} is neither a weight, as 2 is, nor a share, as 40% is"
+                )
             fixed[task] = Fraction(percent[1]) / 100
         else:
-            weighed[task] = Fraction(str(said))
-        if not (fixed | weighed)[task] > 0:
-            raise UsageError(f"{name}: tasks.{task}: {said} is not above 0; leave a task out that is not to be drawn")
-    rest = 1 - sum(fixed.values())
-    if rest < 0 or (rest > 0) != bool(weighed):
-        told = " + ".join(f"{task} {tasks[task]}" for task in fixed)
-        left = f", which leaves nothing for {', '.join(weighed)}" if weighed else ", and must sum to 100 %"
-        raise UsageError(f"{name}: the shares sum to {float(100 * (1 - rest)):g} % ({told}){left}")
-    return {task: fixed[task] if task in fixed else rest * weighed[task] / sum(weighed.values()) for task in tasks}
+            relative[task] = Fraction(str(value))
+        if not (fixed | relative)[task] > 0:
+            raise UsageError(f"{name}: tasks.{task}: {value} is not above 0; leave out a task that is not to be drawn")
+    remainder = 1 - sum(fixed.values())
+    if remainder < 0 or (remainder > 0) != bool(relative):
+        listing = " + ".join(f"{task} {tasks[task]}" for task in fixed)
+        consequence = f", which leaves nothing for {', '.join(relative)}" if relative else ", and must sum to 100 %"
+        raise UsageError(f"{name}: the shares sum to {float(100 * (1 - remainder)):g} % ({listing}){consequence}")
+    return {
+        task: fixed[task] if task in fixed else remainder * relative[task] / sum(relative.values()) for task in tasks
+    }

@@ -1,8 +1,8 @@
-"""A mixture as the files and the CSV that the published VDOT trainer reads, so that nobody is locked in.
+"""Writes a mixture as the files and the CSV that the published VDOT trainer reads, so that nobody is locked in.
 
-    videos/<clip>.mp4            what is to be made; the trainer finds it by the name of the source video
-    <task>/<clip>.mp4            what is given: a control track, or the clip with gray where something is to be made
-    <task>.mask/<clip>.mp4       white where something is to be made
+    videos/<clip>.mp4            the target; the trainer finds it by the name of the source video
+    <task>/<clip>.mp4            the condition: a control track, or the clip with gray where it must be filled in
+    <task>.mask/<clip>.mp4       white where it must be filled in
     references/<clip>_<n>.png    reference pictures
     train.csv, held_out.csv      a row per clip and task
     mixture                      the hash of the mixture that all this follows from
@@ -53,11 +53,11 @@ COLUMNS = ("task_name", "src_video_path", "mask_video_path", "ref_image_path", "
 _MASK_CRF = 8
 _BATCH = 1_000
 # The file that says which mixture a folder was written from.
-_OF = "mixture"
+_MARKER = "mixture"
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportSummary:
     """How many rows each CSV has by task, and how many clips and tasks were left out, by reason."""
 
     folder: str
@@ -69,18 +69,18 @@ class Exported:
         return json.dumps(asdict(self))
 
 
-def to_csv(mixture: str, to: Path, *, frames: int = 81, workers: int | None = None) -> Exported:
-    """Write what `mixture`, a folder that `mix` made, draws into the folder `to`; files that are there stay.
+def to_csv(mixture: str, target: Path, *, frames: int = 81, workers: int | None = None) -> ExportSummary:
+    """Write what `mixture`, a folder that `mix` made, draws into the folder `target`; existing files stay.
 
-    `frames`: clips of this length alone, because that trainer makes noise of one shape for all. `workers`: processes,
-    else one per core. Raises `UsageError` when `mixture` is none or `to` holds another, and `RunError` or
-    `StorageError` when a disk is full or a store stays bad.
+    `frames`: only clips of this length, because that trainer makes noise of one shape for all. `workers`: processes,
+    else one per core. Raises `UsageError` when `mixture` is not one or `target` holds another, and `RunError` or
+    `StorageError` when a disk is full or a store keeps failing.
     """
     drawn, samples = read(mixture)
-    folder = Folder(str(to.absolute()))
+    folder = Folder(str(target.absolute()))
     check_no_dataset(folder)
-    if not folder.create(_OF, drawn.hash.encode()) and folder.read(_OF).decode() != drawn.hash:
-        raise UsageError(f"{to} holds the files of another mixture: choose another folder")
+    if not folder.create(_MARKER, drawn.hash.encode()) and folder.read(_MARKER).decode() != drawn.hash:
+        raise UsageError(f"{target} holds the files of another mixture: choose another folder")
     counts: dict[str, Counter[str]] = {TRAIN: Counter(), HELD_OUT: Counter()}
     left_out: Counter[str] = Counter()
     with Scratch() as scratch, ExitStack() as files:
@@ -95,17 +95,21 @@ def to_csv(mixture: str, to: Path, *, frames: int = 81, workers: int | None = No
             rows = batch.to_pylist()
             left_out[f"clips of another length than {frames} frames"] += sum(row["frames"] != frames for row in rows)
             rows = [row for row in rows if row["frames"] == frames]
-            for sample, (made, missing) in zip(rows, pool.map(partial(_clip, drawn, folder), rows), strict=True):
-                tables[sample["split"]].writerows(made)
-                counts[sample["split"]].update(row["task_name"] for row in made)
+            for sample, (clip_rows, missing) in zip(
+                rows, pool.map(partial(_export_clip, drawn, folder), rows), strict=True
+            ):
+                tables[sample["split"]].writerows(clip_rows)
+                counts[sample["split"]].update(row["task_name"] for row in clip_rows)
                 left_out.update(missing)
         files.close()
         for split in counts:
             folder.put(f"{split}.csv", scratch.path / split)
-    return Exported(folder.url, {split: dict(found) for split, found in counts.items()}, dict(+left_out))
+    return ExportSummary(folder.url, {split: dict(counter) for split, counter in counts.items()}, dict(+left_out))
 
 
-def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list[dict[str, str]], Counter[str]]:
+def _export_clip(
+    mixture: Mixture, target: Folder, sample: Mapping[str, Any]
+) -> tuple[list[dict[str, str]], Counter[str]]:
     """Write the files of one clip; its rows, and what was left out by reason."""
     clip_id = sample["clip_id"]
     out = Folder(mixture.datasets[sample["dataset"]][0])
@@ -118,57 +122,57 @@ def _clip(mixture: Mixture, to: Folder, sample: Mapping[str, Any]) -> tuple[list
     prompt = read_caption(members)
     if not prompt:
         return [], Counter({"clips without a caption": 1})
-    _write(to, f"videos/{clip_id}.mp4", members["mp4"])
+    _write_file(target, f"videos/{clip_id}.mp4", members["mp4"])
     references = [
-        _write(to, f"references/{clip_id}_{number}.png", members[name])
+        _write_file(target, f"references/{clip_id}_{number}.png", members[name])
         for number, name in enumerate(reference_names(members))
     ]
     rows, left_out = [], Counter[str]()
     for task in sample["tasks"]:
-        shown = references if REFERENCE in mixture.parts[task] else []
+        reference_paths = references if REFERENCE in mixture.parts[task] else []
         try:
-            video, mask = _given(mixture.seed, to, clip_id, task, mixture.parts[task], members)
+            video, mask = _write_condition(mixture.seed, target, clip_id, task, mixture.parts[task], members)
         except (ValueError, ClipError) as error:
             left_out[f"{task}: {error}"] += 1
             continue
-        if video or shown:
-            rows.append(dict(zip(COLUMNS, (task, video, mask, ",".join(shown), prompt, prompt), strict=True)))
+        if video or reference_paths:
+            rows.append(dict(zip(COLUMNS, (task, video, mask, ",".join(reference_paths), prompt, prompt), strict=True)))
         else:
             # That trainer finds a clip by the name of its source video or reference.
             left_out[f"{task}: its form has no row without a source video or a reference"] += 1
     return rows, left_out
 
 
-def _given(
-    seed: int, to: Folder, clip_id: str, task: str, parts: Sequence[str], members: Mapping[str, bytes]
+def _write_condition(
+    seed: int, target: Folder, clip_id: str, task: str, parts: Sequence[str], members: Mapping[str, bytes]
 ) -> tuple[str, str]:
-    """The paths of source video and mask; "" for what the task has not. Raises ValueError as `condition`, and ClipError
-    for a clip or track that cannot be decoded."""
-    shown = [part for part in parts if part not in (REFERENCE, TEXT)]
-    if len(shown) == 1 and f"{shown[0]}.mp4" in members:
-        # As it is stored; the composites with that track share the file.
-        return _write(to, f"{shown[0]}/{clip_id}.mp4", members[f"{shown[0]}.mp4"]), ""
-    if not shown:
+    """Write source video and mask, and return their paths; "" for what the task does not have. Raises ValueError
+    as `condition`, and ClipError for a clip or track that cannot be decoded."""
+    picture_parts = [part for part in parts if part not in (REFERENCE, TEXT)]
+    if len(picture_parts) == 1 and f"{picture_parts[0]}.mp4" in members:
+        # As stored; the composites with that track share the file.
+        return _write_file(target, f"{picture_parts[0]}/{clip_id}.mp4", members[f"{picture_parts[0]}.mp4"]), ""
+    if not picture_parts:
         return "", ""
-    masked = any(part in MASKS for part in shown)
+    masked = any(part in MASKS for part in picture_parts)
     names = f"{task}/{clip_id}.mp4", f"{task}.mask/{clip_id}.mp4" if masked else ""
-    assert to.local is not None
-    paths = tuple(str(to.local / name) if name else "" for name in names)
+    assert target.local is not None
+    paths = tuple(str(target.local / name) if name else "" for name in names)
     if not all(Path(path).exists() for path in paths if path):
         fps = json.loads(members["json"])["fps"]
         tracks = {track: partial(decode_clip, members[name]) for track, name in track_names(members).items()}
         frames = decode_clip(members["mp4"])
-        made = build_condition(shown, frames, tracks, [], make_generator(seed, 0, clip_id, task))
-        assert made.video is not None
-        if made.mask is not None:
-            white = np.repeat(np.uint8(255) * made.mask[..., None], 3, axis=-1)
-            _write(to, names[1], encode_clip(white, fps, _MASK_CRF))
-        _write(to, names[0], encode_clip(made.video, fps))
+        result = build_condition(picture_parts, frames, tracks, [], make_generator(seed, 0, clip_id, task))
+        assert result.video is not None
+        if result.mask is not None:
+            white = np.repeat(np.uint8(255) * result.mask[..., None], 3, axis=-1)
+            _write_file(target, names[1], encode_clip(white, fps, _MASK_CRF))
+        _write_file(target, names[0], encode_clip(result.video, fps))
     return paths[0], paths[1]
 
 
-def _write(to: Folder, name: str, data: bytes) -> str:
-    """The path of a file, written unless it is there: it would be the same, as all follows from the mixture."""
-    assert to.local is not None
-    to.create(name, data)
-    return str(to.local / name)
+def _write_file(target: Folder, name: str, data: bytes) -> str:
+    """Write a file, and return its path; one that exists is the same, as all follows from the mixture."""
+    assert target.local is not None
+    target.create(name, data)
+    return str(target.local / name)

@@ -1,4 +1,4 @@
-"""One small actor beside the driver that sees every attempt: it breaks crash loops, and joins twins."""
+"""A small actor beside the driver that counts attempts to break crash loops, and finds sources of one content."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import ray
 class Coordinator:
     """Workers tell it what they begin and end. It holds only what is in flight, and one index of contents on disk."""
 
-    def __init__(self, index: str, deaths: int) -> None:
-        """`index`: path of the SQLite file of content hashes; `deaths`: attempts after which a unit is given up."""
-        self._deaths = deaths
+    def __init__(self, index: str, max_deaths: int) -> None:
+        """`index`: path of the SQLite file of content hashes; `max_deaths`: attempts after which a unit is given up."""
+        self._max_deaths = max_deaths
         self._attempts: Counter[str] = Counter()
         self._draining = False
-        self._begun: float | None = None
+        self._first_begin: float | None = None
         self._index = sqlite3.connect(index, isolation_level=None)
         self._index.execute("PRAGMA synchronous = OFF")
         self._index.execute("CREATE TABLE IF NOT EXISTS owner (hash TEXT PRIMARY KEY, uri TEXT) WITHOUT ROWID")
@@ -28,16 +28,16 @@ class Coordinator:
         attempt so far ended with the worker's death."""
         if self._draining:
             return "stop"
-        self._begun = self._begun or time.monotonic()
+        self._first_begin = self._first_begin or time.monotonic()
         self._attempts[unit] += 1
-        return "dead" if self._attempts[unit] > self._deaths else "go"
+        return "dead" if self._attempts[unit] > self._max_deaths else "go"
 
     def end(self, unit: str) -> None:
-        """The unit was worked on to its end."""
+        """Record that work on the unit ended."""
         self._attempts.pop(unit, None)
 
-    def own(self, pairs: list[tuple[str, str]]) -> None:
-        """Contents that the catalog already holds: (hash, uri)."""
+    def add_owners(self, pairs: list[tuple[str, str]]) -> None:
+        """Add contents that the catalog already holds: (hash, uri)."""
         self._index.executemany("INSERT OR IGNORE INTO owner VALUES (?, ?)", pairs)
 
     def claim(self, content: str, uri: str) -> str:
@@ -45,17 +45,17 @@ class Coordinator:
         self._index.execute("INSERT OR IGNORE INTO owner VALUES (?, ?)", (content, uri))
         return str(self._index.execute("SELECT uri FROM owner WHERE hash = ?", (content,)).fetchone()[0])
 
-    def fresh(self) -> None:
-        """A new round begins: attempts that ended with the last one say nothing about their inputs."""
+    def begin_round(self) -> None:
+        """Begin a round: attempts that were cut off with the last one say nothing about their inputs."""
         self._attempts.clear()
 
     def drain(self) -> None:
-        """From now on nothing new is begun."""
+        """Begin nothing new from now on."""
         self._draining = True
 
-    def begun(self) -> float | None:
+    def first_begin(self) -> float | None:
         """When the first worker was ready and began, by this node's monotonic clock."""
-        return self._begun
+        return self._first_begin
 
 
 class CoordinatorClient:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Progress:
-    """What a display shows while a run goes on: `done` of `work` pieces, which are sources, or a layer's clips."""
+    """What a display shows while a run goes on: `finished` of `work` pieces, which are sources, or a layer's clips."""
 
     unit: str
     work: int = 0
-    done: int = 0
+    finished: int = 0
     clips: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
-    begun: float | None = None
+    first_begin: float | None = None
     draining: bool = False
 
 

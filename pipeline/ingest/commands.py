@@ -33,7 +33,7 @@ _SOURCE = ("source_uri", "source_size", "source_stamp", "licence")
 
 @dataclass(slots=True)
 class Summary:
-    """How a run ended: all of OUT by verdict, and what this run did.
+    """The result of a run: all of OUT by verdict, and what this run did.
 
     clips: status -> reason (rule or code, "" for kept) -> count. sources likewise. seconds: step -> seconds of work,
     summed over workers.
@@ -53,8 +53,8 @@ class Summary:
         """One line of JSON."""
         return json.dumps(asdict(self))
 
-    def defects(self) -> int:
-        """How many sources and clips failed by a fault of vdot-data itself."""
+    def count_defects(self) -> int:
+        """Count the sources and clips that failed by a fault of vdot-data itself."""
         failed = (*self.clips.get("failed", {}).items(), *self.sources.get("failed", {}).items())
         return sum(count for code, count in failed if code in OUR_FAULT)
 
@@ -71,28 +71,28 @@ def ingest(
     rehash: bool = False,
     watcher: Watcher = lambda _: None,
 ) -> Summary:
-    """Bring sources into OUT; what is there already stays and is not done again.
+    """Bring sources into OUT; what is there already stays and is not redone.
 
     `sources`: files, folders, globs, fsspec URLs or manifests. `address`: a running Ray cluster, else one of its own
     with `cpus` CPUs. `watcher` is called with the progress a few times a second. Raises `UsageError` before anything
-    starts, and `RunError` when the run cannot go on.
+    starts, and `RunError` when the run cannot continue.
     """
     chosen = recipe.load(recipe_file)
     with Scratch() as scratch:
-        listed = source_list.write(expand_sources(sources, exclude), limit, scratch.path / "listing.parquet")
+        listing = source_list.write(expand_sources(sources, exclude), limit, scratch.path / "listing.parquet")
         folder = Folder(out)
         folder.check_creates()
         if folder.url.startswith("memory:"):
-            raise UsageError(f"{out} is seen by one process alone; OUT must be a disk or a bucket that all workers see")
-        blueprint = with_weights(
-            Blueprint.for_ingest(chosen, manifest_of(listed, Catalog(folder, scratch.path), chosen))
+            raise UsageError(f"{out} exists in one process only; OUT must be a disk or a bucket that all workers see")
+        blueprint = add_weights(
+            Blueprint.for_ingest(chosen, merge_manifest_columns(listing, Catalog(folder, scratch.path), chosen))
         )
         folder.check_writable()
         with lock_catalog(folder, scratch.path) as catalog:
             if not catalog.is_empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
                 check_geometry(chosen, stored_recipe(catalog), out)
-            ledger = Ledger(catalog, blueprint, listed, rehash=rehash)
-            return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
+            ledger = Ledger(catalog, blueprint, listing, rehash=rehash)
+            return _run_and_summarize(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
 
 def retry(
@@ -103,15 +103,15 @@ def retry(
     cpus: int | None = None,
     watcher: Watcher = lambda _: None,
 ) -> Summary:
-    """Try everything that failed in OUT once more, by its own recipe or another. Raises as `ingest`."""
+    """Retry everything that failed in OUT, by its own recipe or another. Raises as `ingest`."""
     with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         stored = stored_recipe(catalog)
         chosen = recipe.load(recipe_file) if recipe_file else stored
         check_geometry(chosen, stored, out)
-        listed = source_list.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
-        blueprint = with_weights(Blueprint.for_ingest(chosen, manifest_of(listed, catalog, chosen)))
-        ledger = Ledger(catalog, blueprint, listed, retry=True)
-        return _go(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
+        listing = source_list.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
+        blueprint = add_weights(Blueprint.for_ingest(chosen, merge_manifest_columns(listing, catalog, chosen)))
+        ledger = Ledger(catalog, blueprint, listing, retry=True)
+        return _run_and_summarize(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
 
 def annotate(
@@ -125,22 +125,24 @@ def annotate(
 ) -> Summary:
     """Add one layer to the stored clips of OUT: what an annotator makes, under the same clip ids.
 
-    One that builds on others finds what they made in the base layer. Clips that have the layer from this version of the
-    annotator are left alone, and so are those for which it failed, unless `retry`. Raises as `ingest`.
+    An annotator that needs others reads their output from the base layer. Clips that have the layer from this version
+    of the annotator are skipped, and so are those for which it failed, unless `retry`. Raises as `ingest`.
     """
     with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         chosen = stored_recipe(catalog)
         if annotator in chosen.annotators:
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
-        blueprint = with_weights(Blueprint.for_layer(chosen, annotator))
+        blueprint = add_weights(Blueprint.for_layer(chosen, annotator))
         check_foundations(catalog, blueprint)
-        return _go(catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher)
+        return _run_and_summarize(
+            catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher
+        )
 
 
-def with_weights(blueprint: Blueprint) -> Blueprint:
-    """A blueprint for a run, with the weights that the user names.
+def add_weights(blueprint: Blueprint) -> Blueprint:
+    """Add the weights that the user names to a blueprint, for a run.
 
-    Raises `UsageError` when a weight is missing here or is not what it should be.
+    Raises `UsageError` when a weight is missing here or damaged.
     """
     annotators = [name for stage in blueprint.stages for name in stage]
     detector = TransNet.weights if blueprint.recipe.shots == TransNet.name else ()
@@ -152,12 +154,12 @@ def with_weights(blueprint: Blueprint) -> Blueprint:
     return blueprint.with_weights()
 
 
-def manifest_of(listed: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
-    """The manifest columns of this listing and those that the dataset has from earlier ones."""
-    return tuple(dict.fromkeys([*listed.manifest, *manifest_columns(catalog, chosen)]))
+def merge_manifest_columns(listing: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+    """The manifest columns of this listing, and those of earlier ones that the dataset has."""
+    return tuple(dict.fromkeys([*listing.manifest, *manifest_columns(catalog, chosen)]))
 
 
-def _go(
+def _run_and_summarize(
     catalog: Catalog,
     blueprint: Blueprint,
     ledger: Ledger,
@@ -168,7 +170,7 @@ def _go(
 ) -> Summary:
     started = time.monotonic()
     run = Run(catalog, blueprint, ledger, scratch)
-    run.go(address, cpus, watcher)
+    run.execute(address, cpus, watcher)
     ledger.refresh()
     clips: dict[str, dict[str, int]] = {}
     sources: dict[str, dict[str, int]] = {}
@@ -181,9 +183,9 @@ def _go(
         run_id=run.id,
         clips=clips,
         sources=sources,
-        done=dict(run.done),
+        done=dict(run.clip_counts),
         wall_s=time.monotonic() - started,
-        startup_s=run.progress.begun - started if run.progress.begun else 0.0,
+        startup_s=run.progress.first_begin - started if run.progress.first_begin else 0.0,
         seconds=dict(run.timings),
     )
 
@@ -198,6 +200,6 @@ def _failed_sources(catalog: Catalog) -> Iterator[Source]:
     for batch in rows.to_arrow_reader(BATCH):
         for row in batch.to_pylist():
             uri, size, stamp, licence = (row.pop(name) for name in _SOURCE)
-            # What is left are the manifest's columns, and signals, which a source has none of.
+            # The remaining columns are the manifest's, and signals, which a source has none of.
             extra = {name: str(value) for name, value in row.items() if value is not None}
             yield Source(uri, size, stamp, extra | ({"licence": licence} if licence else {}))

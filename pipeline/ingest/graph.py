@@ -1,4 +1,4 @@
-"""The plan of a run: sources cut, their clips annotated list by list, and what has settled written into shards.
+"""The plan of a run: cuts sources, annotates their clips list by list, and writes settled items into shards.
 
 `CutStage`, which annotates the clips of short sources itself -> one `AnnotateStage` per list in the recipe -> the
 driver, which sees references only.
@@ -21,24 +21,24 @@ from pipeline.stages.pack import pack, peek
 from pipeline.storage.folder import Folder
 
 
-def pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) -> list[Pool]:
-    """The pools of workers that so many chunks of work go through, in this order."""
-    workers = engine.workers(chunks)
+def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) -> list[Pool]:
+    """Build the pools of workers that this many chunks of work go through, in order."""
+    workers = engine.count_workers(chunks)
     on_gpu = [any(map(registry.takes_gpu, stage)) for stage in blueprint.stages]
-    # One source at a time: one that waits behind another could be done by a worker that is idle at the end.
+    # One source at a time: one queued behind another could be done by a worker that is idle at the end.
     cut = Pool(CutStage, (blueprint, out, engine.attempts), workers, workers, in_flight=1, on_gpu=on_gpu[0])
-    # A layer's one stage is done by the worker that opens the clip.
+    # The only stage of a layer is done by the worker that opens the clip.
     numbers = range(blueprint.layer != BASE_LAYER, len(blueprint.stages))
     return [
         cut,
         *(
-            # One source may have a thousand clips: this pool grows with what comes. Two in flight: the next clip is
-            # already there when a worker is done with one.
+            # One source may have a thousand clips: this pool grows as they come. Two in flight: the next clip is
+            # ready when a worker finishes one.
             Pool(
                 AnnotateStage,
                 (blueprint, number, engine.attempts),
                 1 if number == 0 else workers,
-                engine.most_workers,
+                engine.max_workers,
                 in_flight=2,
                 on_gpu=on_gpu[number],
             )
@@ -47,15 +47,15 @@ def pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) -> lis
     ]
 
 
-def run(
+def run_plan(
     engine: Engine, blueprint: Blueprint, out: Folder, chunks: Iterable[pa.Table]
 ) -> Iterator[tuple[Any, int, Any]]:
-    """Run the plan over chunks of work; yields (block, its size in bytes, its records to come) as rows settle."""
+    """Run the plan over chunks of work; yields (block, its size in bytes, a future of its records) as rows settle."""
     tables = list(chunks)
-    for block, size in engine.run(pools(engine, blueprint, out, len(tables)), tables):
+    for block, size in engine.run(build_pools(engine, blueprint, out, len(tables)), tables):
         yield block, size, engine.submit(peek, block)
 
 
-def write(engine: Engine, blueprint: Blueprint, out: Folder, run_id: str, blocks: Sequence[Any]) -> Any:
-    """Start writing settled blocks into shards; the answer, through `engine.result`, is their catalog rows."""
+def write_shards(engine: Engine, blueprint: Blueprint, out: Folder, run_id: str, blocks: Sequence[Any]) -> Any:
+    """Start writing settled blocks into shards; `engine.result` of the future returns their catalog rows."""
     return engine.submit(pack, out, run_id, blueprint.layer, *blocks, tries=-1)

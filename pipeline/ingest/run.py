@@ -1,4 +1,4 @@
-"""One run over one OUT, from claim to last commit: rounds of the Ray plan, and the only hand that commits."""
+"""One run over one OUT, from claim to last commit: rounds of the Ray plan, and the only code that commits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipeline.catalog.catalog import Catalog, utc_now
 from pipeline.catalog.cleanup import sweep
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.catalog.ledger import Ledger
-from pipeline.engine.engine import LOST, Engine, give_back
+from pipeline.engine.engine import RAY_ERRORS, Engine, trim_memory
 from pipeline.engine.progress import Progress
-from pipeline.engine.rounds import Stop, ahead, rounds
+from pipeline.engine.rounds import Stop, read_ahead, run_rounds
 from pipeline.errors import RunError
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.ingest import graph
@@ -41,16 +41,16 @@ class Run:
         self._started = utc_now()
         self.progress = Progress("sources" if blueprint.layer == BASE_LAYER else "stored clips")
         self.timings: Counter[str] = Counter()
-        self.done: Counter[str] = Counter()
+        self.clip_counts: Counter[str] = Counter()
 
-    def go(self, address: str | None, cpus: int | None, watchers: Any) -> None:
+    def execute(self, address: str | None, cpus: int | None, watchers: Any) -> None:
         """Claim OUT, supersede what rules or manifest change, do the work, commit. `watchers(progress)` runs often.
 
-        Raises `RunError` when the run cannot go on, or was asked to stop before everything was settled.
+        Raises `RunError` when the run cannot continue, or is stopped before everything is settled.
         """
-        # Before anything is written: a recipe that cannot judge what is there must not become that of OUT.
+        # Before anything is written: a recipe that cannot judge the stored clips must not become that of OUT.
         revised = self._ledger.revise() if self._blueprint.layer == BASE_LAYER else iter(())
-        self._commit_rows([self._row_of_run()])
+        self._commit_rows([self._run_row()])
         finish_forgetting(self._catalog)
         swept = sweep(self._catalog)
         if swept:
@@ -59,78 +59,78 @@ class Run:
             self._catalog.commit(table)
         self._ledger.refresh()
         if self._ledger.count_work():
-            self._rounds(address, cpus, watchers)
-        self._commit_rows([self._row_of_run() | {"finished": utc_now()}])
+            self._run_rounds(address, cpus, watchers)
+        self._commit_rows([self._run_row() | {"finished": utc_now()}])
         sweep(self._catalog)
 
-    def _rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
+    def _run_rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
         limits = self._blueprint.recipe.limits
         with (
             Engine(address, cpus, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
             Stop() as stop,
         ):
-            # Once: what this run adds, the coordinator learns as it happens.
-            known = self._ledger.contents()
+            # Only once: the coordinator sees what this run adds as it happens.
+            contents = self._ledger.contents()
 
-            def once() -> None:
-                for pairs in known:
-                    engine.own(pairs)
-                self._round(engine, stop, watchers)
+            def run_round() -> None:
+                for pairs in contents:
+                    engine.add_owners(pairs)
+                self._run_round(engine, stop, watchers)
 
-            def state() -> tuple[int, int]:
+            def read_state() -> tuple[int, int]:
                 self._ledger.refresh()
-                # A source that fails again is no work any more, and a new one settles without being less work.
+                # A source that fails again is no longer work, and a new one can settle without reducing the work.
                 work, settled = self._ledger.count_work(), self._ledger.count_settled()
                 self.progress.work = max(self.progress.work, work)
-                self.progress.done = self.progress.work - work
+                self.progress.finished = self.progress.work - work
                 return work, settled
 
-            rounds(engine, stop, once, self._ledger.count_work, state, "sources or clips got no verdict")
+            run_rounds(engine, stop, run_round, self._ledger.count_work, read_state, "sources or clips got no verdict")
 
-    def _round(self, engine: Engine, stop: Stop, watchers: Any) -> None:
-        """One pass of the plan over the work that is left; what it finished is committed however it ends."""
+    def _run_round(self, engine: Engine, stop: Stop, watchers: Any) -> None:
+        """One pass of the plan over the remaining work; what it finished is committed however it ends."""
         commit = self._blueprint.recipe.commit
         group = _Group()
         packing: deque[Any] = deque()
         early: _Early = {}
-        lost: Exception | None = None
+        loss: Exception | None = None
         try:
-            chunks = self._ledger.chunks(engine.round)
-            with closing(ahead(graph.run(engine, self._blueprint, self._catalog.out, chunks))) as blocks:
-                for arrived in blocks:
+            chunks = self._ledger.chunks(engine.round_size)
+            with closing(read_ahead(graph.run_plan(engine, self._blueprint, self._catalog.out, chunks))) as blocks:
+                for settled in blocks:
                     watchers(self.progress)
-                    if stop.asked:
-                        # Said again and again: the coordinator forgets it if its process dies.
+                    if stop.requested:
+                        # Repeated, because the coordinator forgets it if its process dies.
                         self.progress.draining = True
                         engine.drain()
-                    if arrived is not None:
-                        self.progress.begun = self.progress.begun or engine.begun()
-                        block, size, future = arrived
+                    if settled is not None:
+                        self.progress.first_begin = self.progress.first_begin or engine.first_begin()
+                        block, size, future = settled
                         (record,) = engine.result(future)
-                        self._take(group, early, block, size, record)
-                    aged = group.rows and (stop.asked or time.monotonic() - group.since >= commit.every_s)
+                        self._add_record(group, early, block, size, record)
+                    aged = group.rows and (stop.requested or time.monotonic() - group.since >= commit.every_s)
                     if aged or group.size >= commit.shard_mb * 1e6:
-                        packing.append(self._write(engine, group))
+                        packing.append(self._write_group(engine, group))
                         group = _Group()
-                    while packing and (len(packing) > PACKING or engine.ready(packing[0])):
+                    while packing and (len(packing) > PACKING or engine.is_ready(packing[0])):
                         self._commit_rows(engine.result(packing.popleft()))
-        except LOST as error:
-            lost = error
+        except RAY_ERRORS as error:
+            loss = error
         if group.rows:
-            packing.append(self._write(engine, group))
+            packing.append(self._write_group(engine, group))
         while packing:
             try:
                 self._commit_rows(engine.result(packing.popleft()))
-            except LOST as error:
-                lost = error
+            except RAY_ERRORS as error:
+                loss = error
             watchers(self.progress)
-        if lost is not None:
-            raise lost
+        if loss is not None:
+            raise loss
 
-    def _write(self, engine: Engine, group: _Group) -> Any:
-        return graph.write(engine, self._blueprint, self._catalog.out, self.id, group.blocks)
+    def _write_group(self, engine: Engine, group: _Group) -> Any:
+        return graph.write_shards(engine, self._blueprint, self._catalog.out, self.id, group.blocks)
 
-    def _take(
+    def _add_record(
         self,
         group: _Group,
         early: _Early,
@@ -138,28 +138,28 @@ class Run:
         size: int,
         record: dict[str, Any],
     ) -> None:
-        """Put a settled record into the group to be written, unless it came before (a retried task)."""
+        """Add a settled record to the group to be written, unless it was accepted before (a retried task)."""
         record.setdefault("kind", "clip")
-        new = self._ledger.accept(record)
-        if new is None:
+        accepted = self._ledger.accept(record)
+        if accepted is None:
             # A source's row is committed before its clips.
             early.setdefault(record["source_uri"], []).append((block, size, record))
             return
-        if not new:
+        if not accepted:
             return
         group.add(block, size)
-        # A piece of work is a source, or a stored clip: one of a layer, or one that has its place already.
+        # A piece of work is a source or a stored clip: one of a layer, or one that has a place already.
         if record["kind"] == "source" or self._blueprint.layer != BASE_LAYER or record.get("shard"):
-            self.progress.done += 1
+            self.progress.finished += 1
         if record["kind"] == "source":
             if record["status"] == "failed":
                 self.progress.clips["source failed"] += 1
-            for held in early.pop(record["source_uri"], []):
-                self._take(group, early, *held)
+            for waiting in early.pop(record["source_uri"], []):
+                self._add_record(group, early, *waiting)
         else:
             self.progress.clips[record["status"]] += 1
 
-    def _row_of_run(self) -> dict[str, Any]:
+    def _run_row(self) -> dict[str, Any]:
         return {
             "kind": "run",
             "recipe": self._blueprint.recipe.text,
@@ -168,10 +168,10 @@ class Run:
         }
 
     def _commit_rows(self, rows: list[dict[str, Any]]) -> None:
-        for name in {row[place] for row in rows for place in ("shard", "preview_shard") if row.get(place)}:
+        for name in {row[column] for row in rows for column in ("shard", "preview_shard") if row.get(column)}:
             if not self._catalog.out.exists(name):
                 raise RunError(
-                    f"{name} was written, but is not to be seen in {self._catalog.out.url} from here: OUT must "
+                    f"{name} was written, but cannot be seen in {self._catalog.out.url} from here: OUT must "
                     "be one place for every node, a bucket or a shared disk."
                 )
         for row in rows:
@@ -182,12 +182,12 @@ class Run:
                 "recipe_hash": self._blueprint.recipe.hash,
             }
             if row["kind"] == "clip":
-                self.done[row["status"]] += 1
+                self.clip_counts[row["status"]] += 1
             timings = row.get("timings") or {}
             self.timings.update(timings)
             row["timings"] = list(timings.items())
         self._catalog.commit(pa.Table.from_pylist(rows, schema=self._schema))
-        give_back()
+        trim_memory()
 
 
 # Records that came before their source's: uri -> (block, its size, record).

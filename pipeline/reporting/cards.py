@@ -1,4 +1,4 @@
-"""Pages without a network, and the cards of clips on them: pictures, a small film, verdict and reason."""
+"""Renders pages that need no network, and the cards of clips on them: pictures, a small film, verdict and reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import jinja2
 from pipeline.errors import UsageError
 from pipeline.formats import shards
 from pipeline.formats.schema import PREVIEW, SAMPLE
-from pipeline.reporting import mosaic as film
+from pipeline.reporting import mosaic
 from pipeline.storage.folder import Folder
 
 
@@ -28,66 +28,68 @@ class Card:
     source: str
     span: str
     verdict: str
-    why: str
+    reason: str
     strip: str | None = None
     film: str | None = None
     tiles: list[str] = field(default_factory=list)
     caption: str | None = None
 
 
-def card(out: Folder, row: dict[str, Any], layers: Sequence[dict[str, Any]] = (), *, playing: bool = False) -> Card:
-    """The card of a row of the catalog, a clip's or a source's.
+def make_card(
+    out: Folder, row: dict[str, Any], layers: Sequence[dict[str, Any]] = (), *, playing: bool = False
+) -> Card:
+    """Make the card of a row of the catalog, of a clip or a source.
 
-    `playing`: with a film of the clip and its tracks, those of `layers` (other rows of the clip) too. What cannot be
-    read is left out.
+    `playing`: with a film of the clip and its tracks, including those of `layers` (other rows of the clip). Samples
+    that cannot be read are left out.
     """
-    why = row["detail"] or ""
+    reason = row["detail"] or ""
     if row["status"] == "rejected" and row["rule"]:
-        why = f"{row['rule']}: {why}" if not why.startswith(row["rule"]) else why
+        reason = f"{row['rule']}: {reason}" if not reason.startswith(row["rule"]) else reason
     elif row["status"] == "failed":
-        why = f"{row['code']} in the step {row['stage']}: {why}"
+        reason = f"{row['code']} in the step {row['stage']}: {reason}"
     span = "" if row.get("start_s") is None else f"{row['start_s']:.2f} to {row['end_s']:.2f} s"
-    seen = _sample(out, row["clip_id"], *(row[name] for name in PREVIEW)) if row.get("preview_shard") else {}
+    preview = _read_sample(out, row["clip_id"], *(row[name] for name in PREVIEW)) if row.get("preview_shard") else {}
     members: dict[str, bytes] = {}
     for stored in (row, *layers) if playing else ():
         if stored["shard"]:
-            members |= _sample(out, row["clip_id"], *(stored[name] for name in SAMPLE))
-    made, tiles = film.mosaic(members, row.get("fps") or 16.0)
+            members |= _read_sample(out, row["clip_id"], *(stored[name] for name in SAMPLE))
+    video, tiles = mosaic.make_mosaic(members, row.get("fps") or 16.0)
     return Card(
         name=row["clip_id"] or "",
         source=row["source_uri"],
         span=span,
         verdict=row["status"],
-        why=why,
-        strip=_url("image/jpeg", seen.get("jpg")),
-        film=_url("video/mp4", made),
+        reason=reason,
+        strip=_data_url("image/jpeg", preview.get("jpg")),
+        film=_data_url("video/mp4", video),
         tiles=tiles,
         caption=row.get("caption"),
     )
 
 
-def _sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
+def _read_sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
     try:
         return shards.read_sample(out, clip, *place)
     except (KeyError, tarfile.TarError, OSError):
-        # A page with a gap says more than none; `verify` is what finds damage.
+        # A page with a gap is better than none; `verify` is there to find damage.
         return {}
 
 
-def _url(kind: str, data: bytes | None) -> str | None:
+def _data_url(kind: str, data: bytes | None) -> str | None:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else None
 
 
 def check_writable(file: Path) -> None:
-    """Raises `UsageError` where a page cannot be written, before anything is spent on it."""
-    there = file if file.exists() else file.parent
-    if file.is_dir() or not there.exists() or not os.access(there, os.W_OK):
-        why = "it is a folder" if file.is_dir() else "permission denied" if there.exists() else "no such folder"
-        raise UsageError(f"{file} cannot be written: {why}")
+    """Raises `UsageError` where a page cannot be written, before any work is done for it."""
+    existing = file if file.exists() else file.parent
+    if file.is_dir() or not existing.exists() or not os.access(existing, os.W_OK):
+        reason = "it is a folder" if file.is_dir() else "permission denied" if existing.exists() else "no such folder"
+        raise UsageError(f"{file} cannot be written: {reason}")
 
 
 def render(template: str, file: Path, values: dict[str, Any]) -> int:
-    """Write a page from its template, in which whatever comes from data is escaped; returns its size in bytes.
+    """Write a page from its template, with all data escaped; returns its size in bytes.
 
     Raises `UsageError` where `file` cannot be written.
     """

@@ -1,4 +1,4 @@
-"""One sample as a page: the clip and its tracks in step, and everything that is known of it."""
+"""Writes one sample as a page: the clip and its tracks in step, and everything that is known of it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.errors import UsageError
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.reporting import explain
-from pipeline.reporting.cards import card, render
+from pipeline.reporting.cards import make_card, render
 from pipeline.storage.scratch import Scratch
 
 
-def view(out: str, what: str, file: Path) -> str:
-    """Write the page about a clip (`what`: as in `explain`) into `file`; returns the clip's id.
+def view(out: str, target: str, file: Path) -> str:
+    """Write the page about a clip (`target`: as in `explain`) into `file`; returns the clip's id.
 
     Raises `UsageError` when there is no such clip, and where `file` cannot be written.
     """
-    facts = explain.explain(out, what)
+    facts = explain.explain(out, target)
     if facts["kind"] != "clip":
         clips = ", ".join(clip["clip_id"] for clip in facts["clips"]) or "none"
-        raise UsageError(f"{what!r} is a source; `view` opens one of its clips: {clips}")
+        raise UsageError(f"{target!r} is a source; `view` opens one of its clips: {clips}")
     with Scratch() as scratch:
         catalog = Catalog(open_dataset(out), scratch.path)
         clip_id: str = facts["clip"]["clip_id"]
-        # A layer's tracks lie in shards of their own.
+        # A layer's tracks are stored in separate shards.
         rows = values(
             catalog.connect(),
             "SELECT * FROM clips WHERE clip_id = ? ORDER BY layer <> ?, layer",
             [clip_id, BASE_LAYER],
         )
-        shown = card(catalog.out, rows[0], rows[1:], playing=True)
-    render("view.html", file, {"out": catalog.out.url, "one": shown, "told": explain.text(facts)})
+        clip_card = make_card(catalog.out, rows[0], rows[1:], playing=True)
+    render("view.html", file, {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)})
     return clip_id

@@ -1,4 +1,4 @@
-"""Why a clip is in or out: everything the catalog knows about one clip or source, in sentences."""
+"""Explains why a clip is in or out: everything the catalog knows about one clip or source, in sentences."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from pipeline.storage.scratch import Scratch
 Facts = dict[str, Any]
 """What is known, as plain JSON-able values; see `explain`."""
 
-_SOURCE = (
+_SOURCE_COLUMNS = (
     *("source_uri", "source_hash", "source_size", "same_as", "source_width", "source_height", "source_fps"),
     *("source_duration_s", "source_frames", "source_frames_unused", "source_frames_missing", "source_codec"),
     *("detector", "content_box", "licence"),
 )
-_LAYER = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
-# Most files have a frame or two whose times are off; of more than this, and of 1 %, people are told.
+_LAYER_COLUMNS = ("layer", "status", "shard", "offset", "bytes", "sequence", "run_id")
+# Most files have a frame or two with wrong times; only more than this, and more than 1 %, are reported.
 _FEW_FRAMES = 3
-_CLIP = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
+_CLIP_COLUMNS = ("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", "frames", "licence")
 
 
-def explain(out: str, what: str) -> Facts:
-    """What is known of a clip (`what`: its id, or six digits of it and more) or a source (URI, path or file name).
+def explain(out: str, name: str) -> Facts:
+    """What is known of a clip (`name`: its id, or its first six digits or more) or a source (URI, path or file name).
 
     kind: clip or source; verdict: status with its rule or code and what these mean; for a clip its signals, lineage,
-    layers with the place of their bytes, what `dedup` found of it, and the history of its verdicts; for a source its
-    clips. Raises `UsageError` when there is no such thing.
+    layers with the place of their bytes, its near duplicates, and the history of its verdicts; for a source its
+    clips. Raises `UsageError` when there is no such clip or source.
     """
     with Scratch() as scratch:
         catalog = Catalog(open_dataset(out), scratch.path)
         con = catalog.connect()
-        found = find(con, what)
-        facts = _clip(con, found.clip_id) if found.clip_id else _source(con, found.source_uri)
+        target = find(con, name)
+        facts = _clip_facts(con, target.clip_id) if target.clip_id else _source_facts(con, target.source_uri)
         return {"out": catalog.out.url, **facts}
 
 
-def _source(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
+def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
     row = values(con, "SELECT * FROM sources WHERE source_uri = ?", [uri])[0]
     clips = values(
         con,
@@ -55,48 +55,51 @@ def _source(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
         [uri, BASE_LAYER],
     )
     twins = values(con, "SELECT source_uri FROM sources WHERE same_as = ? ORDER BY source_uri", [uri])
-    open_ = {window["clip_id"] for window in row["windows"] or []} - {clip["clip_id"] for clip in clips}
+    windows = {window["clip_id"] for window in row["windows"] or []} - {clip["clip_id"] for clip in clips}
     return {
         "kind": "source",
-        "source": {name: row[name] for name in _SOURCE},
+        "source": {name: row[name] for name in _SOURCE_COLUMNS},
         "shots": len(row["shots"] or []),
-        "manifest": _manifest(row, _recipe(con, row)),
-        "verdict": _verdict(row, _recipe(con, row)),
+        "manifest": _manifest_facts(row, _find_recipe(con, row)),
+        "verdict": _verdict_facts(row, _find_recipe(con, row)),
         "clips": clips,
-        "clips_without_verdict": len(open_),
+        "clips_without_verdict": len(windows),
         "twins": [twin["source_uri"] for twin in twins],
-        "history": _history(con, "kind = 'source' AND source_uri = ?", uri),
+        "history": _read_history(con, "kind = 'source' AND source_uri = ?", uri),
     }
 
 
-def _clip(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
+def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
     layers = values(con, "SELECT * FROM clips WHERE clip_id = ? ORDER BY layer <> ?, layer", [clip_id, BASE_LAYER])
-    row, chosen = layers[0], _recipe(con, layers[0])
+    row, chosen = layers[0], _find_recipe(con, layers[0])
     return {
         "kind": "clip",
-        "clip": {name: row[name] for name in _CLIP},
-        "manifest": _manifest(row, chosen),
-        "verdict": _verdict(row, chosen),
+        "clip": {name: row[name] for name in _CLIP_COLUMNS},
+        "manifest": _manifest_facts(row, chosen),
+        "verdict": _verdict_facts(row, chosen),
         "tasks": row["tasks"] or [],
         "duplicates": next(
             ({name: layer[name] for name in DUPLICATES} for layer in layers if layer["layer"] == DUPLICATES_LAYER), None
         ),
-        "signals": {name: signal for layer in layers for name, signal in _signals(layer, chosen).items()},
+        "signals": {name: signal for layer in layers for name, signal in _signal_facts(layer, chosen).items()},
         "captions": {layer["layer"]: layer["caption"] for layer in layers if layer["caption"]},
-        # What a layer builds on is of the base layer.
+        # A layer's foundations belong to the base layer.
         "lineage": [
-            made | {"layer": layer["layer"]}
+            entry | {"layer": layer["layer"]}
             for layer in layers
-            for made in layer["lineage"] or []
-            if layer["layer"] in (BASE_LAYER, made["name"])
+            for entry in layer["lineage"] or []
+            if layer["layer"] in (BASE_LAYER, entry["name"])
         ],
-        "layers": [{name: layer[name] for name in _LAYER} | {"verdict": _verdict(layer, None)} for layer in layers],
+        "layers": [
+            {name: layer[name] for name in _LAYER_COLUMNS} | {"verdict": _verdict_facts(layer, None)}
+            for layer in layers
+        ],
         "preview": {name: row[f"preview_{name}"] for name in ("shard", "offset", "bytes")},
-        "history": _history(con, "kind = 'clip' AND clip_id = ?", clip_id),
+        "history": _read_history(con, "kind = 'clip' AND clip_id = ?", clip_id),
     }
 
 
-def _recipe(con: duckdb.DuckDBPyConnection, row: Facts) -> Recipe | None:
+def _find_recipe(con: duckdb.DuckDBPyConnection, row: Facts) -> Recipe | None:
     """The recipe that gave a row its verdict, if the catalog has it."""
     texts = values(
         con,
@@ -106,44 +109,48 @@ def _recipe(con: duckdb.DuckDBPyConnection, row: Facts) -> Recipe | None:
     return recipe.parse(texts[0]["recipe"], "of the dataset") if texts else None
 
 
-def _known(chosen: Recipe | None, layer: str) -> dict[str, Signal]:
+def _declared_signals(chosen: Recipe | None, layer: str) -> dict[str, Signal]:
     """What the signals of a layer mean, as far as the packages that make them are installed here."""
-    known: dict[str, Signal] = {}
+    declared: dict[str, Signal] = {}
     annotators = [layer] if layer != BASE_LAYER else chosen.annotators if chosen else ()
     filters = chosen.filters if chosen and layer == BASE_LAYER else ()
-    for one in [*(([], [name]) for name in filters), *(([name], []) for name in annotators)]:
+    for names in [*(([], [name]) for name in filters), *(([name], []) for name in annotators)]:
         try:
-            known |= registry.collect_signals(*one)
+            declared |= registry.collect_signals(*names)
         except (UsageError, ImportError):
             continue
-    return known
+    return declared
 
 
-def _signals(row: Facts, chosen: Recipe | None) -> Facts:
+def _signal_facts(row: Facts, chosen: Recipe | None) -> Facts:
     """The signals of one layer: value, unit and meaning (None where its package is not installed)."""
-    known = _known(chosen, row["layer"])
+    declared = _declared_signals(chosen, row["layer"])
     return {
         name: {"value": row.get(name), "unit": signal.unit, "meaning": signal.meaning}
-        for name, signal in known.items()
+        for name, signal in declared.items()
         if name in row and (row["layer"] == BASE_LAYER or row[name] is not None)
     }
 
 
-def _manifest(row: Facts, chosen: Recipe | None) -> Facts:
+def _manifest_facts(row: Facts, chosen: Recipe | None) -> Facts:
     """Columns that are neither the catalog's nor a known signal: those of the manifest."""
-    known = _known(chosen, BASE_LAYER)
-    return {n: value for n, value in row.items() if n not in COLUMNS.names and n not in known and value is not None}
+    declared = _declared_signals(chosen, BASE_LAYER)
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in COLUMNS.names and name not in declared and value is not None
+    }
 
 
-def _verdict(row: Facts, chosen: Recipe | None) -> Facts:
+def _verdict_facts(row: Facts, chosen: Recipe | None) -> Facts:
     verdict = {name: row[name] for name in ("status", "rule", "code", "stage", "detail", "same_as", "recipe_hash")}
     verdict["rule_sql"] = chosen.rules.get(row["rule"]) if chosen and row["rule"] else None
     verdict["advice"] = ADVICE[ErrorCode(row["code"])] if row["code"] in ADVICE else None
     return verdict
 
 
-def _history(con: duckdb.DuckDBPyConnection, where: str, name: str) -> list[Facts]:
-    """Every row there ever was, oldest first."""
+def _read_history(con: duckdb.DuckDBPyConnection, where: str, name: str) -> list[Facts]:
+    """Every row that was ever written, oldest first."""
     return values(
         con,
         "SELECT sequence, layer, run_id, recipe_hash, status, coalesce(rule, code) AS why, "
@@ -153,8 +160,8 @@ def _history(con: duckdb.DuckDBPyConnection, where: str, name: str) -> list[Fact
     )
 
 
-def text(facts: Facts) -> str:
-    """The facts in sentences, for people."""
+def format_text(facts: Facts) -> str:
+    """Format the facts as sentences."""
     return "\n".join(_clip_text(facts) if facts["kind"] == "clip" else _source_text(facts))
 
 
@@ -163,7 +170,7 @@ def as_json(facts: Facts) -> str:
     return json.dumps(facts)
 
 
-def _why(verdict: Facts) -> Iterator[str]:
+def _verdict_text(verdict: Facts) -> Iterator[str]:
     status, detail = verdict["status"], verdict["detail"]
     if status == "rejected":
         yield f"It is rejected by the rule {verdict['rule']}: {detail or verdict['rule_sql']}"
@@ -195,22 +202,22 @@ def _source_text(facts: Facts) -> Iterator[str]:
     yield from _frames_text(source)
     if source["detector"]:
         yield f"Shots: {facts['shots']}, found by {source['detector']}"
-    yield from _why(facts["verdict"])
+    yield from _verdict_text(facts["verdict"])
     if source["licence"]:
         yield f"Licence: {source['licence']}"
     yield from (f"{name}: {value}" for name, value in facts["manifest"].items())
     for clip in facts["clips"]:
-        why = f" ({clip['why']})" if clip["why"] else ""
-        yield f"  clip {clip['clip_id']}  {clip['start_s']:.2f} to {clip['end_s']:.2f} s  {clip['status']}{why}"
+        reason = f" ({clip['why']})" if clip["why"] else ""
+        yield f"  clip {clip['clip_id']}  {clip['start_s']:.2f} to {clip['end_s']:.2f} s  {clip['status']}{reason}"
     if facts["clips_without_verdict"]:
-        yield f"{facts['clips_without_verdict']} of its clips have no verdict yet; the next ingest goes on with them."
+        yield f"{facts['clips_without_verdict']} of its clips have no verdict yet; the next ingest continues with them."
     if facts["twins"]:
         yield f"The same content came also as {', '.join(facts['twins'])}."
     yield from _history_text(facts["history"])
 
 
 def _frames_text(source: Facts) -> Iterator[str]:
-    """How many frames a source gave, and of those that are not in use more than a few."""
+    """How many frames a source has, and how many are unused or missing if more than a few."""
     count = source["source_frames"]
     if count is None:
         return
@@ -223,7 +230,7 @@ def _frames_text(source: Facts) -> Iterator[str]:
         yield f"Between them there is room for {missing} more: the file has lost them, or nothing was recorded."
 
 
-def _of_layer(layer: str) -> str:
+def _layer_suffix(layer: str) -> str:
     return "" if layer == BASE_LAYER else f" (layer {layer})"
 
 
@@ -234,12 +241,12 @@ def _clip_text(facts: Facts) -> Iterator[str]:
     rate = f" at {clip['fps']:g} fps" if clip["fps"] else ""
     yield f"It shows {clip['source_uri']} from {clip['start_s']:.3f} to {clip['end_s']:.3f} s."
     yield f"It has {clip['frames']} frames{rate}{size}."
-    yield from _why(facts["verdict"])
+    yield from _verdict_text(facts["verdict"])
     yield from _duplicates_text(facts["duplicates"] or {})
     if facts["tasks"]:
         yield f"Tasks: {', '.join(facts['tasks'])}"
     for layer, caption in facts["captions"].items():
-        yield f"Caption{_of_layer(layer)}: {caption}"
+        yield f"Caption{_layer_suffix(layer)}: {caption}"
     if clip["licence"]:
         yield f"Licence: {clip['licence']}"
     yield from (f"{name}: {value}" for name, value in facts["manifest"].items())
@@ -247,17 +254,17 @@ def _clip_text(facts: Facts) -> Iterator[str]:
         yield "Signals:"
     for name, signal in facts["signals"].items():
         value = signal["value"]
-        shown = "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-        yield f"  {name} = {shown}  [{signal['unit']}] {signal['meaning']}"
+        formatted = "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        yield f"  {name} = {formatted}  [{signal['unit']}] {signal['meaning']}"
     if facts["lineage"]:
         yield "Made by:"
-    for made in facts["lineage"]:
-        weights = f", weights {made['weights_id']} ({made['weights_licence']})" if made["weights_id"] else ""
-        yield f"  {made['name']} {made['version']}{weights}{_of_layer(made['layer'])}"
+    for entry in facts["lineage"]:
+        weights = f", weights {entry['weights_id']} ({entry['weights_licence']})" if entry["weights_id"] else ""
+        yield f"  {entry['name']} {entry['version']}{weights}{_layer_suffix(entry['layer'])}"
     for layer in facts["layers"]:
         if layer["status"] == "failed" and layer["layer"] != BASE_LAYER:
             yield f"Layer {layer['layer']}:"
-            yield from _why(layer["verdict"])
+            yield from _verdict_text(layer["verdict"])
         elif layer["shard"]:
             yield f"Layer {layer['layer']}: {layer['shard']}, {layer['bytes']} bytes from {layer['offset']} on"
             if "://" not in facts["out"]:
@@ -265,13 +272,13 @@ def _clip_text(facts: Facts) -> Iterator[str]:
     yield from _history_text(facts["history"])
 
 
-def _duplicates_text(found: Facts) -> Iterator[str]:
-    if found.get("duplicate_of"):
-        cosine = f"cosine {found['duplicate_similarity']:.3f}"
-        yield f"It is a near duplicate of {found['duplicate_of']} ({cosine}), the best of {found['duplicates']}."
-    elif found.get("duplicate_group"):
-        yield f"It is the best of {found['duplicates']} near duplicates."
-    elif found.get("duplicates"):
+def _duplicates_text(layer: Facts) -> Iterator[str]:
+    if layer.get("duplicate_of"):
+        cosine = f"cosine {layer['duplicate_similarity']:.3f}"
+        yield f"It is a near duplicate of {layer['duplicate_of']} ({cosine}), the best of {layer['duplicates']}."
+    elif layer.get("duplicate_group"):
+        yield f"It is the best of {layer['duplicates']} near duplicates."
+    elif layer.get("duplicates"):
         yield "It has no near duplicate."
 
 
@@ -279,8 +286,8 @@ def _history_text(history: list[Facts]) -> Iterator[str]:
     if len(history) > 1:
         yield "History:"
         for row in history:
-            why = f" ({row['why']})" if row["why"] else ""
-            when = f", started {row['started']}" if row["started"] else ""
+            reason = f" ({row['why']})" if row["why"] else ""
+            start = f", started {row['started']}" if row["started"] else ""
             chosen = f", recipe {row['recipe_hash']}" if row["recipe_hash"] else ""
-            verdict = f"{row['status']}{why} by run {row['run_id']}{when}{chosen}"
+            verdict = f"{row['status']}{reason} by run {row['run_id']}{start}{chosen}"
             yield f"  part {row['sequence']}, layer {row['layer']}: {verdict}"

@@ -1,4 +1,4 @@
-"""Rules of the simplest kind, `luma < 40` or `coalesce(sharpness, 1) < 0.27`, as numbers that a slider can move."""
+"""Finds rules of the simplest kind, `luma < 40` or `coalesce(sharpness, 1) < 0.27`, which a slider can move."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Threshold:
     value: float
     null: float | None
 
-    def at(self, value: float) -> str:
+    def with_value(self, value: float) -> str:
         """The rule as `select --rule` takes it, with another number."""
         column = self.column if self.null is None else f"coalesce({self.column}, {self.null:.15g})"
         return f"{self.rule}: {column} {self.sign} {value:.15g}"
 
 
-def simple(rules: Mapping[str, str]) -> list[Threshold]:
-    """Those of the rules that are thresholds."""
-    found = ((name, _SIMPLE.fullmatch(text)) for name, text in rules.items())
+def find_thresholds(rules: Mapping[str, str]) -> list[Threshold]:
+    """Find the rules that are thresholds."""
+    matches = ((name, _SIMPLE.fullmatch(text)) for name, text in rules.items())
     return [
         Threshold(
             name,
@@ -41,6 +41,6 @@ def simple(rules: Mapping[str, str]) -> list[Threshold]:
             float(match["value"]),
             None if match["null"] is None else float(match["null"]),
         )
-        for name, match in found
+        for name, match in matches
         if match
     ]

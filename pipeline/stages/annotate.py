@@ -1,6 +1,6 @@
-"""Clips to annotated samples with a verdict: in the worker that cut them, or in further stages of the Ray plan.
+"""Annotates clips and gives them a verdict, in the worker that cut them or in further stages of the Ray plan.
 
-Whatever goes wrong with one clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
+An error in one clip becomes its verdict here (`errors.attempt`); only `RunError` is raised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.item import Item, items
+from pipeline.stages.item import Item, read_items
 from pipeline.video import process
 
 
@@ -35,65 +35,65 @@ class AnnotateStage:
         process.prepare()
         self._blueprint, self._number, self._attempts = blueprint, number, attempts
         self._annotators: list[Annotator] = [blueprint.build_annotator(name) for name in blueprint.stages[number]]
-        self._before = sum(len(stage) for stage in blueprint.stages[:number])
+        self._annotators_before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
-        self._layered = blueprint.layer != BASE_LAYER
-        self._at = "decode"
+        self._is_layer = blueprint.layer != BASE_LAYER
+        self._step = "decode"
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for item in items(batch):
+        for item in read_items(batch):
             if self.annotate(item):
-                yield item.table()
+                yield item.to_table()
 
     def annotate(self, item: Item) -> bool:
-        """Do this stage's part of a clip, unless it is settled or was here before; False when the run is to stop."""
+        """Do this stage's part of a clip unless it is settled or annotated already; False when the run must stop."""
         if "status" in item.record or item.record.get("stages_done", 0) > self._number:
             return True
         unit = f"stage {self._number} of clip {item.record['clip_id']}"
-        go = self._attempts.begin(unit)
-        if go == "stop":
+        answer = self._attempts.begin(unit)
+        if answer == "stop":
             return False
-        if go == "dead":
-            detail = f"every worker that annotated this clip ({', '.join(self._names())}) died while at it"
+        if answer == "dead":
+            detail = f"every worker that annotated this clip ({', '.join(self._annotator_names())}) died while at it"
             item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
             return True
         failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._annotate(item))
         if isinstance(failure, Failure):
-            item.fail(failure, self._at)
+            item.fail(failure, self._step)
         self._attempts.end(unit)
         return True
 
-    def _names(self) -> list[str]:
+    def _annotator_names(self) -> list[str]:
         return [annotator.name for annotator in self._annotators]
 
     def _annotate(self, item: Item) -> None:
         record = item.record
-        timed = Timer(record.setdefault("timings", {}))
-        self._at = "decode"
-        frames = decode_clip(item.members["mp4"]) if self._layered else _reread(item.members["mp4"])
-        timed("redecode")
-        # What was there before this layer: it may be needed, and lies elsewhere already.
-        stored = {name: item.members.pop(name) for name in [*item.members] if self._layered}
-        known: dict[str, Any] = json.loads(stored.get("json", b"{}")).get("signals", {})
-        known |= {name: record[name] for name in self._blueprint.signals if name in record}
+        timer = Timer(record.setdefault("timings", {}))
+        self._step = "decode"
+        frames = decode_clip(item.members["mp4"]) if self._is_layer else _decode_own_clip(item.members["mp4"])
+        timer("redecode")
+        # Members from before this layer may be needed, and are stored elsewhere already.
+        stored = {name: item.members.pop(name) for name in [*item.members] if self._is_layer}
+        signals: dict[str, Any] = json.loads(stored.get("json", b"{}")).get("signals", {})
+        signals |= {name: record[name] for name in self._blueprint.signals if name in record}
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
-        for position, annotator in enumerate(self._annotators, self._before + 1):
-            self._at = annotator.name
-            needed = _needed(annotator, known, stored | item.members, record["clip_id"])
-            timed("redecode")
-            found = output_checks.annotate(annotator, frames, record["fps"], needed)
-            timed(annotator.name)
-            item.members |= self._encoded(found, record["fps"])
-            if found.caption is not None:
-                record["caption"] = found.caption
-            timed("encode")
-            record |= found.signals
-            known |= found.signals
-            twice = found.data.keys() & {*data, *output_checks.SAMPLE_KEYS}
-            if twice:
-                detail = f"{annotator.name} gave data under the names {sorted(twice)}, which are taken"
+        for position, annotator in enumerate(self._annotators, self._annotators_before + 1):
+            self._step = annotator.name
+            needed = _gather_needs(annotator, signals, stored | item.members, record["clip_id"])
+            timer("redecode")
+            annotation = output_checks.annotate(annotator, frames, record["fps"], needed)
+            timer(annotator.name)
+            item.members |= self._encode_annotation(annotation, record["fps"])
+            if annotation.caption is not None:
+                record["caption"] = annotation.caption
+            timer("encode")
+            record |= annotation.signals
+            signals |= annotation.signals
+            taken = annotation.data.keys() & {*data, *output_checks.SAMPLE_KEYS}
+            if taken:
+                detail = f"{annotator.name} gave data under the names {sorted(taken)}, which are taken"
                 raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
-            data |= found.data
+            data |= annotation.data
             record["lineage"] = [*record.get("lineage", []), *self._blueprint.select_lineage([annotator.name])]
             verdict = self._rules.judge(record, position)
             settled = verdict.status == "rejected" and not self._blueprint.recipe.score_all
@@ -107,9 +107,9 @@ class AnnotateStage:
             if verdict.status == "rejected":
                 item.members.clear()
             else:
-                self._finish(item, data)
+                self._finish_clip(item, data)
 
-    def _finish(self, item: Item, data: dict[str, Any]) -> None:
+    def _finish_clip(self, item: Item, data: dict[str, Any]) -> None:
         """Give a clip its tasks and its JSON."""
         record = item.record
         record["tasks"] = self._rules.tasks(record)
@@ -117,37 +117,40 @@ class AnnotateStage:
         sample = {name: signals if name == "signals" else record[name] for name in output_checks.SAMPLE_KEYS}
         text = json.dumps(sample | data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         item.members["json"] = text.encode()
-        if self._layered:
+        if self._is_layer:
             # Two layers of one clip must not share a member's name.
             for name in item.members.keys() & {"json", "txt"}:
                 item.members[f"{self._blueprint.layer}.{name}"] = item.members.pop(name)
 
-    def _encoded(self, found: Annotation, fps: float) -> dict[str, bytes]:
+    def _encode_annotation(self, annotation: Annotation, fps: float) -> dict[str, bytes]:
         """The members that an annotation adds to a sample."""
         options = self._blueprint.recipe.encode
-        made = {
-            f"{name}.mp4": encode_clip(track, fps, options.crf, options.preset) for name, track in found.tracks.items()
+        members = {
+            f"{name}.mp4": encode_clip(track, fps, options.crf, options.preset)
+            for name, track in annotation.tracks.items()
         }
-        for name, pictures in found.pictures.items():
-            made |= {f"{name}.{number}.png": encode_png(picture) for number, picture in enumerate(pictures)}
-        made |= found.files
-        return made if found.caption is None else made | {"txt": found.caption.encode()}
+        for name, pictures in annotation.pictures.items():
+            members |= {f"{name}.{number}.png": encode_png(picture) for number, picture in enumerate(pictures)}
+        members |= annotation.files
+        return members if annotation.caption is None else members | {"txt": annotation.caption.encode()}
 
 
-def _needed(
+def _gather_needs(
     annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes], clip_id: str
 ) -> dict[str, Any]:
-    """What an annotator asks for: a signal of that name, else the track, as a trainer will see it; or the sample."""
+    """The arguments of an annotator: a signal of that name, else the track, as a trainer will see it; or the sample."""
     needed: dict[str, Any] = {}
     for name in registry.needs(annotator):
         if name not in signals and f"{name}.mp4" not in members:
-            raise ClipError(ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip has not")
+            raise ClipError(
+                ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip does not have"
+            )
         needed[name] = signals[name] if name in signals else decode_clip(members[f"{name}.mp4"])
-    return needed | {"sample": _sample(clip_id, members)} if registry.takes_sample(annotator) else needed
+    return needed | {"sample": _build_sample(clip_id, members)} if registry.takes_sample(annotator) else needed
 
 
-def _reread(mp4: bytes) -> Frames:
-    """The frames of a clip that this run wrote. Raises ClipError ENCODE_ERROR: whatever is wrong with it, we did it."""
+def _decode_own_clip(mp4: bytes) -> Frames:
+    """The frames of a clip that this run wrote. Raises ClipError ENCODE_ERROR: any damage is our own."""
     frames = attempt(ErrorCode.INTERNAL_ERROR, lambda: decode_clip(mp4))
     if isinstance(frames, Failure) and frames.code == ErrorCode.CLIP_DAMAGED:
         raise ClipError(ErrorCode.ENCODE_ERROR, frames.detail)
@@ -156,18 +159,18 @@ def _reread(mp4: bytes) -> Frames:
     return frames
 
 
-def _sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
-    """The members of a sample as an annotator sees them; a track is decoded when it is asked for."""
+def _build_sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
+    """The members of a sample as an annotator sees them; a track is decoded when it is used."""
     tracks = {track: partial(decode_clip, members[name]) for track, name in track_names(members).items()}
     pictures: dict[str, list[Picture]] = {}
-    shown = [(*name.removesuffix(".png").rpartition(".")[::2], name) for name in members if name.endswith(".png")]
-    for kind, _, name in sorted(shown, key=lambda one: (one[0], int(one[1]))):
+    numbered = [(*name.removesuffix(".png").rpartition(".")[::2], name) for name in members if name.endswith(".png")]
+    for kind, _, name in sorted(numbered, key=lambda entry: (entry[0], int(entry[1]))):
         pictures.setdefault(kind, []).append(clip_decode.decode_png(members[name]))
     return Sample(clip_id, tracks, pictures, members["txt"].decode() if "txt" in members else None)
 
 
 class Timer:
-    """Adds the CPU seconds since its last call to one step; wall seconds would count the neighbours' work too."""
+    """Adds the CPU seconds since its last call to one step; wall seconds would include other processes."""
 
     def __init__(self, timings: dict[str, float]) -> None:
         self._timings, self._last = timings, time.process_time()

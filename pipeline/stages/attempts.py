@@ -1,4 +1,4 @@
-"""What a stage asks before it begins with a source or a clip, so that nothing takes down one worker after another."""
+"""The protocol by which a stage counts its attempts, so that no source or clip takes down one worker after another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Attempts(Protocol):
         ...
 
     def end(self, unit: str) -> None:
-        """The unit was worked on to its end."""
+        """Record that work on the unit ended."""
         ...
 
     def claim(self, content: str, uri: str) -> str:

@@ -1,6 +1,6 @@
-"""The first stage of the Ray plan: sources to clips, encoded, measured by the cheap filters, and annotated if few.
+"""The first stage of the Ray plan: cuts sources into clips, encodes and filters them, and annotates them if few.
 
-Whatever goes wrong with one source or clip becomes its verdict here (`errors.attempt`); only `RunError` leaves.
+An error in one source or clip becomes its verdict here (`errors.attempt`); only `RunError` is raised.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pipeline.sources.fetch import LocalFile, fetch_source
 from pipeline.stages import sandboxed
 from pipeline.stages.annotate import AnnotateStage
 from pipeline.stages.attempts import Attempts
-from pipeline.stages.item import Item, failed
+from pipeline.stages.item import Item, failure_columns
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.video import process, shots
 from pipeline.video.grid import Window, count_missing_frames, shots_of, typical_step
 from pipeline.video.sandbox import Sandbox
 
-# Someone who kills the decoder may be about to kill this worker too: what it says then must not become a verdict.
+# Whoever kills the decoder may be about to kill this worker too: its last error must not become a verdict.
 _PAUSE_S = 1.0
-# The clips of a source that has no more than this many are annotated by the worker that cut them, which saves the way
-# through Ray and the second process on a core; those of a longer source are spread over the cluster.
-FEW = 4
+# The clips of a source that has no more than this many are annotated by the worker that cut them, which saves a trip
+# through Ray and a second process on a core; those of a longer source are spread over the cluster.
+MAX_LOCAL_CLIPS = 4
 
 
 class _KilledError(Exception):
@@ -46,7 +46,7 @@ class _KilledError(Exception):
 class CutStage:
     """Sources to clips. One per worker: fetch, find shots, cut, measure the cheap signals, encode.
 
-    Work on clips that exist (another layer, a newer annotator) starts here as well: their bytes come from the shard.
+    Work on stored clips (another layer, a newer annotator) starts here as well: their bytes come from the shard.
     """
 
     def __init__(self, blueprint: Blueprint, out: Folder, attempts: Attempts) -> None:
@@ -56,197 +56,208 @@ class CutStage:
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)
         self._scratch = Scratch()
         self._detector = shots.make_detector(blueprint.recipe.shots)
-        self._first = AnnotateStage(blueprint, 0, attempts)
+        self._first_stage = AnnotateStage(blueprint, 0, attempts)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for work in batch.to_pylist():
             stored = json.loads(work["clip"]) if work["clip"] else None
-            made = self._load(json.loads(work["manifest"]) | stored) if stored else self._source(work)
-            for item in made:
-                if item.record.pop("elsewhere", False) or self._first.annotate(item):
-                    yield item.table()
+            items = self._load_clip(json.loads(work["manifest"]) | stored) if stored else self._process_source(work)
+            for item in items:
+                if item.record.pop("elsewhere", False) or self._first_stage.annotate(item):
+                    yield item.to_table()
 
-    def _load(self, clip: dict[str, Any]) -> Iterator[Item]:
-        """A stored clip, ready to be annotated anew. Should that fail, its row still says where the old sample lies."""
+    def _load_clip(self, clip: dict[str, Any]) -> Iterator[Item]:
+        """A stored clip, ready to be annotated again. If that fails, its row still says where the old sample is."""
         unit = f"stored clip {clip['clip_id']}"
-        go = self._attempts.begin(unit)
-        if go == "stop":
+        answer = self._attempts.begin(unit)
+        if answer == "stop":
             return
-        drop = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
-        item = Item({name: value for name, value in clip.items() if name not in drop})
-        died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
-        failure = died if go == "dead" else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen(item, clip))
+        dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
+        item = Item({name: value for name, value in clip.items() if name not in dropped})
+        death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
+        failure = (
+            death if answer == "dead" else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, clip))
+        )
         if isinstance(failure, Failure):
             item.fail(failure, "load")
         yield item
         self._attempts.end(unit)
 
-    def _reopen(self, item: Item, clip: dict[str, Any]) -> None:
+    def _reopen_sample(self, item: Item, clip: dict[str, Any]) -> None:
         sample = shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
         if self._blueprint.layer != BASE_LAYER:
             item.members |= sample
-            item.record["lineage"] = [made for made in self._blueprint.lineage if made["name"] != self._blueprint.layer]
+            item.record["lineage"] = [
+                entry for entry in self._blueprint.lineage if entry["name"] != self._blueprint.layer
+            ]
         else:
             item.members["mp4"] = sample["mp4"]
             frames = decode_clip(sample["mp4"])
-            item.preview = sandboxed.strip(frames)
-            # What a filter of today's version measured on the source's own frames stands.
-            made = self._blueprint.select_lineage([*self._blueprint.filters])
-            new = tuple(entry["name"] for entry in made if entry not in clip["lineage"])
-            item.record |= sandboxed.measure(frames, self._blueprint.recipe.grid.fps, new)
-            item.record["lineage"] = made
+            item.preview = sandboxed.make_strip(frames)
+            # Values measured on the source's own frames by a filter's current version stay.
+            lineage = self._blueprint.select_lineage([*self._blueprint.filters])
+            changed = tuple(entry["name"] for entry in lineage if entry not in clip["lineage"])
+            item.record |= sandboxed.measure(frames, self._blueprint.recipe.grid.fps, changed)
+            item.record["lineage"] = lineage
 
-    def _source(self, work: dict[str, Any]) -> Iterator[Item]:
-        """One source; tried again, as after the death of this worker, when only its decoder was killed."""
-        unit = _unit(work["uri"])
-        known = json.loads(work["known"]) if work["known"] else None
+    def _process_source(self, work: dict[str, Any]) -> Iterator[Item]:
+        """One source; tried again when its decoder was killed, as after the death of this worker."""
+        unit = _source_unit(work["uri"])
+        earlier = json.loads(work["known"]) if work["known"] else None
         manifest = json.loads(work["manifest"])
         base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
         source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
-        while (go := self._attempts.begin(unit)) == "go":
+        while (answer := self._attempts.begin(unit)) == "go":
             try:
-                yield from self._try(source, dict(base), known)
+                yield from self._try_source(source, dict(base), earlier)
             except _KilledError:
                 time.sleep(_PAUSE_S)
             else:
                 self._attempts.end(unit)
                 return
-        if go == "dead":
+        if answer == "dead":
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
-            yield from _failed_source(base, known, failure, "cut")
+            yield from _fail_source(base, earlier, failure, "cut")
 
-    def _try(self, source: Source, base: dict[str, Any], known: dict[str, Any] | None) -> Iterator[Item]:
+    def _try_source(self, source: Source, base: dict[str, Any], earlier: dict[str, Any] | None) -> Iterator[Item]:
         started = time.perf_counter()
         fetched = attempt(ErrorCode.SOURCE_UNREADABLE, lambda: fetch_source(source, self._scratch.path))
         if isinstance(fetched, Failure):
-            yield from _failed_source(base, known, fetched, "fetch")
+            yield from _fail_source(base, earlier, fetched, "fetch")
             return
         try:
-            yield from self._cut(base, fetched, known, {"fetch": time.perf_counter() - started})
+            yield from self._cut_source(base, fetched, earlier, {"fetch": time.perf_counter() - started})
         finally:
             fetched.discard()
 
-    def _cut(
-        self, base: dict[str, Any], fetched: LocalFile, known: dict[str, Any] | None, timings: dict[str, float]
+    def _cut_source(
+        self, base: dict[str, Any], fetched: LocalFile, earlier: dict[str, Any] | None, timings: dict[str, float]
     ) -> Iterator[Item]:
         base["source_hash"] = fetched.sha256
         for column, value in (("source_size", fetched.size), ("source_stamp", fetched.stamp)):
-            # What the listing said is what the next listing will be held against.
+            # The next listing will be compared with what this listing said.
             base[column] = value if base[column] is None else base[column]
-        if known and known["row"]["source_hash"] == fetched.sha256:
-            row = known["row"] | base
+        if earlier and earlier["row"]["source_hash"] == fetched.sha256:
+            row = earlier["row"] | base
             base |= {name: row[name] for name in row if name.startswith("source_")}
-            windows, box = _windows(known["missing"]), row["content_box"]
-            yield _source_item(row, {})
+            windows, box = _parse_windows(earlier["missing"]), row["content_box"]
+            yield _make_source_item(row, {})
         else:
             owner = self._attempts.claim(fetched.sha256, base["source_uri"])
             if owner != base["source_uri"]:
                 status = {"status": "same", "same_as": owner} if owner else {"status": "forgotten"}
-                yield _source_item(base, status | {"timings": timings})
+                yield _make_source_item(base, status | {"timings": timings})
                 return
-            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan(fetched, timings))
+            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan_source(fetched, timings))
             if isinstance(scanned, Failure):
                 _check_killed(scanned)
-                yield _source_item(base, failed(scanned, "scan"))
+                yield _make_source_item(base, failure_columns(scanned, "scan"))
                 return
-            found, windows = scanned
-            base |= {name: found[name] for name in found if name.startswith("source_")}
-            box = found["content_box"]
-            yield _source_item(base, found | {"timings": timings})
-        size = self._blueprint.recipe.grid.size(*_shape(base, box))
+            columns, windows = scanned
+            base |= {name: columns[name] for name in columns if name.startswith("source_")}
+            box = columns["content_box"]
+            yield _make_source_item(base, columns | {"timings": timings})
+        size = self._blueprint.recipe.grid.size(*_picture_shape(base, box))
         if not windows or size is None:
             return
         base |= {"width": size[0], "height": size[1], "fps": self._blueprint.recipe.grid.fps}
-        work = self._sandbox.stream(
-            "pipeline.stages.sandboxed:clips", fetched.path, windows, size, box, base, self._blueprint
+        cuts = self._sandbox.stream(
+            "pipeline.stages.sandboxed:cut_clips", fetched.path, windows, size, box, base, self._blueprint
         )
-        left, unit = list(windows), _unit(base["source_uri"])
-        while left:
-            cut: sandboxed.Cut | Failure | None = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._next(work, fetched))
+        remaining, unit = list(windows), _source_unit(base["source_uri"])
+        while remaining:
+            cut: sandboxed.Cut | Failure | None = attempt(
+                ErrorCode.INTERNAL_ERROR, lambda: self._next_cut(cuts, fetched)
+            )
             if cut is None:
                 cut = Failure(ErrorCode.INTERNAL_ERROR, "the source ended before this clip")
             if isinstance(cut, Failure):
                 _check_killed(cut)
-                yield from (_failed_clip(base, window, cut, "cut") for window in left)
+                yield from (_make_failed_clip(base, window, cut, "cut") for window in remaining)
                 return
-            left.pop(0)
+            remaining.pop(0)
             lineage = self._blueprint.select_lineage([*self._blueprint.filters])
             record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
-            record["elsewhere"] = len(windows) > FEW
-            # Should this worker die while it annotates the clip, the source is not to blame.
+            record["elsewhere"] = len(windows) > MAX_LOCAL_CLIPS
+            # If this worker dies while it annotates the clip, the source is not to blame.
             self._attempts.end(unit)
             yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
             if self._attempts.begin(unit) != "go":
                 return
-        if not left:
-            # To its end, or the child would be taken for abandoned; what a file holds after its last clip is not asked.
-            attempt(ErrorCode.INTERNAL_ERROR, lambda: next(work, None))
+        if not remaining:
+            # To its end, or the child would be taken for abandoned; errors after the last clip do not matter.
+            attempt(ErrorCode.INTERNAL_ERROR, lambda: next(cuts, None))
 
-    def _next(self, work: Iterator[sandboxed.Cut], fetched: LocalFile) -> sandboxed.Cut | None:
-        cut = next(work, None)
+    def _next_cut(self, cuts: Iterator[sandboxed.Cut], fetched: LocalFile) -> sandboxed.Cut | None:
+        cut = next(cuts, None)
         # A clip of other bytes must not be stored under the id of these.
         fetched.check_unchanged()
         return cut
 
-    def _scan(self, fetched: LocalFile, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
+    def _scan_source(self, fetched: LocalFile, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
         """Shots and windows of a source never seen before, as columns of its row."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
         parts: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = []
-        end: sandboxed.Scanned | None = None
+        result: sandboxed.ScanResult | None = None
         # The detector takes the pictures as they come, so that none is kept: its time is what passes between them.
         detecting = since = 0.0
 
         def pictures() -> Iterator[Frames]:
-            nonlocal end, detecting, since
-            for found in self._sandbox.stream("pipeline.stages.sandboxed:scan", fetched.path, self._blueprint):
-                if isinstance(found, sandboxed.Scanned):
-                    end = found
+            nonlocal result, detecting, since
+            for piece in self._sandbox.stream("pipeline.stages.sandboxed:scan", fetched.path, self._blueprint):
+                if isinstance(piece, sandboxed.ScanResult):
+                    result = piece
                     continue
-                parts.append((found.times, found.joined))
+                parts.append((piece.times, piece.joined))
                 since = time.process_time()
-                yield found.pictures
+                yield piece.pictures
                 detecting += time.process_time() - since
             since = time.process_time()
 
         ranges = self._detector(pictures())
-        assert end is not None
+        assert result is not None
         fetched.check_unchanged()
         times, joined = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        found_shots = shots_of(ranges, times, end.end_s, joined)
-        timings |= {"scan": end.seconds, "shots": detecting + time.process_time() - since}
-        probe = end.probe
+        shot_list = shots_of(ranges, times, result.end_s, joined)
+        timings |= {"scan": result.seconds, "shots": detecting + time.process_time() - since}
+        probe = result.probe
         row: dict[str, Any] = {
             "source_width": probe.display.width,
             "source_height": probe.display.height,
-            "source_fps": 1 / typical_step(times, end.end_s),
-            "source_frames": end.tally.decoded,
-            "source_frames_unused": end.tally.unused,
+            "source_fps": 1 / typical_step(times, result.end_s),
+            "source_frames": result.tally.decoded,
+            "source_frames_unused": result.tally.unused,
             "source_frames_missing": count_missing_frames(times),
-            "source_duration_s": end.end_s - float(times[0]),
+            "source_duration_s": result.end_s - float(times[0]),
             "source_codec": probe.codec,
             "detector": f"{self._detector.name} {self._detector.version}",
-            "content_box": list(end.box) if end.box else None,
-            "shots": [{"first": s.first, "last": s.last, "start_s": s.start_s, "end_s": s.end_s} for s in found_shots],
+            "content_box": list(result.box) if result.box else None,
+            "shots": [
+                {"first": shot.first, "last": shot.last, "start_s": shot.start_s, "end_s": shot.end_s}
+                for shot in shot_list
+            ],
             "windows": [],
         }
-        if grid.size(*_shape(row, row["content_box"])) is None:
+        if grid.size(*_picture_shape(row, row["content_box"])) is None:
             return row | {
                 "status": "rejected",
                 "rule": "too_small",
                 "detail": f"a side is under {grid.multiple} px, or the picture too long and thin",
             }, []
-        windows = grid.windows(fetched.sha256, found_shots, times, recipe.crop_bars)
+        windows = grid.windows(fetched.sha256, shot_list, times, recipe.crop_bars)
         if not windows:
-            longest = max((shot.end_s - shot.start_s for shot in found_shots), default=0.0)
-            least = (grid.min_frames - 1) / grid.fps
-            detail = f"the longest shot lasts {longest:.2f} s; {grid.min_frames} frames need {least:.2f} s"
+            longest_s = max((shot.end_s - shot.start_s for shot in shot_list), default=0.0)
+            needed_s = (grid.min_frames - 1) / grid.fps
+            detail = f"the longest shot lasts {longest_s:.2f} s; {grid.min_frames} frames need {needed_s:.2f} s"
             return row | {"status": "rejected", "rule": "too_short", "detail": detail}, []
-        row["windows"] = [{"clip_id": w.clip_id, **_span(w), "frames": w.frames} for w in windows]
+        row["windows"] = [
+            {"clip_id": window.clip_id, **_window_span(window), "frames": window.frames} for window in windows
+        ]
         return row | {"status": "cut"}, windows
 
 
-def _unit(uri: str) -> str:
-    """What attempts on a source are counted under."""
+def _source_unit(uri: str) -> str:
+    """The unit under which attempts on a source are counted."""
     return f"source {uri}"
 
 
@@ -255,33 +266,35 @@ def _check_killed(failure: Failure) -> None:
         raise _KilledError
 
 
-def _shape(row: dict[str, Any], box: list[int] | None) -> tuple[int, int]:
+def _picture_shape(row: dict[str, Any], box: list[int] | None) -> tuple[int, int]:
     return (box[2] - box[0], box[3] - box[1]) if box else (row["source_width"], row["source_height"])
 
 
-def _span(window: Window) -> dict[str, Any]:
+def _window_span(window: Window) -> dict[str, Any]:
     return {"start_s": window.start_s, "end_s": window.end_s}
 
 
-def _windows(rows: list[dict[str, Any]]) -> list[Window]:
+def _parse_windows(rows: list[dict[str, Any]]) -> list[Window]:
     return [Window(row["clip_id"], row["start_s"], row["end_s"], row["frames"]) for row in rows]
 
 
-def _failed_clip(base: dict[str, Any], window: Window, failure: Failure, stage: str) -> Item:
-    span = {"clip_id": window.clip_id, **_span(window), "frames": window.frames}
-    return Item(base | span | failed(failure, stage))
+def _make_failed_clip(base: dict[str, Any], window: Window, failure: Failure, stage: str) -> Item:
+    span = {"clip_id": window.clip_id, **_window_span(window), "frames": window.frames}
+    return Item(base | span | failure_columns(failure, stage))
 
 
-def _failed_source(base: dict[str, Any], known: dict[str, Any] | None, failure: Failure, stage: str) -> Iterator[Item]:
-    """A source that cannot be had now. What an earlier run found out about it stands; its missing clips have failed."""
-    if known is None:
-        yield _source_item(base, failed(failure, stage))
+def _fail_source(base: dict[str, Any], earlier: dict[str, Any] | None, failure: Failure, stage: str) -> Iterator[Item]:
+    """A source that is not available now. What an earlier run learned of it stands; its missing clips have failed."""
+    if earlier is None:
+        yield _make_source_item(base, failure_columns(failure, stage))
         return
-    base |= known["row"]
-    yield _source_item(base, {})
-    for window in _windows(known["missing"]):
-        yield _failed_clip({name: base[name] for name in base if name.startswith("source_")}, window, failure, stage)
+    base |= earlier["row"]
+    yield _make_source_item(base, {})
+    for window in _parse_windows(earlier["missing"]):
+        yield _make_failed_clip(
+            {name: base[name] for name in base if name.startswith("source_")}, window, failure, stage
+        )
 
 
-def _source_item(base: dict[str, Any], found: dict[str, Any]) -> Item:
-    return Item({"kind": "source", **base, **found})
+def _make_source_item(base: dict[str, Any], columns: dict[str, Any]) -> Item:
+    return Item({"kind": "source", **base, **columns})

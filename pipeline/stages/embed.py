@@ -1,6 +1,6 @@
-"""The one stage of the Ray plan of `dedup`: stored clips in, their embeddings out.
+"""The only stage of the Ray plan of `dedup`: stored clips in, their embeddings out.
 
-Whatever goes wrong with one clip becomes its failure here (`errors.attempt`); only `RunError` leaves.
+An error in one clip becomes its failure here (`errors.attempt`); only `RunError` is raised.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from annotators.networks.picture_embedding import SIZE, Likeness
+from annotators.networks.picture_embedding import SIZE, ClipEmbedding
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
@@ -30,27 +30,29 @@ class EmbedStage:
 
     def __init__(self, out: Folder, attempts: Attempts) -> None:
         process.prepare()
-        self._out, self._attempts, self._likeness = out, attempts, Likeness()
+        self._out, self._attempts, self._embed = out, attempts, ClipEmbedding()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = []
         for clip in batch.to_pylist():
             unit = f"embedding of clip {clip['clip_id']}"
-            go = self._attempts.begin(unit)
-            if go == "stop":
+            answer = self._attempts.begin(unit)
+            if answer == "stop":
                 break
-            died = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
-            found = died if go == "dead" else self._embedded(clip)
-            row = {"code": found.code, "detail": found.detail} if isinstance(found, Failure) else {"embedding": found}
+            death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
+            result = death if answer == "dead" else self._embed_clip(clip)
+            row = (
+                {"code": result.code, "detail": result.detail} if isinstance(result, Failure) else {"embedding": result}
+            )
             rows.append({"clip_id": clip["clip_id"], **row})
             self._attempts.end(unit)
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
-    def _embedded(self, clip: dict[str, Any]) -> Vectors | Failure:
+    def _embed_clip(self, clip: dict[str, Any]) -> Vectors | Failure:
         def read() -> bytes:
             return shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
 
         mp4 = attempt(ErrorCode.STORAGE_ERROR, read)
         if isinstance(mp4, Failure):
             return mp4
-        return attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._likeness(decode_clip(mp4)).astype(np.float16))
+        return attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._embed(decode_clip(mp4)).astype(np.float16))

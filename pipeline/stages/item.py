@@ -1,4 +1,4 @@
-"""What travels between stages: one row of the catalog in the making, with the encoded bytes that belong to it."""
+"""What travels between stages: a catalog row in the making, with the encoded bytes that belong to it."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Item:
     preview: bytes | None = None
 
     def fail(self, failure: Failure, stage: str) -> None:
-        """Settle it as failed, and let its bytes go."""
-        self.record |= failed(failure, stage)
+        """Settle it as failed, and drop its bytes."""
+        self.record |= failure_columns(failure, stage)
         self.members.clear()
 
-    def table(self) -> pa.Table:
+    def to_table(self) -> pa.Table:
         """The item as a one-row Arrow table."""
         row = {
             "record": json.dumps(self.record),
@@ -47,18 +47,18 @@ class Item:
         return pa.Table.from_pylist([row], schema=_SCHEMA)
 
 
-def failed(failure: Failure, stage: str) -> dict[str, Any]:
+def failure_columns(failure: Failure, stage: str) -> dict[str, Any]:
     """The columns of a verdict that something failed in `stage`."""
     return {"status": "failed", "code": failure.code.value, "detail": failure.detail, "stage": stage}
 
 
-def items(table: pa.Table) -> Iterator[Item]:
-    """The items of an Arrow table."""
+def read_items(table: pa.Table) -> Iterator[Item]:
+    """Read the items of an Arrow table."""
     for row in table.to_pylist():
         members = {member["name"]: member["data"] for member in row["members"]}
         yield Item(json.loads(row["record"]), members, row["preview"])
 
 
-def records(table: pa.Table) -> list[dict[str, Any]]:
-    """The records alone, without touching the bytes."""
+def read_records(table: pa.Table) -> list[dict[str, Any]]:
+    """Read the records alone, without touching the bytes."""
     return [json.loads(text) for text in table.column("record").to_pylist()]

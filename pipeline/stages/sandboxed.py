@@ -1,4 +1,4 @@
-"""What is done to one source's bytes inside the decoder's child process: measure, cut, judge and encode."""
+"""The work on one source's bytes inside the decoder's child process: measure, cut, judge and encode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipeline.formats.clip_encode import encode_clip
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import Rules
-from pipeline.stages.item import failed
+from pipeline.stages.item import failure_columns
 from pipeline.video import sandbox_child
 from pipeline.video.content_box import find_content_box
 from pipeline.video.frames import DecodedFrame, ThumbnailChunk, cut_windows, read_frames, read_thumbnails
@@ -34,9 +34,9 @@ KEPT_BYTES = 512 << 20
 
 
 @dataclass(slots=True)
-class Scanned:
-    """The end of a scan: what the source is, how many frames it gave, when the last one ends, and its content box if
-    that was asked for."""
+class ScanResult:
+    """The result of a scan: the probe, how many frames there were, when the last one ends, and the content box if the
+    recipe crops bars."""
 
     probe: Probe
     tally: Tally
@@ -56,8 +56,8 @@ class Cut:
     timings: dict[str, float] = field(default_factory=dict)
 
 
-def scan(path: Path, blueprint: Blueprint) -> Iterator[ThumbnailChunk | Scanned]:
-    """Decode a whole source once, to thumbnails for the shot detector; the last item is a `Scanned`."""
+def scan(path: Path, blueprint: Blueprint) -> Iterator[ThumbnailChunk | ScanResult]:
+    """Decode a whole source once, to thumbnails for the shot detector; the last item is a `ScanResult`."""
     limits = blueprint.recipe.limits
     started = time.process_time()
     probe = probe_video(path, limits.pixels)
@@ -65,17 +65,19 @@ def scan(path: Path, blueprint: Blueprint) -> Iterator[ThumbnailChunk | Scanned]
         raise ClipError(ErrorCode.TOO_LARGE, f"lasts {probe.duration_s:.0f} s; the limit is {limits.duration_s:.0f} s")
     box = find_content_box(path, probe, sandbox_child.report_progress) if blueprint.recipe.crop_bars else None
     end_s, first_s, tally = 0.0, None, Tally()
-    for thumbs in read_thumbnails(_kept.keep(path, read_frames(path, probe, sandbox_child.report_progress, tally))):
+    for thumbs in read_thumbnails(
+        _frame_cache.keep(path, read_frames(path, probe, sandbox_child.report_progress, tally))
+    ):
         # A broadcast's timestamps begin anywhere.
         first_s = thumbs.times[0] if first_s is None else first_s
         if thumbs.times[-1] - first_s > limits.duration_s:
-            raise ClipError(ErrorCode.TOO_LARGE, f"goes on for more than {limits.duration_s:.0f} s")
+            raise ClipError(ErrorCode.TOO_LARGE, f"lasts longer than {limits.duration_s:.0f} s")
         end_s = float(thumbs.ends[-1])
         yield thumbs
-    yield Scanned(probe, tally, end_s, box, time.process_time() - started)
+    yield ScanResult(probe, tally, end_s, box, time.process_time() - started)
 
 
-def clips(
+def cut_clips(
     path: Path,
     windows: list[Window],
     size: tuple[int, int],
@@ -83,7 +85,7 @@ def clips(
     base: dict[str, Any],
     blueprint: Blueprint,
 ) -> Iterator[Cut]:
-    """Make a source's clips, in order of time; decodes it once more unless it was just scanned and is small.
+    """Cut a source's clips, in order of time; decodes it again unless it was just scanned and is small.
 
     `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a
     rule rejects on cheap signals is not encoded, unless the recipe says `score_all`.
@@ -92,25 +94,25 @@ def clips(
     probe = probe_video(path, recipe.limits.pixels)
     crop = (box[0], box[1], box[2], box[3]) if box else None
     before = time.process_time()
-    pictures = _kept.take(path) or read_frames(path, probe, sandbox_child.report_progress)
+    pictures = _frame_cache.take(path) or read_frames(path, probe, sandbox_child.report_progress)
     for window, frames in cut_windows(pictures, probe, windows, recipe.grid.fps, size, crop):
         cut = Cut(window, asdict(window))
         cut.timings["decode"] = time.process_time() - before
-        # What a filter or a rule cannot take in one clip is no fault of the next one.
-        failure = attempt(ErrorCode.INTERNAL_ERROR, partial(_finish, cut, frames, base, blueprint))
+        # A filter or rule that fails on one clip says nothing about the next one.
+        failure = attempt(ErrorCode.INTERNAL_ERROR, partial(_finish_clip, cut, frames, base, blueprint))
         if isinstance(failure, Failure):
-            cut.values |= failed(failure, "cut")
+            cut.values |= failure_columns(failure, "cut")
             cut.mp4 = None
         yield cut
         before = time.process_time()
 
 
-def _finish(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blueprint) -> None:
+def _finish_clip(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blueprint) -> None:
     """Measure, judge and encode one clip."""
     recipe, started = blueprint.recipe, time.process_time()
-    cut.preview = strip(frames)
+    cut.preview = make_strip(frames)
     cut.values |= measure(frames, recipe.grid.fps, blueprint.filters)
-    verdict = _rules(blueprint).judge(base | cut.values, 0)
+    verdict = _cached_rules(blueprint).judge(base | cut.values, 0)
     measured = time.process_time()
     if verdict.status == "rejected" and not recipe.score_all:
         cut.values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
@@ -120,64 +122,66 @@ def _finish(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blueprint
 
 
 def measure(frames: Frames, fps: float, filters: tuple[str, ...]) -> dict[str, Value]:
-    """The signals of these filters on one clip. Raises `ClipError` where one of them fails."""
+    """Measure the signals of these filters on one clip. Raises `ClipError` where one of them fails."""
     values: dict[str, Value] = {}
-    for one in _filters(filters):
-        values |= output_checks.measure(one, frames, fps)
+    for quality_filter in _load_filters(filters):
+        values |= output_checks.measure(quality_filter, frames, fps)
         sandbox_child.report_progress()
     return values
 
 
-def strip(frames: Frames) -> bytes:
-    """Evenly spread frames side by side as a JPEG, 96 pixels high."""
+def make_strip(frames: Frames) -> bytes:
+    """Make the preview strip: evenly spread frames side by side as a JPEG, 96 pixels high."""
     height, width = frames.shape[1:3]
-    wide = max(1, round(width * STRIP_HEIGHT / height))
-    chosen = frames[np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)]
-    small = [cv2.resize(frame, (wide, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for frame in chosen]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(small), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
+    strip_width = max(1, round(width * STRIP_HEIGHT / height))
+    selection = frames[np.linspace(0, len(frames) - 1, STRIP_FRAMES).round().astype(int)]
+    thumbnails = [cv2.resize(frame, (strip_width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for frame in selection]
+    _, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(np.hstack(thumbnails), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80]
+    )
     return data.tobytes()
 
 
-class _Kept:
-    """The frames of the source that was scanned last, as long as they are small together."""
+class _FrameCache:
+    """The frames of the source that was scanned last, if they fit into `KEPT_BYTES`."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._frames: list[DecodedFrame] = []
 
     def keep(self, path: Path, decoded: Iterator[DecodedFrame]) -> Iterator[DecodedFrame]:
-        """Pass frames on and keep them; what was kept of another source is let go."""
+        """Pass frames on and keep them; the frames of another source are dropped."""
         self._path, self._frames = None, []
-        left = KEPT_BYTES
-        for one in decoded:
-            left -= sum(plane.buffer_size for plane in one.frame.planes)
-            if left >= 0:
-                self._frames.append(one)
+        budget = KEPT_BYTES
+        for item in decoded:
+            budget -= sum(plane.buffer_size for plane in item.frame.planes)
+            if budget >= 0:
+                self._frames.append(item)
             else:
                 self._frames.clear()
-            yield one
-        self._path = path if left >= 0 else None
+            yield item
+        self._path = path if budget >= 0 else None
 
     def take(self, path: Path) -> Iterator[DecodedFrame] | None:
         """All frames of a source, once, or None if they were not kept."""
-        frames, whole = self._frames, self._path == path
+        frames, complete = self._frames, self._path == path
         self._path, self._frames = None, []
-        return iter(frames) if whole else None
+        return iter(frames) if complete else None
 
 
-_kept = _Kept()
+_frame_cache = _FrameCache()
 
 
 @lru_cache(maxsize=4)
-def _filters(names: tuple[str, ...]) -> list[Filter]:
+def _load_filters(names: tuple[str, ...]) -> list[Filter]:
     return [registry.load_filter(name)() for name in names]
 
 
 _RULES: dict[str, Rules] = {}
 
 
-def _rules(blueprint: Blueprint) -> Rules:
-    # The child lives through many sources and gets the blueprint with each: the rules are made once.
+def _cached_rules(blueprint: Blueprint) -> Rules:
+    # The child lives through many sources and gets the blueprint with each: the rules are built once.
     key = repr((blueprint.recipe.text, blueprint.manifest))
     if key not in _RULES:
         _RULES[key] = blueprint.rules()

@@ -1,1 +1,1 @@
-"""Datasets kept sound: verified, mended, forgotten in part; and the machine checked."""
+"""Upkeep of datasets: verify, repair and forget; and checks of the machine."""

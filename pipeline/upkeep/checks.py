@@ -1,4 +1,4 @@
-"""One thing looked at before a run: what was found, and what to do about it."""
+"""The result of one check before a run: what was found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at: what was found, and what to do unless it is ok."""
+    """The result of one check: what was found, and what to do unless it is ok."""
 
     name: str
     status: Status
@@ -23,16 +23,16 @@ class Check:
     advice: str = ""
 
 
-def table(checks: Iterable[Check]) -> Table:
-    """The checks for people."""
-    shown = Table()
+def make_table(checks: Iterable[Check]) -> Table:
+    """Make a table of checks for the terminal."""
+    table = Table()
     for column in ("check", "", "found", "what to do"):
-        shown.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold")
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         texts = [escape(text) for text in (check.name, check.found, check.advice)]
-        shown.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
-    return shown
+        table.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
+    return table
 
 
 def as_json(checks: Iterable[Check]) -> str:

@@ -1,4 +1,4 @@
-"""Most of what stops a run can be seen before it starts: on this machine, in OUT, and on every node of a cluster."""
+"""Checks before a run what could stop it: on this machine, in OUT, and on every node of a cluster."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pipeline.storage.scratch import Scratch
 from pipeline.upkeep.checks import Check, Status
 
 PYTHON = (3, 11)
-# What a run needs; the other extras are for training and for stores that may not be in use.
+# The extras that a run needs; others are for training and for stores that may not be in use.
 EXTRAS = {"", "ingest"}
-# name -> decoders or encoders of which any one does.
+# Name -> decoders, any of which will do.
 DECODERS = {"h264": ["h264"], "hevc": ["hevc"], "vp9": ["vp9", "libvpx-vp9"], "av1": ["libdav1d", "av1"]}
 ENCODER = "libx264"
 # Two workers of 1.7 GB (see `engine.CORE_MEMORY`); Ray and its object store take the rest.
@@ -43,10 +43,10 @@ FREE = 10e9
 
 
 def doctor(out: str | None = None, address: str | None = None) -> list[Check]:
-    """Every check of this machine; of OUT and of the Ray cluster at `address` too where they are given."""
-    checks = [*_packages(), *_codecs(), *_weights(), *_machine()]
+    """Run every check of this machine, and those of OUT and of the Ray cluster at `address` if they are not None."""
+    checks = [*_check_packages(), *_check_codecs(), *_check_weights(), *_check_machine()]
     if out is not None:
-        checks += _dataset(out)
+        checks += _check_dataset(out)
     if address is not None:
         from pipeline.upkeep.cluster_checks import check_cluster
 
@@ -54,34 +54,34 @@ def doctor(out: str | None = None, address: str | None = None) -> list[Check]:
     return checks
 
 
-def weights_table() -> Table:
-    """Every weight, with its licence and whether it is here and sound."""
-    shown = Table()
+def make_weights_table() -> Table:
+    """Make a table of every weight, with its licence, and its path or what is wrong with it."""
+    table = Table()
     for column in ("weight", "source", "licence", "sha256", "path"):
-        # A hash is to be copied: never in two pieces.
-        shown.add_column(column, overflow="fold", no_wrap=column == "sha256")
+        # A hash is there to be copied, so it is never wrapped.
+        table.add_column(column, overflow="fold", no_wrap=column == "sha256")
     for weight in registry.collect_weights().values():
         try:
-            where = str(path(weight))
+            location = str(path(weight))
         except MissingWeights as error:
-            where = str(error)
-        shown.add_row(*map(escape, (weight.id, weight.source, weight.licence, weight.sha256, where)))
-    return shown
+            location = str(error)
+        table.add_row(*map(escape, (weight.id, weight.source, weight.licence, weight.sha256, location)))
+    return table
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _parse_version(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
-def _packages() -> Iterator[Check]:
-    have = sys.version_info[:3]
-    fit: Status = "ok" if have >= PYTHON else "fail"
-    yield Check("python", fit, platform.python_version(), "" if fit == "ok" else "install Python 3.11 or newer")
+def _check_packages() -> Iterator[Check]:
+    version_info = sys.version_info[:3]
+    status: Status = "ok" if version_info >= PYTHON else "fail"
+    yield Check("python", status, platform.python_version(), "" if status == "ok" else "install Python 3.11 or newer")
     for line in metadata.requires("vdot-data") or []:
         extra = re.search(r"extra == ['\"](\w+)['\"]", line)
-        wanted = re.match(r"([\w.-]+)(?:\[.*?\])?(?:>=([\w.]+))?", line)
-        assert wanted is not None
-        name, least = wanted[1], wanted[2] or "0"
+        requirement = re.match(r"([\w.-]+)(?:\[.*?\])?(?:>=([\w.]+))?", line)
+        assert requirement is not None
+        name, minimum = requirement[1], requirement[2] or "0"
         if (extra[1] if extra else "") not in EXTRAS or name == "vdot-data":
             continue
         install = "pip install 'vdot-data[ingest]'"
@@ -90,23 +90,23 @@ def _packages() -> Iterator[Check]:
         except metadata.PackageNotFoundError:
             yield Check(name, "fail", "is not installed", install)
             continue
-        if _numbers(version) >= _numbers(least):
+        if _parse_version(version) >= _parse_version(minimum):
             yield Check(name, "ok", version)
         else:
-            yield Check(name, "fail", f"{version}; at least {least} is needed", install)
+            yield Check(name, "fail", f"{version}; at least {minimum} is needed", install)
 
 
-def _codecs() -> Iterator[Check]:
+def _check_codecs() -> Iterator[Check]:
     for name, codecs in DECODERS.items():
-        found = next((codec for codec in codecs if _codec(codec, "r")), None)
-        advice = "" if found else f"sources in {name} will fail; install a PyAV wheel from PyPI (`pip install av`)"
-        yield Check(f"{name} decoder", "ok" if found else "warn", found or "is missing", advice)
-    there = _codec(ENCODER, "w")
-    advice = "" if there else "clips cannot be written; install a PyAV wheel from PyPI (`pip install av`)"
-    yield Check("h264 encoder", "ok" if there else "fail", ENCODER if there else "is missing", advice)
+        decoder = next((codec for codec in codecs if _has_codec(codec, "r")), None)
+        advice = "" if decoder else f"sources in {name} will fail; install a PyAV wheel from PyPI (`pip install av`)"
+        yield Check(f"{name} decoder", "ok" if decoder else "warn", decoder or "is missing", advice)
+    available = _has_codec(ENCODER, "w")
+    advice = "" if available else "clips cannot be written; install a PyAV wheel from PyPI (`pip install av`)"
+    yield Check("h264 encoder", "ok" if available else "fail", ENCODER if available else "is missing", advice)
 
 
-def _codec(name: str, mode: Literal["r", "w"]) -> bool:
+def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:
     try:
         av.codec.Codec(name, mode)
     except av.codec.codec.UnknownCodecError:
@@ -114,11 +114,11 @@ def _codec(name: str, mode: Literal["r", "w"]) -> bool:
     return True
 
 
-def _weights() -> Iterator[Check]:
+def _check_weights() -> Iterator[Check]:
     try:
         weights = registry.collect_weights()
     except UsageError as error:
-        yield Check("annotators", "fail", str(error), "mend or remove the package that registers it")
+        yield Check("annotators", "fail", str(error), "fix or remove the package that registers it")
         return
     for weight in weights.values():
         try:
@@ -127,28 +127,28 @@ def _weights() -> Iterator[Check]:
             yield Check(weight.id, "fail", str(error), "run `vdot-data weights`")
 
 
-def _machine() -> Iterator[Check]:
+def _check_machine() -> Iterator[Check]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Check("cores", "ok", str(os.cpu_count()))
-    yield _enough("memory", memory, MEMORY, "expect one worker at most: a smaller grid or a larger machine helps")
+    yield _check_amount("memory", memory, MEMORY, "expect one worker at most: a smaller grid or a larger machine helps")
     shm = Path("/dev/shm")  # noqa: S108 (Linux's shared memory, where Ray puts its store)
     if shm.is_dir():
         advice = "Ray falls back to slow files: in Docker, give --shm-size=2g"
-        yield _enough("free shared memory", shutil.disk_usage(shm).free, SHM, advice)
+        yield _check_amount("free shared memory", shutil.disk_usage(shm).free, SHM, advice)
     scratch = Path(os.environ.get("VDOT_SCRATCH") or tempfile.gettempdir())
     if scratch.is_dir():
         advice = "point VDOT_SCRATCH to a larger disk"
-        yield _enough(f"free space in {scratch}", shutil.disk_usage(scratch).free, SCRATCH, advice)
+        yield _check_amount(f"free space in {scratch}", shutil.disk_usage(scratch).free, SCRATCH, advice)
     else:
         yield Check(f"free space in {scratch}", "warn", "does not exist yet", "the first run makes it")
 
 
-def _enough(name: str, have: float, need: float, advice: str) -> Check:
-    enough = have >= need
-    return Check(name, "ok" if enough else "warn", f"{have / 1e9:.1f} GB", "" if enough else advice)
+def _check_amount(name: str, amount: float, needed: float, advice: str) -> Check:
+    enough = amount >= needed
+    return Check(name, "ok" if enough else "warn", f"{amount / 1e9:.1f} GB", "" if enough else advice)
 
 
-def _dataset(out: str) -> Iterator[Check]:
+def _check_dataset(out: str) -> Iterator[Check]:
     name, advice = f"OUT {out}", "choose another OUT"
     try:
         folder = Folder(out)
@@ -160,7 +160,7 @@ def _dataset(out: str) -> Iterator[Check]:
         advice = "`vdot-data verify` says what is damaged"
         yield Check(name, "ok", "can be written to")
         if folder.local is not None:
-            yield _enough(
+            yield _check_amount(
                 f"free space in {out}",
                 shutil.disk_usage(folder.local).free,
                 FREE,
@@ -170,11 +170,15 @@ def _dataset(out: str) -> Iterator[Check]:
             catalog = Catalog(folder, scratch.path)
             con = catalog.connect()
             texts = values(con, "SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC LIMIT 1", [BASE_LAYER])
-            tally = values(con, "SELECT status, count(*) AS n FROM clips WHERE layer = ? GROUP BY ALL", [BASE_LAYER])
+            status_rows = values(
+                con, "SELECT status, count(*) AS n FROM clips WHERE layer = ? GROUP BY ALL", [BASE_LAYER]
+            )
         if not texts:
             yield Check(name, "ok", "the catalog is empty")
             return
-        counts = ", ".join(f"{row['n']} {row['status']}" for row in sorted(tally, key=lambda row: str(row["status"])))
+        counts = ", ".join(
+            f"{row['n']} {row['status']}" for row in sorted(status_rows, key=lambda row: str(row["status"]))
+        )
         yield Check(name, "ok", f"catalog of {catalog.sequence} parts: {counts or 'no clips'}")
         yield Check(name, "ok", recipe.parse(texts[0]["recipe"], f"stored in {out}").geometry)
     except (RunError, UsageError, StorageError, ValueError, duckdb.Error) as error:

@@ -1,9 +1,9 @@
-"""Takedown: when somebody may no longer be in a dataset, his rows and bytes go for good, and a record stays.
+"""Takedown: removes rows and bytes from a dataset for good, and keeps a record of it.
 
-The order makes it safe to kill at any moment. New shards without the samples come first (nobody names them yet); then
-one part moves the survivors and records what is forgotten, from which moment the views no longer show it; then
-`finish_forgetting` deletes the old shards and takes the rows out of older parts. It asks the catalog what is left, so
-that whoever comes next can finish.
+The order makes it safe to kill at any moment. New shards without the samples come first (no row names them yet); then
+one part moves the survivors and records what is forgotten, and from then on the views no longer show it; then
+`finish_forgetting` deletes the old shards and removes the rows from older parts. It asks the catalog what remains, so
+any later run can finish it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE
 from pipeline.formats.shards import Place, ShardWriter, compute_digest, digest_in_name, read_sample
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.mark_damaged import committed, lose
+from pipeline.upkeep.mark_damaged import clear_place, use_catalog_types
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What is gone: the URIs of sources and the ids of clips; `rewritten` shards were made anew without them, and
-    `damaged` ones could not be, so that their other clips count as failed."""
+class ForgetSummary:
+    """What was removed: the URIs of sources and the ids of clips; `rewritten` shards were written again without them,
+    and `damaged` ones could not be, so that their other clips count as failed."""
 
     out: str
     sources: list[str]
@@ -45,66 +45,66 @@ class Forgotten:
         return json.dumps(asdict(self))
 
 
-def forget(out: str, what: str, reason: str | None = None) -> Forgotten:
+def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
     """Remove a clip, or a source with all its clips and every source of the same content, for good.
 
-    `what` is a clip id or a source, as in `explain`. The content is refused from then on. Raises `UsageError` when
-    there is no such thing, `RunError` when another run is writing to OUT.
+    `target` is a clip id or a source, as in `explain`. The content is refused from then on. Raises `UsageError` when
+    there is no such clip or source, `RunError` when another run is writing to OUT.
     """
     folder = open_dataset(out)
     with Scratch() as scratch, lock_catalog(folder, scratch.path) as catalog:
         finish_forgetting(catalog)
         con = catalog.connect()
-        record = _record(con, what, reason)
+        record = _build_record(con, target, reason)
         clips = sorted({row["clip_id"] for row in record if row["clip_id"]})
-        moved, rewritten, damaged = _survivors(catalog, con, clips, scratch.path)
-        # Whatever exists before the commit and is named by nobody after it, an older run has left behind.
-        before = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.list_files(name)}
+        moved, rewritten, damaged = _rewrite_survivors(catalog, con, clips, scratch.path)
+        # A file that exists before the commit and that no row names after it was left behind by an older run.
+        earlier_names = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.list_files(name)}
         schema = moved.schema
         catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
         finish_forgetting(catalog)
         for name, _ in find_unreferenced(catalog):
-            if name in before:
+            if name in earlier_names:
                 folder.delete(name)
     sources = sorted({row["source_uri"] for row in record if not row["clip_id"]})
-    return Forgotten(out, sources, clips, rewritten, damaged)
+    return ForgetSummary(out, sources, clips, rewritten, damaged)
 
 
-def _record(con: duckdb.DuckDBPyConnection, what: str, reason: str | None) -> list[dict[str, Any]]:
-    """The rows that say what is forgotten: one per clip, and one per source and content it had."""
-    found = find(con, what)
+def _build_record(con: duckdb.DuckDBPyConnection, name: str, reason: str | None) -> list[dict[str, Any]]:
+    """Build the rows that record what is forgotten: one per clip, and one per source and content it had."""
+    target = find(con, name)
     stamp = {"kind": "forgotten", "detail": reason, "started": utc_now()}
-    if found.clip_id:
+    if target.clip_id:
         clips = values(
-            con, "SELECT DISTINCT clip_id, source_uri, source_hash FROM clips WHERE clip_id = ?", [found.clip_id]
+            con, "SELECT DISTINCT clip_id, source_uri, source_hash FROM clips WHERE clip_id = ?", [target.clip_id]
         )
         return [stamp | row for row in clips[:1]]
     con.execute(
         "CREATE TEMP TABLE content AS SELECT DISTINCT source_hash FROM parts "
         "WHERE kind = 'source' AND source_uri = ? AND source_hash IS NOT NULL",
-        [found.source_uri],
+        [target.source_uri],
     )
     where = "(source_uri = ? OR source_hash IN (FROM content))"
     sources = values(
         con,
         "SELECT DISTINCT NULL AS clip_id, source_uri, source_hash FROM parts "
         f"WHERE kind = 'source' AND {where} ORDER BY ALL",
-        [found.source_uri],
+        [target.source_uri],
     )
     clips = values(
         con,
         "SELECT clip_id, any_value(source_uri) AS source_uri, any_value(source_hash) AS source_hash FROM parts "
         f"WHERE kind = 'clip' AND {where} GROUP BY clip_id ORDER BY ALL",
-        [found.source_uri],
+        [target.source_uri],
     )
     return [stamp | row for row in [*sources, *clips]]
 
 
-def _survivors(
+def _rewrite_survivors(
     catalog: Catalog, con: duckdb.DuckDBPyConnection, clips: list[str], scratch: Path
 ) -> tuple[pa.Table, int, list[str]]:
-    """The rows of the clips that share a shard with the forgotten ones, with their new places; how many shards were
-    written anew, and which were damaged."""
+    """Rewrite the shards of the forgotten clips: the rows of the other clips in them, with their new places; how many
+    shards were written, and which were damaged."""
     con.execute("CREATE TEMP TABLE going AS SELECT unnest(?::VARCHAR[]) AS clip_id", [clips])
     # Any row counts, not only the current one: an older copy of a clip may lie in a shard that is still in use.
     con.execute(
@@ -116,7 +116,7 @@ def _survivors(
         "AND (shard IN (FROM affected) OR preview_shard IN (FROM affected)) ORDER BY clip_id, layer"
     ).to_arrow_table()
     rows, rewritten, damaged = arrow.to_pylist(), 0, []
-    # What a group of near duplicates is without one of them, the next `dedup` says.
+    # The next `dedup` decides what a group of near duplicates is without one of them.
     mates = con.sql(
         f"SELECT * REPLACE ({', '.join(f'NULL AS {name}' for name in DUPLICATES)}) FROM clips "
         "WHERE clip_id NOT IN (FROM going) AND duplicate_group IN "
@@ -126,23 +126,23 @@ def _survivors(
     run_id = new_run_id()
     for shard in [row["name"] for row in values(con, "FROM affected")]:
         for place in (SAMPLE, PREVIEW):
-            inside = [row for row in rows if row[place[0]] == shard]
-            if not inside:
+            shard_rows = [row for row in rows if row[place[0]] == shard]
+            if not shard_rows:
                 continue
             rewritten += 1
-            new = _rewritten(catalog.out, shard, inside, place, scratch, run_id)
-            if new is None:
+            places = _rewrite_shard(catalog.out, shard, shard_rows, place, scratch, run_id)
+            if places is None:
                 damaged.append(shard)
-            for row in inside:
-                _move(row, place, new)
-    return pa.Table.from_pylist(rows, schema=committed(arrow.schema)), rewritten - len(damaged), damaged
+            for row in shard_rows:
+                _move_row(row, place, places)
+    return pa.Table.from_pylist(rows, schema=use_catalog_types(arrow.schema)), rewritten - len(damaged), damaged
 
 
-def _rewritten(
+def _rewrite_shard(
     out: Folder, shard: str, rows: list[dict[str, Any]], place: tuple[str, ...], scratch: Path, run_id: str
 ) -> dict[str, Place] | None:
-    """A shard made anew with the samples of these rows alone, or None where it is damaged: copied into a shard with
-    a checksum of its own, damage would look sound."""
+    """Write a new shard with the samples of these rows only; None where the old one is damaged: copied into a shard
+    with a new checksum, damage would look sound."""
     copy = scratch / "old.tar"
     folder = shard.partition("/")[0]
     try:
@@ -160,20 +160,22 @@ def _rewritten(
         copy.unlink(missing_ok=True)
 
 
-def _move(row: dict[str, Any], place: tuple[str, ...], new: dict[str, Place] | None) -> None:
-    if new is None:
-        lose(row, place, "forget", "the shard it was in is damaged, and had to go when another clip was forgotten")
+def _move_row(row: dict[str, Any], place: tuple[str, ...], places: dict[str, Place] | None) -> None:
+    if places is None:
+        clear_place(
+            row, place, "forget", "the shard it was in is damaged, and had to go when another clip was forgotten"
+        )
     else:
-        at = new[row["clip_id"]]
-        row |= dict(zip(place, (at.shard, at.offset, at.size), strict=True))
+        new_place = places[row["clip_id"]]
+        row |= dict(zip(place, (new_place.shard, new_place.offset, new_place.size), strict=True))
 
 
-def summary(done: Forgotten) -> str:
-    """What is gone, for people."""
-    sources, clips = len(done.sources), len(done.clips)
-    named = f": {', '.join(done.sources or done.clips)}" if sources + clips else ""
-    text = f"forgot {sources} sources and {clips} clips for good{named}"
-    text += f"; {done.rewritten} shards were written anew" if done.rewritten else ""
-    if done.damaged:
-        text += f"\n{len(done.damaged)} damaged shards are gone; `vdot-data retry` makes their other clips again"
+def format_summary(result: ForgetSummary) -> str:
+    """The result in sentences."""
+    sources, clips = len(result.sources), len(result.clips)
+    names = f": {', '.join(result.sources or result.clips)}" if sources + clips else ""
+    text = f"forgot {sources} sources and {clips} clips for good{names}"
+    text += f"; {result.rewritten} shards were written again" if result.rewritten else ""
+    if result.damaged:
+        text += f"\n{len(result.damaged)} damaged shards are gone; `vdot-data retry` makes their other clips again"
     return text

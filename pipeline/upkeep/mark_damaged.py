@@ -1,4 +1,4 @@
-"""What is lost or damaged becomes a failure in the catalog, so that `vdot-data retry` makes it again."""
+"""Marks lost or damaged samples as failed in the catalog, so that `vdot-data retry` makes them again."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer
 def mark_failed(report: Report) -> int:
     """Commit a failure for every clip and layer whose bytes `verify` found lost or damaged; returns how many.
 
-    Only what the catalog still places in that shard is marked. A clip whose preview alone is no good loses that, and
+    Only what the catalog still places in that shard is marked. A clip with only a damaged preview loses the preview and
     keeps its verdict. Raises `RunError` when another run is writing to the dataset, or when its catalog has gaps.
     """
     failed = 0
     with Scratch() as scratch, lock_catalog(Folder(report.out), scratch.path) as catalog:
         con = catalog.connect()
-        con.register("given", pa.Table.from_pylist([asdict(one) for one in report.damage], schema=_DAMAGE))
-        con.execute("CREATE TEMP TABLE damage AS FROM given")
+        con.register("damage_rows", pa.Table.from_pylist([asdict(damage) for damage in report.damage], schema=_DAMAGE))
+        con.execute("CREATE TEMP TABLE damage AS FROM damage_rows")
         hit = ", ".join(
             f"EXISTS (FROM damage d WHERE d.shard = c.{place[0]} AND (d.clip_id IS NULL "
-            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{what}'))) AS vdot_{what}"
-            for what, place in (("sample", SAMPLE), ("preview", PREVIEW))
+            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{kind}'))) AS vdot_{kind}"
+            for kind, place in (("sample", SAMPLE), ("preview", PREVIEW))
         )
         rows = con.sql(f"FROM (SELECT *, {hit} FROM clips c) WHERE vdot_sample OR vdot_preview ORDER BY clip_id, layer")
         for batch in rows.to_arrow_reader(BATCH):
@@ -40,23 +40,23 @@ def mark_failed(report: Report) -> int:
             for row in marked:
                 shard, sample, preview = row["shard"], row.pop("vdot_sample"), row.pop("vdot_preview")
                 if preview:
-                    lose(row, PREVIEW, "", "")
+                    clear_place(row, PREVIEW, "", "")
                 if sample:
-                    lose(row, SAMPLE, "verify", f"its bytes in {shard} are lost or damaged")
+                    clear_place(row, SAMPLE, "verify", f"its bytes in {shard} are lost or damaged")
                     failed += row["status"] == "failed"
-            schema = committed(batch.schema)
+            schema = use_catalog_types(batch.schema)
             catalog.commit(pa.Table.from_pylist(marked, schema=pa.schema(list(schema)[:-2])))
     return failed
 
 
-def lose(row: dict[str, Any], place: tuple[str, ...], stage: str, detail: str) -> None:
-    """Change a clip's row to say that its sample (`place` is SAMPLE) or its preview (PREVIEW) is no more."""
+def clear_place(row: dict[str, Any], place: tuple[str, ...], stage: str, detail: str) -> None:
+    """Change a clip's row to say that its sample (`place` is SAMPLE) or its preview (PREVIEW) is gone."""
     row |= dict.fromkeys(place)
     if place == SAMPLE and row["status"] in ("kept", "pending"):
         row |= {"status": "failed", "code": ErrorCode.STORAGE_ERROR.value, "stage": stage, "detail": detail}
         row |= {"rule": None, "tasks": None}
 
 
-def committed(schema: pa.Schema) -> pa.Schema:
-    """A query's schema with the catalog's own types, which DuckDB's differ from in detail."""
+def use_catalog_types(schema: pa.Schema) -> pa.Schema:
+    """Give a query's schema the catalog's own types, which differ from DuckDB's in detail."""
     return pa.schema([COLUMNS.field(field.name) if field.name in COLUMNS.names else field for field in schema])

@@ -1,4 +1,4 @@
-"""One shard held against the catalog's rows: runs in a process of its own, so that many are inspected at once."""
+"""Checks one shard against the catalog's rows, in a separate process, so that many are inspected at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PICTURES = {"jpg": "mjpeg", "png": "png"}
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes that are no good: a whole shard, or one clip's sample or preview (`what`) of a layer in it."""
+    """Damaged bytes: a whole shard, or one clip's sample or preview (`what`) of a layer in it."""
 
     shard: str
     clip_id: str | None = None
@@ -36,8 +36,8 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong: `kind` (part, source, clip or shard) and `name` say where, `sentence` what; `damage` is what
-    can be made again from the source."""
+    """A problem: `kind` (part, source, clip or shard) and `name` say where, `sentence` says what; `damage` is what can
+    be made again from the source."""
 
     kind: str
     name: str
@@ -66,57 +66,57 @@ class Stored:
 
 @dataclass(slots=True)
 class _Sample:
-    """What a tar holds of one key: from the first member's header to the end of the last one's padding."""
+    """The members of one key in a tar: from the first one's header to the end of the last one's padding."""
 
     start: int
     end: int
     members: list[tarfile.TarInfo]
 
 
-def inspect(out: Folder, shard: str, rows: list[Stored]) -> list[Problem]:
-    """What is wrong with a shard and the samples that the catalog places in it.
+def inspect_shard(out: Folder, shard: str, rows: list[Stored]) -> list[Problem]:
+    """Find the problems of a shard and of the samples that the catalog places in it.
 
-    Members are decoded only after the checksum held, so that no decoder meets bytes which the pipeline did not write.
+    Members are decoded only if the checksum is right, so that no decoder sees bytes that the pipeline did not write.
     """
     try:
-        with _opened(out, shard) as file:
-            return _inspect(file, shard, rows)
+        with _open_shard(out, shard) as file:
+            return _inspect_file(file, shard, rows)
     except FileNotFoundError:
         return [Problem("shard", shard, "was there and is gone: another run may be at work")]
     except OSError as error:
-        # Not damage: a store that does not answer says nothing of the bytes.
+        # Not damage: a store that does not answer says nothing about the bytes.
         return [Problem("shard", shard, f"cannot be read: {error}")]
 
 
-def _inspect(file: BinaryIO, shard: str, rows: list[Stored]) -> list[Problem]:
-    found = compute_digest(file)
-    if found != digest_in_name(shard):
-        return [Problem("shard", shard, f"is damaged: its bytes hash to {found}", Damage(shard))]
+def _inspect_file(file: BinaryIO, shard: str, rows: list[Stored]) -> list[Problem]:
+    checksum = compute_digest(file)
+    if checksum != digest_in_name(shard):
+        return [Problem("shard", shard, f"is damaged: its bytes hash to {checksum}", Damage(shard))]
     file.seek(0)
     try:
-        samples, problems = _samples(file, shard)
+        samples, problems = _index_samples(file, shard)
     except tarfile.TarError as error:
         return [Problem("shard", shard, f"is not a tar: {error}", Damage(shard))]
     for row in rows:
         damage = Damage(shard, row.clip_id, row.layer, row.what)
-        problems += [Problem("clip", row.clip_id, text, damage) for text in _sample(file, shard, row, samples)]
+        problems += [Problem("clip", row.clip_id, text, damage) for text in _check_sample(file, shard, row, samples)]
     return problems
 
 
-def _sample(file: BinaryIO, shard: str, row: Stored, samples: dict[str, _Sample]) -> Iterator[str]:
-    """What is wrong with what the catalog says of one sample or preview."""
+def _check_sample(file: BinaryIO, shard: str, row: Stored, samples: dict[str, _Sample]) -> Iterator[str]:
+    """What is wrong with the catalog's row of one sample or preview."""
     sample = samples.get(row.clip_id)
     if sample is None:
         yield f"its {row.what} is not in {shard}, where the catalog places it"
     elif (row.offset, row.size) != (sample.start, sample.end - sample.start):
-        there = f"its {row.what} is at {sample.start}, {sample.end - sample.start} bytes long"
-        yield f"{there}, in {shard}; the catalog says {row.offset}, {row.size}"
+        actual = f"its {row.what} is at {sample.start}, {sample.end - sample.start} bytes long"
+        yield f"{actual}, in {shard}; the catalog says {row.offset}, {row.size}"
     else:
-        yield from _contents(file, row, sample)
+        yield from _check_members(file, row, sample)
 
 
 @contextmanager
-def _opened(out: Folder, shard: str) -> Iterator[BinaryIO]:
+def _open_shard(out: Folder, shard: str) -> Iterator[BinaryIO]:
     if out.local is not None:
         with (out.local / shard).open("rb") as file:
             yield file
@@ -128,8 +128,8 @@ def _opened(out: Folder, shard: str) -> Iterator[BinaryIO]:
             yield file
 
 
-def _samples(file: BinaryIO, shard: str) -> tuple[dict[str, _Sample], list[Problem]]:
-    """The samples of a tar by key; members of one key must follow each other."""
+def _index_samples(file: BinaryIO, shard: str) -> tuple[dict[str, _Sample], list[Problem]]:
+    """Index the samples of a tar by key; members of one key must follow each other."""
     samples: dict[str, _Sample] = {}
     problems: list[Problem] = []
     last = ""
@@ -148,7 +148,7 @@ def _samples(file: BinaryIO, shard: str) -> tuple[dict[str, _Sample], list[Probl
     return samples, problems
 
 
-def _contents(file: BinaryIO, row: Stored, sample: _Sample) -> Iterator[str]:
+def _check_members(file: BinaryIO, row: Stored, sample: _Sample) -> Iterator[str]:
     """What is wrong with the members of one sample or preview."""
     names = Counter(entry.name.partition(".")[2] for entry in sample.members)
     for name, count in names.items():
@@ -164,12 +164,12 @@ def _contents(file: BinaryIO, row: Stored, sample: _Sample) -> Iterator[str]:
         yield f"its {row.what} has no member {name}"
     for entry in sample.members:
         file.seek(entry.offset_data)
-        wrong = _member(entry.name.rpartition(".")[2], file.read(entry.size), row)
-        if wrong:
-            yield f"its {entry.name.partition('.')[2]} {wrong}"
+        problem = _check_member(entry.name.rpartition(".")[2], file.read(entry.size), row)
+        if problem:
+            yield f"its {entry.name.partition('.')[2]} {problem}"
 
 
-def _member(kind: str, data: bytes, row: Stored) -> str | None:
+def _check_member(kind: str, data: bytes, row: Stored) -> str | None:
     """What is wrong with the bytes of a member, by the last part of its name."""
     if kind == "mp4":
         try:
@@ -190,7 +190,7 @@ def _member(kind: str, data: bytes, row: Stored) -> str | None:
         except UnicodeDecodeError as error:
             return f"is not UTF-8 text: {error}"
     if kind == "safetensors":
-        return _tensors(data)
+        return _check_tensors(data)
     if kind in _PICTURES:
         try:
             decoder = av.CodecContext.create(_PICTURES[kind], "r")
@@ -200,13 +200,15 @@ def _member(kind: str, data: bytes, row: Stored) -> str | None:
     return None
 
 
-def _tensors(data: bytes) -> str | None:
-    """What is wrong with a safetensors file: the length of its header, the header in JSON, and what this places."""
+def _check_tensors(data: bytes) -> str | None:
+    """What is wrong with a safetensors file: the length of its header, the JSON header, or the tensors it places."""
     length = int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8 : 8 + length])
-        said = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        declared = max(
+            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
+        )
     except (ValueError, AttributeError, LookupError, TypeError) as error:
-        return f"is no safetensors file: {error!r}"
-    there = len(data) - 8 - length
-    return None if said == there else f"holds {there} bytes of tensors; its header says {said}"
+        return f"is not a safetensors file: {error!r}"
+    actual = len(data) - 8 - length
+    return None if declared == actual else f"holds {actual} bytes of tensors; its header says {declared}"

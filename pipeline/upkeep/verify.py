@@ -1,4 +1,4 @@
-"""A dataset is worth what its bytes are worth, so this holds every row against its bytes and lists what is wrong."""
+"""Checks every row of a dataset against its bytes, and lists what is wrong."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from pipeline.formats.schema import BASE_LAYER, FORMAT_VERSION
 from pipeline.recipe.rules import quote_text
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.shard_check import Damage, Problem, Stored, inspect
+from pipeline.upkeep.shard_check import Damage, Problem, Stored, inspect_shard
 
-# Why there is no command that mends a part.
+# Why no command repairs a part.
 _NO_PART = "nothing else says what it held"
-_MEND = "`vdot-data verify --mark-failed` and then `vdot-data retry` make damaged samples again, from their sources"
-# Problems kept as lines; the others are counted. A dataset that lost its disk has millions of them.
+_REPAIR = "`vdot-data verify --mark-failed` and then `vdot-data retry` make damaged samples again, from their sources"
+# Problems kept as lines; more are only counted. A dataset that lost its disk has millions of them.
 MOST = 1000
 
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` found: the first `MOST` problems and their whole number, all damage that can be made good, remarks
-    that are no problem, and counts of what was checked (parts, clips, layers, ...)."""
+    """The result of `verify`: the first `MOST` problems and their total number, all damage that can be repaired, notes
+    that are not problems, and counts of what was checked (parts, clips, layers, ...)."""
 
     out: str
     problems: list[Problem] = field(default_factory=list)
@@ -46,25 +46,25 @@ class Report:
     notes: list[str] = field(default_factory=list)
     checked: dict[str, int] = field(default_factory=dict)
 
-    def add(self, *found: Problem) -> None:
-        """Count problems, and keep the first ones; damage is kept whole."""
-        self.count += len(found)
-        self.problems += found[: MOST - len(self.problems)]
-        self.damage |= {problem.damage for problem in found if problem.damage}
+    def add(self, *problems: Problem) -> None:
+        """Count problems, and keep the first ones; all damage is kept."""
+        self.count += len(problems)
+        self.problems += problems[: MOST - len(self.problems)]
+        self.damage |= {problem.damage for problem in problems if problem.damage}
 
     def as_json(self) -> str:
         """One line of JSON."""
-        damage = [asdict(one) for one in sorted(self.damage, key=repr)]
+        damage = [asdict(entry) for entry in sorted(self.damage, key=repr)]
         return json.dumps(asdict(self) | {"damage": damage})
 
 
 def verify(out: str, workers: int | None = None) -> Report:
     """Check the catalog and every stored byte of OUT; nothing is changed. `workers`: processes, else one per core.
 
-    Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot go on.
+    Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot continue.
     """
     folder, report = open_dataset(out), Report(out)
-    if not _parts(folder, report):
+    if not _check_parts(folder, report):
         report.notes.append("the rest of the checks need a catalog that can be read, and were left out")
         return report
     with Scratch() as scratch:
@@ -73,14 +73,14 @@ def verify(out: str, workers: int | None = None) -> Report:
         for check in _CHECKS:
             for row in values(con, check.sql):
                 report.add(Problem(check.kind, row["name"], check.sentence.format(**row)))
-        _remarks(con, catalog, report)
-        _embeddings(con, folder, report)
+        _add_notes(con, catalog, report)
+        _check_embeddings(con, folder, report)
         stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.list_files(name)}
-        _shards(folder, con, stored, workers or os.cpu_count() or 1, report)
+        _check_shards(folder, con, stored, workers or os.cpu_count() or 1, report)
     return report
 
 
-def _parts(folder: Folder, report: Report) -> bool:
+def _check_parts(folder: Folder, report: Report) -> bool:
     """Whether every part of the catalog can be read."""
     names = [entry.name for entry in folder.list_files(PARTS) if entry.name.endswith(".parquet")]
     expected, sound = 1, True
@@ -95,8 +95,10 @@ def _parts(folder: Folder, report: Report) -> bool:
         try:
             table = pq.read_table(pa.BufferReader(folder.read(f"{PARTS}/{name}")))
         except (pa.ArrowException, OSError) as error:
-            why = str(error).splitlines()[0]
-            report.add(Problem("part", name, f"cannot be read ({why}); bring it back from a copy of OUT: {_NO_PART}"))
+            reason = str(error).splitlines()[0]
+            report.add(
+                Problem("part", name, f"cannot be read ({reason}); bring it back from a copy of OUT: {_NO_PART}")
+            )
             sound = False
             continue
         for column, value in (("format_version", FORMAT_VERSION), ("sequence", int(number))):
@@ -118,7 +120,7 @@ class _Check:
     sentence: str
 
 
-def _overlaps(place: str) -> str:
+def _overlap_query(place: str) -> str:
     order = f"(PARTITION BY {place}shard ORDER BY c.{place}offset, clip_id, layer"
     return (
         f"SELECT clip_id AS name, {place}shard AS shard, other FROM (SELECT clip_id, {place}shard, "
@@ -156,8 +158,8 @@ _CHECKS = (
         "SELECT clip_id AS name, layer FROM clips WHERE status = 'kept' AND shard IS NULL ORDER BY ALL",
         "its layer {layer} is kept, but the catalog names no shard for it",
     ),
-    _Check("clip", _overlaps(""), "its bytes in {shard} are also those of clip {other}"),
-    _Check("clip", _overlaps("preview_"), "its preview in {shard} is also that of clip {other}"),
+    _Check("clip", _overlap_query(""), "its bytes in {shard} are also those of clip {other}"),
+    _Check("clip", _overlap_query("preview_"), "its preview in {shard} is also that of clip {other}"),
 )
 
 
@@ -169,48 +171,48 @@ _COUNTS = {
 }
 
 
-def _remarks(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -> None:
-    """What a reader should know although nothing is wrong."""
-    open_ = values(
+def _add_notes(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -> None:
+    """Add notes on what is worth knowing although nothing is wrong."""
+    incomplete = values(
         con,
         "SELECT count(DISTINCT source_uri) AS sources, count(*) AS clips FROM (SELECT source_uri, unnest(windows) AS w "
         "FROM sources WHERE status = 'cut') WHERE w.clip_id NOT IN (SELECT clip_id FROM parts WHERE kind = 'clip' "
         "UNION ALL SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)",
     )[0]
-    if open_["sources"]:
+    if incomplete["sources"]:
         report.notes.append(
-            f"{open_['sources']} sources are incomplete ({open_['clips']} clips have no verdict yet); "
-            "the next ingest goes on"
+            f"{incomplete['sources']} sources are incomplete ({incomplete['clips']} clips have no verdict yet); "
+            "the next ingest continues with them"
         )
-    left = len(find_unreferenced(catalog))
-    # Where a part is missing, what it named only seems to be left over.
-    if left and len(catalog.list_sequences()) == catalog.sequence:
-        report.notes.append(f"{left} unfinished or superseded files; the next run removes them")
-    if _interrupted(con):
+    leftovers = len(find_unreferenced(catalog))
+    # Where a part is missing, the files that it named only seem to be left over.
+    if leftovers and len(catalog.list_sequences()) == catalog.sequence:
+        report.notes.append(f"{leftovers} unfinished or superseded files; the next run removes them")
+    if _was_interrupted(con):
         report.notes.append("a forget was interrupted; the next forget, ingest or dedup finishes it")
     for name, view in _COUNTS.items():
         report.checked[name] = values(con, f"SELECT count(*) AS n FROM {view}")[0]["n"]
 
 
-def _interrupted(con: duckdb.DuckDBPyConnection) -> bool:
-    """Whether rows are left of what was forgotten: then bytes may be as well."""
+def _was_interrupted(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether rows of forgotten clips remain: then bytes may remain as well."""
     con.execute(REMAINING_SQL)
     return bool(values(con, "SELECT 1 FROM part_left LIMIT 1"))
 
 
-def _embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
-    """The parts of the table of embeddings: all of it can be made again, and none of it may outlive its clip."""
+def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
+    """Check the parts of the table of embeddings: all of it can be made again, and none of it may outlive its clip."""
     names = embeddings.list_parts(folder)
     if names:
         report.checked["parts of embeddings"] = len(names)
-        gone = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
-        forgotten = [] if _interrupted(con) else values(con, gone)
+        query = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+        forgotten = [] if _was_interrupted(con) else values(con, query)
         for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
             report.add(Problem("embeddings", name, sentence))
 
 
-def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
-    """Every shard that a current row names, with what should lie in it; one shard's rows in memory at a time."""
+def _expected_shards(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
+    """Every shard that a current row names, with the rows it should hold; one shard's rows in memory at a time."""
     cursor = con.execute(
         "SELECT shard, clip_id, layer, 'sample', c.offset, bytes, frames, height, width FROM clips c "
         "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', preview_offset, "
@@ -221,57 +223,57 @@ def _wanted(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]
         yield shard, [Stored(*row[1:]) for row in group]
 
 
-def _shards(
+def _check_shards(
     folder: Folder, con: duckdb.DuckDBPyConnection, stored: dict[str, int], workers: int, report: Report
 ) -> None:
-    """Inspect every shard, `workers` at once, each in a process of its own."""
+    """Inspect every shard, `workers` at once, each in a separate process."""
     report.checked |= {"shards": 0, "bytes": 0}
 
-    def present() -> Iterator[tuple[str, list[Stored]]]:
-        for shard, rows in _wanted(con):
+    def stored_shards() -> Iterator[tuple[str, list[Stored]]]:
+        for shard, rows in _expected_shards(con):
             if shard in stored:
                 report.checked["shards"] += 1
                 report.checked["bytes"] += stored[shard]
                 yield shard, rows
             else:
-                gone = f"does not exist, and {len(rows)} rows of the catalog name it"
-                report.add(Problem("shard", shard, gone, Damage(shard)))
+                sentence = f"does not exist, and {len(rows)} rows of the catalog name it"
+                report.add(Problem("shard", shard, sentence, Damage(shard)))
 
     if workers == 1:
-        for shard, rows in present():
-            report.add(*inspect(folder, shard, rows))
+        for shard, rows in stored_shards():
+            report.add(*inspect_shard(folder, shard, rows))
         return
     # Not forked: DuckDB and the object stores' clients have threads.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        waiting: set[Future[list[Problem]]] = set()
+        pending: set[Future[list[Problem]]] = set()
         try:
-            for shard, rows in present():
-                waiting.add(pool.submit(inspect, folder, shard, rows))
-                if len(waiting) > 2 * workers:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for each in done:
-                        report.add(*each.result())
-            for each in wait(waiting).done:
-                report.add(*each.result())
+            for shard, rows in stored_shards():
+                pending.add(pool.submit(inspect_shard, folder, shard, rows))
+                if len(pending) > 2 * workers:
+                    finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        report.add(*future.result())
+            for future in wait(pending).done:
+                report.add(*future.result())
         except BrokenProcessPool as error:
             raise RunError("a process that checked shards died (often memory): try fewer with --workers") from error
     report.problems.sort(key=lambda problem: (problem.kind, problem.name))
 
 
-def lines(report: Report) -> Iterator[str]:
-    """The problems, one line each, and a last line that counts those left out."""
+def problem_lines(report: Report) -> Iterator[str]:
+    """The problems, one line each, and a last line that counts those not listed."""
     for problem in report.problems:
         yield problem.text
     if report.count > len(report.problems):
         yield f"... and {report.count - len(report.problems)} more"
 
 
-def summary(report: Report) -> str:
-    """What was checked, what is wrong and what is worth knowing, for people."""
+def format_summary(report: Report) -> str:
+    """Sentences that say what was checked, how much is wrong, and the notes."""
     checked = ", ".join(f"{count} {name}" for name, count in report.checked.items())
     verdict = {0: "no problem", 1: "1 problem"}.get(report.count, f"{report.count} problems")
-    notes = [*report.notes, *([_MEND] if report.damage else [])]
+    notes = [*report.notes, *([_REPAIR] if report.damage else [])]
     return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *notes])
 
 
-__all__ = ["Problem", "Report", "lines", "summary", "verify"]
+__all__ = ["Problem", "Report", "format_summary", "problem_lines", "verify"]

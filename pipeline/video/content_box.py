@@ -27,7 +27,7 @@ def find_content_box(path: str | Path, source: Probe, progress: Progress = unwat
     """
     display = source.display
     size = (display.width, display.height)
-    return bars.content(to_rgb(frame, display, size) for frame in _sample_frames(path, source, progress))
+    return bars.find_content(to_rgb(frame, display, size) for frame in _sample_frames(path, source, progress))
 
 
 def _sample_frames(path: str | Path, source: Probe, progress: Progress) -> Iterator[av.VideoFrame]:

@@ -18,7 +18,7 @@ def test_a_frame_is_carried_to_itself_unchanged() -> None:
     frames = [texture()] * 2
     mark = np.random.default_rng(1).random(frames[0].shape[:2], np.float32)
     for k in (0, 1):
-        assert not Carrier(frames).way(k, k).any()
+        assert not Carrier(frames).displacement(k, k).any()
         assert np.array_equal(Carrier(frames).carry(mark, k, k), mark)
 
 

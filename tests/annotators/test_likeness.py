@@ -9,17 +9,17 @@ import real_clips
 import small_videos
 
 from annotators.base import Frames
-from annotators.networks.picture_embedding import SIZE, Likeness
+from annotators.networks.picture_embedding import SIZE, ClipEmbedding
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_clip
 
 
 @pytest.fixture(scope="module")
-def likeness() -> Likeness:
-    return real_clips.load(Likeness)
+def likeness() -> ClipEmbedding:
+    return real_clips.load(ClipEmbedding)
 
 
-def cosine(likeness: Likeness, first: Frames, second: Frames) -> float:
+def cosine(likeness: ClipEmbedding, first: Frames, second: Frames) -> float:
     return float(likeness(first) @ likeness(second))
 
 
@@ -33,7 +33,7 @@ def make_copies(frames: Frames) -> dict[str, Frames]:
     }
 
 
-def test_a_unit_vector_of_any_clip(likeness: Likeness) -> None:
+def test_a_unit_vector_of_any_clip(likeness: ClipEmbedding) -> None:
     for shape in ((1, 16, 16, 3), (9, 96, 32, 3)):
         vector = likeness(np.zeros(shape, np.uint8))
         assert vector.shape == (SIZE,)
@@ -41,7 +41,7 @@ def test_a_unit_vector_of_any_clip(likeness: Likeness) -> None:
 
 
 @pytest.mark.long
-def test_made_up_clips(likeness: Likeness) -> None:
+def test_made_up_clips(likeness: ClipEmbedding) -> None:
     clip = small_videos.frames(1, 1, 17, (60, 90, 160))
     for name, copy in make_copies(clip).items():
         assert cosine(likeness, clip, copy) > 0.9, name
@@ -49,7 +49,7 @@ def test_made_up_clips(likeness: Likeness) -> None:
 
 
 @pytest.mark.long
-def test_real_clips(likeness: Likeness) -> None:
+def test_real_clips(likeness: ClipEmbedding) -> None:
     juggle = real_clips.frames("sam2__05_default_juggle.mp4", 33, every=2, width=640, height=360)
     for kind, copy in make_copies(juggle).items():
         assert cosine(likeness, juggle, copy) > 0.92, kind

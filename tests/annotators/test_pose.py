@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from annotators.networks.tflite import weighted_nms
 from annotators.pose.annotator import Pose
 from annotators.pose.drawing import KEYPOINTS, draw_people
-from annotators.pose.networks import Roi, _anchors
+from annotators.pose.networks import Roi, _make_anchors
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def test_skeleton_colours_and_hidden_keypoints() -> None:
 
 
 def test_the_anchors_are_those_of_the_detector() -> None:
-    anchors = _anchors()
+    anchors = _make_anchors()
     assert anchors.shape == (2254, 2)
     np.testing.assert_allclose(anchors[0], 0.5 / 28)
     np.testing.assert_allclose(anchors[2], (1.5 / 28, 0.5 / 28))

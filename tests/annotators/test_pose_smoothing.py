@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from annotators.pose.smoothing import smoothed, trembling
+from annotators.pose.smoothing import measure_trembling, smooth
 
 
 def make_course(frames: int, acceleration: float = 0.0, speed: float = 3.0) -> np.ndarray:
@@ -19,7 +19,7 @@ def make_course(frames: int, acceleration: float = 0.0, speed: float = 3.0) -> n
 @given(st.integers(1, 30), st.floats(-2, 2), st.floats(-9, 9))
 def test_steady_motion_and_steady_acceleration_stay_as_they_are(frames: int, acceleration: float, speed: float) -> None:
     points = make_course(frames, acceleration, speed)
-    assert np.allclose(smoothed(points), points, atol=0.05)
+    assert np.allclose(smooth(points), points, atol=0.05)
 
 
 def test_noise_becomes_less_and_a_gesture_is_neither_late_nor_smaller() -> None:
@@ -30,11 +30,11 @@ def test_noise_becomes_less_and_a_gesture_is_neither_late_nor_smaller() -> None:
     clean[:, :, 0] += wave[:, None]
     noisy = clean.copy()
     noisy[:, :, :2] += rng.normal(0, 2, noisy[:, :, :2].shape)
-    smooth = smoothed(noisy)
+    smooth = smooth(noisy)
     assert np.abs(smooth - clean)[..., :2].mean() < 0.8 * np.abs(noisy - clean)[..., :2].mean()
     straight = make_course(64)
     shaky = straight + np.pad(rng.normal(0, 2, (64, 3, 2)), ((0, 0), (0, 0), (0, 1))).astype(np.float32)
-    assert np.median(trembling(smoothed(shaky))) < 0.5 * np.median(trembling(shaky))
+    assert np.median(measure_trembling(smooth(shaky))) < 0.5 * np.median(measure_trembling(shaky))
     # The best agreement with the clean wave is without delay, and the amplitude is preserved.
     motion, truth = smooth[:, 0, 0] - clean[:, 0, 0] + wave, wave
     lags = [np.dot(np.roll(motion, -lag)[8:-8], truth[8:-8]) for lag in range(-3, 4)]
@@ -45,7 +45,7 @@ def test_noise_becomes_less_and_a_gesture_is_neither_late_nor_smaller() -> None:
 def test_a_point_that_is_not_seen_does_not_pull_at_the_others() -> None:
     points = make_course(15)
     points[7, 0] = (900.0, 0.0, 0.0)
-    smooth = smoothed(points)
+    smooth = smooth(points)
     visible = np.delete(np.arange(15), 7)
     assert np.abs(smooth[visible, 0, :2] - make_course(15)[visible, 0, :2]).max() < 60
     assert np.array_equal(smooth[..., 2], points[..., 2]), "confidence is not touched"
@@ -53,7 +53,7 @@ def test_a_point_that_is_not_seen_does_not_pull_at_the_others() -> None:
 
 def test_trembling_is_none_on_a_straight_course_and_only_of_what_is_seen() -> None:
     points = make_course(9)
-    assert trembling(points) == pytest.approx(np.zeros(7 * 3))
+    assert measure_trembling(points) == pytest.approx(np.zeros(7 * 3))
     points[4, 1, 2] = 0.1
-    assert len(trembling(points)) == 7 * 3 - 3
-    assert len(trembling(points[:2])) == 0
+    assert len(measure_trembling(points)) == 7 * 3 - 3
+    assert len(measure_trembling(points[:2])) == 0

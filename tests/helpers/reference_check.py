@@ -72,11 +72,11 @@ def _blueprint() -> Blueprint:
     return Blueprint.for_ingest(recipe.parse(RECIPE, "reference"), ())
 
 
-def store(path: Path) -> tuple[list[float], sandboxed.Scanned, list[StoredClip]]:
+def store(path: Path) -> tuple[list[float], sandboxed.ScanResult, list[StoredClip]]:
     """Run the pipeline's stages on a file as one shot; returns its frames' times, the scan's summary, and its clips."""
     blueprint = _blueprint()
     *parts, end = sandboxed.scan(path, blueprint)
-    assert isinstance(end, sandboxed.Scanned)
+    assert isinstance(end, sandboxed.ScanResult)
     thumbs = [part for part in parts if isinstance(part, ThumbnailChunk)]
     times = np.concatenate([part.times for part in thumbs])
     joined = np.concatenate([part.joined for part in thumbs])
@@ -86,7 +86,7 @@ def store(path: Path) -> tuple[list[float], sandboxed.Scanned, list[StoredClip]]
     size = grid.size(end.probe.display.width, end.probe.display.height)
     assert size is not None
     clips = []
-    for stored_clip in sandboxed.clips(path, windows, size, None, {}, blueprint):
+    for stored_clip in sandboxed.cut_clips(path, windows, size, None, {}, blueprint):
         assert stored_clip.mp4 is not None, stored_clip.values
         planes = clip_decode.decode_planar(stored_clip.mp4, (stored_clip.window.frames, size[1], size[0]))
         clips.append(StoredClip(stored_clip.window.start_s, np.moveaxis(planes, 0, -1)))

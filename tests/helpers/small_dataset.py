@@ -130,7 +130,7 @@ class Dataset:
             self.source("a", "cut", "012"), self.source("b", "cut", "012"), self.source("c", "failed", **failed),
             self.source("d", "same", same_as="/videos/a.mp4"),
         )  # fmt: skip
-        strip = {name: {"jpg": sandboxed.strip(frames(name))} for name in ("a0", "a1", "a2", "b0", "b2")}
+        strip = {name: {"jpg": sandboxed.make_strip(frames(name))} for name in ("a0", "a1", "a2", "b0", "b2")}
         previews = self.shard("previews", strip)
         kept_places = self.shard("shards", {name: sample(name) for name in ("a0", "b0")})
         pending_places = self.shard("pending", {name: sample(name) for name in ("a2", "b2")})

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from small_dataset import identity
 
-from annotators.networks.picture_embedding import SIZE, Likeness
+from annotators.networks.picture_embedding import SIZE, ClipEmbedding
 from pipeline.formats import embeddings
 from pipeline.formats.embeddings import Vectors
 
@@ -29,4 +29,4 @@ def embed(dataset: Any, clips: dict[str, tuple[float, ...]], number: int = 0) ->
     """Store embeddings that begin with these numbers for clips (by short name)."""
     rows = normalize([[*numbers, *[0.0] * (SIZE - len(numbers))] for numbers in clips.values()])
     ids = [identity(name) for name in clips]
-    embeddings.append_part(dataset.out, "fedcba987654", number, Likeness.version, table(ids, rows))
+    embeddings.append_part(dataset.out, "fedcba987654", number, ClipEmbedding.version, table(ids, rows))

@@ -13,7 +13,7 @@ import program
 import pytest
 import small_videos
 
-from pipeline.curation.select import saved, select
+from pipeline.curation.select import load_selection, select
 from pipeline.formats import shards
 from pipeline.storage.folder import Folder
 from pipeline.upkeep.verify import verify
@@ -116,7 +116,7 @@ def test_looser_rules_equal_a_fresh_ingest(run: Any, recipe: Any, small_folder: 
     selection = select(str(out), recipe_file=tight, name="tight")
     assert selection.verdicts == {status: sum(reasons.values()) for status, reasons in summary["clips"].items()}
     assert selection.verdicts == {"kept": 1, "rejected": 2}
-    assert set(saved(Folder(str(out)), "tight")["clip_id"].to_pylist()) == program.Out(strict).samples().keys()
+    assert set(load_selection(Folder(str(out)), "tight")["clip_id"].to_pylist()) == program.Out(strict).samples().keys()
 
 
 @pytest.mark.long

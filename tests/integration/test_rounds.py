@@ -21,7 +21,7 @@ def test_rounds_follow_one_another(
     reports: list[tuple[int, int]] = []
 
     def watch(progress: Progress) -> None:
-        reports.append((progress.done, progress.work))
+        reports.append((progress.finished, progress.work))
 
     out = program.Out(tmp_path / "out")
     summary = ingest([str(small_folder)], out.url, recipe_file=recipe(), cpus=1, watcher=watch)

@@ -1,4 +1,4 @@
-// Plays the film of a card that is pointed at.
+// Plays the film of the card under the pointer.
 "use strict";
 
 function films() {
@@ -11,7 +11,7 @@ function films() {
     card.addEventListener("pointerleave", stop);
     card.addEventListener("focusin", play);
     card.addEventListener("focusout", stop);
-    // On a screen without a pointer a tap is all there is.
+    // A touch screen has only taps.
     card.addEventListener("click", () => (video.paused ? play() : stop()));
   }
 }

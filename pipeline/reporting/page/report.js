@@ -1,4 +1,4 @@
-// Counts what other thresholds would keep, and plays clips that are pointed at. Asks nobody for anything.
+// Counts what other thresholds would keep, and plays clips under the pointer. Makes no requests.
 "use strict";
 
 const model = JSON.parse(document.getElementById("model").textContent);
@@ -7,7 +7,7 @@ const WHOLE = 1, REJECTED = 2, UNKNOWN = 4;
 const STEPS = 1000;
 const byId = (name) => document.getElementById(name);
 
-async function unpacked() {
+async function unpackRows() {
   const bytes = Uint8Array.from(atob(model.data), (letter) => letter.charCodeAt(0));
   const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const buffer = await new Response(plain).arrayBuffer();
@@ -30,20 +30,20 @@ class Side {
 
   reset() {
     this.value = this.rule ? this.rule.value : null;
-    const rest = this.which === "low" ? 0 : STEPS;
+    const end = this.which === "low" ? 0 : STEPS;
     const { least, most } = this.slider;
-    this.input.value = this.rule ? Math.round(((this.value - least) / (most - least || 1)) * STEPS) : rest;
+    this.input.value = this.rule ? Math.round(((this.value - least) / (most - least || 1)) * STEPS) : end;
     this.show();
   }
 
   moved() {
     const place = Number(this.input.value);
-    const rest = this.which === "low" ? 0 : STEPS;
+    const end = this.which === "low" ? 0 : STEPS;
     const { least, most } = this.slider;
-    // At its end a side without a rule asks for nothing. Short numbers, as people would write them, but at the ends.
+    // At its end a side without a rule rejects nothing. Numbers are short, as people write them, except at the ends.
     const exact = place === 0 ? least : place === STEPS ? most : null;
     const short = Number((least + ((most - least) * place) / STEPS).toPrecision(4));
-    this.value = !this.rule && place === rest ? null : exact ?? short;
+    this.value = !this.rule && place === end ? null : exact ?? short;
     this.show();
   }
 
@@ -61,11 +61,11 @@ class Side {
     this.input.setAttribute("aria-valuetext", this.output.textContent);
   }
 
-  // Whether a value is rejected: true, false, or null where it is not known.
   get sign() {
     return this.rule ? this.rule.sign : this.which === "low" ? "<" : ">";
   }
 
+  // Whether a value is rejected: true, false, or null where it is not known.
   rejects(value) {
     if (Number.isNaN(value)) {
       if (!this.rule || this.rule.null === null) return null;
@@ -85,14 +85,14 @@ class Side {
 }
 
 function judge(rows, sides) {
-  const asked = sides.map((side, at) => [side, at >> 1]).filter(([side]) => side.value !== null);
+  const active = sides.map((side, at) => [side, at >> 1]).filter(([side]) => side.value !== null);
   const counts = { kept: 0, rejected: 0, pending: 0 };
   for (let row = 0; row < model.rows; row++) {
     const flag = rows.flags[row];
     let rejected = (flag & REJECTED) !== 0;
     let unknown = (flag & UNKNOWN) !== 0;
-    for (let at = 0; at < asked.length && !rejected; at++) {
-      const [side, column] = asked[at];
+    for (let at = 0; at < active.length && !rejected; at++) {
+      const [side, column] = active[at];
       const answer = side.rejects(rows.columns[column][row]);
       if (answer === null) unknown = true;
       else rejected = answer;
@@ -115,36 +115,36 @@ function show(counts, before, sides) {
   }
   if (factor > 1) {
     const share = counts.kept / model.rows;
-    // Half of Wilson's interval at 95 %, which knows that none of a sample is not none of all.
+    // Half of Wilson's interval at 95 %, which is not empty where no clip of the sample is kept.
     const z = 1.96, n = model.rows;
-    const half = (z / (1 + (z * z) / n)) * Math.sqrt((share * (1 - share)) / n + (z * z) / (4 * n * n));
-    const error = Math.round(half * model.every);
+    const margin = (z / (1 + (z * z) / n)) * Math.sqrt((share * (1 - share)) / n + (z * z) / (4 * n * n));
+    const error = Math.round(margin * model.every);
     byId("about").textContent = `About (kept within ${error.toLocaleString("en")}, from ${model.rows} clips): `;
   }
-  const more = Math.round((counts.kept - before.kept) * factor);
-  byId("difference").textContent = more ? `(${more > 0 ? "+" : ""}${more.toLocaleString("en")} kept)` : "";
+  const change = Math.round((counts.kept - before.kept) * factor);
+  byId("difference").textContent = change ? `(${change > 0 ? "+" : ""}${change.toLocaleString("en")} kept)` : "";
   const rules = sides.filter((side) => side.changed).map((side) => ` --rule ${shell(side.text)}`);
   byId("command").textContent = `vdot-data select ${shell(dataset)}${rules.join("")}`;
 }
 
 async function sliders() {
-  const rows = await unpacked();
+  const rows = await unpackRows();
   const figures = [...document.querySelectorAll(".signal")];
   const sides = figures.flatMap((figure) => {
     const slider = model.sliders[Number(figure.dataset.slider)];
     return [new Side(figure, slider, "low"), new Side(figure, slider, "high")];
   });
   const before = judge(rows, sides);
-  const again = () => show(judge(rows, sides), before, sides);
+  const update = () => show(judge(rows, sides), before, sides);
   let waiting = false;
   for (const side of sides) {
     side.input.addEventListener("input", () => {
       side.moved();
-      if (!waiting) requestAnimationFrame(() => { waiting = false; again(); });
+      if (!waiting) requestAnimationFrame(() => { waiting = false; update(); });
       waiting = true;
     });
   }
-  byId("reset").addEventListener("click", () => { sides.forEach((side) => side.reset()); again(); });
+  byId("reset").addEventListener("click", () => { sides.forEach((side) => side.reset()); update(); });
   byId("copy").addEventListener("click", async () => {
     const range = document.createRange();
     range.selectNodeContents(byId("command"));
@@ -153,7 +153,7 @@ async function sliders() {
     // Pages from a disk may have no clipboard; the command is selected then.
     if (navigator.clipboard) await navigator.clipboard.writeText(byId("command").textContent).catch(() => {});
   });
-  again();
+  update();
   document.body.dataset.ready = "true";
 }
 

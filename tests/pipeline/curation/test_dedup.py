@@ -12,17 +12,17 @@ import small_dataset
 import vectors
 from small_dataset import identity
 
-from annotators.networks.picture_embedding import Likeness
+from annotators.networks.picture_embedding import ClipEmbedding
 from pipeline.catalog.catalog import Catalog, values
 from pipeline.catalog.cleanup import find_unfinished
 from pipeline.catalog.ledger import Ledger
-from pipeline.curation.dedup import Summary, dedup, summary
-from pipeline.curation.select import saved, select
+from pipeline.curation.dedup import Summary, dedup, format_summary
+from pipeline.curation.select import load_selection, select
 from pipeline.errors import RunError, UsageError
 from pipeline.formats import embeddings
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.reporting.explain import explain, text
+from pipeline.reporting.explain import explain, format_text
 from pipeline.sources.expand import Source
 from pipeline.sources.source_list import write
 from pipeline.storage.folder import Folder
@@ -71,11 +71,11 @@ def test_groups_become_rows_of_a_layer(embedded: Any) -> None:
     assert worse["lineage"][0]["weights_licence"] == "Apache-2.0"
     report = verify(embedded.url, 1)
     assert (report.problems, report.checked["parts of embeddings"], report.checked["layers"]) == ([], 1, 5)
-    explanation = text(explain(embedded.url, worse["clip_id"]))
+    explanation = format_text(explain(embedded.url, worse["clip_id"]))
     assert f"It is a near duplicate of {identity(name)} (cosine 0.995), the best of 2." in explanation
     assert "recipe None" not in explanation
-    assert "It is the best of 2 near duplicates." in text(explain(embedded.url, identity(name)))
-    assert "It has no near duplicate." in text(explain(embedded.url, identity("a2")))
+    assert "It is the best of 2 near duplicates." in format_text(explain(embedded.url, identity(name)))
+    assert "It has no near duplicate." in format_text(explain(embedded.url, identity("a2")))
 
 
 def test_only_what_changed_is_written(embedded: Any) -> None:
@@ -101,7 +101,7 @@ def test_another_takes_the_place_of_a_best_one_that_is_rejected(embedded: Any) -
     assert select(embedded.url, ["duplicate_rank = 1"]).selected == 2
     embedded.commit(embedded.clip(best, "rejected", rule="too_dark", detail="dark"))
     select(embedded.url, ["duplicate_rank = 1"], name="unique")
-    assert identity(second) in saved(embedded.out, "unique")["clip_id"].to_pylist()
+    assert identity(second) in load_selection(embedded.out, "unique")["clip_id"].to_pylist()
 
 
 def test_of_a_group_without_one_nothing_is_known(embedded: Any) -> None:
@@ -216,7 +216,7 @@ def test_parts_are_read_by_anybody_and_sorted_out(embedded: Any) -> None:
     (folder / ".vdot-0123456789abcdef.tmp").write_bytes(b"half")
     assert [name for name, _ in find_unfinished(embedded.catalog)] == ["embeddings/.vdot-0123456789abcdef.tmp"]
     row = duckdb.sql(f"SELECT * FROM '{folder}/fedcba987654-000001.parquet'").fetchall()[0]
-    assert (row[0], row[1], row[2][:3]) == (identity("a0"), Likeness.version, [0.0, 0.0, 1.0])
+    assert (row[0], row[1], row[2][:3]) == (identity("a0"), ClipEmbedding.version, [0.0, 0.0, 1.0])
     # The first vector of a clip counts; another version's never does.
     table = vectors.table([identity("a0")], vectors.normalize([[1.0] * 8]))
     embeddings.append_part(embedded.out, "000000000000", 0, "older", table)
@@ -230,12 +230,12 @@ def test_nothing_to_compare(dataset: Any) -> None:
         dataset.commit(dataset.clip(name, "rejected", rule="too_dark", detail="dark"))
     result = dedup(dataset.url)
     assert (result.compared, result.groups, result.changed) == (0, 0, 0)
-    assert "compared 0 clips" in summary(result)
+    assert "compared 0 clips" in format_summary(result)
 
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01, float("nan")])
 def test_a_threshold_that_is_no_cosine(embedded: Any, threshold: float) -> None:
-    with pytest.raises(UsageError, match="above 0 and up to 1"):
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
         dedup(embedded.url, threshold=threshold)
 
 
@@ -249,7 +249,7 @@ def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     vectors.embed(remote, CLIPS)
     assert run_dedup(remote).groups == 1
     forget(remote.url, identity("a0"))
-    assert sum(len(ids) for ids in embeddings.read_ids(remote.out, Likeness.version)) == 3
+    assert sum(len(ids) for ids in embeddings.read_ids(remote.out, ClipEmbedding.version)) == 3
     assert verify(remote.url, 1).problems == []
 
 

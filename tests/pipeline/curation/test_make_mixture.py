@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_dataset import Dataset, identity
 
-from pipeline.curation.held_out import families, held_out
+from pipeline.curation.held_out import choose_held_out, find_families
 from pipeline.curation.make_mixture import Definition, mix
 from pipeline.curation.select import select
 from pipeline.curation.shares import task_shares
@@ -235,7 +235,7 @@ def test_a_task_that_is_held_out_whole(sixty_clips: Any, tmp_path: Path) -> None
 
 def test_a_shard_that_is_gone_is_named(sixty_clips: Any, tmp_path: Path) -> None:
     (Path(sixty_clips.url) / sixty_clips.row("a0")["shard"]).unlink()
-    with pytest.raises(UsageError, match="made anew since"):
+    with pytest.raises(UsageError, match="made again since"):
         mix(write_definition(tmp_path, tasks=["text"]))
 
 
@@ -278,7 +278,7 @@ def test_families_are_the_connected_sources(pairs: list[tuple[str, str | None]])
                 if first_group is not None and first_group == second_group:
                     merged = family[first] | family[second]
                     family |= dict.fromkeys(merged, merged)
-    assert families(pairs) == {source: min(members) for source, members in family.items()}
+    assert find_families(pairs) == {source: min(members) for source, members in family.items()}
 
 
 @given(
@@ -287,13 +287,13 @@ def test_families_are_the_connected_sources(pairs: list[tuple[str, str | None]])
     st.integers(0, 99),
 )
 def test_what_was_held_out_stays_so_when_copies_come(pairs: Any, new_pairs: Any, seed: int) -> None:
-    earlier_part = held_out(pairs, "abcdefgh", 0.3, seed)
-    assert earlier_part <= held_out([*pairs, *new_pairs], "abcdefghijkl", 0.3, seed)
+    earlier_part = choose_held_out(pairs, "abcdefgh", 0.3, seed)
+    assert earlier_part <= choose_held_out([*pairs, *new_pairs], "abcdefghijkl", 0.3, seed)
 
 
 def test_the_share_that_is_held_out() -> None:
     sources = [f"{n:064x}" for n in range(4_000)]
-    assert len(held_out([], sources, 0.2, 1)) == pytest.approx(800, abs=80)
+    assert len(choose_held_out([], sources, 0.2, 1)) == pytest.approx(800, abs=80)
 
 
 def test_what_may_leak_or_is_left_out_is_said(sixty_clips: Any, tmp_path: Path) -> None:

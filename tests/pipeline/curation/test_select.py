@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_dataset import RECIPE, RUN, identity
 
-from pipeline.curation.select import Condition, conditions, saved, select
+from pipeline.curation.select import Condition, load_selection, select, split_conditions
 from pipeline.errors import UsageError
 from pipeline.recipe.rules import connect
 
 
 def ids(dataset: Any, name: str) -> set[str]:
-    return set(saved(dataset.out, name)["clip_id"].to_pylist())
+    return set(load_selection(dataset.out, name)["clip_id"].to_pylist())
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_selection_is_kept_and_compared(ten_clips: Any) -> None:
         select(ten_clips.url, ["luma > 60"], name="day1")
     with pytest.raises(UsageError, match="did you mean 'day1'"):
         select(ten_clips.url, against="dya1")
-    with pytest.raises(UsageError, match="no name for a selection"):
+    with pytest.raises(UsageError, match="not a valid name for a selection"):
         select(ten_clips.url, name="../day1")
 
 
@@ -157,7 +157,7 @@ def test_one_rule_is_changed(ten_clips: Any) -> None:
     assert tighter.verdicts == {"failed": 1, "kept": 6, "pending": 2, "rejected": 7}
     assert select(ten_clips.url, rules=["too_dark:"]).verdicts == {"failed": 1, "kept": 14, "pending": 1}
     for bad in ("luma < 3", "too_drak:", ": luma < 3", ""):
-        with pytest.raises(UsageError, match="no rule of this recipe"):
+        with pytest.raises(UsageError, match="neither a rule of this recipe"):
             select(ten_clips.url, rules=[bad])
     with pytest.raises(UsageError, match="did you mean 'luma'"):
         select(ten_clips.url, rules=["dark: luna < 3"])
@@ -191,7 +191,7 @@ _ATOMS = st.sampled_from(["a > 1", "b BETWEEN 2 AND 3", "(c OR d)", "NOT e", "f 
 @settings(deadline=None)
 def test_a_predicate_falls_into_the_parts_that_and_joins(atoms: list[str]) -> None:
     con = connect()
-    parts = conditions(" AND ".join(atoms), con)
+    parts = split_conditions(" AND ".join(atoms), con)
     assert len(parts) == len(atoms)
-    assert conditions(" AND ".join(f"({part})" for part in parts), con) == parts
-    assert conditions(f"({' AND '.join(atoms)}) OR z", con) == [f"({' AND '.join(atoms)}) OR z"]
+    assert split_conditions(" AND ".join(f"({part})" for part in parts), con) == parts
+    assert split_conditions(f"({' AND '.join(atoms)}) OR z", con) == [f"({' AND '.join(atoms)}) OR z"]

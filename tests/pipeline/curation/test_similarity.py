@@ -37,8 +37,8 @@ def identity(number: int) -> str:
 def groups(vectors: Vectors, sources: list[int], threshold: float = 0.9, block: int = 3) -> list[list[int]]:
     """The groups, computed as in `dedup`."""
     numbers = np.array(sources, np.int64)
-    pairs = (matches for _, matches in similarity.near(vectors, numbers, threshold, block))
-    return similarity.groups(similarity.matches(duckdb.connect(), pairs), numbers)
+    pairs = (matches for _, matches in similarity.find_near_pairs(vectors, numbers, threshold, block))
+    return similarity.form_groups(similarity.find_matches(duckdb.connect(), pairs), numbers)
 
 
 def expected(clips: dict[str, tuple[int, Any]], threshold: float) -> set[frozenset[str]]:
@@ -123,7 +123,7 @@ def test_a_chain_of_likeness_is_no_likeness() -> None:
     vectors = normalize([[np.cos(turn), np.sin(turn)] for turn in np.radians([0, 30, 60, 90])])
     (chain,) = groups(vectors, [0, 1, 2, 3], 0.85)
     rank = np.array([1, 0, 2, 3])
-    subgroups = list(similarity.around_the_best([chain], rank, vectors, 0.85))
+    subgroups = list(similarity.split_around_best([chain], rank, vectors, 0.85))
     assert [members for members, _ in subgroups] == [[1, 0, 2]], "the last one is alone"
     for _, cosines in subgroups:
         assert cosines[0] == pytest.approx(1)
@@ -148,14 +148,14 @@ def test_memory_holds_blocks_and_not_all_pairs(tmp_path: Path) -> None:
 
     def count_pairs() -> Iterator[pa.Table]:
         compared = 0
-        for pairs, matches in similarity.near(vectors, sources, 0.9, 100):
+        for pairs, matches in similarity.find_near_pairs(vectors, sources, 0.9, 100):
             compared += pairs
             yield matches
         assert compared == count * (count - 1) // 2
 
     tracemalloc.start()
     try:
-        found_groups = similarity.groups(similarity.matches(duckdb.connect(), count_pairs()), sources)
+        found_groups = similarity.form_groups(similarity.find_matches(duckdb.connect(), count_pairs()), sources)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline.engine.engine import reservations
+from pipeline.engine.engine import pool_options
 from pipeline.ingest import graph
 from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
@@ -27,11 +27,11 @@ def plan_pools(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`plan_pools(blueprint, gpus)`: stage, fewest and most workers, and GPU share of each pool on eight CPUs."""
     find_annotator = registry.load_annotator
     monkeypatch.setattr(registry, "load_annotator", lambda name: Heavy if name == "heavy" else find_annotator(name))
-    cluster: Any = SimpleNamespace(workers=lambda chunks: min(8, chunks), most_workers=8, attempts=None)
+    cluster: Any = SimpleNamespace(count_workers=lambda chunks: min(8, chunks), max_workers=8, attempts=None)
 
     def plan(blueprint: Blueprint, gpus: int) -> list[tuple[Any, ...]]:
-        pools = graph.pools(cluster, blueprint, Folder("memory://out"), 8)
-        options = reservations(pools, gpus)
+        pools = graph.build_pools(cluster, blueprint, Folder("memory://out"), 8)
+        options = pool_options(pools, gpus)
         assert all(option["batch_size"] == (1 if "num_gpus" in option else None) for option in options)
         return [
             (pool.stage.__name__, option["compute"].min_size, option["compute"].max_size, option.get("num_gpus"))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.ingest.estimate import total, unseen
+from pipeline.ingest.estimate import bound_unseen, estimate_total
 
 Floats = NDArray[np.float64]
 
@@ -37,7 +37,9 @@ def test_the_interval_holds_about_nine_times_in_ten(kind: str, count: int, sampl
         picked = np.array([rng.choice(part) for part in np.array_split(np.argsort(sizes), sample_size)])
         unsampled = np.ones(count, bool)
         unsampled[picked] = False
-        estimate = total(quantities[picked], sizes[picked], int(unsampled.sum()), float(sizes[unsampled].sum()))
+        estimate = estimate_total(
+            quantities[picked], sizes[picked], int(unsampled.sum()), float(sizes[unsampled].sum())
+        )
         truth = quantities[unsampled].sum()
         assert estimate.low is not None
         assert estimate.high is not None
@@ -50,11 +52,11 @@ def test_the_interval_holds_about_nine_times_in_ten(kind: str, count: int, sampl
 
 def test_what_goes_with_size_is_told_by_size() -> None:
     sizes = np.array([1.0, 2, 3, 4, 50])
-    estimate = total(2 * sizes, sizes, 3, 1_000.0)
+    estimate = estimate_total(2 * sizes, sizes, 3, 1_000.0)
     assert estimate.rest == pytest.approx(2_000)
     assert estimate.low == pytest.approx(2_000)
     # Without the sizes of the others, each counts as the mean.
-    assert total(2 * sizes, sizes, 3, None).rest == pytest.approx(3 * 24)
+    assert estimate_total(2 * sizes, sizes, 3, None).rest == pytest.approx(3 * 24)
 
 
 def test_what_was_not_looked_at_of_a_unit_is_as_uncertain_as_others() -> None:
@@ -64,7 +66,7 @@ def test_what_was_not_looked_at_of_a_unit_is_as_uncertain_as_others() -> None:
         # Twenty long sources of a hundred pieces each, all in the sample, with one piece in ten measured.
         pieces = rng.poisson(rng.lognormal(0, 0.5, (20, 1)), (20, 100))
         sampled = pieces[:, :10].sum(1)
-        estimate = total(sampled / 0.1, None, 0, None, np.full(20, 0.1))
+        estimate = estimate_total(sampled / 0.1, None, 0, None, np.full(20, 0.1))
         assert estimate.sampled == sampled.sum()
         assert estimate.low is not None
         assert estimate.high is not None
@@ -74,7 +76,7 @@ def test_what_was_not_looked_at_of_a_unit_is_as_uncertain_as_others() -> None:
 
 @given(st.lists(st.floats(0, 1e9), min_size=1, max_size=30), st.integers(0, 10**7))
 def test_totals_are_never_negative_nor_outside_their_interval(values: list[float], count: int) -> None:
-    estimate = total(np.array(values), None, count, None)
+    estimate = estimate_total(np.array(values), None, count, None)
     assert estimate.rest >= 0
     if estimate.low is not None and estimate.high is not None:
         assert 0 <= estimate.low <= estimate.rest * (1 + 1e-9)
@@ -87,4 +89,4 @@ def test_totals_are_never_negative_nor_outside_their_interval(values: list[float
 
 def test_what_no_sampled_one_has_the_rest_may_have() -> None:
     # Clopper and Pearson: none of 20 means less than 13.9 %, at 95 % one-sided.
-    assert unseen(20, 1_000) == pytest.approx(139, abs=1)
+    assert bound_unseen(20, 1_000) == pytest.approx(139, abs=1)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.curation.continue_mixture import begins
+from pipeline.curation.continue_mixture import find_beginning
 from pipeline.errors import UsageError
 from pipeline.mixture.interleave import Interleaving, floor_sum
 from pipeline.mixture.mixture import HELD_OUT, SCHEMA, TRAIN, Mixture, StartPoint, Step, Stream, parse, write
@@ -208,8 +208,10 @@ def test_a_mixture_goes_on_where_an_older_one_stopped() -> None:
     clip_counts = {("a", "t"): 50, ("a", "d"): 20}
     old = build_mixture(clip_counts, {("a", "t"): Fraction(1, 2), ("a", "d"): Fraction(1, 2)}, Step(2))
     before = list(islice(walk(Order(*old)), 30))
-    begins = StartPoint(30, Order(*old).count_drawn(30))
-    new = build_mixture(clip_counts, {("a", "t"): Fraction(9, 10), ("a", "d"): Fraction(1, 10)}, Step(4), begins=begins)
+    find_beginning = StartPoint(30, Order(*old).count_drawn(30))
+    new = build_mixture(
+        clip_counts, {("a", "t"): Fraction(9, 10), ("a", "d"): Fraction(1, 10)}, Step(4), begins=find_beginning
+    )
     # A block of steps, over which shares are exact.
     after = list(islice(walk(Order(*new), 30), 4 * 256))
     assert parse(new[0].as_json()) == new[0]
@@ -228,7 +230,7 @@ def test_a_bucket_whose_clips_changed_begins_its_next_pass(tmp_path: Path) -> No
     before = {(batch.bucket, draw.number) for batch, draws in islice(walk(Order(*old)), 60) for draw in draws}
     for clips in (44, 51, 60):
         new = build_mixture({("a", "t"): clips}, shares, Step(2))
-        start = begins(f"{tmp_path / 'old'}@60", Order(*new), new[1])
+        start = find_beginning(f"{tmp_path / 'old'}@60", Order(*new), new[1])
         resumed = Order(*build_mixture({("a", "t"): clips}, shares, Step(2), begins=start))
         after = list(islice(walk(resumed, 60), 300))
         last = {

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from pipeline.cli.main import app, main
 from pipeline.errors import ADVICE, ErrorCode, UsageError
-from pipeline.reporting.explain import explain, text
+from pipeline.reporting.explain import explain, format_text
 
 
 def explain_text(dataset: Any, name: str) -> str:
     """The sentences about a clip or source."""
     facts = explain(dataset.url, name)
     json.dumps(facts)
-    return text(facts)
+    return format_text(facts)
 
 
 def test_a_kept_clip(dataset: Any) -> None:
@@ -42,7 +42,7 @@ def test_a_kept_clip(dataset: Any) -> None:
 def test_a_rejected_clip(dataset: Any) -> None:
     facts = explain(dataset.url, small_dataset.identity("a1"))
     assert facts["verdict"]["rule_sql"] == "luma < 20"
-    assert "It is rejected by the rule too_dark: luma < 20  (luma = 12.5)" in text(facts)
+    assert "It is rejected by the rule too_dark: luma < 20  (luma = 12.5)" in format_text(facts)
 
 
 def test_a_failed_clip(dataset: Any) -> None:
@@ -54,7 +54,7 @@ def test_a_failed_clip(dataset: Any) -> None:
 def test_the_history_of_a_clip(dataset: Any) -> None:
     facts = explain(dataset.url, small_dataset.identity("a2"))
     assert [(row["sequence"], row["status"]) for row in facts["history"]] == [(3, "pending"), (5, "kept")]
-    assert f"part 3, layer base: pending (too_dark) by run {small_dataset.RUN}, started " in text(facts)
+    assert f"part 3, layer base: pending (too_dark) by run {small_dataset.RUN}, started " in format_text(facts)
 
 
 def test_a_pending_clip(dataset: Any) -> None:

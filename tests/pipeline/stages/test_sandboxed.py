@@ -36,11 +36,11 @@ def test_what_was_kept_is_what_is_decoded_again(
     blueprint = Blueprint.for_ingest(recipe.parse("grid: {frames: 17, min_frames: 9}", "test"), ())
     *parts, end = sandboxed.scan(source, blueprint)
     times = np.concatenate([part.times for part in parts if isinstance(part, ThumbnailChunk)])
-    assert isinstance(end, sandboxed.Scanned)
+    assert isinstance(end, sandboxed.ScanResult)
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 99)], times, end.end_s), times)
 
     def cut_clips() -> list[tuple[Any, ...]]:
-        clips = sandboxed.clips(source, windows, (160, 96), None, {}, blueprint)
+        clips = sandboxed.cut_clips(source, windows, (160, 96), None, {}, blueprint)
         return [(clip.values, clip.mp4, clip.preview) for clip in clips]
 
     first = cut_clips()
@@ -59,7 +59,7 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
     probe = probe_video(path, 1 << 20)
     times = np.array([decoded.time_s for decoded in read_frames(path, probe)])
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
-    clips = list(sandboxed.clips(path, windows, (160, 96), None, {}, blueprint))
+    clips = list(sandboxed.cut_clips(path, windows, (160, 96), None, {}, blueprint))
     assert [clip.values.get("code") for clip in clips] == ["RULE_ERROR", None, None]
     assert [clip.mp4 is None for clip in clips] == [True, False, False]
     assert clips[0].preview is not None
@@ -69,7 +69,7 @@ def test_a_source_may_begin_at_any_time(source: Path, tmp_path: Path) -> None:
     late = remux(source, tmp_path / "late.ts", output_ts_offset="50000")
     text = "grid: {frames: 17, min_frames: 9}\ncrop_bars: true\nlimits: {duration_s: 60}"
     *parts, end = sandboxed.scan(late, Blueprint.for_ingest(recipe.parse(text, "test"), ()))
-    assert isinstance(end, sandboxed.Scanned)
+    assert isinstance(end, sandboxed.ScanResult)
     first = parts[0]
     assert isinstance(first, ThumbnailChunk)
     assert first.times[0] > 49_000

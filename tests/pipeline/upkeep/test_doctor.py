@@ -13,12 +13,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
-from pipeline.cli.tables import closing
-from pipeline.engine.cluster import node_facts
+from pipeline.cli.tables import summary_table
+from pipeline.engine.cluster import collect_node_facts
 from pipeline.ingest.commands import Summary
 from pipeline.recipe import registry
 from pipeline.upkeep import doctor as module
-from pipeline.upkeep.checks import Check, table
+from pipeline.upkeep.checks import Check, make_table
 from pipeline.upkeep.cluster_checks import compare_nodes
 from pipeline.upkeep.doctor import doctor
 
@@ -105,8 +105,8 @@ def test_an_out_that_is_empty_and_one_that_is_not_there(tmp_path: Path) -> None:
 
 def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(table([Check("OUT /a[b]", "fail", "[red]", "pip install 'vdot-data[ingest]'")]))
-    console.print(closing(Summary("/a[b]", "base", "r", {"kept": {"": 1}}, {}, {}, 1.0, 1.0)))
+    console.print(make_table([Check("OUT /a[b]", "fail", "[red]", "pip install 'vdot-data[ingest]'")]))
+    console.print(summary_table(Summary("/a[b]", "base", "r", {"kept": {"": 1}}, {}, {}, 1.0, 1.0)))
     text = console.export_text()
     assert "OUT /a[b]" in text
     assert "[red]" in text
@@ -115,7 +115,7 @@ def test_what_looks_like_markup_is_printed_as_it_is() -> None:
 
 
 def test_nodes_that_differ() -> None:
-    facts = node_facts()
+    facts = collect_node_facts()
     different = facts | {"host": "n2", "av": "1.0"}
     checks = list(compare_nodes([facts, different], {"n3": "no such module"}))
     assert [check.status for check in checks] == ["fail", "ok", "fail"]

@@ -12,7 +12,7 @@ import pytest
 import small_dataset
 import vectors
 
-from annotators.networks.picture_embedding import Likeness
+from annotators.networks.picture_embedding import ClipEmbedding
 from pipeline.catalog.catalog import Catalog, values
 from pipeline.catalog.ledger import Ledger
 from pipeline.curation.dedup import dedup
@@ -183,7 +183,7 @@ def test_killed_at_any_call_and_done_again(
         # Leftovers of the killed attempt may stay until the next sweep, but without a byte of the forgotten clips.
         assert not any(clip in catalog_text(dataset.url) for clip in ids)
         assert not any(secret in dataset.all_bytes() for secret in secrets), step
-        embedded = [clip for ids in embeddings.read_ids(dataset.out, Likeness.version) for clip in ids.to_pylist()]
+        embedded = [clip for ids in embeddings.read_ids(dataset.out, ClipEmbedding.version) for clip in ids.to_pylist()]
         assert embedded == [*neighbours], step
         rows = [row for (clip, layer), row in dataset.rows().items() if clip in neighbours and layer == "base"]
         assert len(rows) == len(neighbours)

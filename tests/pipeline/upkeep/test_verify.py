@@ -16,12 +16,12 @@ from pipeline.errors import UsageError
 from pipeline.formats.shards import compute_digest
 from pipeline.upkeep import verify as module
 from pipeline.upkeep.mark_damaged import mark_failed
-from pipeline.upkeep.verify import lines, summary, verify
+from pipeline.upkeep.verify import format_summary, problem_lines, verify
 
 
 def list_problems(dataset: Any) -> str:
     """The problems, one per line."""
-    return "\n".join(lines(verify(dataset.url, 1)))
+    return "\n".join(problem_lines(verify(dataset.url, 1)))
 
 
 def tensors() -> bytes:
@@ -105,7 +105,7 @@ def test_a_sample_of_another_clip(dataset: Any) -> None:
         (lambda members, dataset: {"json": b"[]"}, "its json is not a JSON object"),
         (lambda members, dataset: {"json": json.dumps({"clip_id": "0" * 32}).encode()}, "its json is that of clip 000"),
         (lambda members, dataset: {"ref.0.png": b"not a picture"}, "its ref.0.png"),
-        (lambda members, dataset: {"x.safetensors": b"not tensors"}, "its x.safetensors is no safetensors file"),
+        (lambda members, dataset: {"x.safetensors": b"not tensors"}, "its x.safetensors is not a safetensors file"),
         (
             lambda members, dataset: {"x.safetensors": tensors()[:-2]},
             "x.safetensors holds 6 bytes of tensors; its header says 8",
@@ -201,7 +201,7 @@ def test_many_problems_are_counted(dataset: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "MOST", 1)
     for name in ("a0", "a2"):
         Path(dataset.url, dataset.row(name)["shard"]).unlink()
-    assert list(lines(verify(dataset.url, 1)))[1:] == ["... and 1 more"]
+    assert list(problem_lines(verify(dataset.url, 1)))[1:] == ["... and 1 more"]
 
 
 def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_command(dataset: Any) -> None:
     runner = CliRunner()
     clean = runner.invoke(app, ["verify", dataset.url, "--workers", "1"])
     assert (clean.exit_code, clean.stdout) == (0, "")
-    assert "no problem; checked 7 parts" in summary(verify(dataset.url, 1))
+    assert "no problem; checked 7 parts" in format_summary(verify(dataset.url, 1))
     Path(dataset.url, dataset.row("a0")["shard"]).unlink()
     broken = runner.invoke(app, ["verify", dataset.url, "--workers", "1", "--json"])
     assert broken.exit_code == 1

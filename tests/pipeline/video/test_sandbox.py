@@ -251,7 +251,7 @@ def test_a_long_way_to_the_first_clip_is_no_hang(
     blueprint = Blueprint.for_ingest(parse(text, "here"), ())
     last = Window("x", 7.0, 7.25, 5)
     assert Grid(frames=5, min_frames=5) == blueprint.recipe.grid
-    for step, args in [("scan", ()), ("clips", ([last], (64, 48), None, {}))]:
+    for step, args in [("scan", ()), ("cut_clips", ([last], (64, 48), None, {}))]:
         with Sandbox(memory_mb=2048, stall_s=2.5) as box:
             warm_up(box)
             call = box.stream(f"{HERE}:slowly", step, frame_s, path, *args, blueprint)
