@@ -1,7 +1,7 @@
-"""From shards to a 4-step student. Importing this room needs neither ray nor a decoder of wild video.
+"""Training: from shards to a few-step student. Importing this package needs neither Ray nor the video pipeline.
 
-`Stream` hands out micro-batches of a mixture, `vcu` makes VACE's conditions of them, `StoredSteps` is a student's
-scheduler for diffusers' pipelines. Each is imported when it is first used, since only the stream works without torch.
+`Stream` yields micro-batches of a mixture, `vcu` builds VACE's conditions from them, `StoredSteps` is a student's
+scheduler for diffusers' pipelines. Each is imported on first use, because only the stream works without torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["StoredSteps", "Stream", "vcu"]
 
-_HOMES = {"Stream": "training.data.stream", "StoredSteps": "training.sampling.diffusers_scheduler"}
+_MODULES = {"Stream": "training.data.stream", "StoredSteps": "training.sampling.diffusers_scheduler"}
 
 
 def __getattr__(name: str) -> Any:
     if name == "vcu":
         return import_module("training.encoding.vcu")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line of the training side. Logs go to stderr, answers to stdout; torchrun starts it on many GPUs:
+"""The command line `vdot-train`. Logs go to stderr, results to stdout; torchrun starts it on several GPUs:
 
 torchrun --nproc-per-node 8 -m training.cli distill CONFIG.yaml --out RUN
 """
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 Config = Annotated[Path, typer.Argument(help="A configuration (YAML); see training/configs.")]
 Out = Annotated[Path, typer.Option(help="The folder of the run.", show_default=False)]
-Resume = Annotated[str | None, typer.Option(help="Go on from a checkpoint: latest, or its folder.")]
+Resume = Annotated[str | None, typer.Option(help="Resume from a checkpoint: latest, or its folder.")]
 Trained = Annotated[Path, typer.Argument(help="A run, a checkpoint of one, or an export.")]
 
 
@@ -53,51 +53,51 @@ def distill(config: Config, out: Out, resume: Resume = None) -> None:
 @app.command()
 def plan(
     config: Config,
-    teaching: Annotated[bool, typer.Option("--teach", help="The configuration is one of `teach`.")] = False,
+    teaching: Annotated[bool, typer.Option("--teach", help="The configuration is for `teach`.")] = False,
     devices: Annotated[int, typer.Option(min=1, help="GPUs of the run.")] = 1,
     memory_gb: Annotated[
         float | None, typer.Option(min=1, help="Memory of each GPU in GB; refuse what exceeds it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """What a run needs of each GPU's memory, before anything is loaded."""
+    """Estimate the memory that a run needs on each GPU, before anything is loaded."""
     from training import commands
 
-    made = commands.planned(config, teaching, devices)
-    for part in made.parts:
-        console.print(f"{part.size / 1e9:8.2f} GB  {part.name} ({part.of})", highlight=False, soft_wrap=True)
-    bucket = made.bucket
+    estimate = commands.plan_memory(config, teaching, devices)
+    for part in estimate.parts:
+        console.print(f"{part.size / 1e9:8.2f} GB  {part.name} ({part.detail})", highlight=False, soft_wrap=True)
+    bucket = estimate.bucket
     console.print(
-        f"{made.total / 1e9:8.2f} GB on each of {devices}, for {made.clips} x {bucket.task} "
+        f"{estimate.total / 1e9:8.2f} GB on each of {devices}, for {estimate.clips} x {bucket.task} "
         f"{bucket.frames}x{bucket.height}x{bucket.width}, an estimate\n"
-        f"{made.host / 1e9:8.2f} GB of the host for each process, while networks are loaded",
+        f"{estimate.host / 1e9:8.2f} GB of the host for each process, while networks are loaded",
         highlight=False,
         soft_wrap=True,
     )
     if as_json:
-        told = {part.name: round(part.size) for part in made.parts}
-        sizes = {"bytes": round(made.total), "parts": told, "host_bytes": round(made.host)}
+        part_bytes = {part.name: round(part.size) for part in estimate.parts}
+        sizes = {"bytes": round(estimate.total), "parts": part_bytes, "host_bytes": round(estimate.host)}
         typer.echo(json.dumps({**sizes, "devices": devices}))
     if memory_gb is not None:
-        made.refuse(memory_gb * 1e9)
+        estimate.check_fits(memory_gb * 1e9)
 
 
 @app.command()
 def sample(
     trained: Trained,
     out: Annotated[Path, typer.Option(help="The video, an mp4.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="What it is to show.")] = "",
-    video: Annotated[Path | None, typer.Option(help="A control track, or what is kept under a mask.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="A video: white where something is to be made.")] = None,
+    prompt: Annotated[str, typer.Option(help="What the video should show.")] = "",
+    video: Annotated[Path | None, typer.Option(help="A control track, or what a mask keeps.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="A video: white where content is generated.")] = None,
     reference: Annotated[
-        list[Path] | None, typer.Option(help="A picture (PNG, JPEG or WebP) of what is to be seen; repeat it.")
+        list[Path] | None, typer.Option(help="A picture (PNG, JPEG or WebP) of a subject to show; repeatable.")
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="4n + 1 frames, 16 a second.")] = 81,
     height: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 480,
     width: Annotated[int, typer.Option(min=16, help="A multiple of 16.")] = 832,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
 ) -> None:
-    """Make a video with a trained model, by the schedule that is stored with it."""
+    """Make a video with a trained model, by the schedule stored with it."""
     from training import commands
 
     commands.sample(trained, out, prompt, video, mask, reference or [], (frames, height, width), seed)
@@ -107,9 +107,9 @@ def sample(
 def export(
     trained: Trained,
     out: Annotated[Path, typer.Option(help="A folder that does not exist yet.", show_default=False)],
-    lora: Annotated[bool, typer.Option("--lora", help="The adapters alone.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="Only the adapters.")] = False,
 ) -> None:
-    """Write a trained model for others: a folder that `WanVACEPipeline.from_pretrained` loads, with a model card."""
+    """Write a trained model for other tools: a folder for `WanVACEPipeline.from_pretrained`, with a model card."""
     from training import commands
 
     commands.export(trained, out, lora)
@@ -125,15 +125,15 @@ def convert(
     ],
     out: Annotated[Path, typer.Option(help="A file that does not exist yet.", show_default=False)],
 ) -> None:
-    """Rename a transformer's weights, or adapters: those of the original VACE release (ComfyUI, LightX2V, DiffSynth) as
-    diffusers has them, and the other way round."""
+    """Rename a transformer's weights, or adapters, from the original VACE names (ComfyUI, LightX2V, DiffSynth) to
+    diffusers' names, or back."""
     from training.export import conversion
 
     conversion.convert(weights, out)
 
 
-def logged() -> None:
-    """Show what is logged: dressed on a terminal, else as it is, a line each."""
+def configure_logging() -> None:
+    """Send logs to stderr: formatted on a terminal, otherwise as plain lines."""
     handler = RichHandler(console=console, show_path=False) if console.is_terminal else logging.StreamHandler()
     logging.basicConfig(format="%(message)s", handlers=[handler])
     for name in ("vdot_data", "training"):
@@ -141,23 +141,23 @@ def logged() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit status 0 for done, 1 for a run that could not go on, 2 for bad arguments."""
-    logged()
+    """Run the command line. Exit status: 0 done, 1 a run that failed, 2 bad arguments."""
+    configure_logging()
     try:
         app()
     except (UsageError, MissingWeights) as error:
-        _end(2, str(error))
+        _exit_with_error(2, str(error))
     except ImportError as error:
         advice = extras.suggest_install(error, "train")
         if advice is None:
             raise
-        _end(2, advice)
+        _exit_with_error(2, advice)
     except (RunError, StorageError, OSError) as error:
-        _end(1, str(error))
+        _exit_with_error(1, str(error))
 
 
-def _end(status: int, sentence: str) -> NoReturn:
-    console.print(f"vdot-train: {sentence}", style="red", highlight=False, soft_wrap=True, markup=False)
+def _exit_with_error(status: int, message: str) -> NoReturn:
+    console.print(f"vdot-train: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
     sys.exit(status)
 
 

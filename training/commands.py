@@ -1,4 +1,4 @@
-"""What the commands of `vdot-train` do, for Python too."""
+"""The commands of `vdot-train` as Python functions."""
 
 from __future__ import annotations
 
@@ -18,53 +18,58 @@ from pipeline.storage.atomic import complete_file
 from training import config
 from training.config import Distill, Run, Teach
 from training.diffusion import seeded_random
-from training.distributed import World, out_of_memory, world
+from training.distributed import World, is_out_of_memory, join_world
 from training.encoding import vcu
-from training.encoding.examples import Example, Examples
+from training.encoding.examples import Example, ExampleEncoder
 from training.encoding.video_files import FPS, Frames, read_picture, read_video
 from training.export import export as exporting
 from training.export import generate, trained_model
 from training.models import assemble, loading
 from training.models import folder as model_folder
 from training.sampling import samplers
-from training.sampling.samplers import Sampling
+from training.sampling.samplers import Sampler
 from training.trainer import memory_estimate
 from training.trainer.distill import Distillation
-from training.trainer.loop import Method, held_out, train
+from training.trainer.loop import Method, pick_held_out, train
 from training.trainer.metrics import Log
-from training.trainer.resume import begin, owned
+from training.trainer.resume import find_start, lock_folder
 from training.trainer.teach import Teaching
 
 _LOG = logging.getLogger("vdot_data")
-# A line for each file that is loaded says nothing that a log needs.
+# Progress bars for each loaded file only clutter a log.
 diffusers.utils.logging.disable_progress_bar()
 diffusers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
-# Nor do tables of weights that are missing or unknown: `loading` says it in one sentence.
+# So do tables of missing or unknown weights: `loading` reports them in one sentence.
 transformers.utils.logging.set_verbosity_error()
 
 
 def teach(file: Path, out: Path, resume: str | None = None) -> None:
-    """Train a VACE model by flow matching, as a configuration says. Raises as `loop.train`."""
-    told = config.load(file, Teach)
-    _run(told, out, resume, lambda folder, here, _: Teaching(told, assemble.teaching(told, folder, here)))
+    """Train a VACE model by flow matching, as configured in a file. Raises as `loop.train`."""
+    settings = config.load(file, Teach)
+    _run(
+        settings,
+        out,
+        resume,
+        lambda folder, world, _: Teaching(settings, assemble.build_teaching(settings, folder, world)),
+    )
 
 
 def distill(file: Path, out: Path, resume: str | None = None) -> None:
-    """Distil a VACE model into a few steps, as a configuration says. Raises as `loop.train`."""
-    told = config.load(file, Distill)
+    """Distil a VACE model into a few steps, as configured in a file. Raises as `loop.train`."""
+    settings = config.load(file, Distill)
 
-    def method(folder: Path, here: World, examples: Examples) -> Distillation:
-        networks = assemble.distillation(told, folder, here)
-        return Distillation(told, networks, examples.negative)
+    def build_method(folder: Path, world: World, example_encoder: ExampleEncoder) -> Distillation:
+        networks = assemble.build_distillation(settings, folder, world)
+        return Distillation(settings, networks, example_encoder.negative)
 
-    _run(told, out, resume, method)
+    _run(settings, out, resume, build_method)
 
 
-def planned(file: Path, teaching: bool, devices: int) -> memory_estimate.Plan:
-    """What a run of a configuration needs of each device. Raises UsageError where model or mixture cannot be read."""
-    told = config.load(file, Teach if teaching else Distill)
-    return memory_estimate.of(told, _folder(told), devices)
+def plan_memory(file: Path, teaching: bool, devices: int) -> memory_estimate.Plan:
+    """Estimate the memory of a configured run. Raises UsageError if the model or mixture cannot be read."""
+    settings = config.load(file, Teach if teaching else Distill)
+    return memory_estimate.estimate(settings, _resolve_model_folder(settings), devices)
 
 
 def sample(
@@ -77,113 +82,122 @@ def sample(
     shape: vcu.Shape,
     seed: int,
 ) -> None:
-    """Write a video that a trained model makes. Raises UsageError for what cannot be read or does not fit, RunError
-    where memory ends or nothing can be written."""
+    """Write a video made by a trained model. Raises UsageError for input that cannot be read or does not fit, RunError
+    if memory runs out or the video cannot be written."""
     if mask is not None and video is None:
         raise UsageError("a mask belongs to a video: --video")
-    # What a terminal gives that is no UTF-8, Python keeps as halves of a character.
+    # Python keeps bytes from the terminal that are not UTF-8 as lone surrogates.
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise UsageError("the prompt is no valid UTF-8")
+        raise UsageError("the prompt is not valid UTF-8")
     try:
         vcu.latent_shape(shape, 1)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    # A device would be replaced, not written to.
+    # Writing replaces the target, which would destroy a device or pipe.
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
-        raise UsageError(f"{out} cannot be written: name a file in a folder that is there")
-    with _in_memory(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
+        raise UsageError(f"{out} cannot be written: name a file in an existing folder")
+    with _explain_memory_errors(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
         condition = None if video is None else read_video(video, shape)
-        hidden = None if mask is None else read_video(mask, shape).mean(axis=3) > 127
-        shown = [read_picture(one) for one in references]
-        found = trained_model.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        masked = None if mask is None else read_video(mask, shape).mean(axis=3) > 127
+        pictures = [read_picture(path) for path in references]
+        model = trained_model.load(trained, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             frames = generate.video(
-                found, prompt, shape=shape, condition=condition, mask=hidden, references=shown, seed=seed
+                model, prompt, shape=shape, condition=condition, mask=masked, references=pictures, seed=seed
             )
         except FloatingPointError as error:
-            raise RunError(f"{trained} makes no video: {error}") from error
-    _write(out, frames)
+            raise RunError(f"{trained} cannot make a video: {error}") from error
+    _write_film(out, frames)
     _LOG.info("%s: %d frames of %d x %d", out, len(frames), *frames.shape[2:0:-1])
 
 
 def export(trained: Path, out: Path, lora: bool = False) -> None:
-    """Write a trained model for others. Raises as `export.export`."""
+    """Write a trained model for other tools. Raises as `export.export`."""
     exporting.export(trained_model.load(trained, torch.device("cpu")), out, lora=lora)
     _LOG.info("%s holds the model and its card, README.md", out)
 
 
-def _run(told: Run, out: Path, resume: str | None, method: Callable[[Path, World, Examples], Method]) -> None:
-    folder = _folder(told)
-    with ExitStack() as held:
-        here = held.enter_context(world())
-        planned = memory_estimate.of(told, folder, here.size)
-        if here.device.type == "cuda":
-            planned.refuse(torch.cuda.get_device_properties(here.device).total_memory)
-        if here.first:
-            held.enter_context(owned(out, resume))
-        begun = begin(told, folder, out, resume, here)
-        held.enter_context(closing(begun.stream))
-        with _in_memory("this run"):
-            examples = Examples(folder, told.model, told.data, here.device)
-            made = method(folder, here, examples)
-            fixed = held_out(told, examples, begun.prints) if told.evaluation.every else []
-        way = samplers.of(told)
+def _run(
+    settings: Run, out: Path, resume: str | None, build_method: Callable[[Path, World, ExampleEncoder], Method]
+) -> None:
+    folder = _resolve_model_folder(settings)
+    with ExitStack() as stack:
+        world = stack.enter_context(join_world())
+        plan = memory_estimate.estimate(settings, folder, world.size)
+        if world.device.type == "cuda":
+            plan.check_fits(torch.cuda.get_device_properties(world.device).total_memory)
+        if world.first:
+            stack.enter_context(lock_folder(out, resume))
+        start = find_start(settings, folder, out, resume, world)
+        stack.enter_context(closing(start.stream))
+        with _explain_memory_errors("this run"):
+            example_encoder = ExampleEncoder(folder, settings.model, settings.data, world.device)
+            method = build_method(folder, world, example_encoder)
+            held_out_examples = (
+                pick_held_out(settings, example_encoder, start.fingerprints) if settings.evaluation.every else []
+            )
+        sampler = samplers.for_run(settings)
 
         def evaluate(step: int, file: Path, log: Log | None) -> None:
-            shown = [_shown(example, made, examples, way, told.seed) for example in fixed]
-            if log is not None and shown:
-                film = _grid(shown)
-                _write(file, film)
-                log.picture(step, "samples", film[len(film) // 2])
+            films = [
+                _render_comparison(example, method, example_encoder, sampler, settings.seed)
+                for example in held_out_examples
+            ]
+            if log is not None and films:
+                film = _tile_films(films)
+                _write_film(file, film)
+                log.add_picture(step, "samples", film[len(film) // 2])
 
-        train(told, made, examples, begun, out, here, evaluate=evaluate)
+        train(settings, method, example_encoder, start, out, world, evaluate=evaluate)
 
 
 @contextmanager
-def _in_memory(what: str) -> Iterator[None]:
-    """Turns what is raised where memory ends into a `RunError`."""
+def _explain_memory_errors(subject: str) -> Iterator[None]:
+    """Turn an out-of-memory error into a `RunError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        raise RunError(f"{what} does not fit into memory: {str(error).partition(chr(10))[0]}") from error
+        raise RunError(f"{subject} does not fit into memory: {str(error).partition(chr(10))[0]}") from error
 
 
-def _shown(example: Example, method: Method, examples: Examples, way: Sampling, seed: int) -> Frames:
-    """The clips of an example above what is made from their conditions: uint8 [T, H, W, 3]."""
+def _render_comparison(
+    example: Example, method: Method, example_encoder: ExampleEncoder, sampler: Sampler, seed: int
+) -> Frames:
+    """The clips of an example above the samples made from their conditions: uint8 [T, H, W, 3]."""
     references = example.bucket.references
 
     def noise(step: int) -> torch.Tensor:
-        # The same at every evaluation, so that what changes is the model.
+        # The same noise at every evaluation, so that only the model changes.
         return seeded_random.normal(
             example.clean.shape, example.clean.device, seed, "evaluation", example.position, step
         )
 
-    made = way.make(method.student, example.conditions, examples.negative, noise)
-    rows = [examples.decode(vcu.trim(one, references)) for one in (example.clean, made)]
+    generated = sampler.sample(method.student, example.conditions, example_encoder.negative, noise)
+    rows = [example_encoder.decode(vcu.trim(latents, references)) for latents in (example.clean, generated)]
     return np.concatenate([np.concatenate([*frames], axis=2) for frames in rows], axis=1)
 
 
-def _grid(shown: list[Frames]) -> Frames:
-    """Films of several shapes side by side, black where they end: uint8 [T, H, W, 3]."""
-    length, height = (max(film.shape[side] for film in shown) for side in (0, 1))
-    padded = [np.pad(film, ((0, length - len(film)), (0, height - film.shape[1]), (0, 0), (0, 0))) for film in shown]
+def _tile_films(films: list[Frames]) -> Frames:
+    """Films of several shapes side by side, padded with black: uint8 [T, H, W, 3]."""
+    length, height = (max(film.shape[side] for film in films) for side in (0, 1))
+    padded = [np.pad(film, ((0, length - len(film)), (0, height - film.shape[1]), (0, 0), (0, 0))) for film in films]
     return np.concatenate(padded, axis=2)
 
 
-def _write(file: Path, film: Frames) -> None:
+def _write_film(file: Path, film: Frames) -> None:
     try:
-        # Whole or not at all: a run that goes on makes what is not there.
-        with complete_file(file, encode_clip(film, FPS)) as whole:
-            whole.replace(file)
+        # Atomic: a resumed run makes samples whose file is missing.
+        with complete_file(file, encode_clip(film, FPS)) as temporary:
+            temporary.replace(file)
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error}") from error
 
 
-def _folder(told: Run) -> Path:
-    """The folder of a run's model, whose parts fit together."""
-    folder = model_folder.folder(told.model.folder, (model_folder.TRANSFORMER,))
-    for transformer in (folder, assemble.student_folder(told.model, folder)):
-        loading.together(transformer, folder)
+def _resolve_model_folder(settings: Run) -> Path:
+    """The folder of a run's model, after checking that its parts fit together."""
+    folder = model_folder.resolve_folder(settings.model.folder, (model_folder.TRANSFORMER,))
+    for transformer in (folder, assemble.student_folder(settings.model, folder)):
+        loading.check_pair(transformer, folder)
     return folder

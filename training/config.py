@@ -1,6 +1,6 @@
-"""What a training run does, as YAML that people write: read strictly, stored with each checkpoint, compared on resume.
+"""The configuration of a training run: YAML, read strictly, stored with each checkpoint and compared on resume.
 
-Ready ones lie in `training/configs/`; each says what it needs and whether it was ever run.
+Ready-made ones are in `training/configs/`; each states what it needs and whether it was ever run.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class Size(StrictModel):
-    """What clips are brought to: the first `frames` of them, scaled and cropped. Only for data of the form pixels."""
+    """The size of clips in training: their first `frames`, scaled and cropped. Only for data of the form pixels."""
 
     frames: Count
     height: Annotated[int, Field(ge=16, multiple_of=16)]
     width: Annotated[int, Field(ge=16, multiple_of=16)]
 
     @model_validator(mode="after")
-    def _grouped(self) -> Size:
+    def _check_frames(self) -> Size:
         if self.frames % 4 != 1:
             raise ValueError(f"a clip has 4n + 1 frames, not {self.frames}")
         return self
 
 
 class Model(StrictModel):
-    """Whose weights. `folder`: the VACE model in diffusers' layout, or a hub id: the teacher, and what the student
-    begins as, unless `student` names another. `lora_rank`: adapters on one frozen network instead of full
-    fine-tuning. `text_tokens`: longer captions are cut; of stored latents, which have up to 512, their embeddings
-    are."""
+    """The base model. `folder`: a VACE model in diffusers' layout, or a hub id: the teacher, and the student's initial
+    weights unless `student` names another model. `lora_rank`: adapters on one frozen network instead of full
+    fine-tuning. `text_tokens`: longer captions are truncated; with stored latents, which have up to 512 tokens, their
+    embeddings are."""
 
     folder: str
     student: str | None = None
@@ -50,14 +50,14 @@ class Model(StrictModel):
 
     @field_validator("negative_prompt")
     @classmethod
-    def _letters(cls, prompt: str) -> str:
-        # YAML can spell halves of a letter, which no tokenizer takes.
+    def _check_encodable(cls, prompt: str) -> str:
+        # YAML can spell lone surrogates, which no tokenizer accepts.
         prompt.encode()
         return prompt
 
 
 class Data(StrictModel):
-    """What it is trained on: a folder that `vdot-data mix` made, as latents of the model or as pixels."""
+    """The training data: a mixture made by `vdot-data mix`, as latents of the model or as pixels."""
 
     mixture: str
     form: Literal["latents", "pixels"] = "latents"
@@ -66,14 +66,14 @@ class Data(StrictModel):
     cache: str | None = None
 
     @model_validator(mode="after")
-    def _sizes(self) -> Data:
+    def _check_size(self) -> Data:
         if self.size is not None and self.form != "pixels":
             raise ValueError("latents have the size that they were stored in: `size` needs `form: pixels`")
         return self
 
 
 class Optimizer(StrictModel):
-    """AdamW; `clip`: the largest norm of all gradients together; `warmup`: updates until the rate is whole."""
+    """AdamW. `clip`: the largest norm of all gradients together; `warmup`: updates until the full rate is reached."""
 
     lr: Annotated[float, Field(gt=0, le=1)]
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.999)
@@ -82,47 +82,47 @@ class Optimizer(StrictModel):
     warmup: Annotated[int, Field(ge=0)] = 0
 
 
-class Average(StrictModel):
-    """The moving average of the trained weights, which is what is evaluated, sampled and exported: it begins as they
-    are after `start` updates."""
+class EMA(StrictModel):
+    """The exponential moving average of the trained weights, which is evaluated, sampled and exported. It starts as a
+    copy of the weights after `start` updates."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     start: Annotated[int, Field(ge=0)] = 200
 
 
 class Saves(StrictModel):
-    """When a checkpoint is written, in steps, and how many are kept; the newest is never removed."""
+    """Checkpoints: written `every` so many steps, and how many to `keep`; the newest is never removed."""
 
     every: Count = 200
     keep: Count = 3
 
 
 class Evaluation(StrictModel):
-    """Samples of the same held-out clips every so many steps; 0: never."""
+    """Samples of the same held-out clips, `every` so many steps; 0: never."""
 
     every: Annotated[int, Field(ge=0)] = 200
     clips: Count = 4
 
-    def due(self, step: int) -> bool:
-        """Whether there are samples after this step."""
+    def is_due(self, step: int) -> bool:
+        """Whether samples are made after this step."""
         return self.every > 0 and step % self.every == 0
 
 
 class Run(StrictModel):
-    """What teaching and distilling share. `steps`: those of the stream, each one update or a set of them."""
+    """Settings shared by teaching and distilling. `steps`: of the stream; each makes one update or several."""
 
     model: Model
     data: Data
     steps: Count
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    average: Average = Average()
+    average: EMA = EMA()
     saves: Saves = Saves()
     evaluation: Evaluation = Evaluation()
 
 
 class Teach(Run):
-    """Flow matching: a VACE model, with `scratch` from random weights in the shape of the folder's. `shift` moves the
-    noise levels that it learns at, and those of its samples, of `sample_steps` steps, guided by `teacher_cfg`."""
+    """Flow matching of a VACE model; with `scratch`, from random weights in the shape of the folder's. `shift` applies
+    to the noise levels of training and of sampling, which takes `sample_steps` steps with guidance `teacher_cfg`."""
 
     scratch: bool = False
     optimizer: Optimizer
@@ -131,18 +131,18 @@ class Teach(Run):
     sample_steps: Count = 25
 
     @model_validator(mode="after")
-    def _whole(self) -> Teach:
+    def _check_networks(self) -> Teach:
         if self.model.lora_rank is not None or self.model.student is not None:
-            raise ValueError("teaching trains all weights of `model.folder`: it knows no `lora_rank` and no `student`")
+            raise ValueError("teaching trains all weights of `model.folder`: it takes no `lora_rank` and no `student`")
         return self
 
 
 class Adversary(StrictModel):
-    """The adversarial loss. `ratio`: the norm of its gradient at the student's sample, of the other gradient's.
-    `start`: after so many updates of the student; before, the discriminator learns alone. `lr`: of the discriminator,
-    which begins at random and has to learn faster than what is fine-tuned. `critic_weight`: of its loss beside the fake
-    score's. `smoothness`: the weight of approximate R1 and R2, at `noise`. [the same size as FastGen's at VACE's 32,760
-    tokens: 100 to 1000 x 0.1^2 / 32,760]"""
+    """The adversarial loss. `ratio`: the norm of its gradient at the student's sample over that of the other gradient.
+    `start`: the student's updates before it applies; until then only the discriminator learns. `lr`: of the
+    discriminator, which starts from random weights and must learn faster than fine-tuned networks. `critic_weight`: of
+    its loss relative to the fake score's. `smoothness`: the weight of approximate R1 and R2, at `noise`. [the same size
+    as FastGen's at VACE's 32,760 tokens: 100 to 1000 x 0.1^2 / 32,760]"""
 
     ratio: Positive = 0.1
     start: Annotated[int, Field(ge=0)] = 200
@@ -154,11 +154,12 @@ class Adversary(StrictModel):
 
 
 class Distill(Run):
-    """VDOT's loop: fake score each step, student each `student_every`th. `transport` and `gan` may be null.
+    """VDOT's loop: the fake score is updated each step, the student each `student_every`th. `transport` and `gan` may
+    be null.
 
     `objective`: "combined", one gradient in which weights mean the same at every resolution; "per_frame", that gradient
-    with each frame's norm set to what DMD's has on average (the control for VDOT's hidden normalisation);
-    "published", the released trainer's parity of steps and its reductions, for comparison.
+    with all frames at one norm (the control for VDOT's hidden normalisation); "published", the released trainer's
+    alternating steps and its reductions, for comparison.
     """
 
     schedule: Schedule = Schedule()
@@ -172,59 +173,58 @@ class Distill(Run):
     objective: Literal["combined", "per_frame", "published"] = "combined"
 
     @model_validator(mode="after")
-    def _agreeing(self) -> Distill:
+    def _check_agreement(self) -> Distill:
         if self.model.lora_rank is not None and self.model.student is not None:
             raise ValueError("adapters lie on the network in `model.folder`: no other `student` with `lora_rank`")
         if self.objective == "published" and self.gan is not None:
             if self.student_every % 2 == 0:
-                raise ValueError("the published steps take turns: with an even `student_every` one of them never comes")
+                raise ValueError("the published steps alternate: with an even `student_every` one of them never runs")
             if self.gan.smoothness:
                 raise ValueError("the published discriminator has no R1 and R2: `gan: {smoothness: 0}`")
         return self
 
 
 Kind = TypeVar("Kind", bound=Run)
-# What may change when a run goes on: where things lie, and what trains no other way. Mixtures and models are known by
-# what they hold.
-_FREE = (
+# What may change when a run resumes: locations, and settings that do not affect training. Mixtures and models are
+# identified by their content.
+_CHANGEABLE = (
     "steps", "saves", "evaluation", "data.mixture", "data.workers", "data.cache", "model.folder", "model.student",
     "model.activation_checkpointing",
 )  # fmt: skip
 
 
 def load(path: Path, kind: type[Kind]) -> Kind:
-    """The configuration in a file. Raises UsageError where it cannot be read, is not valid, or is one of the other
-    kind."""
-    given = parse_mapping(read_text(path, "configuration"), str(path))
-    # What only one of them knows, and has to say.
+    """The configuration in a file. Raises UsageError if it cannot be read, is invalid, or is of the other kind."""
+    values = parse_mapping(read_text(path, "configuration"), str(path))
+    # Required keys that only one kind has.
     marks = {"teach": "optimizer", "distill": "critic"}
-    own = kind.__name__.lower()
-    for other, mark in marks.items():
-        if other != own and mark in given and marks[own] not in given:
-            hint = "plan --teach" if other == "teach" else "plan"
-            raise UsageError(f"{path} is a configuration of `{other}` (and of `{hint}`), not of `{own}`")
-    return validate(kind, given, str(path))
+    expected = kind.__name__.lower()
+    for candidate, mark in marks.items():
+        if candidate != expected and mark in values and marks[expected] not in values:
+            hint = "plan --teach" if candidate == "teach" else "plan"
+            raise UsageError(f"{path} is a configuration of `{candidate}` (and of `{hint}`), not of `{expected}`")
+    return validate(kind, values, str(path))
 
 
-def parsed(kind: str, stored: dict[str, Any], name: str) -> Run:
-    """The configuration that a checkpoint holds. Raises UsageError that names it where it is of another version."""
+def parse_stored(kind: str, stored: dict[str, Any], name: str) -> Run:
+    """The configuration in a checkpoint. Raises UsageError that starts with `name` if it is of another version."""
     if kind == "distill":
         return validate(Distill, stored, name)
     return validate(Teach, stored, name)
 
 
-def changes(now: Run, stored: Mapping[str, Any]) -> str:
-    """In what a run that goes on from a stored configuration would become another one; empty: in nothing."""
-    was, wanted = _flat(stored), _flat(now.model_dump(mode="json"))
+def describe_changes(run: Run, stored: Mapping[str, Any]) -> str:
+    """The settings in which a run that resumes from a stored configuration differs from it; "" if in none."""
+    before, after = _flatten(stored), _flatten(run.model_dump(mode="json"))
     return "; ".join(
-        f"{name}: {was.get(name)!r}, now {wanted.get(name)!r}"
-        for name in sorted({*was, *wanted})
-        if was.get(name) != wanted.get(name) and not name.startswith(_FREE)
+        f"{name}: {before.get(name)!r}, now {after.get(name)!r}"
+        for name in sorted({*before, *after})
+        if before.get(name) != after.get(name) and not name.startswith(_CHANGEABLE)
     )
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
-    return found
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

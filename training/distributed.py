@@ -1,6 +1,6 @@
-"""The processes of a run: one, or as many as torchrun starts, each with its shard of every network (FSDP2).
+"""The processes of a run: one, or those that torchrun starts, each with its shard of every network (FSDP2).
 
-One process is a world of one, so that nothing here is a special case.
+A single process is a world of size one, so it needs no special case.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among those of the run, and where it computes."""
+    """This process among those of the run, and its device."""
 
     rank: int
     size: int
@@ -30,23 +30,23 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes and speaks."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
-    def gathered(self, value: Any) -> list[Any]:
-        """Something of every process, by rank; it must be picklable, and every process must ask."""
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank. Values must be picklable, and every process must call this."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager
-def world() -> Iterator[World]:
-    """The processes that torchrun started, or this one alone; on the GPU of this process where there are any.
+def join_world() -> Iterator[World]:
+    """Join the processes that torchrun started, or be alone; each uses its own GPU if there are any.
 
-    Raises UsageError where torchrun started more processes on this machine than it has GPUs.
+    Raises UsageError if torchrun started more processes on this machine than it has GPUs.
     """
     local, cuda = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.is_available()
     if cuda and local >= torch.cuda.device_count():
@@ -54,7 +54,7 @@ def world() -> Iterator[World]:
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    # On a CPU objects and barriers go by gloo too.
+    # Objects and barriers on a CPU use gloo as well.
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
@@ -66,38 +66,38 @@ def world() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def sharded(
+def shard_module(
     module: Any,
     blocks: Iterable[nn.Module],
     dtype: torch.dtype,
     device: torch.device,
     exact: Iterable[nn.Module] = (),
 ) -> Any:
-    """The same module on a device, each of its blocks, and what is left, a shard in every process.
+    """The same module on a device, with its blocks and the remaining weights sharded over all processes.
 
-    Weights are gathered in `dtype`, those of its `exact` parts in float32; gradients are added up in float32, and are
-    means over the processes.
+    Weights are gathered in `dtype`, those of its `exact` parts in float32; gradients are reduced in float32 to means
+    over the processes.
     """
-    # In what it computes its input is cast by autocast: FSDP would cast timesteps too.
+    # Autocast casts the inputs: FSDP would cast timesteps too.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # What the networks return is a view, and nothing here changes it in place.
+    # The networks return views, and nothing here changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for part in exact:
         fully_shard(part, mp_policy=replace(policy, param_dtype=torch.float32))
     for block in blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(module, mp_policy=policy)
-    # On a GPU this moved what it sharded; whole networks never are on one.
+    # FSDP has moved its shards already; this moves the rest. A GPU never holds an unsharded network.
     module.to(device)
     return module
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ended: torch has an error of its own for a GPU's alone."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has an error class of its own only for a GPU's."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error))
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter or its gradient as one tensor, gathered from all processes; all must ask."""
+def gather_full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter or its gradient as one tensor, gathered from all processes; every process must call this."""
     full = getattr(tensor, "full_tensor", None)
     return tensor if full is None else full()

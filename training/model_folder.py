@@ -1,4 +1,4 @@
-"""Where version 0.1 documented `fingerprints`; `training.models.folder` is its address now."""
+"""The address of `fingerprints` in version 0.1, kept for compatibility; it is now in `training.models.folder`."""
 
 from training.models.folder import fingerprints
 

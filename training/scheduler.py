@@ -1,4 +1,4 @@
-"""Where the model cards of earlier exports find `StoredSteps`; now it is `from training import StoredSteps`."""
+"""The address of `StoredSteps` in the model cards of earlier exports; use `from training import StoredSteps`."""
 
 from training.sampling.diffusers_scheduler import StoredSteps
 

@@ -1,4 +1,4 @@
-"""Where version 0.1 documented `Stream`; `from training import Stream` is its address now."""
+"""The address of `Stream` in version 0.1, kept for compatibility; use `from training import Stream`."""
 
 from training.data.stream import Stream
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.distillation.control import PooledDistillation
 from benchmarks.distillation.sizes import Size
-from training.config import Adversary, Average, Data, Distill, Model, Optimizer
+from training.config import EMA, Adversary, Data, Distill, Model, Optimizer
 from training.objectives.ot import Transport
 from training.trainer.distill import Distillation
 
@@ -59,7 +59,7 @@ def build_config(arm: Arm, size: Size, seed: int) -> Distill:
         data=DATA,
         steps=2 * size.critics * size.updates,
         seed=seed,
-        average=Average(decay=0.9, start=size.updates // 8),
+        average=EMA(decay=0.9, start=size.updates // 8),
         teacher_cfg=size.teacher_cfg,
         student=Optimizer(lr=size.student_lr),
         critic=Optimizer(lr=size.critic_lr),

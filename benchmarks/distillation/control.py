@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from training.objectives.published import FACTOR, TRANSPORT, unit
+from training.objectives.published import FACTOR, TRANSPORT, normalize_frames
 from training.trainer.distill import Distillation
 from training.trainer.metrics import Signals
 
@@ -16,8 +16,8 @@ class PooledDistillation(Distillation):
     The published DMD term is thousands of times smaller than this gradient and is left out.
     """
 
-    def matching(self, sample: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> Tensor:
+    def matching_gradient(self, sample: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> Tensor:
         """The gradient [B, 16, T', h, w]."""
         frames = (fake - real).transpose(1, 2)
         pooled = functional.avg_pool2d(frames.flatten(0, 1), 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
-        return TRANSPORT * FACTOR * unit(pooled.unflatten(0, frames.shape[:2]).transpose(1, 2))
+        return TRANSPORT * FACTOR * normalize_frames(pooled.unflatten(0, frames.shape[:2]).transpose(1, 2))

@@ -14,7 +14,7 @@ from benchmarks.distillation.scenes import Scene
 from pipeline.mixture.mixture import Bucket
 from training.diffusion import seeded_random
 from training.encoding import vcu
-from training.encoding.examples import Example, padded
+from training.encoding.examples import Example, pad_text
 from training.models.networks import Conditions
 
 TEXT_DIM, TEXT_TOKENS = 32, 8
@@ -31,7 +31,7 @@ def pixels(scenes: Sequence[Scene]) -> Tensor:
 def embed_caption(caption: str) -> Tensor:
     """A caption as [1, tokens, dim]: a vector determined by the letters of each word, zeros after the last word."""
     words = [seeded_random.normal((1, TEXT_DIM), torch.device("cpu"), 0, "word", word) for word in caption.split()]
-    return padded(torch.cat([torch.zeros(0, TEXT_DIM), *words]), TEXT_TOKENS)
+    return pad_text(torch.cat([torch.zeros(0, TEXT_DIM), *words]), TEXT_TOKENS)
 
 
 class Corpus:

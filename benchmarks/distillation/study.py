@@ -43,7 +43,7 @@ from pipeline.mixture.mixture import read
 from training.config import Distill
 from training.diffusion.schedule import Schedule
 from training.distributed import World
-from training.models.assemble import Networks, judging
+from training.models.assemble import Networks, make_discriminator
 from training.models.networks import Denoiser
 from training.trainer.distill import Distillation
 from training.trainer.metrics import Signals
@@ -186,10 +186,10 @@ def _run_arm(
         if update < int(_LATE * size.updates):
             signals = Signals()
         if update + 1 in at_marks and update + 1 < size.updates:
-            with loop.average.worn():
+            with loop.ema.swap_weights():
                 scores = evaluator(sampler.sample_all(generate, seed), None, bootstrap=False)
             marks.append({"update": update + 1, "metrics": {name: values[0] for name, values in scores.items()}})
-    with loop.average.worn():
+    with loop.ema.swap_weights():
         scores = evaluator(sampler.sample_all(generate, seed), sampler.sample_diverse(generate, seed))
     marks.append({"update": size.updates, "metrics": {name: values[0] for name, values in scores.items()}})
     means = {name: float(f"{value:.5g}") for name, value in signals.means(World(0, 1, device)).items()}
@@ -212,7 +212,7 @@ def _build_loop(kind: type[Distillation], config: Distill, teacher: Denoiser, tr
     discriminator = None
     if config.gan is not None:
         torch.manual_seed(config.seed)
-        discriminator = judging(fake, config.gan).to(train.clean.device)
+        discriminator = make_discriminator(fake, config.gan).to(train.clean.device)
     return kind(config, Networks(student, fake, teacher, discriminator), train.empty)
 
 

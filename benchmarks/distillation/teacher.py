@@ -15,7 +15,7 @@ from benchmarks.distillation.arms import DATA, MODEL
 from benchmarks.distillation.atomic import write_json
 from benchmarks.distillation.corpus import TEXT_DIM, Corpus
 from benchmarks.distillation.sizes import Size
-from training.config import Average, Optimizer, Teach
+from training.config import EMA, Optimizer, Teach
 from training.diffusion import seeded_random
 from training.diffusion.schedule import Schedule
 from training.distributed import World
@@ -47,7 +47,7 @@ def _train(size: Size, corpus: Corpus, target: Path, device: torch.device, log: 
         model=MODEL,
         data=DATA,
         steps=size.teacher_steps,
-        average=Average(decay=0.995, start=size.teacher_steps // 4),
+        average=EMA(decay=0.995, start=size.teacher_steps // 4),
         optimizer=Optimizer(lr=size.teacher_lr, betas=(0.9, 0.99), clip=1.0, warmup=min(50, size.teacher_steps // 4)),
         shift=_SHIFT,
     )
@@ -63,14 +63,14 @@ def _train(size: Size, corpus: Corpus, target: Path, device: torch.device, log: 
             log(f"teacher: step {step + 1}, loss {means['student/loss']:.3f}, {time.perf_counter() - started:.0f} s")
     unfinished = target.with_name("teacher.making")
     shutil.rmtree(unfinished, ignore_errors=True)
-    with teaching.average.worn():
+    with teaching.ema.swap_weights():
         teaching.student.transformer.save_pretrained(unfinished / model_folder.TRANSFORMER)
     write_json(unfinished / "training.json", {"s": round(time.perf_counter() - started, 1), "losses": losses})
     unfinished.replace(target)
 
 
 def _build_random(size: Size) -> Any:
-    """A transformer with random weights whose VACE branch adds nothing at first, as `models.scratch` builds it."""
+    """A transformer with random weights whose VACE branch adds nothing at first, as `models.init_random` builds it."""
     from diffusers import WanVACETransformer3DModel
 
     width = 32 * size.heads
@@ -88,7 +88,7 @@ def _build_random(size: Size) -> Any:
         vace_in_channels=96,
         rope_max_seq_len=64,
     )
-    return networks.silenced(transformer).eval()
+    return networks.zero_vace_branch(transformer).eval()
 
 
 class Sampler:

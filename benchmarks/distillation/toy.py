@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.diffusion.flow_matching import noised
+from training.diffusion.flow_matching import add_noise
 from training.diffusion.schedule import Levels
 from training.objectives import dmd, ot
 from training.objectives.ot import Transport
@@ -60,12 +60,12 @@ def run(points: Tensor, options: Transport | None, steps: int, rate: float, seed
     early: dict[str, float] = {}
     for step in range(steps):
         sample = points + _WIDTH * torch.randn(points.shape, generator=generator)
-        sigma = Levels().of(torch.rand(1, generator=generator, dtype=torch.float64))
+        sigma = Levels().from_uniform(torch.rand(1, generator=generator, dtype=torch.float64))
         noise = torch.randn(points.shape, generator=generator)
-        noisy = noised(_latents(sample), _latents(noise), sigma)
+        noisy = add_noise(_latents(sample), _latents(noise), sigma)
         fake, real = (_latents(posterior(_points(noisy), sigma, middles)) for middles in (points, means))
-        transported = ot.transported(fake, real, options) if options else None
-        difference = ot.mixed(fake, real, transported, options.weight if options else 0.0)
+        transported = ot.compute_transport(fake, real, options) if options else None
+        difference = ot.mix_residual(fake, real, transported, options.weight if options else 0.0)
         points = points - rate * _points(dmd.direction(difference, _latents(sample), real))
         if step + 1 == steps // 4:
             early = summarize(points)
@@ -119,11 +119,11 @@ def _outliers(seed: int) -> Tensor:
 
 def _latents(points: Tensor) -> Tensor:
     """Points [N, 4] as the tokens of latents [1, 1, 1, h, w]."""
-    return ot.untokens(points[None], torch.Size((1, 1, 1, 2 * _SIDE, 2 * _SIDE)))
+    return ot.from_tokens(points[None], torch.Size((1, 1, 1, 2 * _SIDE, 2 * _SIDE)))
 
 
 def _points(latents: Tensor) -> Tensor:
-    return ot.tokens(latents)[0]
+    return ot.to_tokens(latents)[0]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pipeline.errors import UsageError
 from pipeline.mixture.mixture import Bucket
 from training.config import Data, Distill, Model, load
 from training.diffusion import seeded_random
-from training.distributed import world
+from training.distributed import join_world
 from training.encoding.examples import Example
 from training.models import assemble
 from training.models import networks as models
@@ -79,9 +79,9 @@ def measure(config: Path, name: str, size: tuple[int, int, int], updates: int) -
         raise UsageError(f"shapes are {', '.join(SHAPES)}; a clip has 4n + 1 frames and sides that are multiples of 16")
     settings = load(config, Distill)
     bucket = Bucket("benchmark", "depth", frames, height, width, 0)
-    with world() as process, tempfile.TemporaryDirectory(prefix="vdot-step-") as temporary:
+    with join_world() as process, tempfile.TemporaryDirectory(prefix="vdot-step-") as temporary:
         folder = Path(temporary)
-        _save_transformer(SHAPES[name], folder, assemble.kind(settings.model))
+        _save_transformer(SHAPES[name], folder, assemble.compute_dtype(settings.model))
         # The discriminator, which starts later in a run, works from the first step.
         gan = None if settings.gan is None else settings.gan.model_copy(update={"start": 0})
         run_settings = settings.model_copy(
@@ -91,12 +91,12 @@ def measure(config: Path, name: str, size: tuple[int, int, int], updates: int) -
                 "gan": gan,
             }
         )
-        planned = memory_estimate.sized(run_settings, folder, bucket, 1, 1)
+        planned = memory_estimate.estimate_bucket(run_settings, folder, bucket, 1, 1)
         example = _build_example(bucket, SHAPES[name], settings.model.text_tokens, process.device)
         flops = {kind: _count_flops(SHAPES[name], settings, example, kind == "learnt") for kind in ("passed", "learnt")}
-        networks = assemble.distillation(run_settings, folder, process)
+        networks = assemble.build_distillation(run_settings, folder, process)
         loop = Distillation(run_settings, networks, torch.zeros_like(example.conditions.text))
-        rate = _measure_matrix_rate(process.device, assemble.kind(settings.model))
+        rate = _measure_matrix_rate(process.device, assemble.compute_dtype(settings.model))
         # The first update of the student and the critic's steps that belong to it are a warm-up.
         steps = [
             _time_step(loop, number, example, networks) for number in range(settings.student_every * (updates + 1))
@@ -122,7 +122,7 @@ def measure(config: Path, name: str, size: tuple[int, int, int], updates: int) -
             "peak_bytes": max(step["peak_bytes"] for step in steps),
             "transport_s": transport,
             "transport_share": None if transport is None else round(transport / period / summary["s"], 5),
-            "planned_bytes": round(planned.total - memory_estimate.BESIDES),
+            "planned_bytes": round(planned.total - memory_estimate.OVERHEAD),
         }
 
 
@@ -158,7 +158,7 @@ def _count_flops(shape: Shape, config: Distill, example: Example, learnt: bool) 
     with torch.device("meta"):
         network = _build_network(shape).requires_grad_(config.model.lora_rank is None)
         if config.model.lora_rank is not None:
-            network = models.adapted(network, config.model.lora_rank, [STUDENT])
+            network = models.add_adapters(network, config.model.lora_rank, [STUDENT])
     counter = FlopCounterMode(display=False)
     with counter, torch.set_grad_enabled(learnt):
         output = network(
@@ -238,7 +238,7 @@ def _time_transport(config: Distill, bucket: Bucket, device: torch.device) -> fl
     times = []
     for _ in range(3):
         started = _wait_and_read_clock(device)
-        ot.transported(fake, real, config.transport)
+        ot.compute_transport(fake, real, config.transport)
         times.append(_wait_and_read_clock(device) - started)
     return round(min(times), 4)
 

@@ -30,13 +30,13 @@ def test_noise_becomes_less_and_a_gesture_is_neither_late_nor_smaller() -> None:
     clean[:, :, 0] += wave[:, None]
     noisy = clean.copy()
     noisy[:, :, :2] += rng.normal(0, 2, noisy[:, :, :2].shape)
-    smooth = smooth(noisy)
-    assert np.abs(smooth - clean)[..., :2].mean() < 0.8 * np.abs(noisy - clean)[..., :2].mean()
+    smoothed = smooth(noisy)
+    assert np.abs(smoothed - clean)[..., :2].mean() < 0.8 * np.abs(noisy - clean)[..., :2].mean()
     straight = make_course(64)
     shaky = straight + np.pad(rng.normal(0, 2, (64, 3, 2)), ((0, 0), (0, 0), (0, 1))).astype(np.float32)
     assert np.median(measure_trembling(smooth(shaky))) < 0.5 * np.median(measure_trembling(shaky))
     # The best agreement with the clean wave is without delay, and the amplitude is preserved.
-    motion, truth = smooth[:, 0, 0] - clean[:, 0, 0] + wave, wave
+    motion, truth = smoothed[:, 0, 0] - clean[:, 0, 0] + wave, wave
     lags = [np.dot(np.roll(motion, -lag)[8:-8], truth[8:-8]) for lag in range(-3, 4)]
     assert int(np.argmax(lags)) == 3
     assert np.dot(motion, truth) / np.dot(truth, truth) == pytest.approx(1, abs=0.05)
@@ -45,9 +45,9 @@ def test_noise_becomes_less_and_a_gesture_is_neither_late_nor_smaller() -> None:
 def test_a_point_that_is_not_seen_does_not_pull_at_the_others() -> None:
     points = make_course(15)
     points[7, 0] = (900.0, 0.0, 0.0)
-    smooth = smooth(points)
+    smoothed = smooth(points)
     visible = np.delete(np.arange(15), 7)
-    assert np.abs(smooth[visible, 0, :2] - make_course(15)[visible, 0, :2]).max() < 60
+    assert np.abs(smoothed[visible, 0, :2] - make_course(15)[visible, 0, :2]).max() < 60
     assert np.array_equal(smooth[..., 2], points[..., 2]), "confidence is not touched"
 
 

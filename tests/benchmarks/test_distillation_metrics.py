@@ -125,12 +125,12 @@ def test_the_control_is_the_published_gradient_where_its_plan_moves_nothing() ->
     fake = draw(0, 2, 16, 3, 8, 8)
     real = fake + 1e-3 * draw(1, 2, 16, 3, 8, 8)
     control = PooledDistillation.__new__(PooledDistillation)
-    gradient = control.matching(fake, fake, real, Signals())
+    gradient = control.matching_gradient(fake, fake, real, Signals())
     expected = published.TRANSPORT * published.FACTOR * published.transport_gradient(fake, real)
     assert torch.allclose(gradient, expected, atol=1e-3 * float(expected.abs().max()))
     distant = draw(2, 2, 16, 3, 8, 8)
     published_gradient = published.TRANSPORT * published.FACTOR * published.transport_gradient(fake, distant)
-    gradient = control.matching(fake, fake, distant, Signals())
+    gradient = control.matching_gradient(fake, fake, distant, Signals())
     assert float(torch.cosine_similarity(published_gradient.flatten(), gradient.flatten(), dim=0)) < 0.99
 
 

@@ -40,7 +40,7 @@ def gpu() -> Iterator[str]:
         yield ray_cluster.address
 
 
-def read_layer(out: program.Out) -> dict[str, tuple[dict[str, Any], latents_file.Stored]]:
+def read_layer(out: program.Out) -> dict[str, tuple[dict[str, Any], latents_file.StoredLatents]]:
     """Clip id -> the row of its latents, and the stored latents."""
     layers = {}
     for row in out.query("SELECT * FROM clips WHERE layer = 'latents'"):
@@ -76,7 +76,7 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
     stored = read_layer(out)
     assert stored.keys() == base.keys()
     for clip, (row, latents) in stored.items():
-        assert latents.misfit(fingerprints) is None
+        assert latents.find_mismatch(fingerprints) is None
         assert set(latents.tensors) == {"clip", "gray", "scribble"}
         entry = row["lineage"][-1]
         assert (entry["name"], entry["weights_licence"]) == ("latents", "apache-2.0")
@@ -95,11 +95,13 @@ def test_the_latents_of_a_dataset_are_those_of_its_stored_clips(
 
     second_model = tiny_model.write(tmp_path / "other", seed=1)
     assert "made by another vae" in str(
-        latents.misfit(folder.fingerprints(second_model) | {"text_encoder": fingerprints["text_encoder"]})
+        latents.find_mismatch(folder.fingerprints(second_model) | {"text_encoder": fingerprints["text_encoder"]})
     )
     renewed = vdot(*command, env={"VDOT_MODEL": str(second_model)}, timeout=300)
     assert renewed.returncode == 0, renewed.stderr
-    assert all(latents.misfit(folder.fingerprints(second_model)) is None for _, latents in read_layer(out).values())
+    assert all(
+        latents.find_mismatch(folder.fingerprints(second_model)) is None for _, latents in read_layer(out).values()
+    )
     assert vdot("verify", out.url).returncode == 0
 
 

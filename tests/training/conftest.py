@@ -1,4 +1,4 @@
-"""Fixtures of the trainers' tests."""
+"""Fixtures for the tests of training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.data.stream import Stream
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """PyTorch with one thread: beside another test its threads would wait for each other, ten times as long."""
+    """PyTorch with one thread: with parallel tests more threads would contend, and take ten times as long."""
     torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -29,19 +29,19 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_mixture.make(tmp_path_factory.mktemp("stream"))
 
 
 @pytest.fixture(scope="module")
-def calm(mixed: Path) -> list[tuple[Any, ...]]:
-    """What every micro-batch of the first steps holds, of one rank without workers."""
-    return [seen(batch) for step in islice(Stream(str(mixed)), STEPS) for batch in step]
+def reference_batches(shared_mixture: Path) -> list[tuple[Any, ...]]:
+    """The contents of every micro-batch of the first steps, for one rank without workers."""
+    return [seen(batch) for step in islice(Stream(str(shared_mixture)), STEPS) for batch in step]
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
-    """A mixture whose shards may be damaged."""
+def private_mixture(tmp_path: Path) -> Path:
+    """A mixture of the test's own, whose shards it may damage."""
     return small_mixture.make(tmp_path)
 
 
@@ -57,19 +57,21 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(model: Path, mixture: Path, tmp_path: Path) -> Any:
-    """Writes a configuration and says where."""
+    """A function that writes a configuration and returns its path."""
 
     def write(method: dict[str, Any], name: str = "config", **changes: Any) -> Path:
-        told: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "model": {"folder": str(model), "dtype": "float32", "text_tokens": 8},
             "data": {"mixture": str(mixture), "form": "pixels", "workers": 0},
             **tiny_run.COMMON,
             **method,
         }
         for key, value in changes.items():
-            told[key] = told[key] | value if isinstance(value, dict) and isinstance(told.get(key), dict) else value
+            settings[key] = (
+                settings[key] | value if isinstance(value, dict) and isinstance(settings.get(key), dict) else value
+            )
         file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump(told))
+        file.write_text(yaml.safe_dump(settings))
         return file
 
     return write

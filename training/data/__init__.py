@@ -1,1 +1,1 @@
-"""From a mixture's shards to micro-batches; imports no torch."""
+"""The stream, from a mixture's shards to micro-batches. Does not import torch."""

@@ -1,7 +1,7 @@
-"""One clip from its members: as they are stored, or as the pixels or latents that its task asks for.
+"""Loading of one clip from its members: as they are stored, or as the pixels or latents that its task needs.
 
-Nothing read here can run code: H.264, PNG, JSON, text and safetensors, each held against the shape that the mixture
-promises.
+Nothing read here can run code: H.264, PNG, JSON, text and safetensors, each checked against the shape that the mixture
+states.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.formats.conditions import (
     reference_names,
     track_names,
 )
-from training.data.latents_file import INACTIVE, REACTIVE, Stored, read
+from training.data.latents_file import INACTIVE, REACTIVE, StoredLatents, read
 from training.data.shard_reader import DamagedError, Place, Reader
 
 Form = Literal["members", "pixels", "latents"]
@@ -38,8 +38,8 @@ _LATENTS, _MASKED = "latents", "masked_latents"
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One clip of a micro-batch, and all that is needed to read it: the URL of its dataset, where its layers lie, the
-    task and what that is made of, the pass over its bucket, and the shape promised."""
+    """One clip of a micro-batch with all that is needed to read it: the URL of its dataset, the places of its layers,
+    the task and its parts, the number of the pass over its bucket, and the expected shape."""
 
     dataset: str
     clip_id: str
@@ -53,9 +53,9 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is the same for all clips of a run: the form asked for, the seed of draws, the share of captions left out,
-    the fingerprints of the model that latents must be of (`model_folder.fingerprints`), and how many frames are taken
-    of a clip's pixels (None: all)."""
+    """Settings common to all clips of a run: the requested form, the seed of draws, the share of captions left out, the
+    fingerprints of the model that latents must match (`model_folder.fingerprints`), and how many frames of a clip's
+    pixels to use (None: all)."""
 
     form: Form
     seed: int
@@ -66,8 +66,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One clip as it is handed out. `stacked`: arrays of which those of a micro-batch have one shape; `loose`: others;
-    `unfit`: why these are pixels, where latents were asked for."""
+    """One loaded clip. `stacked`: arrays that have one shape within a micro-batch; `loose`: others; `unfit`: why these
+    are pixels although latents were requested."""
 
     caption: str
     stacked: Mapping[str, Array]
@@ -76,24 +76,26 @@ class Sample:
 
 
 class _UnfitError(Exception):
-    """No latents are stored that this clip's task and the model can use; the text says why."""
+    """No latents are stored that this clip's task and the model can use; the message says why."""
 
 
 def load(clip: Clip, settings: Settings, reader: Reader) -> Sample:
-    """One clip. Raises DamagedError where its bytes are gone, damaged, or not what the mixture promises, and
-    StorageError where a store keeps failing."""
+    """Load one clip. Raises DamagedError if its bytes are missing, damaged, or not what the mixture states, and
+    StorageError if a store keeps failing."""
     try:
         try:
             return _FORMS[settings.form](clip, settings, reader)
         except _UnfitError as error:
-            return replace(_pixels(clip, settings, reader), unfit=str(error))
+            return replace(_load_pixels(clip, settings, reader), unfit=str(error))
     except (ClipError, KeyError, ValueError) as error:
-        said = f"it has no member {error}" if isinstance(error, KeyError) else str(error)
-        raise DamagedError(said) from error
+        reason = f"it has no member {error}" if isinstance(error, KeyError) else str(error)
+        raise DamagedError(reason) from error
 
 
-def _read(clip: Clip, reader: Reader, skipped: Collection[str] = (), *, check: bool = True) -> dict[str, memoryview]:
-    """The members of all layers but those skipped; of two of one name the newer one, which comes last."""
+def _read_members(
+    clip: Clip, reader: Reader, skipped: Collection[str] = (), *, check: bool = True
+) -> dict[str, memoryview]:
+    """The members of all layers except skipped ones; of two with one name the newer, which comes last."""
     members: dict[str, memoryview] = {}
     for place in clip.places:
         if place.layer not in skipped:
@@ -101,109 +103,109 @@ def _read(clip: Clip, reader: Reader, skipped: Collection[str] = (), *, check: b
     return members
 
 
-def _said(clip: Clip, settings: Settings, words: str) -> str:
-    """The caption, or "" where it is left out."""
+def _drop_caption(clip: Clip, settings: Settings, text: str) -> str:
+    """The caption, or "" if it is left out."""
     if not settings.caption_dropout:
-        return words
+        return text
     draw = make_generator(settings.seed, clip.number, clip.clip_id, f"{clip.task} caption")
-    return "" if draw.random() < settings.caption_dropout else words
+    return "" if draw.random() < settings.caption_dropout else text
 
 
-def _members(clip: Clip, settings: Settings, reader: Reader) -> Sample:
-    # Whoever takes the bytes as they are is to check them, if at all: it would take most of the time.
-    members = _read(clip, reader, check=False)
+def _load_members(clip: Clip, settings: Settings, reader: Reader) -> Sample:
+    # The caller may check the bytes: doing it here would take most of the time.
+    members = _read_members(clip, reader, check=False)
     loose = {name: np.frombuffer(data, np.uint8) for name, data in members.items()}
-    return Sample(_said(clip, settings, read_caption(members)), {}, loose)
+    return Sample(_drop_caption(clip, settings, read_caption(members)), {}, loose)
 
 
-def _pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
-    members = _read(clip, reader, (_LATENTS, _MASKED))
+def _load_pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
+    members = _read_members(clip, reader, (_LATENTS, _MASKED))
 
-    def decoded(name: str) -> NDArray[np.uint8]:
-        # Channels last, as conditions see them; in memory they come first, as models do.
+    def decode(name: str) -> NDArray[np.uint8]:
+        # A channels-last view for conditions; in memory channels come first, as models need.
         return np.moveaxis(decode_planar(bytes(members[name]), clip.shape, settings.frames), 0, -1)
 
-    named = reference_names(members) if clip.references else []
-    if len(named) != clip.references:
-        raise ValueError(f"it has {len(named)} reference pictures, and should have {clip.references}")
-    pictures = [decode_png(bytes(members[name])) for name in named]
-    frames = decoded("mp4")
-    made = build_condition(
+    names = reference_names(members) if clip.references else []
+    if len(names) != clip.references:
+        raise ValueError(f"it has {len(names)} reference pictures, and should have {clip.references}")
+    pictures = [decode_png(bytes(members[name])) for name in names]
+    frames = decode("mp4")
+    task_condition = build_condition(
         clip.parts,
         frames,
-        {track: partial(decoded, name) for track, name in track_names(members).items()},
+        {track: partial(decode, name) for track, name in track_names(members).items()},
         pictures,
         make_generator(settings.seed, clip.number, clip.clip_id, clip.task),
     )
     stacked: dict[str, Array] = {"clip": np.moveaxis(frames, -1, 0)}
-    if made.video is not None:
-        # Of gray, which is one channel seen three times, this makes planes.
-        stacked["video"] = np.ascontiguousarray(np.moveaxis(made.video, -1, 0))
-    if made.mask is not None:
-        stacked["mask"] = made.mask[None]
-    loose = {f"reference.{number}": shown for number, shown in enumerate(made.references)}
-    return Sample(_said(clip, settings, read_caption(members)), stacked, loose)
+    if task_condition.video is not None:
+        # Gray is one channel repeated by strides: this makes three planes of it.
+        stacked["video"] = np.ascontiguousarray(np.moveaxis(task_condition.video, -1, 0))
+    if task_condition.mask is not None:
+        stacked["mask"] = task_condition.mask[None]
+    loose = {f"reference.{number}": picture for number, picture in enumerate(task_condition.references)}
+    return Sample(_drop_caption(clip, settings, read_caption(members)), stacked, loose)
 
 
-def _latents(clip: Clip, settings: Settings, reader: Reader) -> Sample:
+def _load_latents(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     layers = {place.layer: place for place in clip.places}
     tracks = [part for part in clip.parts if part not in (REFERENCE, TEXT, *MASKS)]
     masks = [part for part in clip.parts if part in MASKS]
     if masks and (tracks or len(masks) > 1):
-        raise _UnfitError(f"the task {clip.task} has a mask and something else in it, which needs the encoder")
+        raise _UnfitError(f"the task {clip.task} combines a mask with something else, which needs the encoder")
     for layer in (_LATENTS, *([_MASKED] if masks else [])):
         if layer not in layers:
             raise _UnfitError(f"no latents are stored: `vdot-data annotate OUT --with {layer}`, and `mix` again")
-    # A layer may have written another caption than the one that was embedded.
+    # A layer may have written a caption that differs from the embedded one.
     base = clip.places[0].layer
-    members = _read(clip, reader, (base,) if masks else (base, _MASKED))
+    members = _read_members(clip, reader, (base,) if masks else (base, _MASKED))
     stored = read(bytes(members[f"{_LATENTS}.safetensors"]))
-    misfit = stored.misfit(settings.model)
-    words = read_caption(members) or stored.caption or ""
-    if misfit or words != (stored.caption or ""):
-        raise _UnfitError(misfit or "a layer wrote other captions than those that were embedded")
-    said = _said(clip, settings, words)
-    shown = [f"reference.{number}" for number in range(clip.references)]
-    for name in ["clip", *tracks, *shown, *([TEXT] if said else [])]:
+    mismatch = stored.find_mismatch(settings.model)
+    text = read_caption(members) or stored.caption or ""
+    if mismatch or text != (stored.caption or ""):
+        raise _UnfitError(mismatch or "a layer wrote other captions than those that were embedded")
+    caption_text = _drop_caption(clip, settings, text)
+    reference_names = [f"reference.{number}" for number in range(clip.references)]
+    for name in ["clip", *tracks, *reference_names, *([TEXT] if caption_text else [])]:
         if name not in stored.tensors:
-            raise _UnfitError(f"the stored latents have no {name!r}: they are older than it, or of another layer")
-    loose = {name: stored.tensors[name] for name in ([TEXT] if said else []) + shown}
+            raise _UnfitError(f"the stored latents have no {name!r}: they are older, or from another layer")
+    loose = {name: stored.tensors[name] for name in ([TEXT] if caption_text else []) + reference_names}
     stacked: dict[str, Array] = {"clip": stored.tensors["clip"]}
     if tracks:
         stacked["reactive"] = stored.tensors[tracks[0]]
     elif masks:
-        stacked |= _variant(clip, settings, masks[0], read(bytes(members[f"{_MASKED}.safetensors"])))
+        stacked |= _draw_variant(clip, settings, masks[0], read(bytes(members[f"{_MASKED}.safetensors"])))
     frames, height, width = clip.shape
-    for name, array in (*stacked.items(), *((one, loose[one]) for one in shown)):
-        size = ((1 if name in shown else (frames + 2) // 4 + 1), height // 8, width // 8)
+    for name, array in (*stacked.items(), *((reference, loose[reference]) for reference in reference_names)):
+        size = ((1 if name in reference_names else (frames + 2) // 4 + 1), height // 8, width // 8)
         if name != "mask" and array.shape != (16, *size):
             raise ValueError(f"the latents {name!r} are {list(array.shape)}, and should be {[16, *size]}")
-    return Sample(said, stacked, loose)
+    return Sample(caption_text, stacked, loose)
 
 
-def _variant(clip: Clip, settings: Settings, task: str, stored: Stored) -> dict[str, Array]:
-    """The halves and the mask of one of the draws that were stored of a masked task."""
-    misfit, variants = stored.misfit(settings.model), stored.variants(task)
-    if misfit or not variants:
-        raise _UnfitError(misfit or f"no variant of the task {task} is stored")
+def _draw_variant(clip: Clip, settings: Settings, task: str, stored: StoredLatents) -> dict[str, Array]:
+    """The halves and the mask of one stored variant of a masked task."""
+    mismatch, variants = stored.find_mismatch(settings.model), stored.count_variants(task)
+    if mismatch or not variants:
+        raise _UnfitError(mismatch or f"no variant of the task {task} is stored")
     draw = make_generator(settings.seed, clip.number, clip.clip_id, clip.task)
-    chosen = int(draw.integers(variants))
-    halves = {name: stored.tensors[f"{task}.{chosen}.{name}"] for name in (INACTIVE, REACTIVE)}
-    return halves | {"mask": stored.mask(task, chosen, clip.shape)[None]}
+    variant = int(draw.integers(variants))
+    halves = {name: stored.tensors[f"{task}.{variant}.{name}"] for name in (INACTIVE, REACTIVE)}
+    return halves | {"mask": stored.unpack_mask(task, variant, clip.shape)[None]}
 
 
 _FORMS: dict[Form, Callable[[Clip, Settings, Reader], Sample]] = {
-    "members": _members,
-    "pixels": _pixels,
-    "latents": _latents,
+    "members": _load_members,
+    "pixels": _load_pixels,
+    "latents": _load_latents,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is in a micro-batch: captions, arrays of all clips [B, ...], what each clip has of its own, and why these
-    are no latents, if so. Of clips that are damaged, by their number in it, what is wrong; then there is nothing
-    else."""
+    """The contents of a micro-batch: captions, arrays of all clips [B, ...], arrays of single clips, and why these are
+    not latents if they were requested. `damaged`: the reason for each damaged clip, by its number; then the rest is
+    empty."""
 
     damaged: dict[int, str]
     captions: tuple[str, ...] = ()
@@ -212,16 +214,16 @@ class Contents:
     items: tuple[dict[str, Array], ...] = ()
 
     def writable(self) -> Contents:
-        """The same, with copies of what are views of a shard."""
+        """The same, with views of a shard replaced by copies."""
 
-        def own(arrays: dict[str, Array]) -> dict[str, Array]:
-            return {name: one if one.flags.writeable else one.copy() for name, one in arrays.items()}
+        def copy(arrays: dict[str, Array]) -> dict[str, Array]:
+            return {name: array if array.flags.writeable else array.copy() for name, array in arrays.items()}
 
-        return replace(self, arrays=own(self.arrays), items=tuple(map(own, self.items)))
+        return replace(self, arrays=copy(self.arrays), items=tuple(map(copy, self.items)))
 
 
-def contents(clips: Sequence[Clip], settings: Settings, reader: Reader) -> Contents:
-    """Read a micro-batch. Raises StorageError where a store keeps failing."""
+def read_batch(clips: Sequence[Clip], settings: Settings, reader: Reader) -> Contents:
+    """Read a micro-batch. Raises StorageError if a store keeps failing."""
     samples: list[Sample] = []
     damaged: dict[int, str] = {}
     for number, clip in enumerate(clips):
@@ -231,16 +233,16 @@ def contents(clips: Sequence[Clip], settings: Settings, reader: Reader) -> Conte
             damaged[number] = str(error)
     if damaged:
         return Contents(damaged)
-    unfit = next((one.unfit for one in samples if one.unfit), "")
-    if unfit and not all(one.unfit for one in samples):
-        # Pixels for one are pixels for all.
-        return replace(contents(clips, replace(settings, form="pixels"), reader), unfit=unfit)
-    captions, items = tuple(one.caption for one in samples), tuple(dict(one.loose) for one in samples)
-    return Contents({}, captions, unfit, _stacked(samples), items)
+    unfit = next((sample.unfit for sample in samples if sample.unfit), "")
+    if unfit and not all(sample.unfit for sample in samples):
+        # All clips of a micro-batch have one form.
+        return replace(read_batch(clips, replace(settings, form="pixels"), reader), unfit=unfit)
+    captions, items = tuple(sample.caption for sample in samples), tuple(dict(sample.loose) for sample in samples)
+    return Contents({}, captions, unfit, _stack(samples), items)
 
 
-def _stacked(samples: Sequence[Sample]) -> dict[str, Array]:
-    """The stacked arrays: [B, ...] each; of one clip without a copy."""
+def _stack(samples: Sequence[Sample]) -> dict[str, Array]:
+    """The stacked arrays, [B, ...] each; a single clip is not copied."""
     if len(samples) == 1:
         return {name: array[None] for name, array in samples[0].stacked.items()}
-    return {name: np.stack([one.stacked[name] for one in samples]) for name in samples[0].stacked}
+    return {name: np.stack([sample.stacked[name] for sample in samples]) for name in samples[0].stacked}

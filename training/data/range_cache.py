@@ -1,7 +1,7 @@
-"""A bounded folder of what was read from an object store, so that later passes read it from a local disk.
+"""A size-bounded local cache of byte ranges from an object store, so that later passes read from a local disk.
 
-Files get their names when they are whole, and one that a killed process left unfinished goes like others that nobody
-asks for: there is nothing to clean up. Any number of processes may share a folder.
+Files are renamed when they are complete, and unfinished ones of killed processes are evicted like others that are not
+used: nothing needs clean-up. Any number of processes may share a folder.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from pipeline.errors import RunError
 from pipeline.storage.object_store import FULL
 
 _SUFFIX = ".part-of-shard"
-# The folder is looked through again after so much of its bound was added; it can be over the bound by that much for
-# each process.
+# The folder is scanned again after this share of its bound was added; each process may exceed the bound by as much.
 _SHARE = 256
 
 
 class Cache:
-    """Byte ranges by name; the ones not asked for longest go first."""
+    """Byte ranges by name; the least recently used are evicted first."""
 
     def __init__(self, folder: str, limit: int) -> None:
-        """`limit` in bytes. The folder is made if need be; files of other programs in it are left alone."""
+        """`limit` in bytes. The folder is created if needed; files of other programs in it are left alone."""
         self._folder, self._limit = Path(folder), limit
         self._folder.mkdir(parents=True, exist_ok=True)
         self._added = limit
 
     def get(self, name: str, size: int, make: Callable[[], bytes]) -> bytes:
-        """The `size` bytes kept under a name, or else what `make` gives, which is kept unless the disk is full."""
+        """The `size` bytes cached under a name, or the result of `make`, which is cached unless the disk is full."""
         path = self._path(name)
         try:
             data = path.read_bytes()
@@ -39,9 +38,9 @@ class Cache:
             data = b""
         except OSError as error:
             raise RunError(f"the cache {self._folder} cannot be used: {error}") from error
-        # A file may be shorter after the machine lost its power.
+        # After a power loss a file may be shorter.
         if len(data) == size:
-            # Of a file of somebody else's, who shares the folder, the time stays as it is.
+            # Fails for a file of another user who shares the folder; its time then stays unchanged.
             with suppress(OSError):
                 os.utime(path)
             return data
@@ -56,7 +55,7 @@ class Cache:
         return data
 
     def drop(self, name: str) -> bool:
-        """Forget what is kept under a name; False if nothing is."""
+        """Remove the bytes cached under a name; False if there are none."""
         try:
             self._path(name).unlink()
         except FileNotFoundError:
@@ -72,7 +71,7 @@ class Cache:
             unfinished.write_bytes(data)
             unfinished.replace(path)
         except FileNotFoundError:
-            # Another process made room; what it took for old was new.
+            # Another process evicted the unfinished file.
             return
         finally:
             unfinished.unlink(missing_ok=True)
@@ -82,17 +81,17 @@ class Cache:
         if self._added < self._limit // _SHARE:
             return
         self._added = 0
-        kept = []
+        files = []
         for entry in os.scandir(self._folder):
             if entry.name.endswith(_SUFFIX):
                 try:
-                    kept.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
                 except FileNotFoundError:
                     # Another process made room.
                     continue
-        over = sum(length for _, length, _ in kept) + size - self._limit
-        for _, length, path in sorted(kept):
-            if over <= 0:
+        excess = sum(length for _, length, _ in files) + size - self._limit
+        for _, length, path in sorted(files):
+            if excess <= 0:
                 break
             Path(path).unlink(missing_ok=True)
-            over -= length
+            excess -= length

@@ -1,4 +1,4 @@
-"""Which clip a row of a mixture's samples is and where its layers lie, in arrays: a training run asks for each clip."""
+"""Fast lookup of a clip's id and the places of its layers by row of a mixture's samples, in arrays."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ class Lookup:
     """The clips of a mixture, by row."""
 
     def __init__(self, samples: pa.Table) -> None:
-        """`samples`: the table of the mixture, which is not kept but for the clips' ids."""
+        """`samples`: the table of the mixture, of which only the clip ids are kept."""
         self._ids = combine_chunks(samples["clip_id"])
         places = combine_chunks(samples["places"])
         self._begins = to_int64(places.offsets)
-        found = places.values
-        self._layers, self._shards = encode_values(found.field("layer")), encode_values(found.field("shard"))
-        self._offsets, self._sizes = to_int64(found.field("offset")), to_int64(found.field("bytes"))
-        sums = found.field("crc32")
-        raw = pa.Array.from_buffers(sums.type, len(sums), [None, sums.buffers()[1]], offset=sums.offset)
-        # -1: not known.
-        self._sums = np.where(to_int64(pc.is_valid(sums).cast(pa.int64())), to_int64(raw), -1)
+        values = places.values
+        self._layers, self._shards = encode_values(values.field("layer")), encode_values(values.field("shard"))
+        self._offsets, self._sizes = to_int64(values.field("offset")), to_int64(values.field("bytes"))
+        checksums = values.field("crc32")
+        checksum_values = pa.Array.from_buffers(
+            checksums.type, len(checksums), [None, checksums.buffers()[1]], offset=checksums.offset
+        )
+        # -1: unknown.
+        self._checksums = np.where(to_int64(pc.is_valid(checksums).cast(pa.int64())), to_int64(checksum_values), -1)
 
     def clip_id(self, row: int) -> str:
         """The id of a clip."""
         return str(self._ids[row])
 
     def places(self, row: int) -> tuple[Place, ...]:
-        """Where a clip's layers lie, the base layer first."""
+        """The places of a clip's layers, the base layer first."""
         return tuple(map(self._place, range(self._begins[row], self._begins[row + 1])))
 
-    def _place(self, at: int) -> Place:
+    def _place(self, index: int) -> Place:
         (layers, layer_names), (shards, shard_names) = self._layers, self._shards
-        total = int(self._sums[at])
-        sizes = int(self._offsets[at]), int(self._sizes[at])
-        return Place(layer_names[layers[at]], shard_names[shards[at]], *sizes, None if total < 0 else total)
+        checksum = int(self._checksums[index])
+        sizes = int(self._offsets[index]), int(self._sizes[index])
+        return Place(layer_names[layers[index]], shard_names[shards[index]], *sizes, None if checksum < 0 else checksum)

@@ -1,1 +1,1 @@
-"""A tiny student from the shards of the demonstration."""
+"""A demonstration: a tiny student trained on the shards of `make demo`."""

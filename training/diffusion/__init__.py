@@ -1,1 +1,1 @@
-"""Noise, its schedule, and where the random numbers come from."""
+"""Noise, schedules and seeded random numbers."""

@@ -1,7 +1,7 @@
-"""Random numbers of a training run, each from a generator of its own that is named by what it is for.
+"""Random numbers of a training run, each from its own generator, seeded by its purpose.
 
-What a clip is given at a step depends on the run's seed, the step and the clip's place in it, and on nothing else: not
-on the number of ranks, nor on what was drawn before. So there is no state to save, and going on repeats a run exactly.
+A clip's noise at a step depends only on the run's seed, the step and the clip's position in it: not on the number of
+ranks, nor on earlier draws. So there is no state to save, and a resumed run repeats the original exactly.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 
 
-def generator(seed: int, *named: int | str) -> torch.Generator:
-    """A generator on the CPU, whose numbers are the same for every kind of device."""
-    digest = hashlib.blake2b(repr((seed, named)).encode(), digest_size=8).digest()
-    made = torch.Generator()
-    # The widest seed that the generator takes.
-    made.manual_seed(int.from_bytes(digest, "little") >> 1)
-    return made
+def generator(seed: int, *names: int | str) -> torch.Generator:
+    """A generator on the CPU, so that its numbers are the same on every kind of device."""
+    digest = hashlib.blake2b(repr((seed, names)).encode(), digest_size=8).digest()
+    rng = torch.Generator()
+    # The widest seed that the generator takes: 63 bits.
+    rng.manual_seed(int.from_bytes(digest, "little") >> 1)
+    return rng
 
 
-def normal(shape: Sequence[int], device: torch.device, seed: int, *named: int | str) -> Tensor:
-    """Standard normal float32 of a shape."""
-    return torch.randn(*shape, generator=generator(seed, *named)).to(device)
+def normal(shape: Sequence[int], device: torch.device, seed: int, *names: int | str) -> Tensor:
+    """Standard normal numbers: float32 of a shape."""
+    return torch.randn(*shape, generator=generator(seed, *names)).to(device)
 
 
-def uniform(count: int, seed: int, *named: int | str) -> Tensor:
-    """So many numbers in [0, 1): float64 [count], on the CPU."""
-    return torch.rand(count, generator=generator(seed, *named), dtype=torch.float64)
+def uniform(count: int, seed: int, *names: int | str) -> Tensor:
+    """Uniform numbers in [0, 1): float64 [count], on the CPU."""
+    return torch.rand(count, generator=generator(seed, *names), dtype=torch.float64)
 
 
-def integer(below: int, seed: int, *named: int | str) -> int:
-    """A whole number in [0, below)."""
-    return int(torch.randint(below, (), generator=generator(seed, *named)))
+def integer(high: int, seed: int, *names: int | str) -> int:
+    """An integer in [0, high)."""
+    return int(torch.randint(high, (), generator=generator(seed, *names)))

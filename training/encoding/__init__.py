@@ -1,1 +1,1 @@
-"""Pixels, text and latents as a VACE model is given them."""
+"""Encoding of pixels, text and masks into the inputs of a VACE model."""

@@ -1,11 +1,11 @@
-"""The tensors that a VACE model is given, from the conditions of a micro-batch: what `WanVACEPipeline` does one by one.
+"""VACE's context tensors from the conditions of a micro-batch: what `WanVACEPipeline` does for one clip, for a batch.
 
-A context has 96 channels, always in this order: 16 of the latents of what is kept ("inactive"), 16 of what is to be
-made or is a control track ("reactive"), and 64 of the mask, one for each pixel of a latent's square, row by row.
-References are latent frames of their own before the clip's, so that the noise is longer by as many.
+A context has 96 channels in this order: 16 latent channels of what is kept ("inactive"), 16 of what is generated or of
+a control track ("reactive"), and 64 of the mask, one for each pixel of a latent's square, row by row. References are
+extra latent frames before the clip's, and lengthen the noise by as many.
 [VACE: vace/models/wan/wan_vace.py; Apache-2.0, read for the rules]
 
-Tensors are [batch, channel, time, height, width]. PyTorch alone, so that what encodes can be anything.
+Tensors are [batch, channel, time, height, width]. Needs only PyTorch, so that any encoder can be used.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ def encoder(vae: Any) -> Encode:
 
 
 def decoder(vae: Any) -> Callable[[Tensor], Tensor]:
-    """The way back: normalised latents [N, 16, T', h, w] -> pixels float32 [N, 3, T, H, W], about within [-1, 1]."""
+    """The inverse: normalised latents [N, 16, T', h, w] -> pixels float32 [N, 3, T, H, W], about within [-1, 1]."""
     mean, std = _statistics(vae)
 
     def decode(latents: Tensor) -> Tensor:
         with torch.no_grad():
-            plain = latents.float().to(vae.device) * std.to(vae.device) + mean.to(vae.device)
-            return torch.as_tensor(vae.decode(plain.to(vae.dtype), return_dict=False)[0]).float()
+            denormalized = latents.float().to(vae.device) * std.to(vae.device) + mean.to(vae.device)
+            return torch.as_tensor(vae.decode(denormalized.to(vae.dtype), return_dict=False)[0]).float()
 
     return decode
 
 
 def frames(pixels: Tensor) -> NDArray[np.uint8]:
     """Pixels float [N, 3, T, H, W] in [-1, 1] as uint8 [N, T, H, W, 3] RGB."""
-    shown = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    found: NDArray[np.uint8] = shown.permute(0, 2, 3, 4, 1).cpu().numpy()
-    return found
+    pixel_values = pixels.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    rgb: NDArray[np.uint8] = pixel_values.permute(0, 2, 3, 4, 1).cpu().numpy()
+    return rgb
 
 
 def latent_shape(shape: Shape, batch: int, references: int = 0) -> tuple[int, int, int, int, int]:
-    """The shape of the latents that are sampled, and so of their noise: [B, 16, R + T', H / 8, W / 8] with R
-    `references` to each clip. Raises `ValueError` for a shape that the model has no tokens for."""
+    """The shape of sampled latents, and so of their noise: [B, 16, R + T', H / 8, W / 8] with R `references` for each
+    clip. Raises `ValueError` for a shape that does not divide into tokens."""
     length, height, width = shape
     if min(shape) < 1 or length % _GROUP != 1:
         raise ValueError(f"a clip has 4n + 1 frames, this one {length} of {height} x {width}")
@@ -98,34 +98,34 @@ def context(
 ) -> Tensor:
     """The context [B, 96, R + T', H / 8, W / 8] of the B clips of one task, in the dtype and on the device of `encode`.
 
-    `video` uint8 [B, 3, T, H, W], None: nothing is given (text, references alone), which is gray, 0.0. `mask` bool
-    [B, 1, T, H, W], true: to be made, None: all is. `references`: of each clip its R >= 0 pictures, uint8 [h, w, 3] of
-    any size, in VACE's order (diffusers' pipeline reverses it). `gray`: what `nothing` gave for this shape, so that it
-    is not encoded again. Raises `ValueError` for what does not fit together.
+    `video` uint8 [B, 3, T, H, W]; None: no video (only text or references), which is gray, 0.0. `mask` bool
+    [B, 1, T, H, W], true where content is generated; None: everywhere. `references`: the R >= 0 pictures of each clip,
+    uint8 [h, w, 3] of any size, in VACE's order (diffusers' pipeline reverses it). `gray`: the result of `nothing` for
+    this shape, so that it is not encoded again. Raises `ValueError` for inputs that do not fit together.
 
-    `encode` is called once for the clips, once for all references, and once for gray where it is needed and not given.
-    With a mask it is given 2 B clips of 12 T H W bytes, and what the autoencoder works in grows with 2 B (with T
-    little: it goes by groups of frames). Where that is too much, let `encode` go clip by clip (diffusers:
-    `vae.enable_slicing()`).
+    `encode` is called once for the clips, once for all references, and once for gray if needed and not given. With a
+    mask it gets 2 B clips of 12 T H W bytes, and the autoencoder's workspace grows with 2 B (hardly with T, because it
+    works in groups of frames). If that is too much, let `encode` work clip by clip (diffusers: `vae.enable_slicing()`).
     """
     batch, counts = len(references), {len(pictures) for pictures in references}
     if len(counts) != 1:
         raise ValueError(f"the clips of a batch have the same number of references, these have {sorted(counts)}")
     (count,) = counts
     _, _, _, height, width = latent_shape(shape, batch, count)
-    _agree(video, mask, batch, shape)
-    halves = _halves(encode, video, mask, batch, shape, gray)
-    clips = torch.cat([halves, _squares(mask, batch, shape).to(halves)], dim=1)
+    _check_shapes(video, mask, batch, shape)
+    halves = _encode_halves(encode, video, mask, batch, shape, gray)
+    clips = torch.cat([halves, _mask_channels(mask, batch, shape).to(halves)], dim=1)
     if not count:
         return clips
     canvases = torch.stack([fitted(picture, *shape[1:]) for pictures in references for picture in pictures])
-    # Each picture is a clip of one frame: along time the autoencoder would mix them.
-    return _after(encode(canvases[:, :, None]).reshape(batch, count, CHANNELS, height, width).transpose(1, 2), clips)
+    # Each picture is a clip of one frame: the autoencoder would mix frames of one clip.
+    return _prepend_references(
+        encode(canvases[:, :, None]).reshape(batch, count, CHANNELS, height, width).transpose(1, 2), clips
+    )
 
 
 def nothing(encode: Encode, shape: Shape) -> Tensor:
-    """What gray alone is encoded as, [1, 16, T', h, w]: a constant of each shape, which a trainer need make only
-    once."""
+    """The latents of gray video, [1, 16, T', h, w]: a constant for each shape, which a trainer computes only once."""
     return encode(torch.zeros(1, 3, *shape))
 
 
@@ -134,7 +134,7 @@ def of_latents(batch: Batch, gray: Tensor) -> Tensor:
 
     Raises `ValueError` for one of another form: a stream falls back to pixels where no latents fit.
     """
-    _of_form(batch, "latents", "of_batch")
+    _check_form(batch, "latents", "of_batch")
     count, bucket = len(batch.keys), batch.bucket
     shape = (bucket.frames, bucket.height, bucket.width)
     halves = [
@@ -142,19 +142,19 @@ def of_latents(batch: Batch, gray: Tensor) -> Tensor:
         for name in ("inactive", "reactive")
     ]
     mask = torch.from_numpy(batch.arrays["mask"]) if "mask" in batch.arrays else None
-    clips = torch.cat([*halves, _squares(mask, count, shape).to(gray)], dim=1)
+    clips = torch.cat([*halves, _mask_channels(mask, count, shape).to(gray)], dim=1)
     if not bucket.references:
         return clips
-    shown = [
+    references = [
         np.concatenate([item[f"reference.{number}"] for number in range(bucket.references)], axis=1)
         for item in batch.items
     ]
-    return _after(torch.from_numpy(np.stack(shown)).to(gray), clips)
+    return _prepend_references(torch.from_numpy(np.stack(references)).to(gray), clips)
 
 
 def of_batch(encode: Encode, batch: Batch, gray: Tensor | None = None) -> Tensor:
     """The context of a micro-batch of the form "pixels"; see `context`. Raises `ValueError` for another form."""
-    _of_form(batch, "pixels", "of_latents")
+    _check_form(batch, "pixels", "of_latents")
     video, mask = (torch.from_numpy(batch.arrays[name]) if name in batch.arrays else None for name in ("video", "mask"))
     references = [[torch.from_numpy(picture) for picture in item.values()] for item in batch.items]
     bucket = batch.bucket
@@ -162,33 +162,32 @@ def of_batch(encode: Encode, batch: Batch, gray: Tensor | None = None) -> Tensor
 
 
 def covering(height: int, width: int, shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[slice, slice]]:
-    """The size that a picture of `height` x `width` is brought to so that it covers `shape`, and what is cut out of its
-    middle then."""
+    """The size to scale a picture of `height` x `width` to so that it covers `shape`, and the slices of its center."""
     scale = max(shape[0] / height, shape[1] / width)
     sides = max(shape[0], round(height * scale)), max(shape[1], round(width * scale))
-    top, left = ((side - wanted) // 2 for side, wanted in zip(sides, shape, strict=True))
+    top, left = ((side - target) // 2 for side, target in zip(sides, shape, strict=True))
     return sides, (slice(top, top + shape[0]), slice(left, left + shape[1]))
 
 
 def covered(pictures: Tensor, shape: tuple[int, int], *, mask: bool = False) -> Tensor:
-    """Pictures [N, C, H, W], uint8 or bool, as large as they cover `shape`, cut in the middle: of their dtype, linear
-    with antialiasing; a mask stays one."""
+    """Pictures [N, C, H, W], uint8 or bool, scaled to cover `shape` and center-cropped, in their dtype: bilinear with
+    antialiasing, masks by nearest neighbour."""
     sides, middle = covering(pictures.shape[2], pictures.shape[3], shape)
     if sides != tuple(pictures.shape[2:]):
-        how: dict[str, Any] = {"mode": "nearest-exact"} if mask else {"mode": "bilinear", "antialias": True}
-        # In whole numbers: two to four times as fast as in float32, and at most 1 away.
-        pictures = functional.interpolate(pictures.to(torch.uint8), sides, **how).to(pictures.dtype)
+        options: dict[str, Any] = {"mode": "nearest-exact"} if mask else {"mode": "bilinear", "antialias": True}
+        # In integers: two to four times as fast as in float32, and off by at most 1.
+        pictures = functional.interpolate(pictures.to(torch.uint8), sides, **options).to(pictures.dtype)
     return pictures[:, :, *middle]
 
 
 def fitted(picture: Tensor, height: int, width: int) -> Tensor:
-    """A picture uint8 [h, w, 3] as large as it fits, in the middle of a white canvas: float32 [3, H, W] in [-1, 1].
+    """A picture uint8 [h, w, 3] scaled to fit, centered on a white canvas: float32 [3, H, W] in [-1, 1].
 
-    Bilinear, without antialiasing, and sides rounded down, as VACE does it. (diffusers first brings the sides to
-    multiples of 8 by Lanczos, which bends a picture a little.)
+    Bilinear, without antialiasing, and sides rounded down, as in VACE. (diffusers first resizes the sides to multiples
+    of 8 by Lanczos, which distorts a picture slightly.)
     """
     scale = min(height / picture.shape[0], width / picture.shape[1])
-    # A line stays a line, however thin.
+    # At least one pixel, however thin the picture.
     tall, wide = (max(1, int(side * scale)) for side in picture.shape[:2])
     image = pixels(picture).permute(2, 0, 1)[None]
     top, left = (height - tall) // 2, (width - wide) // 2
@@ -206,44 +205,46 @@ def _statistics(vae: Any) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-def _of_form(batch: Batch, form: str, other: str) -> None:
+def _check_form(batch: Batch, form: str, alternative: str) -> None:
     if batch.form != form:
-        raise ValueError(f"this batch is of {batch.form}, not of {form}: ask `batch.form`, and call `{other}` for it")
+        raise ValueError(
+            f"this batch is of {batch.form}, not of {form}: check `batch.form`, and call `{alternative}` for it"
+        )
 
 
-def _after(references: Tensor, clips: Tensor) -> Tensor:
-    """The context of clips [B, 96, T', h, w] after that of their references [B, 16, R, h, w], which have no reactive
-    half and no mask: zeros, which says that they are kept."""
+def _prepend_references(references: Tensor, clips: Tensor) -> Tensor:
+    """The context of clips [B, 96, T', h, w] after that of their references [B, 16, R, h, w], whose reactive half and
+    mask are zeros, because they are kept."""
     return torch.cat([functional.pad(references, (0, 0) * 3 + (0, clips.shape[1] - CHANNELS)), clips], dim=2)
 
 
-def _agree(video: Tensor | None, mask: Tensor | None, batch: int, shape: Shape) -> None:
-    for name, given, channels in (("video", video, 3), ("mask", mask, 1)):
-        if given is not None and tuple(given.shape) != (batch, channels, *shape):
-            raise ValueError(f"the {name} is {list(given.shape)}, not {[batch, channels, *shape]}")
+def _check_shapes(video: Tensor | None, mask: Tensor | None, batch: int, shape: Shape) -> None:
+    for name, tensor, channels in (("video", video, 3), ("mask", mask, 1)):
+        if tensor is not None and tuple(tensor.shape) != (batch, channels, *shape):
+            raise ValueError(f"the {name} is {list(tensor.shape)}, not {[batch, channels, *shape]}")
     if mask is not None and (video is None or mask.dtype != torch.bool):
         raise ValueError(f"a mask is bool and belongs to a video, this one is {mask.dtype}")
 
 
-def _halves(
+def _encode_halves(
     encode: Encode, video: Tensor | None, mask: Tensor | None, batch: int, shape: Shape, gray: Tensor | None
 ) -> Tensor:
-    """Latents [B, 32, T', h, w] of what is kept and of what is to be made. Gray alone is encoded once for all."""
+    """Latents [B, 32, T', h, w] of what is kept and of what is generated. Gray is encoded once for all clips."""
     if video is None or mask is None:
-        kept = (nothing(encode, shape) if gray is None else gray).expand(batch, -1, -1, -1, -1)
-        made = kept if video is None else encode(pixels(video))
-        return torch.cat([kept.to(made), made], dim=1)
-    both = pixels(video).repeat(2, 1, 1, 1, 1)
-    both[:batch].masked_fill_(mask, 0)
-    both[batch:].masked_fill_(~mask, 0)
-    return torch.cat(encode(both).chunk(2), dim=1)
+        inactive = (nothing(encode, shape) if gray is None else gray).expand(batch, -1, -1, -1, -1)
+        reactive = inactive if video is None else encode(pixels(video))
+        return torch.cat([inactive.to(reactive), reactive], dim=1)
+    masked_clips = pixels(video).repeat(2, 1, 1, 1, 1)
+    masked_clips[:batch].masked_fill_(mask, 0)
+    masked_clips[batch:].masked_fill_(~mask, 0)
+    return torch.cat(encode(masked_clips).chunk(2), dim=1)
 
 
-def _squares(mask: Tensor | None, batch: int, shape: Shape) -> Tensor:
+def _mask_channels(mask: Tensor | None, batch: int, shape: Shape) -> Tensor:
     """The mask as [B, 64, T', h, w]: channel 8 y + x holds the pixel at (y, x) of each square.
 
-    A latent frame is given the frame that "nearest-exact" picks: of the first one this is frame 1, not frame 0, so that
-    a kept first frame shows in the inactive half alone. So it is in VACE, and in diffusers.
+    A latent frame gets the mask of the frame that "nearest-exact" picks: for the first one that is frame 1, not frame
+    0, so a kept first frame shows only in the inactive half. VACE and diffusers do the same.
     """
     _, _, groups, *sides = latent_shape(shape, batch)
     if mask is None:

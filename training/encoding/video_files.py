@@ -1,4 +1,4 @@
-"""Videos and pictures of anybody's, as `vdot-train sample` takes them: read as ingest reads its sources."""
+"""Reading of arbitrary videos and pictures for `vdot-train sample`, in the same way as ingest reads its sources."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pipeline.video.probe import Probe, probe_video
 
 Frames = NDArray[np.uint8]
 FPS = 16.0
-"""The grid's frames a second, at which Wan was trained."""
+"""Frames a second of the grid, at which Wan was trained."""
 
-# What is decoded, in pixels a frame: more than any camera makes.
-_MOST_PIXELS = 1 << 28
+# The limit of pixels in a frame: more than any camera makes.
+_MAX_PIXELS = 1 << 28
 _PICTURES = ("PNG", "JPEG", "WEBP")
 
 
 def read_video(file: Path, shape: tuple[int, int, int]) -> Frames:
     """The first T frames of a video on the grid of 16 frames a second, upright, in square pixels, scaled to cover H x W
-    and cut in the middle, black where it is transparent: uint8 [T, H, W, 3] RGB.
+    and center-cropped, black where it is transparent: uint8 [T, H, W, 3] RGB.
 
-    They are those of the first clip that ingest makes of a video of one shot. Raises UsageError where it cannot be read
-    or is shorter: also where it pauses for long, which ends a clip.
+    They equal the first clip that ingest makes of a video of one shot. Raises UsageError if it cannot be read or is too
+    short, also because of a long pause, which ends a clip.
     """
     length, height, width = shape
     try:
@@ -36,13 +36,13 @@ def read_video(file: Path, shape: tuple[int, int, int]) -> Frames:
     except ValueError as error:
         raise UsageError(f"--frames: {error}") from error
     try:
-        source = probe_video(file, _MOST_PIXELS)
-        times, joined, end_s = _begin(file, source, length / FPS)
+        source = probe_video(file, _MAX_PIXELS)
+        times, joined, end_s = _read_times(file, source, length / FPS)
         shot = shots_of([(0, len(times) - 1)], times, end_s, joined)[0]
         window = grid.windows("", [shot], times)[0]
         if window.frames < length:
-            has = f"{file} has {window.frames} frames at 16 a second"
-            raise UsageError(f"{has}, and {length} are needed: --frames")
+            available = f"{file} has {window.frames} frames at 16 a second"
+            raise UsageError(f"{available}, and {length} are needed: --frames")
         with closing(read_frames(file, source)) as decoded:
             ((_, frames),) = cut_windows(decoded, source, [window], FPS, (width, height))
     except ClipError as error:
@@ -50,9 +50,9 @@ def read_video(file: Path, shape: tuple[int, int, int]) -> Frames:
     return frames
 
 
-def _begin(file: Path, source: Probe, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
-    """The times of a video's frames up to the first one so many seconds after its begin, whether each goes on from the
-    one before it, and when the last of them ends."""
+def _read_times(file: Path, source: Probe, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
+    """The times of a video's frames up to the first one more than `seconds` after its start, whether each continues the
+    previous one, and the end time of the last."""
     times: list[float] = []
     joined: list[bool] = []
     end_s = 0.0
@@ -69,17 +69,17 @@ def _begin(file: Path, source: Probe, seconds: float) -> tuple[NDArray[np.float6
 def read_picture(file: Path) -> Frames:
     """A picture (PNG, JPEG or WebP) as uint8 [h, w, 3] RGB, upright, white where it is transparent.
 
-    By Pillow, as it knows where a camera's up is: of what FFmpeg says of that PyAV understands nothing where a picture
-    has EXIF. Raises UsageError where it cannot be read.
+    Read by Pillow, which applies the EXIF orientation, because PyAV does not report it for pictures with EXIF. Raises
+    UsageError if it cannot be read.
     """
     try:
         with Image.open(file, formats=_PICTURES) as opened:
             picture = ImageOps.exif_transpose(opened)
-    # SyntaxError: a PNG that is broken.
+    # Pillow raises SyntaxError for a broken PNG.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{file} cannot be read as a picture, PNG, JPEG or WebP ({error})") from error
     if picture.mode.startswith("I"):
-        # 16 bits of gray, which Pillow would cut off at 255.
+        # 16 bits of gray, which Pillow would clip at 255.
         gray = np.rint(np.asarray(picture, np.float64) / 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     opaque = Image.new("RGBA", picture.size, "white")

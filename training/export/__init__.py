@@ -1,1 +1,1 @@
-"""What was trained, as files that other tools load and as videos."""
+"""Export of trained models, as files for other tools and as videos."""

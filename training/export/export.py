@@ -1,4 +1,4 @@
-"""A trained model as others load it: a folder for `WanVACEPipeline.from_pretrained`, with its schedule and a card."""
+"""Export of a trained model: a folder for `WanVACEPipeline.from_pretrained`, with its schedule and a model card."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pipeline.errors import RunError, UsageError
-from training.export.trained_model import SCHEDULE, Trained
+from training.export.trained_model import SCHEDULE, TrainedModel
 from training.models import assemble
 from training.models import folder as model_folder
 from training.models.networks import STUDENT
-from training.sampling.samplers import Few
-from training.trainer.checkpoint import Told
+from training.sampling.samplers import StudentSampler
+from training.trainer.checkpoint import Metadata
 
-# How a card says that a model is loaded; `folder` is where it lies.
+# The code in a model card that loads the model from `folder`.
 _LOADED = "pipe = WanVACEPipeline.from_pretrained(folder)\n"
 _LOADED_LORA = 'pipe = WanVACEPipeline.from_pretrained("{base}")\npipe.load_lora_weights(folder)\n'
-# Who does not read diffusers' names of layers.
+# For programs that do not read diffusers' layer names.
 _CONVERTED = (
     "\n- **Other programs**: ComfyUI, LightX2V and DiffSynth read the names of the original release: `vdot-train "
     "convert\n  pytorch_lora_weights.safetensors --out FILE.safetensors`. Strength 1; there is no alpha."
@@ -28,46 +28,46 @@ _CONVERTED = (
 _PARTS = ("vae", "text_encoder", "tokenizer")
 
 
-def export(trained: Trained, out: Path, *, lora: bool = False) -> None:
-    """Write the average of a run's student as a folder in diffusers' layout, whole or not at all; or, with `lora`, as
-    LoRA files beside which the base is needed.
+def export(trained: TrainedModel, out: Path, *, lora: bool = False) -> None:
+    """Write the EMA of a run's student atomically as a folder in diffusers' layout; or, with `lora`, as LoRA files that
+    need the base model.
 
-    Raises UsageError where `out` exists, or there is no LoRA; RunError where it cannot be written.
+    Raises UsageError if `out` exists, or there is no LoRA; RunError if it cannot be written.
     """
     if out.exists():
         raise UsageError(f"{out} exists already: choose another folder")
-    if trained.told is None:
+    if trained.metadata is None:
         raise UsageError(f"{trained.folder} is an export already")
     if lora and trained.network.adapter is None:
-        raise UsageError("this student has no adapters, as it was trained whole: export it without --lora")
-    half = out.with_name(f".{out.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
+        raise UsageError("this student has no adapters, because it was trained in full: export it without --lora")
+    partial = out.with_name(f".{out.name}.half")
+    shutil.rmtree(partial, ignore_errors=True)
     try:
-        half.mkdir(parents=True)
-        (_lora if lora else _whole)(trained, half)
-        _scheduler(trained, half)
-        (half / SCHEDULE).write_text(json.dumps(_said(trained, trained.told), indent=1))
-        (half / "README.md").write_text(_card(trained, trained.told, lora))
-        # safetensors writes files that nobody else can read.
-        mode = (half / "README.md").stat().st_mode
-        for file in half.rglob("*.safetensors"):
+        partial.mkdir(parents=True)
+        (_save_lora if lora else _save_full)(trained, partial)
+        _save_scheduler(trained, partial)
+        (partial / SCHEDULE).write_text(json.dumps(_describe_training(trained, trained.metadata), indent=1))
+        (partial / "README.md").write_text(_render_card(trained, trained.metadata, lora))
+        # safetensors makes files readable by their owner only.
+        mode = (partial / "README.md").stat().st_mode
+        for file in partial.rglob("*.safetensors"):
             file.chmod(mode)
-        half.rename(out)
+        partial.rename(out)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(half, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"{out} cannot be written: {error}") from error
 
 
-def _lora(trained: Trained, out: Path) -> None:
+def _save_lora(trained: TrainedModel, out: Path) -> None:
     from diffusers import WanVACEPipeline
     from peft import get_peft_model_state_dict
 
-    # Without the settings of peft, which other versions of it may not know: what they say is the rank, and scale 1.
+    # Without the settings of peft, which other versions may not know: they would only state the rank, and scale 1.
     layers = get_peft_model_state_dict(trained.network.transformer, adapter_name=STUDENT)
     WanVACEPipeline.save_lora_weights(out, transformer_lora_layers=layers)
 
 
-def _whole(trained: Trained, out: Path) -> None:
+def _save_full(trained: TrainedModel, out: Path) -> None:
     transformer = trained.network.transformer
     if trained.network.adapter is not None:
         transformer.fuse_lora(adapter_names=[STUDENT])
@@ -80,81 +80,91 @@ def _whole(trained: Trained, out: Path) -> None:
         "transformer": ["diffusers", "WanVACETransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", _tokenizer(trained.folder)],
+        "tokenizer": ["transformers", _tokenizer_class(trained.folder)],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
     }
     (out / "model_index.json").write_text(json.dumps(classes, indent=2))
 
 
-def _scheduler(trained: Trained, out: Path) -> None:
+def _save_scheduler(trained: TrainedModel, out: Path) -> None:
     from training.sampling import diffusers_scheduler
 
-    found = trained.sampling
-    made = diffusers_scheduler.of(found.schedule) if isinstance(found, Few) else diffusers_scheduler.taught(found.shift)
-    made.save_pretrained(out / "scheduler")
+    sampler = trained.sampler
+    scheduler = (
+        diffusers_scheduler.make_scheduler(sampler.schedule)
+        if isinstance(sampler, StudentSampler)
+        else diffusers_scheduler.make_teacher_scheduler(sampler.shift)
+    )
+    scheduler.save_pretrained(out / "scheduler")
 
 
-def _tokenizer(folder: Path) -> str:
-    """The class that a pipeline is told; tokenizers that are saved as one file load under a general one."""
+def _tokenizer_class(folder: Path) -> str:
+    """The tokenizer class for a pipeline's index; tokenizers saved as one file load as `AutoTokenizer`."""
     try:
-        told = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
-        return str(told["tokenizer_class"])
+        config = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text())
+        return str(config["tokenizer_class"])
     except (OSError, ValueError, KeyError, TypeError):
         return "AutoTokenizer"
 
 
-def _said(trained: Trained, told: Told) -> dict[str, Any]:
-    """What `student.Exported` reads."""
-    earlier = [{"step": one.step, "config": _plain(one.config)} for one in told.earlier]
-    history = {"step": told.step, "mixture": told.stream.mixture, "config": _plain(told.config), "earlier": earlier}
-    return trained.sampling.as_json() | history
+def _describe_training(trained: TrainedModel, metadata: Metadata) -> dict[str, Any]:
+    """The content of `trained_model.Exported`."""
+    earlier = [{"step": entry.step, "config": _strip_private(entry.config)} for entry in metadata.earlier]
+    history = {
+        "step": metadata.step,
+        "mixture": metadata.stream.mixture,
+        "config": _strip_private(metadata.config),
+        "earlier": earlier,
+    }
+    return trained.sampler.as_json() | history
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what is nobody's business: where things lay on the machine that trained it."""
+def _strip_private(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without private details: paths on the machine that trained it."""
     model = config["model"] | {"folder": model_folder.title(config["model"]["folder"]), "student": None}
     return config | {"data": None, "model": model}
 
 
-def _card(trained: Trained, told: Told, lora: bool) -> str:
+def _render_card(trained: TrainedModel, metadata: Metadata, lora: bool) -> str:
     model = trained.model
-    # The weights began as the student's, where that is another model than the teacher.
+    # The weights derive from the student's model, if that is not the teacher's.
     licence = model_folder.licence(assemble.student_folder(model, trained.folder))
     base = model_folder.title(model.student or model.folder)
-    found = trained.sampling
-    if isinstance(found, Few):
-        schedule = found.schedule
+    sampler = trained.sampler
+    if isinstance(sampler, StudentSampler):
+        schedule = sampler.schedule
         steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
-        how = (
+        sampling = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
-            "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers make others. The "
+            "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers take others. The "
             "pipeline's `generator` decides the first noise alone; `torch.manual_seed` decides all.\n\n"
             "```python\nfrom diffusers import WanVACEPipeline\n"
             "from training import StoredSteps  # vdot-data\n\n"
-            'folder = "."  # where this card lies\n'
+            'folder = "."  # the folder of this card\n'
             f"{_LOADED_LORA.format(base=base) if lora else _LOADED}"
             'pipe.scheduler = StoredSteps.from_pretrained(folder, subfolder="scheduler")\n'
-            "# And video=, mask=, reference_images=; the sizes are those of what it was trained on.\n"
-            'made = pipe(prompt="...", height=480, width=832, num_frames=81, guidance_scale=1.0,\n'
-            f"            num_inference_steps={schedule.steps}, max_sequence_length={model.text_tokens})\n```"
+            "# Also video=, mask=, reference_images=; use the sizes that it was trained on.\n"
+            'output = pipe(prompt="...", height=480, width=832, num_frames=81, guidance_scale=1.0,\n'
+            f"              num_inference_steps={schedule.steps}, max_sequence_length={model.text_tokens})\n```"
         )
     else:
-        how = f"{found.steps} steps of Euler's method, shift {found.shift:g}, guidance {found.cfg:g}."
+        sampling = f"{sampler.steps} steps of Euler's method, shift {sampler.shift:g}, guidance {sampler.cfg:g}."
+    verb = "distilled" if isinstance(sampler, StudentSampler) else "trained"
     return f"""---
 license: {licence}
 base_model: {base}
 library_name: diffusers
 pipeline_tag: text-to-video
 ---
-# {"LoRA of a" if lora else "A"} VACE model {"distilled" if isinstance(found, Few) else "trained"} with vdot-data
+# {"LoRA of a" if lora else "A"} VACE model {verb} with vdot-data
 
 - **Base**: {base} (licence as its card states it: {licence})
-- **Sampling**: {how}{_CONVERTED if lora else ""}
-- **Training**: {told.step} steps, {told.updates[STUDENT]} updates of the student; the weights are their moving
-  average. All settings: `{SCHEDULE}`{"".join(f"; others until step {one.step}" for one in told.earlier)}.
-- **Data**: mixture {told.stream.mixture}, up to position {told.stream.position}. Licences of clips stand in the
-  catalogs of the data sets.
+- **Sampling**: {sampling}{_CONVERTED if lora else ""}
+- **Training**: {metadata.step} steps, {metadata.updates[STUDENT]} updates of the student; the weights are their moving
+  average. All settings: `{SCHEDULE}`{"".join(f"; others until step {entry.step}" for entry in metadata.earlier)}.
+- **Data**: mixture {metadata.stream.mixture}, up to position {metadata.stream.position}. The licences of clips are
+  in the catalogs of the data sets.
 
 | data set | task | clips | share |
 |---|---|---|---|
-{"".join(f"| {one.dataset} | {one.task} | {one.clips} | {one.share} |{chr(10)}" for one in told.data)}"""
+{"".join(f"| {entry.dataset} | {entry.task} | {entry.clips} | {entry.share} |{chr(10)}" for entry in metadata.data)}"""

@@ -1,4 +1,4 @@
-"""A video from a prompt, a condition video, its mask and references, by a trained model: `vdot-train sample`."""
+"""Sampling of a video from a prompt, a condition video, its mask and references: `vdot-train sample`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from training.diffusion import seeded_random
 from training.encoding import vcu
-from training.encoding.examples import text_embedder
-from training.encoding.latents import autoencoder
+from training.encoding.examples import make_text_embedder
+from training.encoding.latents import load_autoencoder
 from training.encoding.video_files import Frames
-from training.export.trained_model import Trained
+from training.export.trained_model import TrainedModel
 from training.models.networks import Conditions
 
 
 def video(
-    trained: Trained,
+    trained: TrainedModel,
     prompt: str,
     *,
     shape: vcu.Shape,
@@ -29,25 +29,25 @@ def video(
 ) -> Frames:
     """uint8 [T, H, W, 3] RGB of a shape (T = 4n + 1, H and W multiples of 16).
 
-    `condition` uint8 [T, H, W, 3]: a control track, or what is kept under a mask; `mask` bool [T, H, W]: true where
-    something is to be made; `references`: pictures uint8 [h, w, 3]. Raises ValueError where shapes do not fit,
-    UsageError for more than the network has positions for.
+    `condition` uint8 [T, H, W, 3]: a control track, or what a mask keeps; `mask` bool [T, H, W]: true where content is
+    generated; `references`: pictures uint8 [h, w, 3]. Raises ValueError if shapes do not fit, UsageError for more than
+    the network has positions for.
     """
     device = next(trained.network.transformer.parameters()).device
-    latent = vcu.latent_shape(shape, 1, len(references))
-    trained.network.check_sides(latent[2:])
-    embed = text_embedder(trained.folder, device, trained.model.text_tokens)
-    text, free = embed(prompt), embed(trained.model.negative_prompt)
-    vae = autoencoder(trained.folder, device)
-    frames = None if condition is None else torch.from_numpy(condition).permute(3, 0, 1, 2)[None]
-    shown = [torch.from_numpy(one.copy()) for one in references]
-    hidden = None if mask is None else torch.from_numpy(mask)[None, None]
-    context = vcu.context(vcu.encoder(vae), frames, hidden, [shown], shape)
-    made = trained.sampling.make(
+    latent_shape = vcu.latent_shape(shape, 1, len(references))
+    trained.network.check_sides(latent_shape[2:])
+    embed = make_text_embedder(trained.folder, device, trained.model.text_tokens)
+    text, negative = embed(prompt), embed(trained.model.negative_prompt)
+    vae = load_autoencoder(trained.folder, device)
+    condition_tensor = None if condition is None else torch.from_numpy(condition).permute(3, 0, 1, 2)[None]
+    pictures = [torch.from_numpy(picture.copy()) for picture in references]
+    mask_tensor = None if mask is None else torch.from_numpy(mask)[None, None]
+    context = vcu.context(vcu.encoder(vae), condition_tensor, mask_tensor, [pictures], shape)
+    latents = trained.sampler.sample(
         trained.network,
         Conditions(text, context.to(device)),
-        free,
-        lambda step: seeded_random.normal(latent, device, seed, "sample", step),
+        negative,
+        lambda step: seeded_random.normal(latent_shape, device, seed, "sample", step),
     )
-    shown_at_last: Frames = vcu.frames(vcu.decoder(vae)(vcu.trim(made, len(references))))[0]
-    return shown_at_last
+    film: Frames = vcu.frames(vcu.decoder(vae)(vcu.trim(latents, len(references))))[0]
+    return film

@@ -1,1 +1,1 @@
-"""The networks of a run: found, loaded, put together and named."""
+"""The networks of a run: located, loaded, assembled, and their weight names."""

@@ -1,8 +1,8 @@
-"""Adapters (LoRA) to a VACE transformer as files hold them: under diffusers' names and under those of the original
-release, which ComfyUI, LightX2V and DiffSynth read.
+"""Adapter (LoRA) files of a VACE transformer, under diffusers' names and under those of the original release, which
+ComfyUI, LightX2V and DiffSynth read.
 
-Some files scale what they add: by an `alpha` beside each layer, or by settings of peft in the header. Not every reader
-looks for either, so what is written here is scaled already.
+Some files scale the adapter: by an `alpha` for each layer, or by peft's settings in the header. Not every program reads
+these, so files written here contain matrices that are already scaled.
 
 [diffusers: loaders/lora_conversion_utils.py, Apache-2.0]
 """
@@ -25,7 +25,7 @@ from training.models import weight_names
 
 
 class Side(Enum):
-    """The names under which a file holds its layers."""
+    """The naming scheme of a file's layers."""
 
     ORIGINAL = "original"
     DIFFUSERS = "diffusers"
@@ -33,7 +33,7 @@ class Side(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What is added to one layer: `up @ down` to its weight, and `bias`, if there is one, to its bias."""
+    """The adapter of one layer: adds `up @ down` to its weight, and `bias`, if given, to its bias."""
 
     down: Tensor
     up: Tensor
@@ -41,22 +41,22 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The rank of what it adds."""
+        """The rank of the matrices."""
         return int(self.down.shape[0])
 
 
-# The end of a tensor's name says what it is to its layer. Some tools put the name of an adapter before `weight`.
+# The end of a tensor's name gives its role in the layer. Some tools put the name of an adapter before `weight`.
 _PARTS = {
     "down": re.compile(r"\.lora(_A|_down|\.down)(\.[^.]+)?\.weight$"),
     "up": re.compile(r"\.lora(_B|_up|\.up)(\.[^.]+)?\.weight$"),
-    # peft scales the bias of B as it scales B; a difference counts as it is.
+    # peft scales the bias of B like B; a difference is not scaled.
     "scaled_bias": re.compile(r"\.lora(_B|_up)(\.[^.]+)?\.bias$"),
     "bias": re.compile(r"\.diff_b$"),
     "difference": re.compile(r"\.diff$"),
     "alpha": re.compile(r"\.alpha$"),
 }
 _MATRICES = ("down", "up")
-# What tools save before every name: diffusers, ComfyUI and those who follow it, peft, DiffSynth, kohya.
+# Prefixes of every name by tool: diffusers, ComfyUI and compatible ones, peft, DiffSynth, kohya.
 _DIFFUSERS, _ORIGINAL, _FLAT = "transformer.", "diffusion_model.", "lora_unet_"
 _PREFIXES = (
     _DIFFUSERS,
@@ -71,60 +71,60 @@ _SETTINGS = "lora_adapter_metadata"
 
 
 class _Settings(BaseModel):
-    """What peft's settings say of an adapter's scale."""
+    """peft's settings that determine an adapter's scale."""
 
     lora_alpha: float
     alpha_pattern: dict[re.Pattern[str], float] = {}
     use_rslora: bool = False
 
     def alpha(self, layer: str) -> float:
-        """The alpha of a layer: of the first pattern that is the end of its name. [peft.utils.other.get_pattern_key]"""
+        """The alpha of a layer: of the first pattern matching its name's end. [peft.utils.other.get_pattern_key]"""
         for pattern, alpha in self.alpha_pattern.items():
             if re.fullmatch(rf"(.*\.)?({pattern.pattern})", layer):
                 return alpha
         return self.lora_alpha
 
 
-def present(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are adapters, rather than whole weights."""
-    return any(part in _MATRICES for part in map(_part, names))
+def has_adapters(names: Iterable[str]) -> bool:
+    """Whether tensors of these names are adapters, rather than full weights."""
+    return any(part in _MATRICES for part in map(_identify_part, names))
 
 
 def read(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[dict[str, Adapter], Side]:
-    """The adapters in a file, with its scale in them, by diffusers' names of their layers, and the names it has.
+    """The adapters in a file, already scaled, by diffusers' names of their layers, and the file's naming scheme.
 
-    Raises UsageError for what is not an adapter to a layer of a VACE transformer, or not all of one.
+    Raises UsageError for tensors that are not a complete adapter of a layer of a VACE transformer.
     """
-    parts = _by_layer(weights)
-    side = _side(parts, weights)
-    settings = _settings(metadata)
+    parts = _group_by_layer(weights)
+    side = _detect_side(parts, weights)
+    settings = _read_settings(metadata)
     layers: dict[str, Adapter] = {}
     for layer, tensors in parts.items():
-        adapter = _adapter(layer, tensors, settings)
+        adapter = _build_adapter(layer, tensors, settings)
         if adapter is not None:
             layers[layer if side is Side.DIFFUSERS else str(weight_names.layer_to_diffusers(layer))] = adapter
     if not layers:
-        raise UsageError("it holds no whole adapter")
+        raise UsageError("it holds no complete adapter")
     return layers, side
 
 
-def for_diffusers(layers: Mapping[str, Adapter]) -> dict[str, Tensor]:
+def to_diffusers(layers: Mapping[str, Adapter]) -> dict[str, Tensor]:
     """The tensors of a file that `WanVACEPipeline.load_lora_weights` reads; see `diffusers_metadata`."""
     return _tensors({f"{_DIFFUSERS}{layer}": adapter for layer, adapter in layers.items()}, "lora_B.bias")
 
 
-def for_original(layers: Mapping[str, Adapter]) -> dict[str, Tensor]:
-    """The tensors of a file for programs that name layers as the original release does."""
+def to_original(layers: Mapping[str, Adapter]) -> dict[str, Tensor]:
+    """The tensors of a file for programs that use the original release's layer names."""
     return _tensors(
         {f"{_ORIGINAL}{weight_names.layer_to_original(name)}": adapter for name, adapter in layers.items()}, "diff_b"
     )
 
 
 def diffusers_metadata(layers: Mapping[str, Adapter]) -> dict[str, str]:
-    """What the header of a file for diffusers has to say: where ranks differ, that each layer's scale is 1."""
+    """The metadata of a file for diffusers: if ranks differ, it states that each layer's scale is 1."""
     ranks = {layer: adapter.rank for layer, adapter in layers.items()}
     ((usual, _),) = Counter(ranks.values()).most_common(1)
-    # ^ is the beginning: else `proj_out` would be that of every block besides.
+    # ^ anchors the name: without it `proj_out` would also match that of every block.
     unusual = {f"^{layer}": rank for layer, rank in ranks.items() if rank != usual}
     if not unusual:
         return {}
@@ -148,70 +148,70 @@ def _tensors(layers: Mapping[str, Adapter], bias: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _part(name: str) -> str | None:
-    """What a tensor is to its layer."""
+def _identify_part(name: str) -> str | None:
+    """The role of a tensor in its layer; None if it has none."""
     return next((part for part, ending in _PARTS.items() if ending.search(name)), None)
 
 
-def _by_layer(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _group_by_layer(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Layer, as the file names it but without a prefix -> part -> tensor."""
     layers: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in weights.items():
-        part = _part(name)
+        part = _identify_part(name)
         if part is None:
-            raise UsageError(f"{name!r} is not of a LoRA")
-        layer = _without_prefix(_PARTS[part].sub("", name))
+            raise UsageError(f"{name!r} does not belong to a LoRA")
+        layer = _strip_prefix(_PARTS[part].sub("", name))
         if part in layers[layer]:
-            raise UsageError(f"{name!r} is there twice, under another name")
+            raise UsageError(f"{name!r} appears twice, under different names")
         layers[layer][part] = tensor
     return layers
 
 
-def _without_prefix(layer: str) -> str:
+def _strip_prefix(layer: str) -> str:
     if layer.startswith(_FLAT):
-        return weight_names.dotted(layer.removeprefix(_FLAT)) or layer
+        return weight_names.unflatten_layer(layer.removeprefix(_FLAT)) or layer
     prefix = next((prefix for prefix in _PREFIXES if layer.startswith(prefix)), "")
     return layer.removeprefix(prefix)
 
 
-def _side(layers: Iterable[str], names: Iterable[str]) -> Side:
-    """Whose names those of all layers are."""
-    unknown = {Side.ORIGINAL: weight_names.layer_to_diffusers, Side.DIFFUSERS: weight_names.layer_to_original}
-    strange = {side: [name for name in layers if other(name) is None] for side, other in unknown.items()}
-    fitting = [side for side in Side if not strange[side]]
+def _detect_side(layers: Iterable[str], names: Iterable[str]) -> Side:
+    """The naming scheme that fits all layers."""
+    converters = {Side.ORIGINAL: weight_names.layer_to_diffusers, Side.DIFFUSERS: weight_names.layer_to_original}
+    unknown = {side: [name for name in layers if convert(name) is None] for side, convert in converters.items()}
+    fitting = [side for side in Side if not unknown[side]]
     if not fitting:
-        fewest = min(strange.values(), key=len)
-        raise UsageError(f"{fewest[0]!r} is not a layer of a VACE transformer")
-    # Some layers have one name on both sides: then the prefix says it.
+        smallest = min(unknown.values(), key=len)
+        raise UsageError(f"{smallest[0]!r} is not a layer of a VACE transformer")
+    # Some layers have the same name on both sides: then the prefix decides.
     return fitting[0] if len(fitting) == 1 or not any(name.startswith(_DIFFUSERS) for name in names) else fitting[1]
 
 
-def _adapter(layer: str, parts: Mapping[str, Tensor], settings: _Settings | None) -> Adapter | None:
-    """The adapter that tensors of a layer make; None where they add nothing."""
+def _build_adapter(layer: str, parts: Mapping[str, Tensor], settings: _Settings | None) -> Adapter | None:
+    """The adapter from a layer's tensors; None if they add nothing."""
     if "difference" in parts and bool(parts["difference"].any()):
-        raise UsageError(f"{layer!r} has a whole difference (.diff), which a LoRA cannot hold")
-    lacking = [part for part in _MATRICES if part not in parts]
-    if lacking == [*_MATRICES]:
+        raise UsageError(f"{layer!r} has a full difference (.diff), which a LoRA cannot hold")
+    missing = [part for part in _MATRICES if part not in parts]
+    if missing == [*_MATRICES]:
         if any(bool(parts[bias].any()) for bias in ("bias", "scaled_bias") if bias in parts):
-            raise UsageError(f"{layer!r} has a bias alone, which a LoRA cannot hold")
+            raise UsageError(f"{layer!r} has only a bias, which a LoRA cannot hold")
         return None
-    if lacking:
-        raise UsageError(f"{layer!r} lacks the matrix {lacking[0]}")
+    if missing:
+        raise UsageError(f"{layer!r} lacks the matrix {missing[0]}")
     down, up = parts["down"], parts["up"]
     if down.ndim < 2 or up.ndim < 2 or down.shape[0] != up.shape[1] or not down.shape[0]:
         raise UsageError(f"{layer!r} has matrices of {[*down.shape]} and {[*up.shape]}, which do not fit together")
-    scale = _scale(layer, int(down.shape[0]), parts.get("alpha"), settings)
+    scale = _find_scale(layer, int(down.shape[0]), parts.get("alpha"), settings)
     if not math.isfinite(scale):
         raise UsageError(f"{layer!r} is scaled by {scale}")
-    down_by, up_by = _halves(scale)
+    down_by, up_by = _split_scale(scale)
     bias = parts.get("bias")
     if bias is None and "scaled_bias" in parts:
-        bias = _scaled(parts["scaled_bias"], scale)
-    return Adapter(_scaled(down, down_by), _scaled(up, up_by), bias)
+        bias = _rescale(parts["scaled_bias"], scale)
+    return Adapter(_rescale(down, down_by), _rescale(up, up_by), bias)
 
 
-def _scale(layer: str, rank: int, alpha: Tensor | None, settings: _Settings | None) -> float:
-    """What `up @ down` is multiplied by: alpha / rank; without an alpha 1."""
+def _find_scale(layer: str, rank: int, alpha: Tensor | None, settings: _Settings | None) -> float:
+    """The factor of `up @ down`: alpha / rank, or 1 without an alpha."""
     if alpha is not None:
         if alpha.numel() != 1:
             raise UsageError(f"{layer!r} has an alpha of {[*alpha.shape]}, and one number is needed")
@@ -219,8 +219,8 @@ def _scale(layer: str, rank: int, alpha: Tensor | None, settings: _Settings | No
     return 1.0 if settings is None else settings.alpha(layer) / (math.sqrt(rank) if settings.use_rslora else rank)
 
 
-def _settings(metadata: Mapping[str, str]) -> _Settings | None:
-    """The settings of peft in a header, if there are any."""
+def _read_settings(metadata: Mapping[str, str]) -> _Settings | None:
+    """The settings of peft in a header, if any."""
     if _SETTINGS not in metadata:
         return None
     try:
@@ -230,13 +230,13 @@ def _settings(metadata: Mapping[str, str]) -> _Settings | None:
         raise UsageError(f"its header's {_SETTINGS} cannot be read ({' '.join(str(error).split())})") from error
 
 
-def _halves(scale: float) -> tuple[float, float]:
-    """A scale as two factors, for down and up: as diffusers does it, so that no half-precision matrix gets tiny."""
+def _split_scale(scale: float) -> tuple[float, float]:
+    """A scale as two factors, for down and up, as in diffusers: so half-precision matrices do not underflow."""
     down, up = scale, 1.0
     while 0 < abs(down) * 2 < up:
         down, up = down * 2, up / 2
     return down, up
 
 
-def _scaled(tensor: Tensor, factor: float) -> Tensor:
+def _rescale(tensor: Tensor, factor: float) -> Tensor:
     return tensor if factor == 1 else (tensor.float() * factor).to(tensor.dtype)

@@ -1,7 +1,7 @@
-"""The judge of the adversarial loss: a small head on the fake score's features.
+"""The discriminator of the adversarial loss: a small head on the fake score's features.
 
-For each depth a learned register looks at all tokens by cross-attention; what the registers saw, and the noise level,
-give one logit for a clip. [VDOT, arXiv:2512.06802, from its description: three registers of width 512, 8 heads]
+For each depth a learned register attends to all tokens by cross-attention; the outputs of the registers and the noise
+level give one logit for a clip. [VDOT, arXiv:2512.06802, from its description: three registers of width 512, 8 heads]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Cosines of the noise level that the head is told.
+# Cosine features of the noise level.
 _WAVES = 16
 
 
@@ -21,7 +21,7 @@ class Discriminator(nn.Module):  # type: ignore[misc]
 
     def __init__(self, dim: int, depths: int, width: int = 512, heads: int = 8) -> None:
         super().__init__()
-        self.looks = nn.ModuleList(_Look(dim, width, heads) for _ in range(depths))
+        self.looks = nn.ModuleList(_RegisterAttention(dim, width, heads) for _ in range(depths))
         self.judge = nn.Sequential(
             nn.LayerNorm(depths * width + _WAVES),
             nn.Linear(depths * width + _WAVES, width),
@@ -30,16 +30,18 @@ class Discriminator(nn.Module):  # type: ignore[misc]
         )
 
     def forward(self, features: Sequence[Tensor], sigma: Tensor) -> Tensor:
-        """The logits, higher for what seems real."""
+        """The logits, higher for real clips."""
         with torch.autocast(sigma.device.type, enabled=False):
-            seen = [look(tokens.float()) for look, tokens in zip(self.looks, features, strict=True)]
+            register_outputs = [
+                attention(tokens.float()) for attention, tokens in zip(self.looks, features, strict=True)
+            ]
             waves = torch.cos(math.pi * torch.arange(_WAVES, device=sigma.device) * sigma.float()[:, None])
-            logits: Tensor = self.judge(torch.cat([*seen, waves], dim=1))[:, 0]
+            logits: Tensor = self.judge(torch.cat([*register_outputs, waves], dim=1))[:, 0]
         return logits
 
 
-class _Look(nn.Module):  # type: ignore[misc]
-    """One register's look at the tokens of one depth."""
+class _RegisterAttention(nn.Module):  # type: ignore[misc]
+    """A register that attends to the tokens of one depth."""
 
     def __init__(self, dim: int, width: int, heads: int) -> None:
         super().__init__()
@@ -53,8 +55,8 @@ class _Look(nn.Module):  # type: ignore[misc]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [B, N, dim] -> [B, width]."""
-        known = self.norm(tokens)
-        asked = self.register.expand(len(tokens), -1, -1)
-        seen = asked + self.attend(asked, known, known, need_weights=False)[0]
-        found: Tensor = (seen + self.think(seen))[:, 0]
-        return found
+        keys = self.norm(tokens)
+        queries = self.register.expand(len(tokens), -1, -1)
+        attended = queries + self.attend(queries, keys, keys, need_weights=False)[0]
+        output: Tensor = (attended + self.think(attended))[:, 0]
+        return output

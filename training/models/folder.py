@@ -1,8 +1,8 @@
-"""The model that a user names, in diffusers' layout: where it lies, which weights count, and what they hash to.
+"""The user's model, in diffusers' layout: its folder or hub id, its weight files and their fingerprints.
 
     vae/  text_encoder/  tokenizer/  README.md (the model card)
 
-Light on purpose (the standard library and yaml): a run asks for this before it starts anything, and a trainer asks
+Imports only the standard library and yaml: a run checks the model before it starts anything, and a trainer checks
 whether stored latents are of its model.
 """
 
@@ -21,81 +21,83 @@ import yaml
 from annotators.weights import MissingWeights
 
 VAE, TEXT_ENCODER, TRANSFORMER = "vae", "text_encoder", "transformer"
-# The names under which diffusers and transformers save weights; nothing but safetensors is read, which runs no code.
+# The file names of diffusers and transformers. Only safetensors are read, because they cannot run code.
 _WEIGHTS = {
     VAE: "diffusion_pytorch_model.safetensors",
     TEXT_ENCODER: "model.safetensors",
     TRANSFORMER: "diffusion_pytorch_model.safetensors",
 }
-# What latents are normalised by stands in a configuration, not in the weights.
+# The statistics that normalise latents are in the configuration, not in the weights.
 _NORMALISED_BY = ("latents_mean", "latents_std")
 _ENDINGS = ("safetensors", "json", "model")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<commit>[0-9a-f]{40}))?")
 
 
-def located(named: str) -> str:
-    """A model's name made fit for every node: an absolute path, or the hub's id with its commit (`owner/name@commit`).
+def locate(name: str) -> str:
+    """The model's name in a form valid on every node: an absolute path, or a hub id with commit (`owner/name@commit`).
 
-    `named`: a folder, or a hub id. Raises as `folder`.
+    `name`: a folder, or a hub id. Raises as `resolve_folder`.
     """
-    where = folder(named)
-    return str(where.resolve()) if Path(named).is_dir() else f"{named.partition('@')[0]}@{where.name}"
+    path = resolve_folder(name)
+    return str(path.resolve()) if Path(name).is_dir() else f"{name.partition('@')[0]}@{path.name}"
 
 
-def folder(named: str, more: Iterable[str] = ()) -> Path:
-    """The folder of a model: a folder, or a hub id (with `@commit`), fetched unless it is in the hub's cache here; with
-    `more` parts than those that latents need.
+def resolve_folder(name: str, extra_parts: Iterable[str] = ()) -> Path:
+    """The folder of a model named by a folder or a hub id (with `@commit`), downloaded unless it is in the hub's cache.
+    `extra_parts`: parts beyond those that latents need.
 
-    Raises `MissingWeights` where it is neither.
+    Raises `MissingWeights` if the name is neither.
     """
-    if Path(named).is_dir():
-        return Path(named)
-    hub = _HUB_ID.fullmatch(named)
-    if hub is None:
-        raise MissingWeights(f"The model {named!r} is no folder here, and no hub id (owner/name).")
-    # A dependency of diffusers, which few machines have.
+    if Path(name).is_dir():
+        return Path(name)
+    match = _HUB_ID.fullmatch(name)
+    if match is None:
+        raise MissingWeights(f"The model {name!r} is neither a folder here nor a hub id (owner/name).")
+    # A dependency of diffusers, which is rarely installed.
     from huggingface_hub import snapshot_download
 
-    wanted = [f"{part}/*.{ending}" for part in (VAE, TEXT_ENCODER, "tokenizer", *more) for ending in _ENDINGS]
+    patterns = [f"{part}/*.{ending}" for part in (VAE, TEXT_ENCODER, "tokenizer", *extra_parts) for ending in _ENDINGS]
     try:
-        found = snapshot_download(hub["id"], revision=hub["commit"], allow_patterns=[*wanted, "README.md"])
+        snapshot = snapshot_download(match["id"], revision=match["commit"], allow_patterns=[*patterns, "README.md"])
     except (OSError, ValueError) as error:
-        why = str(error).strip().partition("\n")[0]
-        raise MissingWeights(f"The model {named!r} is no folder here, and the hub does not give it ({why}).") from error
-    return Path(found)
+        reason = str(error).strip().partition("\n")[0]
+        raise MissingWeights(
+            f"The model {name!r} is not a folder here, and the hub does not provide it ({reason})."
+        ) from error
+    return Path(snapshot)
 
 
-def title(where: str) -> str:
-    """What to call a model that was `located`: its hub id, or its folder's name; no path of this machine."""
-    return Path(where).name if Path(where).is_dir() else where
+def title(model: str) -> str:
+    """A display name for the result of `locate`: a hub id, or a folder's name without its local path."""
+    return Path(model).name if Path(model).is_dir() else model
 
 
 def check(model: Path, parts: Iterable[str] = (VAE, TEXT_ENCODER)) -> None:
-    """Raises `MissingWeights` where weights or configuration of a part are absent, without reading the weights."""
+    """Raises `MissingWeights` if weights or configuration of a part are absent, without reading the weights."""
     for part in parts:
         configuration(model, part)
         _weight_files(model / part, _WEIGHTS[part])
 
 
 def configuration(model: Path, part: str) -> dict[str, Any]:
-    """The configuration of one part of a model. Raises `MissingWeights` where it is absent, or no JSON object."""
+    """The configuration of one part of a model. Raises `MissingWeights` if it is absent or not a JSON object."""
     if not (model / part / "config.json").is_file():
         raise MissingWeights(f"The model in {model} has no {part}/config.json: name one in diffusers' layout.")
     return _read(model / part / "config.json")
 
 
 def fingerprint(model: Path, part: str) -> str:
-    """The sha256 (hex) of what decides the numbers of one part (`VAE`, `TEXT_ENCODER`, `TRANSFORMER`) of a model: its
-    weight files by their own sha256, and of its configuration what latents are normalised by, of a transformer all.
+    """The sha256 (hex) of what determines the output of one part (`VAE`, `TEXT_ENCODER`, `TRANSFORMER`) of a model: the
+    sha256 of its weight files, and from its configuration the statistics of latents, or all of it for a transformer.
 
-    Each file is read once per process, unless it changes. Raises `MissingWeights` where one is absent.
+    Each file is read once per process, unless it changes. Raises `MissingWeights` if one is absent.
     """
     state = hashlib.sha256()
     for file in _weight_files(model / part, _WEIGHTS[part]):
         stat = file.stat()
         state.update(f"{file.name} {_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
     config = configuration(model, part)
-    # Names that begin with _ say which program saved it.
+    # Names that begin with _ describe the program that saved it.
     names = sorted(name for name in config if name[0] != "_") if part == TRANSFORMER else _NORMALISED_BY
     state.update(json.dumps({name: config.get(name) for name in names}).encode())
     return state.hexdigest()
@@ -107,7 +109,7 @@ def fingerprints(model: Path, parts: Iterable[str] = (VAE, TEXT_ENCODER)) -> dic
 
 
 def licence(model: Path) -> str:
-    """The licence that the model card states, or 'unknown'."""
+    """The licence in the model card, or 'unknown'."""
     card = model / "README.md"
     text = card.read_text(errors="replace") if card.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
@@ -115,8 +117,8 @@ def licence(model: Path) -> str:
         stated = yaml.safe_load(head[1]) if head else None
     except (yaml.YAMLError, ValueError, RecursionError):
         return "unknown"
-    found = stated.get("license") if isinstance(stated, dict) else None
-    return found if isinstance(found, str) else "unknown"
+    name = stated.get("license") if isinstance(stated, dict) else None
+    return name if isinstance(name, str) else "unknown"
 
 
 def _weight_files(part: Path, name: str) -> list[Path]:
@@ -127,21 +129,21 @@ def _weight_files(part: Path, name: str) -> list[Path]:
     if not index.is_file():
         raise MissingWeights(f"The model in {part.parent} has no {part.name}/{name}: save it as safetensors.")
     listed = _read(index).get("weight_map")
-    names = sorted({Path(str(one)).name for one in listed.values()}) if isinstance(listed, dict) else []
-    missing = [one for one in names if not (part / one).is_file()]
+    names = sorted({Path(str(file)).name for file in listed.values()}) if isinstance(listed, dict) else []
+    missing = [file for file in names if not (part / file).is_file()]
     if missing or not names:
         raise MissingWeights(f"The model in {part.parent} has no {part.name}/{(missing or [name])[0]}.")
-    return [part / one for one in names]
+    return [part / file for file in names]
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        values = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise MissingWeights(f"The model's {file.parent.name}/{file.name} cannot be read ({error}).") from error
-    if not isinstance(found, dict):
-        raise MissingWeights(f"The model's {file.parent.name}/{file.name} is no JSON object.")
-    return found
+    if not isinstance(values, dict):
+        raise MissingWeights(f"The model's {file.parent.name}/{file.name} is not a JSON object.")
+    return values
 
 
 @functools.cache

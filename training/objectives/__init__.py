@@ -1,1 +1,1 @@
-"""What the student and its critics are trained by: one file for each objective."""
+"""The objectives that train the student and its critics, one file each."""

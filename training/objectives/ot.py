@@ -1,16 +1,16 @@
-"""Optimal transport between what the fake score and the teacher make of a sample: each token is pulled to where its
-share of the plan goes, not to the token in its own place.
+"""Optimal transport between the fake score's and the teacher's predictions: each token is pulled to where its row of
+the plan sends it, not to the token in its own place.
 
-Per latent frame, tokens are squares of 2 x 2 latents (what the transformer takes as one), all of the same mass. With
-the plan P between fake tokens A and real tokens B held still, the gradient of entropic transport at A_i is A_i less the
-mean of the B_j by P_ij (envelope theorem), and its debiased form, that of the Sinkhorn divergence, is
+Per latent frame, tokens are squares of 2 x 2 latents (one token of the transformer), all of the same mass. With the
+plan P between fake tokens A and real tokens B held constant, the gradient of entropic transport at A_i is A_i minus the
+mean of the B_j weighted by P_ij (envelope theorem), and its debiased form, that of the Sinkhorn divergence, is
 
     (A_i - mean of B by P_AB) - (A_i - mean of A by P_AA)        [Feydy et al., arXiv:1810.08278]
 
-which is A_i - B_i where the plans are the identity: plain DMD. So there is one gradient, from plain DMD at weight 0 to
-pure transport at weight 1 (`mixed`), and nothing is differentiated through iterations.
+which is A_i - B_i if the plans are the identity: plain DMD. So there is one gradient, from plain DMD at weight 0 to
+pure transport at weight 1 (`mix_residual`), and nothing is differentiated through iterations.
 
-The plan is found in float32 by annealed Sinkhorn scaling, whose kernel is rebuilt from its potentials whenever the
+The plan is computed in float32 by annealed Sinkhorn scaling, whose kernel is rebuilt from its potentials whenever the
 scalings grow large. [stabilised scaling: Schmitzer, arXiv:1610.06519; the student's side relaxed: Chizat et al.,
 arXiv:1607.05816; as VDOT++ does, arXiv:2610.03221]
 """
@@ -23,28 +23,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.diffusion.flow_matching import finite
+from training.diffusion.flow_matching import check_finite
 
 # The side of a token, in latents.
 _SIDE = 2
-# What a chunk of frames may take for its matrices, in bytes: what a plan costs is time, not memory.
+# Bytes that the matrices of a chunk of frames may take: chunks bound the memory of a plan, not its time.
 _WORKSPACE = 256 << 20
-# Matrices [N, N] of a frame that are alive at once: two costs or kernels, and what a product or an exponential takes.
+# Matrices [N, N] of a frame alive at once: two costs or kernels, and the workspace of a product or exponential.
 _MATRICES = 3
-# In mean costs; what is more is the same as no end of it, to float32.
-_MOST = 1e6
-# Scalings beyond this (as natural logarithms) go into the potentials: float32 ends at 88.
-_LARGE = 25.0
+# In mean costs; float32 cannot distinguish more from infinity.
+_MAX = 1e6
+# Scalings beyond this (natural logarithms) are absorbed into the potentials: float32 overflows at 88.
+_MAX_LOG_SCALING = 25.0
 
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """How plans are found. Costs are squared distances over their mean in the frame, so all of these are relative.
+    """Options of the transport. Costs are squared distances over their mean in the frame, so all options are relative.
 
-    `weight`: the share of transport in the gradient. `epsilon`: the entropy's weight, in mean costs. `tolerance`: how
-    much of the mass may be out of its row, of 1, after which iterating ends; or after `iterations`. `rho`: what it
-    costs a token of the student to give up its mass (None: it cannot). `position`: the cost of moving across the whole
-    height or width of a frame, in mean costs; 0 leaves content free to move.
+    `weight`: the share of transport in the gradient. `epsilon`: the entropy's weight, in mean costs. `tolerance`: the
+    mass, of 1, that may be out of its row when iterating stops; it also stops after `iterations`. `rho`: the cost for a
+    token of the student to give up its mass (None: it cannot). `position`: the cost of moving across the full height or
+    width of a frame, in mean costs; with 0 content moves freely.
     """
 
     weight: float = 0.8
@@ -56,25 +56,25 @@ class Transport:
     position: float = 0.0
 
     def __post_init__(self) -> None:
-        sound = (
+        valid = (
             0 <= self.weight <= 1
-            and 1e-3 <= self.epsilon <= _MOST
+            and 1e-3 <= self.epsilon <= _MAX
             and 0 < self.tolerance < 1
             and self.iterations > 0
-            and (self.rho is None or 0 < self.rho <= _MOST)
-            and 0 <= self.position <= _MOST
+            and (self.rho is None or 0 < self.rho <= _MAX)
+            and 0 <= self.position <= _MAX
         )
-        if not sound:
+        if not valid:
             raise ValueError(
-                f"transport has a weight from 0 to 1, an epsilon from 0.001 to {_MOST:g}, a tolerance between 0 and 1, "
-                f"iterations above 0, rho (or none) above 0 and up to {_MOST:g}, and a position from 0 to {_MOST:g}"
+                f"transport has a weight from 0 to 1, an epsilon from 0.001 to {_MAX:g}, a tolerance between 0 and 1, "
+                f"iterations above 0, rho (or none) above 0 and up to {_MAX:g}, and a position from 0 to {_MAX:g}"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan of n frames, [n, N, N] float32 whose sums are 1/N of a frame's mass, and how it came out: `error` is the
-    L1 distance of its row sums from what they should be, [n], its column sums being exact."""
+    """A plan of n frames, [n, N, N] float32 with row and column sums of 1/N, and how well it converged: `error` [n] is
+    the L1 distance of the row sums from their target; column sums are exact."""
 
     mass: Tensor
     error: Tensor
@@ -83,181 +83,189 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Transported:
-    """What takes the place of fake - real, float32 [B, C, T', h, w], and the signals without which nobody could say
-    whether transport did anything: scalars, means over frames."""
+    """The residual that replaces fake - real, float32 [B, C, T', h, w], and signals that show what transport did:
+    scalars, means over frames."""
 
     residual: Tensor
     signals: dict[str, Tensor]
 
 
-def transported(fake: Tensor, real: Tensor, options: Transport) -> Transported:
+def compute_transport(fake: Tensor, real: Tensor, options: Transport) -> Transported:
     """Transport of clean latents [B, C, T', h, w], h and w even, frame by frame; of any dtype, computed in float32.
 
     Signals: `diagonal` (mass that stays in place, of 1), `error` (the largest of a frame), `iterations`, `targets`
     (exp of the entropy of a row over N: 1/N one target, 1 all), `cosine` and `ratio` of the residual to fake - real,
     `epsilon` (in squared latents), `given_up` (the share of tokens that lost over half of their mass: 0 without rho).
 
-    Raises ValueError for shapes that do not fit, FloatingPointError for values that are no numbers.
+    Raises ValueError for shapes that do not fit, FloatingPointError for values that are not finite.
     """
     if fake.shape != real.shape or fake.dim() != 5 or fake.shape[3] % _SIDE or fake.shape[4] % _SIDE:
-        raise ValueError(f"latents [B, C, T', h, w] of even sides, both alike, not {fake.shape} and {real.shape}")
+        raise ValueError(f"expected latents [B, C, T', h, w] of one shape with even sides: {fake.shape}, {real.shape}")
     fake, real = fake.detach(), real.detach()
     with torch.autocast(fake.device.type, enabled=False):
-        a, b = tokens(fake), tokens(real)
-        finite("a prediction that was to be transported", a, b)
+        fake_tokens, real_tokens = to_tokens(fake), to_tokens(real)
+        check_finite("a prediction to transport", fake_tokens, real_tokens)
         size = tuple(side // _SIDE for side in fake.shape[3:])
-        places = _places(size, options.position, a.device)
-        count = max(1, _WORKSPACE // (_MATRICES * 4 * a.shape[1] ** 2))
-        found = [_residual(*pair, places, options) for pair in zip(a.split(count), b.split(count), strict=True)]
-    residual = untokens(torch.cat([one for one, _ in found]), fake.shape)
-    signals = {name: torch.cat([each[name] for _, each in found]) for name in found[0][1]}
+        position_costs = _position_costs(size, options.position, fake_tokens.device)
+        count = max(1, _WORKSPACE // (_MATRICES * 4 * fake_tokens.shape[1] ** 2))
+        chunks = [
+            _solve_residual(*pair, position_costs, options)
+            for pair in zip(fake_tokens.split(count), real_tokens.split(count), strict=True)
+        ]
+    residual = from_tokens(torch.cat([chunk for chunk, _ in chunks]), fake.shape)
+    signals = {name: torch.cat([values[name] for _, values in chunks]) for name in chunks[0][1]}
     difference = fake.float() - real.float()
-    told = {
+    summary = {
         name: values.amax() if name in ("error", "iterations") else values.mean() for name, values in signals.items()
     }
-    told["cosine"] = functional.cosine_similarity(residual.flatten(), difference.flatten(), dim=0)
-    told["ratio"] = residual.norm() / difference.norm().clamp(min=1e-12)
-    return Transported(residual, told)
+    summary["cosine"] = functional.cosine_similarity(residual.flatten(), difference.flatten(), dim=0)
+    summary["ratio"] = residual.norm() / difference.norm().clamp(min=1e-12)
+    return Transported(residual, summary)
 
 
-def mixed(fake: Tensor, real: Tensor, transport: Transported | None, weight: float) -> Tensor:
-    """What `dmd.direction` is of: fake - real at weight 0, bit for bit, and what transport makes of it at 1."""
+def mix_residual(fake: Tensor, real: Tensor, transport: Transported | None, weight: float) -> Tensor:
+    """The difference for `dmd.direction`: fake - real at weight 0, bit for bit; transport's residual at weight 1."""
     difference = fake.float() - real.float()
     return difference if transport is None else torch.lerp(difference, transport.residual, weight)
 
 
-def tokens(latents: Tensor) -> Tensor:
+def to_tokens(latents: Tensor) -> Tensor:
     """The tokens of each frame, float32 [B T', N, 4 C], from latents [B, C, T', h, w]."""
     frames = latents.float().transpose(1, 2).flatten(0, 1)
     return functional.pixel_unshuffle(frames, _SIDE).flatten(2).transpose(1, 2)
 
 
-def untokens(shown: Tensor, shape: torch.Size) -> Tensor:
-    """The latents of a shape [B, C, T', h, w] that `tokens` made these of."""
+def from_tokens(tokens: Tensor, shape: torch.Size) -> Tensor:
+    """Latents of a shape [B, C, T', h, w] from their tokens: the inverse of `to_tokens`."""
     batch, _, length, height, width = shape
-    frames = shown.transpose(1, 2).unflatten(2, (height // _SIDE, width // _SIDE))
+    frames = tokens.transpose(1, 2).unflatten(2, (height // _SIDE, width // _SIDE))
     return functional.pixel_shuffle(frames, _SIDE).unflatten(0, (batch, length)).transpose(1, 2)
 
 
-def plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int, rho: float | None = None) -> Plan:
+def solve_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int, rho: float | None = None) -> Plan:
     """The entropic plan between N and N tokens of equal mass, for each frame's costs, float32 [n, N, N].
 
-    Annealed: epsilon is halved from 1 on, so that what is far finds its way first. The last scaling is that of the
-    columns. `error` is L1, of a mass of 1; with `rho`, of the change of row masses that one more turn would make, but
-    for a factor that all rows share.
+    Annealed: epsilon is halved from 1 on, so that distant mass moves first. Columns are scaled last. `error` is the L1
+    error of the row masses, of 1; with `rho`, their change in one more turn, up to a factor common to all rows.
     """
     count, size, _ = cost.shape
     row, column = cost.new_zeros(count, size, 1), cost.new_zeros(count, 1, size)
     kernel = torch.empty_like(cost)
-    done, error, levels = 0, cost.new_ones(count), _levels(epsilon)
+    total_turns, error, levels = 0, cost.new_ones(count), _epsilon_levels(epsilon)
     for level in levels:
         last = level == epsilon
-        # What is not the last level need not be exact: it is where the next one begins.
-        enough, limit = (tolerance, iterations) if last else (10 * tolerance, 8)
-        within = 0
-        while within < limit:
+        # Levels before the last need not converge: they only initialise the next one.
+        level_tolerance, limit = (tolerance, iterations) if last else (10 * tolerance, 8)
+        level_turns = 0
+        while level_turns < limit:
             row = _softmin(cost, column, level, 2, kernel)
             if rho is not None:
                 row = row * (rho / (rho + level))
             column = _softmin(cost, row, level, 1, kernel)
             # The kernel now holds exp((row + column - cost) / level) up to a factor of each column.
             kernel /= kernel.sum(dim=1, keepdim=True)
-            u, v, turns, error = _scaled(kernel, row, level, rho, enough, limit - within)
-            row, column = row + level * u.log(), column + level * v.log()
-            within += turns
-            if bool((error <= enough).all()):
+            row_scale, column_scale, turns, error = _scale(
+                kernel, row, level, rho, level_tolerance, limit - level_turns
+            )
+            row, column = row + level * row_scale.log(), column + level * column_scale.log()
+            level_turns += turns
+            if bool((error <= level_tolerance).all()):
                 break
-        done += within
-    return Plan(kernel.mul_(u).mul_(v).div_(size), error, done)
+        total_turns += level_turns
+    return Plan(kernel.mul_(row_scale).mul_(column_scale).div_(size), error, total_turns)
 
 
-def self_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int) -> Plan:
+def solve_self_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int) -> Plan:
     """The plan of tokens to themselves, for symmetric costs with a diagonal of 0: one scaling serves both sides, and
-    halfway steps converge fast. [Feydy et al., section 3]"""
+    averaged updates converge fast. [Feydy et al., section 3]"""
     size = cost.shape[1]
     kernel = cost.div_(-epsilon).exp_().div_(size)
     scale = kernel.new_full((len(kernel), size, 1), size**0.5)
     sums = kernel @ scale
-    error, done = (scale * sums - 1).abs().mean(dim=(1, 2)), 0
-    while done < iterations and not bool((error <= tolerance).all()):
+    error, turns = (scale * sums - 1).abs().mean(dim=(1, 2)), 0
+    while turns < iterations and not bool((error <= tolerance).all()):
         scale = (scale / sums).sqrt()
         sums = kernel @ scale
-        error, done = (scale * sums - 1).abs().mean(dim=(1, 2)), done + 1
-    return Plan(kernel.mul_(scale).mul_(scale.transpose(1, 2)).div_(size), error, done)
+        error, turns = (scale * sums - 1).abs().mean(dim=(1, 2)), turns + 1
+    return Plan(kernel.mul_(scale).mul_(scale.transpose(1, 2)).div_(size), error, turns)
 
 
-def _residual(a: Tensor, b: Tensor, places: Tensor | None, options: Transport) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of frames [n, N, D]: the residual, and the signals of each frame."""
-    middle = b.mean(dim=1, keepdim=True)
-    a, b = a - middle, b - middle
-    cost = _squares(a, b)
+def _solve_residual(
+    fake: Tensor, real: Tensor, position_costs: Tensor | None, options: Transport
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The residual of frames [n, N, D], and the signals of each frame."""
+    center = real.mean(dim=1, keepdim=True)
+    fake, real = fake - center, real - center
+    cost = _squared_distances(fake, real)
     unit = cost.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     cost /= unit
-    if places is not None:
-        cost += places
-    found = plan(cost, options.epsilon, options.tolerance, options.iterations, options.rho)
+    if position_costs is not None:
+        cost += position_costs
+    plan = solve_plan(cost, options.epsilon, options.tolerance, options.iterations, options.rho)
     del cost
-    size = a.shape[1]
-    rows = found.mass.sum(dim=2, keepdim=True).clamp(min=1e-30)
-    mean = (found.mass @ b) / rows
+    size = fake.shape[1]
+    rows = plan.mass.sum(dim=2, keepdim=True).clamp(min=1e-30)
+    mean = (plan.mass @ real) / rows
     signals = {
-        "diagonal": found.mass.diagonal(dim1=1, dim2=2).sum(dim=1),
-        "error": found.error,
-        "iterations": found.error.new_full((len(a),), found.iterations),
-        "targets": torch.special.entr(found.mass.div_(rows)).sum(dim=2).exp().mean(dim=1) / size,
+        "diagonal": plan.mass.diagonal(dim1=1, dim2=2).sum(dim=1),
+        "error": plan.error,
+        "iterations": plan.error.new_full((len(fake),), plan.iterations),
+        "targets": torch.special.entr(plan.mass.div_(rows)).sum(dim=2).exp().mean(dim=1) / size,
         "epsilon": options.epsilon * unit.flatten(),
         "given_up": (size * rows < 0.5).float().mean(dim=(1, 2)),
     }
-    # What follows needs the room.
-    del found
-    own = a
+    # Frees memory for the next plan.
+    del plan
+    self_mean = fake
     if options.debias:
-        cost = _squares(a, a).div_(unit)
+        cost = _squared_distances(fake, fake).div_(unit)
         cost.diagonal(dim1=1, dim2=2).zero_()
-        if places is not None:
-            cost += places
-        alike = self_plan(cost, options.epsilon, options.tolerance, options.iterations)
-        signals["error"] = torch.maximum(signals["error"], alike.error)
-        itself = alike.mass
-        own = (itself @ a) / itself.sum(dim=2, keepdim=True)
-    residual = own - mean
+        if position_costs is not None:
+            cost += position_costs
+        self_transport = solve_self_plan(cost, options.epsilon, options.tolerance, options.iterations)
+        signals["error"] = torch.maximum(signals["error"], self_transport.error)
+        self_mass = self_transport.mass
+        self_mean = (self_mass @ fake) / self_mass.sum(dim=2, keepdim=True)
+    residual = self_mean - mean
     return residual if options.rho is None else size * rows * residual, signals
 
 
-def _scaled(
+def _scale(
     kernel: Tensor, row: Tensor, level: float, rho: float | None, tolerance: float, limit: int
 ) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Scalings of rows [n, N, 1] and columns [n, 1, N], the turns that they took, and each frame's error."""
-    u, v = torch.ones_like(row), torch.ones_like(row).transpose(1, 2)
-    # Relaxed, a row is scaled by less than it lacks, and its potential is drawn back to 0.
+    """Scalings of rows [n, N, 1] and columns [n, 1, N], the turns taken, and each frame's error."""
+    row_scale, column_scale = torch.ones_like(row), torch.ones_like(row).transpose(1, 2)
+    # Relaxed, a row is scaled by less than its deficit, and its potential is pulled back to 0.
     power, pull = (1.0, 1.0) if rho is None else (rho / (rho + level), (-row / (rho + level)).exp())
     for turn in range(1, limit + 1):
-        sums = kernel @ v.transpose(1, 2)
-        wanted = sums.clamp(min=1e-30).pow(-power) * pull
-        # Relaxed, all rows together drift slowly, by a factor that the columns undo at once: it changes no plan.
-        drift = (u * sums).sum(dim=1, keepdim=True) / (wanted * sums).sum(dim=1, keepdim=True)
-        error = ((drift * wanted - u).abs() * sums).mean(dim=(1, 2))
+        sums = kernel @ column_scale.transpose(1, 2)
+        target = sums.clamp(min=1e-30).pow(-power) * pull
+        # Relaxed, all rows drift slowly by a common factor, which the columns undo: it does not change the plan.
+        drift = (row_scale * sums).sum(dim=1, keepdim=True) / (target * sums).sum(dim=1, keepdim=True)
+        error = ((drift * target - row_scale).abs() * sums).mean(dim=(1, 2))
         if bool((error <= tolerance).all()):
-            return u, v, turn, error
-        u = wanted
-        v = 1 / (u.transpose(1, 2) @ kernel).clamp(min=1e-30)
-        if bool((u.log().abs().amax() > _LARGE) | (v.log().abs().amax() > _LARGE)):
+            return row_scale, column_scale, turn, error
+        row_scale = target
+        column_scale = 1 / (row_scale.transpose(1, 2) @ kernel).clamp(min=1e-30)
+        if bool(
+            (row_scale.log().abs().amax() > _MAX_LOG_SCALING) | (column_scale.log().abs().amax() > _MAX_LOG_SCALING)
+        ):
             break
-    return u, v, turn, error
+    return row_scale, column_scale, turn, error
 
 
-def _softmin(cost: Tensor, other: Tensor, level: float, along: int, work: Tensor) -> Tensor:
-    """-level log mean exp((other - cost) / level) along a dimension; `work` is left with the exponentials, each over
+def _softmin(cost: Tensor, potential: Tensor, level: float, dim: int, work: Tensor) -> Tensor:
+    """-level log mean exp((potential - cost) / level) along a dimension; `work` then holds the exponentials, divided by
     the largest along that dimension."""
-    torch.sub(other, cost, out=work)
+    torch.sub(potential, cost, out=work)
     work.div_(level)
-    largest = work.amax(dim=along, keepdim=True)
+    largest = work.amax(dim=dim, keepdim=True)
     work.sub_(largest).exp_()
-    return -level * (largest + work.mean(dim=along, keepdim=True).log())
+    return -level * (largest + work.mean(dim=dim, keepdim=True).log())
 
 
-def _levels(epsilon: float) -> list[float]:
-    """1, 1/2, 1/4 ... and `epsilon` at last."""
+def _epsilon_levels(epsilon: float) -> list[float]:
+    """1, 1/2, 1/4 ... and finally `epsilon`."""
     levels = []
     level = 1.0
     while level > epsilon:
@@ -266,18 +274,18 @@ def _levels(epsilon: float) -> list[float]:
     return [*levels, epsilon]
 
 
-def _squares(a: Tensor, b: Tensor) -> Tensor:
+def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
     """Squared distances [n, N, N] of rows [n, N, D]."""
-    made = torch.baddbmm(a.square().sum(dim=2, keepdim=True), a, b.transpose(1, 2), alpha=-2)
-    made += b.square().sum(dim=2)[:, None]
-    return made.clamp_(min=0)
+    distances = torch.baddbmm(first.square().sum(dim=2, keepdim=True), first, second.transpose(1, 2), alpha=-2)
+    distances += second.square().sum(dim=2)[:, None]
+    return distances.clamp_(min=0)
 
 
-def _places(size: tuple[int, int], weight: float, device: torch.device) -> Tensor | None:
-    """What moving costs, [1, N, N]: `weight` times the squared distance, a frame's height and width being 1."""
+def _position_costs(size: tuple[int, int], weight: float, device: torch.device) -> Tensor | None:
+    """The cost of moving, [1, N, N]: `weight` times the squared distance, with height and width of a frame as 1."""
     if not weight:
         return None
     height, width = size
     y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    at = torch.stack([y.flatten(), x.flatten()], dim=1).to(device)
-    return weight * _squares(at[None], at[None])
+    positions = torch.stack([y.flatten(), x.flatten()], dim=1).to(device)
+    return weight * _squared_distances(positions[None], positions[None])

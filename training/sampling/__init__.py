@@ -1,1 +1,1 @@
-"""From noise to clean latents, in a few steps or many."""
+"""Sampling, from noise to clean latents, in few steps or many."""

@@ -1,5 +1,5 @@
-"""How clean latents are made by what was trained: a student's few steps, or a teacher's many. It is stored with the
-weights, and no other is used with them."""
+"""The samplers of trained networks: a student's few steps, or a teacher's many. The sampler is stored with the weights,
+and they are used with no other."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from training.sampling.rollout import Noise, integrate, rollout
 
 
 @dataclass(frozen=True, slots=True)
-class Few:
-    """The steps that a student was distilled at."""
+class StudentSampler:
+    """Samples with the steps that a student was distilled at."""
 
     schedule: Schedule
 
-    def make(self, network: Denoiser, conditions: Conditions, _negative: Tensor, noise: Noise) -> Tensor:
-        """Clean latents [B, 16, R + T', h, w], float32, by the stochastic sampler; not guided."""
+    def sample(self, network: Denoiser, conditions: Conditions, _negative: Tensor, noise: Noise) -> Tensor:
+        """Clean latents [B, 16, R + T', h, w], float32, by the stochastic sampler, without guidance."""
         with torch.no_grad():
             return rollout(network, conditions, self.schedule, noise)
 
     def as_json(self) -> dict[str, Any]:
-        """What `schedule.parse` reads."""
+        """JSON whose "distilled" is the input of `schedule.parse`."""
         return {"distilled": self.schedule.as_json()}
 
 
-class Many(StrictModel):
-    """A teacher's steps of Euler's method, guided."""
+class TeacherSampler(StrictModel):
+    """Samples a teacher by steps of Euler's method, with guidance."""
 
     steps: config.Count
     shift: config.Positive
     cfg: Annotated[float, Field(ge=1)]
 
-    def make(self, network: Denoiser, conditions: Conditions, negative: Tensor, noise: Noise) -> Tensor:
+    def sample(self, network: Denoiser, conditions: Conditions, negative: Tensor, noise: Noise) -> Tensor:
         """Clean latents [B, 16, R + T', h, w], float32, from the noise of the first step; `negative`: the text of the
         unconditional prediction."""
         return integrate(network, conditions, negative, noise(0), steps=self.steps, shift=self.shift, cfg=self.cfg)
 
     def as_json(self) -> dict[str, Any]:
-        """What this class reads."""
+        """JSON whose "taught" is the input of this class."""
         return {"taught": self.model_dump()}
 
 
-Sampling = Few | Many
+Sampler = StudentSampler | TeacherSampler
 
 
-def of(run: config.Run) -> Sampling:
-    """How what a run trains is sampled."""
+def for_run(run: config.Run) -> Sampler:
+    """The sampler of the network that a run trains."""
     if isinstance(run, config.Distill):
-        return Few(run.schedule)
+        return StudentSampler(run.schedule)
     assert isinstance(run, config.Teach)
-    return Many(steps=run.sample_steps, shift=run.shift, cfg=run.teacher_cfg)
+    return TeacherSampler(steps=run.sample_steps, shift=run.shift, cfg=run.teacher_cfg)

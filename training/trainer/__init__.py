@@ -1,1 +1,1 @@
-"""The loop of a run, its methods, checkpoints and metrics."""
+"""The training loop, its methods, checkpoints and metrics."""

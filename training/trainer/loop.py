@@ -1,4 +1,4 @@
-"""A training run from its first step to its last: data in, steps, logs, samples and checkpoints out, and on again.
+"""The training loop: from data to steps, logs, samples and checkpoints, with resume.
 
 OUT/config.yaml  log.jsonl  tensorboard/  samples/  checkpoints/step-N/
 """
@@ -23,123 +23,123 @@ from pipeline.errors import RunError, StoppedError, UsageError
 from pipeline.mixture.mixture import HELD_OUT
 from training.config import Run
 from training.data.stream import Stream
-from training.distributed import World, out_of_memory
-from training.encoding.examples import Example, Examples
+from training.distributed import World, is_out_of_memory
+from training.encoding.examples import Example, ExampleEncoder
 from training.models.networks import Denoiser
 from training.trainer import checkpoint
-from training.trainer.metrics import Log, Saturation, Signals
-from training.trainer.optimizer import MovingAverage, Updates
-from training.trainer.resume import Begun, form
+from training.trainer.metrics import Log, SaturationMonitor, Signals
+from training.trainer.optimizer import NamedAdamW, WeightEMA
+from training.trainer.resume import StartPoint, stream_options
 
 _LOG = logging.getLogger("vdot_data")
-# How many times over held-out clips are gone through to find some of each task.
-_LOOKS = 20
+# How many passes over the held-out clips are made to find some of each task.
+_MAX_EPOCHS = 20
 
 
 class Method(Protocol):
-    """What is done at a step: `teach.Teaching`, `distill.Distillation`."""
+    """What a step does: `teach.Teaching`, `distill.Distillation`."""
 
     student: Denoiser
-    updates: dict[str, Updates]
-    average: MovingAverage
+    optimizers: dict[str, NamedAdamW]
+    ema: WeightEMA
 
     def step(self, number: int, examples: Sequence[Example], signals: Signals) -> None:
-        """One step, its number from 0 on."""
+        """One step; numbers start at 0."""
 
 
-def tensors(method: Method) -> dict[str, Tensor]:
-    """All that a method has learnt, by name, for a checkpoint."""
-    found = method.average.tensors("student")
-    for role, updates in method.updates.items():
-        found |= updates.tensors(role)
-    return found
+def collect_tensors(method: Method) -> dict[str, Tensor]:
+    """All trained tensors of a method, by name, for a checkpoint."""
+    tensors = method.ema.tensors("student")
+    for role, optimizer in method.optimizers.items():
+        tensors |= optimizer.tensors(role)
+    return tensors
 
 
 def train(
     config: Run,
     method: Method,
-    examples: Examples,
-    begun: Begun,
+    example_encoder: ExampleEncoder,
+    start: StartPoint,
     out: Path,
     world: World,
     *,
     evaluate: Callable[[int, Path, Log | None], None],
 ) -> None:
-    """Train until `config.steps` and keep the last checkpoint. `out`: a folder that is `owned`. `evaluate`: called, the
-    average in place, with a step, where its samples go, and the log of the first process.
+    """Train until `config.steps`, ending with a checkpoint. `out`: a folder locked by `lock_folder`. `evaluate`: called
+    with the EMA weights in place, a step, the path of its samples, and the log of the first process.
 
-    Raises RunError where it cannot go on, and names the last checkpoint; UsageError for a checkpoint that does not fit;
-    StoppedError after SIGTERM or Ctrl-C, with a checkpoint of where it stood.
+    Raises RunError that names the last checkpoint if the run fails; UsageError for a checkpoint that does not fit;
+    StoppedError after SIGTERM or Ctrl-C, once a checkpoint of the current step is written.
     """
-    checkpoints, evaluation, stream = out / "checkpoints", config.evaluation, begun.stream
-    _take_up(begun, method)
-    identity = begun.identity(config)
-    with _explained(f"the log of {out}", checkpoints):
-        # Before anything that would write beside this process: a full disk is met here.
-        if world.first and begun.step < config.steps:
+    checkpoints, evaluation, stream = out / "checkpoints", config.evaluation, start.stream
+    _restore(start, method)
+    identity = start.identity(config)
+    with _explain_errors(f"the log of {out}", checkpoints):
+        # Before anything else is written, so that a full disk is reported here.
+        if world.first and start.step < config.steps:
             (out / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
-        opened = closing(Log(out, begun.step)) if world.first else nullcontext()
-    with opened as log:
+        log_context = closing(Log(out, start.step)) if world.first else nullcontext()
+    with log_context as log:
 
-        def look(step: int) -> None:
-            helps = "`evaluation: {every: 0}` goes on without samples"
-            with _explained(f"sampling after step {step}", checkpoints, helps), method.average.worn():
-                evaluate(step, samples(out, step), log)
+        def evaluate_step(step: int) -> None:
+            advice = "`evaluation: {every: 0}` continues without samples"
+            with _explain_errors(f"sampling after step {step}", checkpoints, advice), method.ema.swap_weights():
+                evaluate(step, samples_path(out, step), log)
 
-        # It may have ended between a checkpoint and its samples.
-        due = begun.step and evaluation.due(begun.step)
-        if due and not world.gathered(samples(out, begun.step).is_file())[0]:
-            look(begun.step)
-        if begun.step >= config.steps:
-            _LOG.info("nothing is left to do: step %d of %d is done", begun.step, config.steps)
+        # The run may have ended between a checkpoint and its samples.
+        samples_due = start.step and evaluation.is_due(start.step)
+        if samples_due and not world.gather(samples_path(out, start.step).is_file())[0]:
+            evaluate_step(start.step)
+        if start.step >= config.steps:
+            _LOG.info("nothing is left to do: step %d of %d is done", start.step, config.steps)
             return
-        with _stopping() as asked:
+        with _catch_signals() as stop_requested:
 
             def save(step: int) -> None:
-                counts = {role: updates.count for role, updates in method.updates.items()}
-                place = checkpoint.Place(**stream.state_dict())
-                told = checkpoint.Told(step=step, stream=place, updates=counts, **identity)
-                checkpoint.save(checkpoints, told, tensors(method), world)
+                counts = {role: optimizer.count for role, optimizer in method.optimizers.items()}
+                stream_state = checkpoint.StreamState(**stream.state_dict())
+                metadata = checkpoint.Metadata(step=step, stream=stream_state, updates=counts, **identity)
+                checkpoint.save(checkpoints, metadata, collect_tensors(method), world)
                 if world.first:
                     checkpoint.prune(checkpoints, config.saves.keep)
 
-            ended, saturation = time.perf_counter(), Saturation()
-            for step, drawn in enumerate(islice(stream, config.steps - begun.step), begun.step + 1):
+            last_end, saturation = time.perf_counter(), SaturationMonitor()
+            for step, stream_step in enumerate(islice(stream, config.steps - start.step), start.step + 1):
                 signals = Signals()
-                with _explained(f"step {step} ({drawn.bucket.task})", checkpoints):
-                    # Made anew for each step; what a step draws it may need twice.
-                    at_hand = [examples(batch) for batch in drawn]
-                    waited = time.perf_counter() - ended
-                    method.step(step - 1, at_hand, signals)
+                with _explain_errors(f"step {step} ({stream_step.bucket.task})", checkpoints):
+                    # A list, because a step may go over its examples twice.
+                    examples = [example_encoder(batch) for batch in stream_step]
+                    waiting = time.perf_counter() - last_end
+                    method.step(step - 1, examples, signals)
                 means = signals.means(world)
-                took = time.perf_counter() - ended
-                ended = time.perf_counter()
+                duration = time.perf_counter() - last_end
+                last_end = time.perf_counter()
                 if log is not None:
-                    tokens = world.size * sum(len(one.clean) * one.bucket.tokens for one in at_hand)
-                    times = {"time/step_s": took, "time/data_s": waited, "time/tokens_per_s": tokens / took}
-                    with _explained(f"the log of step {step}", checkpoints):
-                        log.write(step, means | times | {"task": drawn.bucket.task})
-                    _say(step, config.steps, means, took)
-                    saturation.look(step, means)
-                stop = any(world.gathered(asked.is_set()))
+                    tokens = world.size * sum(len(example.clean) * example.bucket.tokens for example in examples)
+                    times = {"time/step_s": duration, "time/data_s": waiting, "time/tokens_per_s": tokens / duration}
+                    with _explain_errors(f"the log of step {step}", checkpoints):
+                        log.write(step, means | times | {"task": stream_step.bucket.task})
+                    _log_step(step, config.steps, means, duration)
+                    saturation.observe(step, means)
+                stop = any(world.gather(stop_requested.is_set()))
                 if stop or step == config.steps or step % config.saves.every == 0:
                     save(step)
                 if stop and step < config.steps:
-                    raise StoppedError(f"stopped on request at step {step}, which is kept: go on with --resume latest")
-                if evaluation.due(step):
-                    look(step)
+                    raise StoppedError(f"stopped on request at step {step}, which is saved: --resume latest continues")
+                if evaluation.is_due(step):
+                    evaluate_step(step)
 
 
-def samples(out: Path, step: int) -> Path:
-    """Where the samples after a step lie, a film."""
+def samples_path(out: Path, step: int) -> Path:
+    """The path of the samples after a step, one video."""
     return out / "samples" / f"step-{step:07d}.mp4"
 
 
-def held_out(config: Run, examples: Examples, prints: Mapping[str, str]) -> list[Example]:
-    """The same held-out clips for every process, to be sampled again and again: as many of each task as there are of
-    the others, none twice; none at all, if the mixture holds none out."""
+def pick_held_out(config: Run, example_encoder: ExampleEncoder, fingerprints: Mapping[str, str]) -> list[Example]:
+    """The held-out clips to sample at every evaluation, the same in every process: equally many of each task, no clip
+    twice; none if the mixture holds none out."""
     try:
-        opened = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **form(config, prints))
+        opened = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **stream_options(config, fingerprints))
     except UsageError as error:
         _LOG.warning("nothing will be sampled: %s (`held_out` in its YAML)", error)
         return []
@@ -147,76 +147,78 @@ def held_out(config: Run, examples: Examples, prints: Mapping[str, str]) -> list
     rows: dict[str, set[int]] = {}
     for bucket in order.buckets:
         rows.setdefault(bucket.task, set()).update(order.rows(bucket).tolist())
-    wanted = {task: min(len(own), math.ceil(clips / len(rows))) for task, own in rows.items()}
-    seen: dict[str, set[str]] = {task: set() for task in rows}
-    found: list[Example] = []
+    targets = {task: min(len(task_rows), math.ceil(clips / len(rows))) for task, task_rows in rows.items()}
+    keys_by_task: dict[str, set[str]] = {task: set() for task in rows}
+    held_out: list[Example] = []
     with closing(opened) as stream:
-        # Rare tasks are waited for, but not without end: clips that are damaged never come.
-        for step in islice(stream, _LOOKS * (order.steps_per_epoch + len(order.buckets))):
-            known, enough = seen[step.bucket.task], wanted[step.bucket.task]
-            if sum(map(len, seen.values())) >= min(clips, sum(wanted.values())):
+        # Wait for rare tasks, but not forever: damaged clips never come.
+        for step in islice(stream, _MAX_EPOCHS * (order.steps_per_epoch + len(order.buckets))):
+            task_keys, target = keys_by_task[step.bucket.task], targets[step.bucket.task]
+            if sum(map(len, keys_by_task.values())) >= min(clips, sum(targets.values())):
                 break
-            for batch in step if len(known) < enough else ():
-                if len(known) < enough and known.isdisjoint(batch.keys):
-                    found.append(examples(batch))
-                    known.update(batch.keys)
-    return found
+            for batch in step if len(task_keys) < target else ():
+                if len(task_keys) < target and task_keys.isdisjoint(batch.keys):
+                    held_out.append(example_encoder(batch))
+                    task_keys.update(batch.keys)
+    return held_out
 
 
-def _take_up(begun: Begun, method: Method) -> None:
-    """Bring a method to where a checkpoint was."""
-    if begun.at is None or begun.told is None:
+def _restore(start: StartPoint, method: Method) -> None:
+    """Load a checkpoint's state into a method, if there is one."""
+    if start.path is None or start.metadata is None:
         return
-    held, made = ({*one} for one in (begun.told.updates, method.updates))
-    if held != made:
-        told, wanted = (", ".join(sorted(one)) or "nothing" for one in (held, made))
-        raise UsageError(f"{begun.at} does not fit: it holds updates of {told}, and this run makes {wanted}")
-    checkpoint.load(begun.at, tensors(method))
-    for role, updates in method.updates.items():
-        updates.count = begun.told.updates[role]
-    _LOG.info("going on from %s", begun.at)
+    stored, expected = ({*roles} for roles in (start.metadata.updates, method.optimizers))
+    if stored != expected:
+        stored_roles, expected_roles = (", ".join(sorted(roles)) or "nothing" for roles in (stored, expected))
+        raise UsageError(
+            f"{start.path} does not fit: it holds updates of {stored_roles}, and this run makes {expected_roles}"
+        )
+    checkpoint.load(start.path, collect_tensors(method))
+    for role, optimizer in method.optimizers.items():
+        optimizer.count = start.metadata.updates[role]
+    _LOG.info("resuming from %s", start.path)
 
 
 @contextmanager
-def _explained(what: str, checkpoints: Path, helps: str = "") -> Iterator[None]:
-    """Turns what ends a step into a `RunError` that says what is kept and what may help."""
+def _explain_errors(activity: str, checkpoints: Path, advice: str = "") -> Iterator[None]:
+    """Turn what ends a step into a `RunError` that names the last checkpoint and what may help."""
     try:
         yield
     except (FloatingPointError, RuntimeError, MemoryError, OSError) as error:
-        memory = out_of_memory(error)
+        memory = is_out_of_memory(error)
         if isinstance(error, RuntimeError) and not memory:
             raise
         last = checkpoint.latest(checkpoints)
-        kept = f"{last} is whole" if last else "there is no checkpoint yet"
-        if not helps and memory:
-            helps = "`activation_checkpointing: true` may help, and more GPUs do: `vdot-train plan`"
-        elif not helps and isinstance(error, FloatingPointError):
-            begins = f"--resume {last} with another folder for --out takes" if last else "a new run takes"
-            helps = f"A lower rate or a smaller `clip` may help, which {begins}; see which signals grew in log.jsonl"
-        elif not helps:
-            helps = "Once that is mended, --resume latest goes on"
-        raise RunError(f"{what}: {str(error).partition(chr(10))[0]}; {kept}. {helps}") from error
+        state = f"{last} is complete" if last else "there is no checkpoint yet"
+        if not advice and memory:
+            advice = "`activation_checkpointing: true` may help, and more GPUs do: `vdot-train plan`"
+        elif not advice and isinstance(error, FloatingPointError):
+            remedy = f"--resume {last} with another folder for --out" if last else "start a new run"
+            advice = f"A lower rate or a smaller `clip` may help: {remedy}; log.jsonl shows which signals grew"
+        elif not advice:
+            advice = "Once that is fixed, continue with --resume latest"
+        raise RunError(f"{activity}: {str(error).partition(chr(10))[0]}; {state}. {advice}") from error
 
 
-def _say(step: int, steps: int, means: dict[str, float], took: float) -> None:
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name.endswith(("loss", "std_ratio")))
-    _LOG.info("step %d of %d  %s  %.2f s", step, steps, shown, took)
+def _log_step(step: int, steps: int, means: dict[str, float], duration: float) -> None:
+    text = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name.endswith(("loss", "std_ratio")))
+    _LOG.info("step %d of %d  %s  %.2f s", step, steps, text, duration)
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
+def _catch_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
+    stop_requested = threading.Event()
 
-    def ask(number: int, _frame: object) -> None:
-        # torchrun passes SIGTERM on, and a scheduler may have sent it to every process before.
-        if asked.is_set() and number == signal.SIGINT:
+    def handle(number: int, _frame: object) -> None:
+        # torchrun forwards SIGTERM, so a process may get it twice if a scheduler also sent it to every process.
+        if stop_requested.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        stop_requested.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield stop_requested
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

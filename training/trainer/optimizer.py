@@ -1,4 +1,4 @@
-"""Optimisers and moving averages whose whole state is tensors with names, made with them and never later."""
+"""AdamW and the EMA of weights, with all of their state in named tensors that exist from the start."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from training.config import Average, Optimizer
-from training.distributed import whole
+from training.config import EMA, Optimizer
+from training.distributed import gather_full_tensor
 from training.models.networks import Denoiser
 
 
-class Updates:
-    """AdamW over named weights, which are made trainable; the rate rises over the first `warmup` updates."""
+class NamedAdamW:
+    """AdamW over named weights, which it makes trainable; the rate warms up over the first `warmup` updates."""
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], options: Optimizer) -> None:
-        self.named = dict(named)
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], options: Optimizer) -> None:
+        self.parameters = dict(parameters)
         self._options = options
-        for parameter in self.named.values():
+        for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self._adam = torch.optim.AdamW(
-            self.named.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
+            self.parameters.values(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay
         )
-        # As AdamW itself would at the first step: here, so that what a checkpoint holds does not depend on when.
-        for parameter in self.named.values():
+        # As AdamW does at its first step: done here so that a checkpoint always holds the same tensors.
+        for parameter in self.parameters.values():
             self._adam.state[parameter] = {
                 "step": torch.tensor(0.0),
                 "exp_avg": torch.zeros_like(parameter),
@@ -34,7 +34,7 @@ class Updates:
 
     @property
     def count(self) -> int:
-        """How many updates there were."""
+        """The number of updates so far."""
         return max((int(state["step"]) for state in self._adam.state.values()), default=0)
 
     @count.setter
@@ -43,62 +43,62 @@ class Updates:
             state["step"].fill_(float(count))
 
     def step(self) -> float:
-        """Update by the gradients that were added up, and forget them; the norm that they had.
+        """Update by the accumulated gradients, clear them, and return the norm that they had.
 
-        Raises FloatingPointError, and changes nothing, where that is not finite.
+        Raises FloatingPointError, and changes nothing, if the norm is not finite.
         """
-        weights = [parameter for parameter in self.named.values() if parameter.grad is not None]
-        norm = float(whole(nn.utils.clip_grad_norm_(weights, self._options.clip)))
+        weights = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = float(gather_full_tensor(nn.utils.clip_grad_norm_(weights, self._options.clip)))
         if not norm < float("inf"):
             raise FloatingPointError("a gradient is not finite")
-        risen = min(1.0, (self.count + 1) / (self._options.warmup + 1))
+        warmup_factor = min(1.0, (self.count + 1) / (self._options.warmup + 1))
         for group in self._adam.param_groups:
-            group["lr"] = self._options.lr * risen
+            group["lr"] = self._options.lr * warmup_factor
         self._adam.step()
         self._adam.zero_grad()
         return norm
 
     def tensors(self, role: str) -> dict[str, Tensor]:
         """Weights and moments, by name under a role, for a checkpoint."""
-        found = {}
-        for name, parameter in self.named.items():
-            found[f"{role}.{name}"] = parameter.detach()
+        tensors = {}
+        for name, parameter in self.parameters.items():
+            tensors[f"{role}.{name}"] = parameter.detach()
             for moment in ("exp_avg", "exp_avg_sq"):
-                found[f"{moment}.{role}.{name}"] = self._adam.state[parameter][moment]
-        return found
+                tensors[f"{moment}.{role}.{name}"] = self._adam.state[parameter][moment]
+        return tensors
 
 
-class MovingAverage:
-    """The moving average of what is trained of a network, in float32."""
+class WeightEMA:
+    """The EMA of a network's trained weights, in float32."""
 
-    def __init__(self, network: Denoiser, options: Average) -> None:
+    def __init__(self, network: Denoiser, options: EMA) -> None:
         self._network, self._options = network, options
-        self._named = dict(network.trained())
-        self._shadow = {name: parameter.detach().float().clone() for name, parameter in self._named.items()}
+        self._parameters = dict(network.trained_parameters())
+        self._shadow = {name: parameter.detach().float().clone() for name, parameter in self._parameters.items()}
 
-    def follow(self, updates: int) -> None:
-        """Take the weights as they are after so many updates into account."""
+    def update(self, updates: int) -> None:
+        """Take in the current weights, after `updates` updates."""
         decay = self._options.decay if updates > self._options.start else 0.0
         with torch.no_grad():
-            for name, parameter in self._named.items():
+            for name, parameter in self._parameters.items():
                 self._shadow[name].mul_(decay).add_(parameter.detach().float(), alpha=1 - decay)
 
     @contextmanager
-    def worn(self) -> Iterator[None]:
-        """The network with the average in place of its weights, for as long as this lasts."""
-        kept = {name: parameter.detach().clone() for name, parameter in self._named.items()}
-        self._put(self._shadow)
+    def swap_weights(self) -> Iterator[None]:
+        """Put the EMA in place of the network's weights for the duration of the context."""
+        trained = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._copy_weights(self._shadow)
         try:
             yield
         finally:
-            self._put(kept)
+            self._copy_weights(trained)
 
     def tensors(self, role: str) -> dict[str, Tensor]:
-        """The average, by name under a role, for a checkpoint."""
+        """The EMA, by name under a role, for a checkpoint."""
         return {f"average.{role}.{name}": tensor for name, tensor in self._shadow.items()}
 
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
+    def _copy_weights(self, weights: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self._named.items():
+            for name, parameter in self._parameters.items():
                 parameter.copy_(weights[name])
-        self._network.changed()
+        self._network.reshard()

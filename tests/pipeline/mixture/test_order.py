@@ -208,10 +208,8 @@ def test_a_mixture_goes_on_where_an_older_one_stopped() -> None:
     clip_counts = {("a", "t"): 50, ("a", "d"): 20}
     old = build_mixture(clip_counts, {("a", "t"): Fraction(1, 2), ("a", "d"): Fraction(1, 2)}, Step(2))
     before = list(islice(walk(Order(*old)), 30))
-    find_beginning = StartPoint(30, Order(*old).count_drawn(30))
-    new = build_mixture(
-        clip_counts, {("a", "t"): Fraction(9, 10), ("a", "d"): Fraction(1, 10)}, Step(4), begins=find_beginning
-    )
+    start = StartPoint(30, Order(*old).count_drawn(30))
+    new = build_mixture(clip_counts, {("a", "t"): Fraction(9, 10), ("a", "d"): Fraction(1, 10)}, Step(4), begins=start)
     # A block of steps, over which shares are exact.
     after = list(islice(walk(Order(*new), 30), 4 * 256))
     assert parse(new[0].as_json()) == new[0]

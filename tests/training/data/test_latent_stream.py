@@ -1,4 +1,4 @@
-"""Latents from the stream: the context that they make is that of the pixels, and where none fit there are pixels."""
+"""Latents from the stream: their context equals that of the pixels, and without matching latents batches are pixels."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def layers(model: Path) -> small_mixture.Layers:
         makers = [maker(maker.choose()) for maker in (Latents, MaskedLatents)]
 
     @cache
-    def made(number: int) -> dict[str, dict[str, bytes]]:
+    def encode_layers(number: int) -> dict[str, dict[str, bytes]]:
         members = small_mixture.members(number)
         sample = Sample(
             identity(f"s{number}"),
@@ -60,7 +60,7 @@ def layers(model: Path) -> small_mixture.Layers:
         )
         return {maker.name: maker(decode_clip(members["mp4"]), 16.0, sample=sample).files for maker in makers}
 
-    return made
+    return encode_layers
 
 
 def test_the_context_of_latents_is_that_of_the_pixels(
@@ -75,21 +75,21 @@ def test_the_context_of_latents_is_that_of_the_pixels(
     latents, pixels = Stream(mixed, workers=1, **of_model), Stream(mixed)  # type: ignore[arg-type]
     tasks = set()
     nothing = cache(partial(vcu.nothing, encoder))
-    for step, other in zip(islice(latents, 60), pixels, strict=False):
+    for step, pixel_step in zip(islice(latents, 60), pixels, strict=False):
         if step.bucket.task in tasks:
             continue
-        for batch, seen in zip(step, other, strict=True):
-            assert (batch.form, batch.keys, batch.captions) == ("latents", seen.keys, seen.captions)
+        for batch, pixel_batch in zip(step, pixel_step, strict=True):
+            assert (batch.form, batch.keys, batch.captions) == ("latents", pixel_batch.keys, pixel_batch.captions)
             shape = (batch.bucket.frames, batch.bucket.height, batch.bucket.width)
             context = vcu.of_latents(batch, nothing(shape))
-            direct = vcu.of_batch(encoder, seen)
+            direct = vcu.of_batch(encoder, pixel_batch)
             assert context.shape == direct.shape
             if "mask" not in batch.arrays:
-                # float16 keeps eleven bits.
+                # float16 has eleven bits of precision.
                 torch.testing.assert_close(context, direct, rtol=2e-3, atol=2e-3)
-            clip = encoder(vcu.pixels(torch.from_numpy(seen.arrays["clip"])))
+            clip = encoder(vcu.pixels(torch.from_numpy(pixel_batch.arrays["clip"])))
             torch.testing.assert_close(torch.from_numpy(batch.arrays["clip"]).float(), clip, rtol=2e-3, atol=2e-3)
-            assert [("text" in item) for item in batch.items] == [bool(said) for said in batch.captions]
+            assert [("text" in item) for item in batch.items] == [bool(caption) for caption in batch.captions]
             tasks.add(batch.bucket.task)
         if len(tasks) == len(small_mixture.PARTS):
             break
@@ -115,47 +115,47 @@ def test_masked_latents_are_those_of_masked_pixels(
             frames = decode_clip(small_mixture.members(numbers[batch.keys[0]])["mp4"])
             mask = batch.arrays["mask"][0, 0]
             drawn.add((batch.keys[0], mask.tobytes()))
-            kept = np.where(mask[..., None], 0, np.asarray(frames, np.float32) / 127.5 - 1)
-            direct = encoder(torch.from_numpy(kept).float().permute(3, 0, 1, 2)[None])
+            inactive = np.where(mask[..., None], 0, np.asarray(frames, np.float32) / 127.5 - 1)
+            direct = encoder(torch.from_numpy(inactive).float().permute(3, 0, 1, 2)[None])
             torch.testing.assert_close(torch.from_numpy(batch.arrays["inactive"]).float(), direct, rtol=2e-3, atol=2e-3)
-    # Several variants of a clip come.
+    # Several variants of a clip are drawn.
     assert len(drawn) > len({key for key, _ in drawn})
 
 
 def test_where_no_latents_fit_there_are_pixels_and_it_is_said(
     layers: small_mixture.Layers, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def some(number: int) -> dict[str, dict[str, bytes]]:
-        made = dict(layers(number))
+    def partial_layers(number: int) -> dict[str, dict[str, bytes]]:
+        clip_layers = dict(layers(number))
         if number % 4 == 1:
             return {}
         if number % 4 == 3:
-            made["captioner"] = {"captioner.txt": b"something else"}
-        del made["masked_latents"]
-        return made
+            clip_layers["captioner"] = {"captioner.txt": b"something else"}
+        del clip_layers["masked_latents"]
+        return clip_layers
 
-    mixed = str(small_mixture.make(tmp_path, 6, layers=some, step=Step(2, 100)))
+    mixed = str(small_mixture.make(tmp_path, 6, layers=partial_layers, step=Step(2, 100)))
     fingerprints = folder.fingerprints(model)
-    found, plain = Stream(mixed, form="latents", model=fingerprints), Stream(mixed)
-    told = set()
-    for step, other in zip(islice(found, STEPS), plain, strict=False):
-        for batch, seen in zip(step, other, strict=True):
+    latents, pixels = Stream(mixed, form="latents", model=fingerprints), Stream(mixed)
+    forms = set()
+    for step, pixel_step in zip(islice(latents, STEPS), pixels, strict=False):
+        for batch, pixel_batch in zip(step, pixel_step, strict=True):
             numbers = {number for number in range(6) if identity(f"s{number}") in batch.keys}
             lacking = batch.bucket.task in ("inpaint", "extension") or {1, 3, 5} & numbers
             assert batch.form == ("pixels" if lacking else "latents")
-            told.add(batch.form)
+            forms.add(batch.form)
             if lacking:
-                assert {name: one.tobytes() for name, one in batch.arrays.items()} == {
-                    name: one.tobytes() for name, one in seen.arrays.items()
+                assert {name: array.tobytes() for name, array in batch.arrays.items()} == {
+                    name: array.tobytes() for name, array in pixel_batch.arrays.items()
                 }
-    assert told == {"pixels", "latents"}
-    assert any("--with masked_latents" in why for why in found.unfit)
-    assert any("--with latents" in why for why in found.unfit)
-    assert any("other captions" in why for why in found.unfit)
-    assert len(caplog.records) == len(found.unfit)
+    assert forms == {"pixels", "latents"}
+    assert any("--with masked_latents" in reason for reason in latents.unfit)
+    assert any("--with latents" in reason for reason in latents.unfit)
+    assert any("other captions" in reason for reason in latents.unfit)
+    assert len(caplog.records) == len(latents.unfit)
 
-    other = Stream(mixed, form="latents", model=fingerprints | {"vae": "0" * 64})
-    assert {batch.form for step in islice(other, STEPS) for batch in step} == {"pixels"}
-    assert any("made by another vae" in why for why in other.unfit)
+    mismatched = Stream(mixed, form="latents", model=fingerprints | {"vae": "0" * 64})
+    assert {batch.form for step in islice(mismatched, STEPS) for batch in step} == {"pixels"}
+    assert any("made by another vae" in reason for reason in mismatched.unfit)
     with pytest.raises(UsageError, match="latents must be of your model"):
         Stream(mixed, form="latents")

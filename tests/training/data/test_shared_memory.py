@@ -1,5 +1,4 @@
-"""Arrays from process to process: what is sent arrives, memory is used again, and only when nobody holds it any
-more."""
+"""Arrays between processes: they arrive unchanged, and memory is reused only when it is no longer held."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from training.data.shared_memory import Receiver, Sender, hear, tell
+from training.data.shared_memory import Receiver, Sender, receive_message, send_message
 
 KINDS = st.sampled_from(["u1", "?", "<f4", "<i8", "<u2"])
 ARRAYS = KINDS.flatmap(lambda kind: arrays_of.arrays(np.dtype(kind), arrays_of.array_shapes(min_dims=0, min_side=0)))
@@ -29,13 +28,13 @@ class Pair:
         self.sender, self.receiver, self.sockets = Sender(ours), Receiver(theirs), (ours, theirs)
 
     def pass_on(self, header: Any, arrays: list[Any]) -> Any:
-        self.sender.free(self.receiver.released())
+        self.sender.free(self.receiver.take_released())
         self.sender.send(header, arrays)
         return self.receiver.receive()
 
 
 def memory_files() -> int:
-    """How many anonymous files in memory this process has mapped, at one or both ends."""
+    """The number of memory files this process has mapped, at one or both ends."""
     with Path("/proc/self/maps").open() as maps:
         return len({line.split()[4] for line in maps if "memfd:vdot" in line})
 
@@ -51,36 +50,36 @@ def test_what_is_sent_arrives_and_stays_as_it_was_while_it_is_held(parcels: list
         if number % 2:
             held[number // 2] = []
     for parcel, arrays in zip(parcels, held, strict=True):
-        for one, other in zip(parcel, arrays, strict=False):
-            assert (one.dtype, one.shape) == (other.dtype, other.shape)
-            np.testing.assert_array_equal(one, other)
+        for sent, received in zip(parcel, arrays, strict=False):
+            assert (sent.dtype, sent.shape) == (received.dtype, received.shape)
+            np.testing.assert_array_equal(sent, received)
 
 
 def test_transposed_and_repeated_arrays_arrive_too() -> None:
     clip = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     sent = [np.moveaxis(clip, 0, -1), np.broadcast_to(clip[0], (5, 3, 4)), clip[::-1, ::2]]
     _, arrays = Pair().pass_on(None, sent)
-    for one, other in zip(sent, arrays, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for source, received in zip(sent, arrays, strict=True):
+        np.testing.assert_array_equal(source, received)
 
 
 def test_memory_is_used_again_and_given_back() -> None:
     gc.collect()
     before, pair = memory_files(), Pair()
-    kept = None
+    view = None
     for number in range(200):
         size = 100_000 + 1000 * (number % 7)
         _, (array,) = pair.pass_on(None, [np.full(size, number, np.uint8)])
         if number == 50:
-            kept = array[10:20]
+            view = array[10:20]
     assert memory_files() - before <= 20
-    assert kept is not None
-    assert set(kept.tolist()) == {50}
-    # Parcels that are larger than any before take the place of smaller ones.
+    assert view is not None
+    assert set(view.tolist()) == {50}
+    # Larger parcels than before replace smaller ones.
     for number in range(20):
         _, (array,) = pair.pass_on(None, [np.full(40 * 10**6 + 10**6 * number, number, np.uint8)])
     assert memory_files() - before <= 8
-    del pair, array, kept
+    del pair, array, view
     gc.collect()
     assert memory_files() == before
 
@@ -91,15 +90,15 @@ def test_a_sender_that_is_gone_is_noticed() -> None:
     with pytest.raises(EOFError):
         pair.receiver.receive()
     with pytest.raises(EOFError):
-        hear(pair.sockets[1])
+        receive_message(pair.sockets[1])
 
 
 def test_long_messages_go_through() -> None:
     ours, theirs = socket.socketpair()
     message = ["x" * 1000] * 2000
-    thread = threading.Thread(target=tell, args=(ours, message))
+    thread = threading.Thread(target=send_message, args=(ours, message))
     thread.start()
-    assert hear(theirs) == message
+    assert receive_message(theirs) == message
     thread.join()
 
 

@@ -1,4 +1,4 @@
-"""Workers and trainers that are killed, interrupted or forked: the order stays, and nothing is left behind."""
+"""Workers and trainers that are killed, interrupted or forked: the order is unchanged, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ def workers_of(process: int) -> list[psutil.Process]:
 
 
 def ready_worker(stream: Stream, killed: set[int]) -> Any:
-    """A worker's process that has begun; what two died at is let alone, as the third death would be the end of it."""
-    pool = stream._crew
+    """A worker's process that has started, except where two died: a third death would end the run."""
+    pool = stream._worker_pool
     assert pool is not None
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
-        pool.look()
+        pool.collect()
         for worker in pool._workers:
-            if worker.ready and worker.process.pid not in killed and all(pool._deaths[t] < 2 for t in worker.tickets):
+            deaths = [pool._deaths[ticket] for ticket in worker.tickets]
+            if worker.ready and worker.process.pid not in killed and max(deaths, default=0) < 2:
                 return worker.process
         time.sleep(0.01)
-    raise AssertionError("no worker began")
+    raise AssertionError("no worker started")
 
 
-def test_workers_may_be_killed(mixed: Path, calm: list[tuple[Any, ...]]) -> None:
-    stream = Stream(str(mixed), workers=2)
-    found, killed = [], set()
+def test_workers_may_be_killed(shared_mixture: Path, reference_batches: list[tuple[Any, ...]]) -> None:
+    stream = Stream(str(shared_mixture), workers=2)
+    batches, killed = [], set()
     for step in islice(stream, STEPS):
         for batch in step:
-            found.append(seen(batch))
-            if len(found) % 5 == 0:
+            batches.append(seen(batch))
+            if len(batches) % 5 == 0:
                 process = ready_worker(stream, killed)
                 process.kill()
                 process.wait()
                 killed.add(process.pid)
-    assert found == calm
+    assert batches == reference_batches
     assert len(killed) >= 4
     stream.close()
     assert not workers_of(os.getpid())
@@ -64,7 +65,7 @@ def mapped(process: int) -> set[str]:
     """Every file that a process has open or mapped, as Linux names it."""
     opened = []
     for link in Path(f"/proc/{process}/fd").iterdir():
-        # Closed since it was listed.
+        # Closed after it was listed.
         with suppress(FileNotFoundError):
             opened.append(str(link.readlink()))
     lines = Path(f"/proc/{process}/maps").read_text().splitlines()
@@ -84,10 +85,10 @@ for step in stream:
 
 
 def test_a_killed_job_leaves_nothing_and_goes_on_in_the_same_order(
-    mixed: Path, calm: list[tuple[Any, ...]], tmp_path: Path
+    shared_mixture: Path, reference_batches: list[tuple[Any, ...]], tmp_path: Path
 ) -> None:
     def start(state: Any) -> subprocess.Popen[str]:
-        arguments = [sys.executable, "-c", PROGRAM, str(mixed), json.dumps(state)]
+        arguments = [sys.executable, "-c", PROGRAM, str(shared_mixture), json.dumps(state)]
         environment = {**os.environ, "TMPDIR": str(tmp_path)}
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
 
@@ -99,41 +100,47 @@ def test_a_killed_job_leaves_nothing_and_goes_on_in_the_same_order(
     first = lines(job, 14)
     workers = workers_of(job.pid)
     assert len(workers) == 2
-    # All that they share is memory with no name in any folder, so there is nothing that could be left.
+    # They share only anonymous memory, so nothing can be left behind.
     held: set[str] = set()
     deadline = time.monotonic() + 60
     while not any("memfd" in path for path in held) and time.monotonic() < deadline:
-        held = {path for process in (job.pid, *(one.pid for one in workers)) for path in mapped(process)}
+        held = {path for process in (job.pid, *(worker.pid for worker in workers)) for path in mapped(process)}
     assert any("memfd" in path for path in held)
     assert not [path for path in held if "/shm/" in path]
     job.send_signal(signal.SIGKILL)
     assert remaining(workers) == []
     job.wait()
     assert not list(tmp_path.rglob("*"))
-    again = start({"mixture": Stream(str(mixed)).mixture.hash, "split": "train", "position": 12})
-    second = lines(again, 12)
-    again.kill()
-    again.wait()
-    assert [(int(position), key) for position, key, _ in first] == [(one[0], one[2][0]) for one in calm[:14]]
-    assert [(int(position), key) for position, key, _ in second] == [(one[0], one[2][0]) for one in calm[12:24]]
+    resumed = start({"mixture": Stream(str(shared_mixture)).mixture.hash, "split": "train", "position": 12})
+    second = lines(resumed, 12)
+    resumed.kill()
+    resumed.wait()
+    assert [(int(position), key) for position, key, _ in first] == [
+        (batch[0], batch[2][0]) for batch in reference_batches[:14]
+    ]
+    assert [(int(position), key) for position, key, _ in second] == [
+        (batch[0], batch[2][0]) for batch in reference_batches[12:24]
+    ]
     assert second[:2] == first[12:]
 
 
-def test_ctrl_c_ends_the_workers_with_the_job(mixed: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", PROGRAM, str(mixed), "null"]
+def test_ctrl_c_ends_the_workers_with_the_job(shared_mixture: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", PROGRAM, str(shared_mixture), "null"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     job = subprocess.Popen(arguments, text=True, start_new_session=True, cwd=tmp_path, **pipes)
     assert job.stdout is not None
     [*islice(job.stdout, 12)]
     workers = workers_of(job.pid)
     os.killpg(job.pid, signal.SIGINT)
-    _, said = job.communicate(timeout=PATIENCE_S)
-    assert said.count("Traceback") == 1
+    _, stderr = job.communicate(timeout=PATIENCE_S)
+    assert stderr.count("Traceback") == 1
     assert remaining(workers) == []
 
 
-def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # A module that stands before ours on the workers' path, and whose decoder crashes at one clip.
+def test_a_clip_at_which_workers_die_is_named(
+    private_mixture: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A module that shadows ours on the workers' path, and whose decoder crashes at one clip.
     original, shadow = Path(clip_decode.__file__), tmp_path / "shadow"
     shutil.copytree(original.parents[1], shadow / "pipeline")
     crash = "    if shape == (9, 48, 64):\n        import os\n\n        os.abort()\n"
@@ -141,7 +148,7 @@ def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.Mon
         original.read_text().replace("    clip = np.empty((3", crash + "    clip = np.empty((3", 1)
     )
     monkeypatch.syspath_prepend(str(shadow))
-    stream = Stream(str(own), workers=1)
+    stream = Stream(str(private_mixture), workers=1)
     deadline = time.monotonic() + 60
     with pytest.raises(RunError, match=r"3 workers died .*status -6.*at the same clips: [0-9a-f]{32} \(shards/"):
         while time.monotonic() < deadline:
@@ -151,8 +158,8 @@ def test_a_clip_at_which_workers_die_is_named(own: Path, monkeypatch: pytest.Mon
     stream.close()
 
 
-def test_a_stream_is_used_where_it_was_made(mixed: Path) -> None:
-    stream = Stream(str(mixed))
+def test_a_stream_is_used_where_it_was_made(shared_mixture: Path) -> None:
+    stream = Stream(str(shared_mixture))
     with (
         multiprocessing.get_context("fork").Pool(1) as pool,
         pytest.raises(UsageError, match="made in another process"),
@@ -171,23 +178,23 @@ from training.data.stream import Stream
 stream = Stream(sys.argv[1], workers=1)
 for step in stream:
     list(step)
-    if any(one.ready for one in stream._crew._workers):
+    if any(worker.ready for worker in stream._worker_pool._workers):
         break
 child = os.fork()
 if not child:
-    # Whatever a fork does with its copy is no concern of the workers.
+    # The workers must not depend on what a fork does with its copy.
     del step, stream
     time.sleep(600)
     os._exit(0)
 print(child, flush=True)
-# The workers are looked at before they may end.
+# The test inspects the workers before they may end.
 sys.stdin.readline()
 [list(step) for _, step in zip(range(3), stream)]
 """
 
 
-def test_a_fork_of_the_trainer_holds_nothing_up(mixed: Path) -> None:
-    arguments = [sys.executable, "-c", FORKING, str(mixed)]
+def test_a_fork_of_the_trainer_holds_nothing_up(shared_mixture: Path) -> None:
+    arguments = [sys.executable, "-c", FORKING, str(shared_mixture)]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(arguments, text=True, **pipes) as job:
         assert job.stdin is not None

@@ -1,4 +1,4 @@
-"""`pip install 'vdot-data[train]'` is all that a trainer needs: nothing of what ingest and curation stand on."""
+"""A trainer needs only `pip install 'vdot-data[train]'`, without the dependencies of ingest and curation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tiny_run import DISTILL, TEACH
 
 ABSENT = ("cv2", "duckdb", "ray", "onnxruntime")
 
-# Python runs a module of this name before anything else, in the loader's worker processes too. A name that stands for
-# None in `sys.modules` is one that cannot be imported, and that nobody who asks first finds.
+# Python runs a module of this name first, in the loader's worker processes too. A name that maps to None in
+# `sys.modules` cannot be imported, and `find_spec` does not find it.
 BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
 
 IMPORTS = """
@@ -33,7 +33,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Any:
-    """Runs a program in a Python that lacks those packages."""
+    """A function that runs a program in a Python without those packages."""
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/sitecustomize.py").write_text(BLOCKED)
     path = [str(tmp_path / "bare"), str(Path(__file__).parents[3])]
@@ -51,8 +51,8 @@ def python(tmp_path: Path) -> Any:
 
 
 def test_every_module_of_the_trainers_is_imported(python: Any) -> None:
-    done = python(IMPORTS)
-    assert done.returncode == 0, done.stderr[-3000:]
+    result = python(IMPORTS)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.mark.long
@@ -71,7 +71,7 @@ def test_every_command_of_a_trainer_runs(python: Any, config: Any, tmp_path: Pat
         export {student} --lora --out {tmp_path}/adapters
         convert {tmp_path}/adapters/pytorch_lora_weights.safetensors --out {tmp_path}/original.safetensors
     """
-    done = python(COMMANDS, "\n".join(line for line in commands.splitlines() if line.strip()))
-    assert done.returncode == 0, done.stderr[-3000:]
+    result = python(COMMANDS, "\n".join(line for line in commands.splitlines() if line.strip()))
+    assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "original.safetensors").is_file()
     assert (tmp_path / "again.mp4").is_file()

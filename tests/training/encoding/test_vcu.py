@@ -1,4 +1,4 @@
-"""A context is what diffusers' pipeline hands its transformer for the same condition, but for what VACE does otherwise.
+"""A context equals what diffusers' pipeline passes to its transformer, except where VACE differs.
 
 diffusers 0.42 differs from VACE in two things, and we follow VACE: it puts the references in reverse order, and it
 resizes a reference whose sides are not multiples of 8 by Lanczos first. It takes one clip at a time; we take a batch.
@@ -40,7 +40,7 @@ from training.encoding.vcu import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SHAPE = LENGTH, HEIGHT, WIDTH = (17, 32, 48)
-# Float32 all along; halves that are swapped or a mask that is turned round are off by 0.1 and more.
+# All in float32; swapped halves or an inverted mask would be off by 0.1 or more.
 CLOSE = {"rtol": 0.0, "atol": 2e-5}
 
 
@@ -78,19 +78,25 @@ TASKS: dict[str, tuple[Any, ...]] = {
 }
 
 
-def made(task: str, seed: int = 0) -> Condition:
-    parts, given = task.split(" ")[0].split("+"), TASKS[task]
-    return build_condition(parts, FRAMES, TRACKS, given, make_generator(seed, 0, "clip", task))
+def make_condition(task: str, seed: int = 0) -> Condition:
+    parts, references = task.split(" ")[0].split("+"), TASKS[task]
+    return build_condition(parts, FRAMES, TRACKS, references, make_generator(seed, 0, "clip", task))
 
 
 def tensors(*conditions: Condition) -> tuple[Tensor | None, Tensor | None, list[list[Tensor]]]:
     """The video, mask and references of a batch, as `context` takes them."""
     video = mask = None
     if conditions[0].video is not None:
-        video = torch.stack([torch.from_numpy(one.video.copy()).permute(3, 0, 1, 2) for one in conditions])
+        video = torch.stack(
+            [torch.from_numpy(task_condition.video.copy()).permute(3, 0, 1, 2) for task_condition in conditions]
+        )
     if conditions[0].mask is not None:
-        mask = torch.stack([torch.from_numpy(one.mask)[None] for one in conditions])
-    return video, mask, [[torch.from_numpy(picture) for picture in one.references] for one in conditions]
+        mask = torch.stack([torch.from_numpy(task_condition.mask)[None] for task_condition in conditions])
+    return (
+        video,
+        mask,
+        [[torch.from_numpy(picture) for picture in task_condition.references] for task_condition in conditions],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +104,7 @@ def pipeline() -> Any:
     """diffusers' pipeline, tiny, with random weights. A fixture, so that only this file pays for the import."""
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    made = diffusers.WanVACEPipeline(
+    pipeline = diffusers.WanVACEPipeline(
         tokenizer=None,
         text_encoder=None,
         vae=diffusers.AutoencoderKLWan(
@@ -115,8 +121,8 @@ def pipeline() -> Any:
         ).eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
     )
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @pytest.fixture(scope="module")
@@ -124,20 +130,22 @@ def encode(pipeline: Any) -> Encode:
     return encoder(pipeline.vae)
 
 
-def received(pipeline: Any, given: Condition, output: str = "latent") -> tuple[Tensor, Tensor, Any]:
-    """What the transformer is called with for a condition, context and noise, and what the pipeline returns.
+def run_pipeline(pipeline: Any, task_condition: Condition, output: str = "latent") -> tuple[Tensor, Tensor, Any]:
+    """The context and noise that the transformer gets for a condition, and the pipeline's result.
 
-    Frames are PIL pictures of the very size, which diffusers copies without loss; a mask is one of black and white.
+    Frames are PIL pictures of the exact size, which diffusers copies without loss; a mask is black and white.
     """
     image = pytest.importorskip("PIL.Image")
-    seen: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
     hook = pipeline.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+        lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
     )
     result = pipeline(
-        video=None if given.video is None else [image.fromarray(frame) for frame in given.video],
-        mask=None if given.mask is None else [image.fromarray(np.uint8(255) * one) for one in given.mask],
-        reference_images=[image.fromarray(picture) for picture in given.references] or None,
+        video=None if task_condition.video is None else [image.fromarray(frame) for frame in task_condition.video],
+        mask=None
+        if task_condition.mask is None
+        else [image.fromarray(np.uint8(255) * mask) for mask in task_condition.mask],
+        reference_images=[image.fromarray(picture) for picture in task_condition.references] or None,
         prompt_embeds=torch.ones(1, 4, 32),
         height=HEIGHT,
         width=WIDTH,
@@ -148,34 +156,34 @@ def received(pipeline: Any, given: Condition, output: str = "latent") -> tuple[T
         output_type=output,
     )
     hook.remove()
-    (call,) = seen
+    (call,) = calls
     return call["control_hidden_states"], call["hidden_states"], result.frames
 
 
-def turned(given: Condition) -> Condition:
-    """With the references in reverse order, which diffusers reverses again."""
-    return Condition(given.video, given.mask, given.references[::-1])
+def reverse_references(task_condition: Condition) -> Condition:
+    """The condition with its references reversed, which diffusers reverses again."""
+    return Condition(task_condition.video, task_condition.mask, task_condition.references[::-1])
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_context_is_what_the_transformer_of_diffusers_receives(task: str, pipeline: Any, encode: Encode) -> None:
-    given = made(task)
-    theirs, _, _ = received(pipeline, turned(given))
-    ours = context(encode, *tensors(given), SHAPE)
-    assert ours.shape == theirs.shape == (1, 96, len(given.references) + 5, 4, 6)
+    task_condition = make_condition(task)
+    theirs, _, _ = run_pipeline(pipeline, reverse_references(task_condition))
+    ours = context(encode, *tensors(task_condition), SHAPE)
+    assert ours.shape == theirs.shape == (1, 96, len(task_condition.references) + 5, 4, 6)
     torch.testing.assert_close(ours, theirs, **CLOSE)
-    # The 64 channels of the mask, and the zeros of the references, are the very same.
+    # The 64 channels of the mask, and the zeros of the references, are identical.
     assert torch.equal(ours[:, 32:], theirs[:, 32:])
-    assert torch.equal(ours[:, 16:, : len(given.references)], theirs[:, 16:, : len(given.references)])
+    assert torch.equal(ours[:, 16:, : len(task_condition.references)], theirs[:, 16:, : len(task_condition.references)])
 
 
 def test_references_keep_their_order_as_in_vace(pipeline: Any, encode: Encode) -> None:
     """VACE puts `[*ref_latent, latent]` one after the other (`vace_encode_frames`); diffusers' `prepare_video_latents`
-    puts each in front of what it has so far, and so the last comes first."""
-    given = made("reference of three")
-    ours = context(encode, *tensors(given), SHAPE)
-    theirs, _, _ = received(pipeline, given)
-    for place, picture in enumerate(given.references):
+    prepends each one, so the last comes first."""
+    task_condition = make_condition("reference of three")
+    ours = context(encode, *tensors(task_condition), SHAPE)
+    theirs, _, _ = run_pipeline(pipeline, task_condition)
+    for place, picture in enumerate(task_condition.references):
         alone = encode(fitted(torch.from_numpy(picture), HEIGHT, WIDTH)[None, :, None])[0, :, 0]
         torch.testing.assert_close(ours[0, :16, place], alone, **CLOSE)
         torch.testing.assert_close(theirs[0, :16, 2 - place], alone, **CLOSE)
@@ -183,71 +191,71 @@ def test_references_keep_their_order_as_in_vace(pipeline: Any, encode: Encode) -
 
 
 def test_a_reference_of_odd_sides_is_resized_once_as_in_vace(pipeline: Any, encode: Encode) -> None:
-    """diffusers' `preprocess_conditions` hands a reference to `VideoProcessor.preprocess`, which makes its sides
+    """diffusers' `preprocess_conditions` passes a reference to `VideoProcessor.preprocess`, which makes its sides
     multiples of 8 by Lanczos; VACE's `prepare_source` does not."""
     picture = noise(8, 37, 53)
-    given = Condition(None, None, (picture,))
+    task_condition = Condition(None, None, (picture,))
     scale = min(HEIGHT / 37, WIDTH / 53)
-    # As VACE has it: int(37 x 32 / 37) x int(53 x 32 / 37), in the middle of 32 x 48.
+    # As in VACE: int(37 x 32 / 37) x int(53 x 32 / 37), in the middle of 32 x 48.
     small = functional.interpolate(
         torch.from_numpy(picture).permute(2, 0, 1)[None] / 127.5 - 1, (32, int(53 * scale)), mode="bilinear"
     )
     canvas = torch.ones(1, 3, 1, HEIGHT, WIDTH)
     canvas[:, :, 0, :, 1:46] = small
-    ours = context(encode, *tensors(given), SHAPE)[:, :16, :1]
+    ours = context(encode, *tensors(task_condition), SHAPE)[:, :16, :1]
     torch.testing.assert_close(ours, encode(canvas), **CLOSE)
-    assert (ours - received(pipeline, given)[0][:, :16, :1]).abs().max() > 1e-3
+    assert (ours - run_pipeline(pipeline, task_condition)[0][:, :16, :1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("task", ["text", "pose", "inpaint", "reference of two", "reference+inpaint"])
 def test_a_batch_is_its_clips_one_by_one(task: str, encode: Encode) -> None:
-    one, other = made(task, seed=0), made(task, seed=1)
-    video = None if other.video is None else other.video[:, ::-1].copy()
-    other = Condition(video, other.mask, (SMALL, TALL)[: len(one.references)])
-    both = context(encode, *tensors(one, other), SHAPE)
-    torch.testing.assert_close(both[:1], context(encode, *tensors(one), SHAPE), **CLOSE)
-    torch.testing.assert_close(both[1:], context(encode, *tensors(other), SHAPE), **CLOSE)
+    first, second = make_condition(task, seed=0), make_condition(task, seed=1)
+    video = None if second.video is None else second.video[:, ::-1].copy()
+    second = Condition(video, second.mask, (SMALL, TALL)[: len(first.references)])
+    batch = context(encode, *tensors(first, second), SHAPE)
+    torch.testing.assert_close(batch[:1], context(encode, *tensors(first), SHAPE), **CLOSE)
+    torch.testing.assert_close(batch[1:], context(encode, *tensors(second), SHAPE), **CLOSE)
     if task != "text":
-        assert (both[0] - both[1]).abs().max() > 0.01
+        assert (batch[0] - batch[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("references", [0, 1, 2])
 def test_noise_is_longer_by_the_references_and_the_result_is_not(references: int, pipeline: Any) -> None:
-    given = Condition(None, None, (TALL, WIDE)[:references])
-    _, start, sampled = received(pipeline, given)
+    task_condition = Condition(None, None, (TALL, WIDE)[:references])
+    _, start, sampled = run_pipeline(pipeline, task_condition)
     assert tuple(start.shape) == tuple(sampled.shape) == latent_shape(SHAPE, 1, references)
-    _, _, shown = received(pipeline, given, output="pt")
+    _, _, video = run_pipeline(pipeline, task_condition, output="pt")
     vae = pipeline.vae
     mean, std = (torch.tensor(part).view(1, -1, 1, 1, 1) for part in (vae.config.latents_mean, vae.config.latents_std))
     with torch.no_grad():
         decoded = vae.decode(trim(sampled, references) * std + mean).sample
     assert decoded.shape[2] == LENGTH
-    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2), shown, **CLOSE)
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1).transpose(1, 2), video, **CLOSE)
 
 
 def test_an_encoder_keeps_the_dtype_of_its_autoencoder_and_no_gradient(pipeline: Any) -> None:
     vae = copy.deepcopy(pipeline.vae).to(torch.bfloat16)
-    made_of = context(encoder(vae), *tensors(made("reference+inpaint")), SHAPE)
-    assert made_of.dtype == torch.bfloat16
-    assert not made_of.requires_grad
-    whole = context(encoder(pipeline.vae), *tensors(made("reference+inpaint")), SHAPE)
-    assert not whole.requires_grad
+    low_precision = context(encoder(vae), *tensors(make_condition("reference+inpaint")), SHAPE)
+    assert low_precision.dtype == torch.bfloat16
+    assert not low_precision.requires_grad
+    float32_context = context(encoder(pipeline.vae), *tensors(make_condition("reference+inpaint")), SHAPE)
+    assert not float32_context.requires_grad
     # Three significant digits, of numbers up to 3.
-    torch.testing.assert_close(made_of.float(), whole, rtol=0.02, atol=0.05)
+    torch.testing.assert_close(low_precision.float(), float32_context, rtol=0.02, atol=0.05)
 
 
 def test_clips_may_be_encoded_one_by_one(pipeline: Any, encode: Encode) -> None:
-    given = tensors(made("reference+inpaint", 0), made("reference+inpaint", 1))
+    batch = tensors(make_condition("reference+inpaint", 0), make_condition("reference+inpaint", 1))
     vae = copy.deepcopy(pipeline.vae)
     vae.enable_slicing()
-    torch.testing.assert_close(context(encoder(vae), *given, SHAPE), context(encode, *given, SHAPE), **CLOSE)
+    torch.testing.assert_close(context(encoder(vae), *batch, SHAPE), context(encode, *batch, SHAPE), **CLOSE)
 
 
-# From here on without diffusers.
+# The following tests do not need diffusers.
 
 
-def averages(clips: Tensor) -> Tensor:
-    """An `Encode` whose latents can be foretold: the mean colour of each square of every fourth frame."""
+def average_squares(clips: Tensor) -> Tensor:
+    """An `Encode` with predictable latents: the mean colour of each square of every fourth frame."""
     squares = functional.avg_pool3d(clips[:, :, ::4], (1, 8, 8))
     return squares.repeat(1, 6, 1, 1, 1)[:, :16]
 
@@ -256,9 +264,9 @@ def averages(clips: Tensor) -> Tensor:
 def test_white_is_made_and_black_is_kept(white: bool) -> None:
     video = torch.full((1, 3, *SHAPE), 255, dtype=torch.uint8)
     mask = torch.full((1, 1, *SHAPE), white)
-    kept, changed, squares = context(averages, video, mask, [[]], SHAPE).split([16, 16, 64], dim=1)
-    assert (kept == (0 if white else 1)).all()
-    assert (changed == (1 if white else 0)).all()
+    inactive, reactive, squares = context(average_squares, video, mask, [[]], SHAPE).split([16, 16, 64], dim=1)
+    assert (inactive == (0 if white else 1)).all()
+    assert (reactive == (1 if white else 0)).all()
     assert (squares == white).all()
 
 
@@ -268,7 +276,7 @@ def test_a_mask_in_time_is_torchs_nearest_exact(length: int) -> None:
     shape = (length, 16, 16)
     mask = torch.rand(2, 1, *shape, generator=torch.Generator().manual_seed(length)) > 0.5
     video = torch.zeros(2, 3, *shape, dtype=torch.uint8)
-    ours = context(averages, video, mask, [[], []], shape)[:, 32:]
+    ours = context(average_squares, video, mask, [[], []], shape)[:, 32:]
     # [VACE: vace_encode_masks]
     squares = mask[:, 0].float().view(2, length, 2, 8, 2, 8).permute(0, 3, 5, 1, 2, 4).reshape(2, 64, length, 2, 2)
     assert torch.equal(ours, functional.interpolate(squares, ((length + 3) // 4, 2, 2), mode="nearest-exact"))
@@ -280,7 +288,7 @@ def test_a_mask_in_time_is_torchs_nearest_exact(length: int) -> None:
 def test_a_channel_of_the_mask_is_a_place_in_the_square() -> None:
     mask = torch.rand(1, 1, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) > 0.5
     video = torch.zeros(1, 3, 1, HEIGHT, WIDTH, dtype=torch.uint8)
-    squares = context(averages, video, mask, [[]], (1, HEIGHT, WIDTH))[0, 32:, 0]
+    squares = context(average_squares, video, mask, [[]], (1, HEIGHT, WIDTH))[0, 32:, 0]
     for row in range(HEIGHT):
         for column in range(WIDTH):
             assert squares[8 * (row % 8) + column % 8, row // 8, column // 8] == mask[0, 0, 0, row, column]
@@ -295,7 +303,7 @@ def test_a_channel_of_the_mask_is_a_place_in_the_square() -> None:
         (8, 72, (13, 18), (0, 48)),
         # 49 x (32 / 49) is a little less than 32, and VACE rounds down.
         (49, 49, (0, 31), (8, 39)),
-        # A line of a pixel, not of none.
+        # One pixel high, not zero.
         (1, 1000, (15, 16), (0, 48)),
     ],
 )
@@ -310,7 +318,7 @@ def test_a_reference_stands_in_the_middle_of_white(
 
 def test_a_reference_is_resized_linearly_without_antialiasing() -> None:
     picture = torch.from_numpy(noise(9, 4 * HEIGHT, 4 * WIDTH))
-    # A pixel of the canvas lies between the two in the middle of the four that it stands for.
+    # A canvas pixel is sampled between the middle two of the four that it covers.
     four = pixels(picture).permute(2, 0, 1).reshape(3, HEIGHT, 4, WIDTH, 4)
     torch.testing.assert_close(fitted(picture, HEIGHT, WIDTH), four[:, :, 1:3, :, 1:3].mean((2, 4)), **CLOSE)
     exact = torch.from_numpy(noise(9, HEIGHT, WIDTH))
@@ -326,14 +334,14 @@ def test_pixels_go_from_minus_one_to_one() -> None:
     [("text", [1]), ("pose", [1, 3]), ("inpaint", [6]), ("reference of two", [1, 6]), ("reference+inpaint", [6, 3])],
 )
 def test_clips_take_one_call_and_references_another(task: str, calls: list[int]) -> None:
-    seen: list[int] = []
+    batch_sizes: list[int] = []
 
     def counting(clips: Tensor) -> Tensor:
-        seen.append(len(clips))
-        return averages(clips)
+        batch_sizes.append(len(clips))
+        return average_squares(clips)
 
-    context(counting, *tensors(*[made(task, seed) for seed in range(3)]), SHAPE)
-    assert seen == calls
+    context(counting, *tensors(*[make_condition(task, seed) for seed in range(3)]), SHAPE)
+    assert batch_sizes == calls
 
 
 VIDEO = torch.zeros(1, 3, *SHAPE, dtype=torch.uint8)
@@ -365,7 +373,7 @@ def test_what_does_not_fit_together_is_refused(
     video: Any, mask: Any, references: Sequence[Sequence[Tensor]], shape: Any, says: str
 ) -> None:
     with pytest.raises(ValueError, match=says):
-        context(averages, video, mask, references, shape)
+        context(average_squares, video, mask, references, shape)
 
 
 def test_a_latent_shape_is_refused_like_a_context() -> None:
@@ -383,26 +391,26 @@ def test_importing_it_needs_torch_alone() -> None:
 
 def test_a_batch_of_another_form_is_refused(tmp_path: Path) -> None:
     batch = next(iter(next(iter(Stream(small_mixture.make(tmp_path, 2, step=Step(1)))))))
-    with pytest.raises(ValueError, match=r"of pixels, not of latents: ask `batch.form`, and call `of_batch`"):
+    with pytest.raises(ValueError, match=r"of pixels, not of latents: check `batch.form`, and call `of_batch`"):
         of_latents(batch, torch.zeros(1, 16, 3, 6, 8))
     with pytest.raises(ValueError, match="of members, not of pixels"):
-        of_batch(averages, replace(batch, form="members"))
+        of_batch(average_squares, replace(batch, form="members"))
 
 
 @pytest.mark.parametrize("sides", [(48, 80), (96, 64), (32, 48), (20, 30)])
 def test_a_clip_at_another_size_covers_it_and_is_cut_in_the_middle(sides: tuple[int, int]) -> None:
-    drawn = torch.Generator().manual_seed(4)
-    shown = torch.randint(0, 256, (2, 3, *sides), generator=drawn, dtype=torch.uint8)
-    mask = torch.rand((2, 1, *sides), generator=drawn) > 0.5
+    generator = torch.Generator().manual_seed(4)
+    clip = torch.randint(0, 256, (2, 3, *sides), generator=generator, dtype=torch.uint8)
+    mask = torch.rand((2, 1, *sides), generator=generator) > 0.5
     scale = max(32 / sides[0], 48 / sides[1])
-    whole = max(32, round(sides[0] * scale)), max(48, round(sides[1] * scale))
-    top, left = (whole[0] - 32) // 2, (whole[1] - 48) // 2
-    wanted = functional.interpolate(shown.float(), whole, mode="bilinear", antialias=True)
-    found = covered(shown, (32, 48))
-    assert found.dtype == torch.uint8
-    assert found.shape == (2, 3, 32, 48)
-    assert (found - wanted[:, :, top : top + 32, left : left + 48]).abs().max() <= 1.5
-    of_mask = covered(mask, (32, 48), mask=True)
-    nearest = functional.interpolate(mask.float(), whole, mode="nearest-exact")
-    assert of_mask.dtype == torch.bool
-    assert torch.equal(of_mask.float(), nearest[:, :, top : top + 32, left : left + 48])
+    scaled_sides = max(32, round(sides[0] * scale)), max(48, round(sides[1] * scale))
+    top, left = (scaled_sides[0] - 32) // 2, (scaled_sides[1] - 48) // 2
+    expected = functional.interpolate(clip.float(), scaled_sides, mode="bilinear", antialias=True)
+    actual = covered(clip, (32, 48))
+    assert actual.dtype == torch.uint8
+    assert actual.shape == (2, 3, 32, 48)
+    assert (actual - expected[:, :, top : top + 32, left : left + 48]).abs().max() <= 1.5
+    mask_actual = covered(mask, (32, 48), mask=True)
+    mask_expected = functional.interpolate(mask.float(), scaled_sides, mode="nearest-exact")
+    assert mask_actual.dtype == torch.bool
+    assert torch.equal(mask_actual.float(), mask_expected[:, :, top : top + 32, left : left + 48])

@@ -1,4 +1,4 @@
-"""What `vdot-train sample` sees of a video or a picture is what ingest sees, whatever shape it comes in."""
+"""`vdot-train sample` reads videos and pictures of any format exactly as ingest does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FPS, LENGTH = 16.0, 17
 TINT = np.array([1.0, 0.6, 0.4])
 
 
-def ingested(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def ingest_clip(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """The first clip that ingest makes of a file of one shot, before it is encoded."""
     length, height, width = shape
     source = probe_video(path, LIMIT)
@@ -43,7 +43,7 @@ def ingested(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Wild:
-    """A video of anybody's: how it is kept, how it is to be shown, and when its frames begin, in milliseconds."""
+    """An arbitrary video: its encoding, its display properties, and the start of its frames in milliseconds."""
 
     name: str
     codec: str
@@ -79,26 +79,26 @@ class Wild:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height as shown."""
+        """Width and height as displayed."""
         wide, high = round(160 * self.aspect), 96
         return (high, wide) if self.rotation in (90, 270) else (wide, high)
 
     def expected(self, early_ms: float = 1.0) -> list[int]:
-        """The number that each grid point shows, where it may show a frame that begins a little later."""
+        """The frame number at each grid point, which may be a frame that begins up to `early_ms` later."""
         begins = np.array(self.times) - self.times[0]
         return [
             int(np.searchsorted(begins, point * 1000 / FPS + early_ms, side="right")) - 1 for point in range(LENGTH)
         ]
 
     def stored(self, picture: np.ndarray) -> np.ndarray:
-        """A shown picture turned back to as it lies in the file."""
+        """A displayed picture rotated back to its orientation in the file."""
         if self.mirrored:
             picture = picture[:, ::-1]
         return np.rot90(picture, -self.rotation // 90)
 
 
-def centres(picture: np.ndarray) -> np.ndarray:
-    """The colours in the middle of the blocks of a numbered picture."""
+def block_centers(picture: np.ndarray) -> np.ndarray:
+    """The colours at the centers of the blocks of a numbered picture."""
     height, width = picture.shape[:2]
     rows = ((np.arange(2) + 0.5) * height / 2).astype(int)
     columns = ((np.arange(5) + 0.5) * width / 5).astype(int)
@@ -134,7 +134,7 @@ def wild(draw: Any) -> Wild:
         draw(st.sampled_from([0, 90, 180, 270])) if turns else 0,
         turns and draw(st.booleans()),
         draw(st.sampled_from([Fraction(1), Fraction(4, 3), Fraction(8, 9)])),
-        # AVI has no tags; 2 is none.
+        # AVI has no tags; 2 means unspecified.
         2 if name == "v.avi" else draw(st.sampled_from([1, 2, 6])),
         name != "v.avi" and draw(st.booleans()),
         tuple(times.tolist()),
@@ -144,22 +144,22 @@ def wild(draw: Any) -> Wild:
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(file=wild())
 def test_a_video_is_seen_as_ingest_sees_it(file: Wild, tmp_path: Path) -> None:
-    # Of a frame that begins exactly as much later as it may the last bit of a float decides.
+    # Excludes frames exactly at the limit, where float rounding decides.
     assume(file.expected(0.9) == file.expected(1.1))
     path = file.write(tmp_path)
     width, height = file.size
     frames = read_video(path, (LENGTH, height, width))
-    assert np.array_equal(frames, ingested(path, (LENGTH, height, width)))
+    assert np.array_equal(frames, ingest_clip(path, (LENGTH, height, width)))
     assert [number_of(file.stored(frame)) for frame in frames] == file.expected()
     for frame, number in zip(frames, file.expected(), strict=True):
-        assert np.abs(centres(file.stored(frame)) - centres(picture_of(number))).max() <= 12
+        assert np.abs(block_centers(file.stored(frame)) - block_centers(picture_of(number))).max() <= 12
 
 
 def test_an_upright_phones_video_stands_upright() -> None:
     case = CASES / "phone_rot90.mp4"
     shape = (17, 160, 96)
     frames = read_video(case, shape)
-    assert np.array_equal(frames, ingested(case, shape))
+    assert np.array_equal(frames, ingest_clip(case, shape))
     top = frames[:, :16].reshape(-1, 3).mean(axis=0)
     assert top[0] > 150
     assert max(top[1:]) < 60
@@ -174,7 +174,7 @@ def test_an_upright_phones_video_stands_upright() -> None:
 )  # fmt: skip
 def test_real_shapes_of_trouble_are_read_as_ingest_reads_them(name: str) -> None:
     shape = (33, 96, 160)
-    assert np.array_equal(read_video(CASES / name, shape), ingested(CASES / name, shape))
+    assert np.array_equal(read_video(CASES / name, shape), ingest_clip(CASES / name, shape))
 
 
 def test_what_is_transparent_is_black_in_a_video(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_is_transparent_is_black_in_a_video(tmp_path: Path) -> None:
 
 
 def test_only_as_much_is_decoded_as_is_seen(tmp_path: Path) -> None:
-    """A video whose end is missing is read up to there."""
+    """A video without its end can be read up to there."""
     source = write(tmp_path / "whole.mkv", map(numbered, range(200)))
     (tmp_path / "cut.mkv").write_bytes(source.read_bytes()[: source.stat().st_size // 2])
     frames = read_video(tmp_path / "cut.mkv", (17, 96, 160))
@@ -216,7 +216,7 @@ def test_more_frames_than_a_clip_can_have_is_one_sentence(tmp_path: Path) -> Non
         read_video(path, (40_001, 96, 160))
 
 
-def encoded(picture: Image.Image, layout: str, **options: Any) -> bytes:
+def encode_picture(picture: Image.Image, layout: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, layout, **options)
     return buffer.getvalue()
@@ -227,8 +227,8 @@ def colours(*, alpha: bool = False) -> Image.Image:
     return Image.fromarray(np.repeat(np.repeat(patches, 16, axis=0), 16, axis=1))
 
 
-def in_ingests_colours(data: bytes) -> np.ndarray:
-    """A picture by FFmpeg, as ingest shows frames, on white."""
+def decode_like_ingest(data: bytes) -> np.ndarray:
+    """A picture decoded by FFmpeg as in ingest, on white."""
     codec = {b"\x89PNG": "png", b"RIFF": "webp"}.get(data[:4], "mjpeg")
     (frame,) = av.CodecContext.create(codec, "r").decode(av.Packet(data))
     display = display_of(frame, 1.0, None)
@@ -241,33 +241,33 @@ JPEG = {"quality": 95, "subsampling": 0}
 @pytest.mark.parametrize(
     "data",
     [
-        encoded(colours(), "PNG"),
-        encoded(colours(alpha=True), "PNG"),
-        encoded(colours(alpha=True).quantize(64), "PNG"),
-        encoded(colours(alpha=True).convert("LA"), "PNG"),
-        encoded(colours().convert("1"), "PNG"),
-        encoded(colours().convert("I;16"), "PNG"),
-        encoded(colours(), "JPEG", **JPEG),
-        encoded(colours(), "JPEG", **JPEG, progressive=True),
-        encoded(colours().convert("L"), "JPEG", **JPEG),
-        encoded(colours().convert("CMYK"), "JPEG", **JPEG),
-        encoded(colours().resize((1600, 960), Image.Resampling.NEAREST), "JPEG", **JPEG),
-        encoded(colours().resize((1600, 960), Image.Resampling.NEAREST), "WEBP", quality=95),
-        encoded(colours(alpha=True), "WEBP", lossless=True, exact=True),
-        encoded(colours(alpha=True), "WEBP", quality=95),
+        encode_picture(colours(), "PNG"),
+        encode_picture(colours(alpha=True), "PNG"),
+        encode_picture(colours(alpha=True).quantize(64), "PNG"),
+        encode_picture(colours(alpha=True).convert("LA"), "PNG"),
+        encode_picture(colours().convert("1"), "PNG"),
+        encode_picture(colours().convert("I;16"), "PNG"),
+        encode_picture(colours(), "JPEG", **JPEG),
+        encode_picture(colours(), "JPEG", **JPEG, progressive=True),
+        encode_picture(colours().convert("L"), "JPEG", **JPEG),
+        encode_picture(colours().convert("CMYK"), "JPEG", **JPEG),
+        encode_picture(colours().resize((1600, 960), Image.Resampling.NEAREST), "JPEG", **JPEG),
+        encode_picture(colours().resize((1600, 960), Image.Resampling.NEAREST), "WEBP", quality=95),
+        encode_picture(colours(alpha=True), "WEBP", lossless=True, exact=True),
+        encode_picture(colours(alpha=True), "WEBP", quality=95),
     ],
     ids=map(str, range(14)),
 )
 def test_a_picture_has_the_colours_that_ingest_would_see(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(data)
-    actual, wanted = read_picture(tmp_path / "picture"), in_ingests_colours(data)
-    assert actual.shape == wanted.shape
-    # Of each patch its middle: readers differ in how they smooth the edges of subsampled colour.
+    actual, expected = read_picture(tmp_path / "picture"), decode_like_ingest(data)
+    assert actual.shape == expected.shape
+    # The center of each patch: readers differ in how they smooth the edges of subsampled colour.
     middle = (
         slice(actual.shape[0] // 12, None, actual.shape[0] // 6),
         slice(actual.shape[1] // 20, None, actual.shape[1] // 10),
     )
-    assert np.abs(actual[middle].astype(int) - wanted[middle]).max() <= 4
+    assert np.abs(actual[middle].astype(int) - expected[middle]).max() <= 4
 
 
 @pytest.mark.parametrize("layout", ["JPEG", "PNG", "WEBP"])
@@ -276,12 +276,12 @@ def test_a_cameras_picture_is_upright(layout: str, orientation: int, tmp_path: P
     upright = Image.fromarray(four_corners(64, 96))
     tag = Image.Exif()
     tag[0x0112] = orientation
-    # What turns it back as the tag says gives the upright one again.
+    # Storing the inverse orientation makes the tag restore the upright picture.
     inverse = {6: 8, 8: 6}.get(orientation, orientation)
     turning = Image.Exif()
     turning[0x0112] = inverse
-    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(upright, "PNG", exif=turning))))
-    (tmp_path / "picture").write_bytes(encoded(stored, layout, exif=tag))
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(encode_picture(upright, "PNG", exif=turning))))
+    (tmp_path / "picture").write_bytes(encode_picture(stored, layout, exif=tag))
     actual = read_picture(tmp_path / "picture")
     assert actual.shape == (96, 64, 3)
     assert np.abs(actual.astype(int) - four_corners(64, 96)).mean() < 6
@@ -292,7 +292,7 @@ def test_a_subject_on_transparency_stands_on_white(tmp_path: Path) -> None:
     cutout[..., :3] = np.random.default_rng(0).integers(0, 256, (96, 160, 3))
     cutout[32:64, 64:96] = (200, 100, 50, 255)
     for layout, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True})):
-        (tmp_path / "cutout").write_bytes(encoded(Image.fromarray(cutout), layout, **options))
+        (tmp_path / "cutout").write_bytes(encode_picture(Image.fromarray(cutout), layout, **options))
         actual = read_picture(tmp_path / "cutout")
         assert actual[:32].min() == actual[64:].min() == 255
         assert np.array_equal(actual[40, 80], (200, 100, 50))
@@ -300,8 +300,15 @@ def test_a_subject_on_transparency_stands_on_white(tmp_path: Path) -> None:
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
-    jpeg, png = encoded(colours(), "JPEG"), encoded(colours(), "PNG")
-    for data in (b"", b"no picture", jpeg[: len(jpeg) // 2], png[: len(png) // 2], png[:30], encoded(colours(), "GIF")):
+    jpeg, png = encode_picture(colours(), "JPEG"), encode_picture(colours(), "PNG")
+    for data in (
+        b"",
+        b"no picture",
+        jpeg[: len(jpeg) // 2],
+        png[: len(png) // 2],
+        png[:30],
+        encode_picture(colours(), "GIF"),
+    ):
         (tmp_path / "file.png").write_bytes(data)
         with pytest.raises(UsageError, match=r"file\.png cannot be read as a picture, PNG, JPEG or WebP"):
             read_picture(tmp_path / "file.png")

@@ -1,4 +1,4 @@
-"""Adapters as other programs load them: under diffusers' names, under those of the original release, rightly scaled."""
+"""Adapters as other programs load them: under diffusers' or the original names, correctly scaled."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What diffusers warns of from here on, whatever verbosity a trainer asked of it."""
+    """The warnings of diffusers from now on, whatever verbosity a trainer has set."""
     logger = logging.getLogger("diffusers")
     before = logger.level, logger.propagate
     logger.setLevel(logging.WARNING)
@@ -44,7 +44,7 @@ def complaints(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 
 def pipeline(folder: Path) -> Any:
-    """The pipeline of diffusers around a model's transformer; adapters need no more of it."""
+    """diffusers' pipeline with only a model's transformer, which is enough for adapters."""
     transformer = WanVACETransformer3DModel.from_pretrained(folder / "transformer")
     return WanVACEPipeline(None, None, None, FlowMatchEulerDiscreteScheduler(), transformer)
 
@@ -62,8 +62,8 @@ def velocity(transformer: Any) -> torch.Tensor:
         )[0]  # fmt: skip
 
 
-def adapted(folder: Path, **settings: Any) -> Any:
-    """A transformer with an adapter of random numbers."""
+def add_random_adapter(folder: Path, **settings: Any) -> Any:
+    """A transformer with a random adapter."""
     transformer = networks.load(folder, torch.float32)
     config = {"r": 4, "lora_alpha": 4, "target_modules": networks.LORA_TARGETS} | settings
     transformer.add_adapter(LoraConfig(**config), adapter_name="student")
@@ -74,7 +74,7 @@ def adapted(folder: Path, **settings: Any) -> Any:
     return transformer
 
 
-def saved(transformer: Any, folder: Path, metadata: bool = False) -> Path:
+def save_adapter(transformer: Any, folder: Path, metadata: bool = False) -> Path:
     """The adapter of a transformer as diffusers saves it."""
     settings = transformer.peft_config["student"].to_dict() if metadata else None
     layers = get_peft_model_state_dict(transformer, adapter_name="student")
@@ -84,14 +84,14 @@ def saved(transformer: Any, folder: Path, metadata: bool = False) -> Path:
     return folder / ADAPTERS
 
 
-def fused(transformer: Any) -> Tensors:
+def fuse_adapter(transformer: Any) -> Tensors:
     transformer.fuse_lora(adapter_names=["student"])
     transformer.unload_lora()
     return dict(transformer.state_dict())
 
 
-def applied(base: Tensors, adapters: Tensors) -> tuple[Tensors, int]:
-    """Original weights with what an original file adds, as ComfyUI's generic map reads it, and to how many layers."""
+def apply_adapters(base: Tensors, adapters: Tensors) -> tuple[Tensors, int]:
+    """Original weights plus an original adapter file, read like ComfyUI's generic map; and the number of its layers."""
     actual = dict(base)
     downs = [name for name in adapters if name.endswith(".lora_A.weight")]
     for name in downs:
@@ -102,9 +102,9 @@ def applied(base: Tensors, adapters: Tensors) -> tuple[Tensors, int]:
     return actual, len(downs)
 
 
-def close(actual: Tensors, wanted: Tensors) -> None:
-    assert actual.keys() == wanted.keys()
-    assert all(torch.allclose(actual[name], wanted[name], atol=1e-5) for name in wanted)
+def assert_close(actual: Tensors, expected: Tensors) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.allclose(actual[name], expected[name], atol=1e-5) for name in expected)
 
 
 def test_an_export_is_what_diffusers_and_comfyui_load(
@@ -123,29 +123,29 @@ def test_an_export_is_what_diffusers_and_comfyui_load(
     pipe.load_lora_weights(tmp_path / "adapters")
     assert complaints() == []
     layers = [name for name, module in pipe.transformer.named_modules() if hasattr(module, "lora_A")]
-    trained = networks.adapted(networks.load(model, torch.float32), 4, ("student",))
+    trained = networks.add_adapters(networks.load(model, torch.float32), 4, ("student",))
     assert len(layers) == sum(hasattr(module, "lora_A") for module in trained.modules()) == len(names) // 2 == 50
     fused_export = pipeline(tmp_path / "whole").transformer
-    wanted = velocity(fused_export)
-    assert torch.allclose(velocity(pipe.transformer), wanted, atol=1e-6)
-    assert (before - wanted).abs().max() > 1e-4
+    expected = velocity(fused_export)
+    assert torch.allclose(velocity(pipe.transformer), expected, atol=1e-6)
+    assert (before - expected).abs().max() > 1e-4
 
     conversion.convert([tmp_path / "adapters" / ADAPTERS], tmp_path / "original.safetensors")
     base = weight_names.to_original(networks.load(model, torch.float32).state_dict())
-    merged, count = applied(base, load_file(tmp_path / "original.safetensors"))
+    merged, count = apply_adapters(base, load_file(tmp_path / "original.safetensors"))
     assert count == 50
-    close(merged, weight_names.to_original(fused_export.state_dict()))
+    assert_close(merged, weight_names.to_original(fused_export.state_dict()))
     conversion.convert([tmp_path / "original.safetensors"], tmp_path / "again.safetensors")
-    again = load_file(tmp_path / "again.safetensors")
-    assert again.keys() == names.keys()
-    assert all(torch.equal(again[name], names[name]) for name in names)
+    restored = load_file(tmp_path / "again.safetensors")
+    assert restored.keys() == names.keys()
+    assert all(torch.equal(restored[name], names[name]) for name in names)
 
 
 def test_names_without_a_prefix_of_earlier_exports_are_read(tiny: Path, tmp_path: Path) -> None:
-    transformer = adapted(tiny)
+    transformer = add_random_adapter(tiny)
     transformer.save_lora_adapter(tmp_path / "old", adapter_name="student")
     assert next(iter(load_file(tmp_path / "old" / ADAPTERS))).startswith("blocks.")
-    for name, file in (("old", tmp_path / "old" / ADAPTERS), ("new", saved(transformer, tmp_path / "new"))):
+    for name, file in (("old", tmp_path / "old" / ADAPTERS), ("new", save_adapter(transformer, tmp_path / "new"))):
         conversion.convert([file], tmp_path / f"{name}.safetensors")
     old, new = (load_file(tmp_path / f"{name}.safetensors") for name in ("old", "new"))
     assert old.keys() == new.keys()
@@ -166,79 +166,81 @@ def test_names_without_a_prefix_of_earlier_exports_are_read(tiny: Path, tmp_path
 def test_the_scale_of_an_adapter_of_diffusers_is_kept(
     settings: dict[str, Any], tiny: Path, tmp_path: Path, complaints: Callable[[], list[str]]
 ) -> None:
-    file = saved(adapted(tiny, **settings), tmp_path / "saved", metadata=True)
-    wanted = fused(adapted(tiny, **settings))
+    file = save_adapter(add_random_adapter(tiny, **settings), tmp_path / "saved", metadata=True)
+    expected = fuse_adapter(add_random_adapter(tiny, **settings))
     conversion.convert([file], tmp_path / "original.safetensors")
     base = weight_names.to_original(networks.load(tiny, torch.float32).state_dict())
-    close(applied(base, load_file(tmp_path / "original.safetensors"))[0], weight_names.to_original(wanted))
-    # And back: what diffusers then loads adds the same, at every layer.
+    assert_close(
+        apply_adapters(base, load_file(tmp_path / "original.safetensors"))[0], weight_names.to_original(expected)
+    )
+    # And back: diffusers then loads the same change of every layer.
     conversion.convert([tmp_path / "original.safetensors"], tmp_path / "back.safetensors")
     pipe = pipeline(tiny)
     pipe.load_lora_weights(tmp_path / "back.safetensors")
     pipe.fuse_lora()
     pipe.unload_lora_weights()
-    close(dict(pipe.transformer.state_dict()), wanted)
+    assert_close(dict(pipe.transformer.state_dict()), expected)
     assert complaints() == []
 
 
-INSIDE = [*(f"{kind}_attn.{name}" for kind in ("self", "cross") for name in "qkvo"), "ffn.0", "ffn.2"]
-OUTSIDE = [*(f"{kind}_embedding.{number}" for kind in ("text", "time") for number in (0, 2))]
-OUTSIDE += ["time_projection.1", "head.head"]
+BLOCK_LAYERS = [*(f"{kind}_attn.{name}" for kind in ("self", "cross") for name in "qkvo"), "ffn.0", "ffn.2"]
+OUTER_LAYERS = [*(f"{kind}_embedding.{number}" for kind in ("text", "time") for number in (0, 2))]
+OUTER_LAYERS += ["time_projection.1", "head.head"]
 
 
-def original(style: str, dtype: torch.dtype, alpha: float | None, bias: bool = False) -> Tensors:
-    """A file of somebody's, of as many kinds of layer as diffusers reads."""
-    drawn = torch.Generator().manual_seed(2)
-    names = [f"blocks.{block}.{layer}" for block in range(3) for layer in INSIDE]
-    # Of these diffusers reads no alpha.
-    names += OUTSIDE if alpha is None else []
+def make_original(style: str, dtype: torch.dtype, alpha: float | None, bias: bool = False) -> Tensors:
+    """The tensors of another tool's file, with all kinds of layers that diffusers reads."""
+    generator = torch.Generator().manual_seed(2)
+    names = [f"blocks.{block}.{layer}" for block in range(3) for layer in BLOCK_LAYERS]
+    # diffusers reads no alpha of these.
+    names += OUTER_LAYERS if alpha is None else []
     down, up = ("lora_A", "lora_B") if style == "AB" else ("lora_down", "lora_up")
     tensors: Tensors = {}
     for number, name in enumerate(names):
         layer = f"lora_unet_{name.replace('.', '_')}" if style == "kohya" else f"diffusion_model.{name}"
         rank = 4 if alpha is None else 2 + number % 3
-        tensors[f"{layer}.{down}.weight"] = torch.randn(rank, 24, generator=drawn).to(dtype)
-        tensors[f"{layer}.{up}.weight"] = torch.randn(24, rank, generator=drawn).to(dtype)
+        tensors[f"{layer}.{down}.weight"] = torch.randn(rank, 24, generator=generator).to(dtype)
+        tensors[f"{layer}.{up}.weight"] = torch.randn(24, rank, generator=generator).to(dtype)
         if alpha is not None:
             tensors[f"{layer}.alpha"] = torch.tensor(alpha + number % 2)
         if bias:
-            tensors[f"{layer}.diff_b"] = torch.randn(24, generator=drawn).to(dtype)
+            tensors[f"{layer}.diff_b"] = torch.randn(24, generator=generator).to(dtype)
     return tensors
 
 
 @pytest.mark.parametrize(
     "tensors",
     [
-        original("AB", torch.float32, None),
-        original("AB", torch.bfloat16, None, bias=True),
-        original("AB", torch.float16, 0.001),
-        original("down", torch.float32, None),
-        original("down", torch.bfloat16, 1.0),
-        original("down", torch.float16, 3.0, bias=True),
-        original("kohya", torch.bfloat16, 2.0),
-        original("kohya", torch.float32, 64.0),
+        make_original("AB", torch.float32, None),
+        make_original("AB", torch.bfloat16, None, bias=True),
+        make_original("AB", torch.float16, 0.001),
+        make_original("down", torch.float32, None),
+        make_original("down", torch.bfloat16, 1.0),
+        make_original("down", torch.float16, 3.0, bias=True),
+        make_original("kohya", torch.bfloat16, 2.0),
+        make_original("kohya", torch.float32, 64.0),
     ],
     ids=str([*range(8)])[1:-1].split(", "),
 )
 def test_what_others_saved_is_converted_as_diffusers_would(tensors: Tensors, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "theirs.safetensors")
     conversion.convert([tmp_path / "theirs.safetensors"], tmp_path / "ours.safetensors")
-    wanted = WanVACEPipeline.lora_state_dict(tmp_path / "theirs.safetensors")
+    expected = WanVACEPipeline.lora_state_dict(tmp_path / "theirs.safetensors")
     actual = load_file(tmp_path / "ours.safetensors")
-    assert actual.keys() == wanted.keys()
-    assert all(actual[name].dtype == wanted[name].dtype for name in wanted)
-    assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
+    assert actual.keys() == expected.keys()
+    assert all(actual[name].dtype == expected[name].dtype for name in expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_original_names_of_blocks_are_what_diffusers_reads(tiny: Path, tmp_path: Path) -> None:
-    file = saved(adapted(tiny, target_modules=r"blocks\.\d+\..*(to_q|to_out\.0|net\.2)"), tmp_path)
+    file = save_adapter(add_random_adapter(tiny, target_modules=r"blocks\.\d+\..*(to_q|to_out\.0|net\.2)"), tmp_path)
     conversion.convert([file], tmp_path / "original.safetensors")
     pipe = pipeline(tiny)
     pipe.load_lora_weights(tmp_path / "original.safetensors")
     actual = get_peft_model_state_dict(pipe.transformer, adapter_name="default_0")
-    wanted = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
-    assert actual.keys() == wanted.keys()
-    assert all(torch.equal(actual[name], wanted[name]) for name in wanted)
+    expected = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_other_tools_prefixes_are_read(tmp_path: Path) -> None:
@@ -272,12 +274,12 @@ def test_what_is_no_adapter_of_a_vace_transformer_is_named(tmp_path: Path) -> No
         ({f"{query}.lora_A.weight": down, f"{query}.lora_B.weight": down}, "which do not fit together"),
         (good | {f"{query}.alpha": torch.zeros(3)}, r"an alpha of \[3\], and one number is needed"),
         (good | {f"{query}.alpha": torch.tensor(float("nan"))}, "is scaled by nan"),
-        (good | {f"{query}.dora_scale": torch.zeros(4)}, "dora_scale' is not of a LoRA"),
-        (good | {"diffusion_model.blocks.0.norm3.diff": torch.ones(4)}, r"a whole difference \(\.diff\)"),
-        (good | {"diffusion_model.blocks.0.norm3.diff_b": torch.ones(4)}, "a bias alone, which a LoRA cannot hold"),
+        (good | {f"{query}.dora_scale": torch.zeros(4)}, "dora_scale' does not belong to a LoRA"),
+        (good | {"diffusion_model.blocks.0.norm3.diff": torch.ones(4)}, r"a full difference \(\.diff\)"),
+        (good | {"diffusion_model.blocks.0.norm3.diff_b": torch.ones(4)}, "only a bias, which a LoRA cannot hold"),
         (good | {"transformer.blocks.1.attn1.to_q.lora_A.weight": down}, "is not a layer of a VACE transformer"),
-        (good | {"blocks.0.self_attn.q.lora_down.weight": down}, "is there twice, under another name"),
-        (good | {"head.head.weight": down}, "'head.head.weight' is not of a LoRA"),
+        (good | {"blocks.0.self_attn.q.lora_down.weight": down}, "appears twice, under different names"),
+        (good | {"head.head.weight": down}, "'head.head.weight' does not belong to a LoRA"),
     ):
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "bad.safetensors")
         with pytest.raises(UsageError, match=f"bad.safetensors: .*{message}"):
@@ -289,7 +291,7 @@ def test_what_is_no_adapter_of_a_vace_transformer_is_named(tmp_path: Path) -> No
     for name in "ab":
         save_file({f"{query[:-1]}{'qk'[name == 'b']}.{end}": tensor.clone() for end, tensor in
                    (("lora_A.weight", down), ("lora_B.weight", up))}, tmp_path / f"{name}.safetensors")  # fmt: skip
-    with pytest.raises(UsageError, match="adapters lie in one file each"):
+    with pytest.raises(UsageError, match="adapters are converted one file at a time"):
         conversion.convert([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], out)
     assert not out.exists()
 

@@ -1,4 +1,4 @@
-"""A model's folder: its fingerprints, its licence, and where a hub id leads."""
+"""A model's folder: its fingerprints, its licence, and hub ids."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_a_fingerprint_follows_weights_and_normalisation_and_nothing_else(model:
     before = model_folder.fingerprints(copy)
     assert before == model_folder.fingerprints(model)
     config = copy / "vae/config.json"
-    told = json.loads(config.read_text())
-    config.write_text(json.dumps(told | {"_diffusers_version": "99"}))
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"_diffusers_version": "99"}))
     (copy / "vae/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
     assert model_folder.fingerprints(copy) == before
-    config.write_text(json.dumps(told | {"latents_std": [1.0] * 16}))
+    config.write_text(json.dumps(values | {"latents_std": [1.0] * 16}))
     after = model_folder.fingerprints(copy)
     assert after["vae"] != before["vae"]
     assert after["text_encoder"] == before["text_encoder"]
@@ -49,20 +49,20 @@ def test_a_fingerprint_follows_weights_and_normalisation_and_nothing_else(model:
 def test_weights_in_several_files_are_all_hashed(model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "copy")
     folder = copy / "text_encoder"
-    whole = (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
-    index = {"weight_map": {"a": whole.name, "b": "model-2-of-2.safetensors"}}
+    shard = (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    index = {"weight_map": {"a": shard.name, "b": "model-2-of-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(MissingWeights, match=r"has no text_encoder/model-2-of-2\.safetensors"):
         model_folder.fingerprint(copy, "text_encoder")
-    found = []
+    fingerprints = []
     for data in (b"one", b"another"):
         (folder / "model-2-of-2.safetensors").write_bytes(data)
-        found.append(model_folder.fingerprint(copy, "text_encoder"))
-    assert found[0] != found[1]
+        fingerprints.append(model_folder.fingerprint(copy, "text_encoder"))
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_a_hub_id_is_pinned_to_its_commit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's cache is filled by hand, and nothing is asked of the network."""
+    """The hub's cache is filled by hand, so the network is not used."""
     from huggingface_hub import constants
 
     commit = "0123456789abcdef" * 2 + "01234567"
@@ -76,7 +76,7 @@ def test_a_hub_id_is_pinned_to_its_commit(model: Path, tmp_path: Path, monkeypat
     weights = Latents.choose()
     assert [weight.source for weight in weights] == [f"somebody/tiny@{commit}"] * 2
     assert weights[0].id == f"somebody/tiny@{commit}/vae"
-    assert model_folder.folder(weights[0].source) == cached / "snapshots" / commit
+    assert model_folder.resolve_folder(weights[0].source) == cached / "snapshots" / commit
     monkeypatch.setenv("VDOT_MODEL", "somebody/else")
-    with pytest.raises(MissingWeights, match="the hub does not give it"):
+    with pytest.raises(MissingWeights, match="the hub does not provide it"):
         Latents.choose()

@@ -25,31 +25,31 @@ WEIGHTS = {
 }
 
 
-def damage(part: Path, how: str) -> None:
-    """Take something from a part of a model, or put something else in its place."""
+def damage(part: Path, fault: str) -> None:
+    """Remove something from a part of a model, or replace it."""
     from safetensors.torch import save_file
 
     name, weight = WEIGHTS[part.name]
-    if how == "gone":
+    if fault == "gone":
         shutil.rmtree(part)
-    elif how == "no weights":
+    elif fault == "no weights":
         (part / name).unlink()
-    elif how == "cut short":
+    elif fault == "cut short":
         os.truncate(part / name, (part / name).stat().st_size // 2)
     else:
-        found = load_file(part / name)
-        if how == "a weight more":
-            found["another"] = torch.zeros(3)
+        weights = load_file(part / name)
+        if fault == "a weight more":
+            weights["another"] = torch.zeros(3)
         else:
-            found.pop(weight)
-        if how == "another shape":
-            found[weight] = torch.zeros(3, 3)
-        save_file(found, part / name, metadata={"format": "pt"})
+            weights.pop(weight)
+        if fault == "another shape":
+            weights[weight] = torch.zeros(3, 3)
+        save_file(weights, part / name, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("part", WEIGHTS)
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("fault", "message"),
     [
         ("gone", r"has no {part}/config\.json"),
         ("no weights", r"has no {part}/{file}: save it as safetensors"),
@@ -59,13 +59,19 @@ def damage(part: Path, how: str) -> None:
     ],
 )
 def test_a_model_that_is_not_whole_is_refused_in_one_sentence(
-    part: str, how: str, said: str, model: Path, config: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    part: str,
+    fault: str,
+    message: str,
+    model: Path,
+    config: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
-    damage(broken / part, how)
+    damage(broken / part, fault)
     file, weight = WEIGHTS[part]
-    with pytest.raises(MissingWeights, match=said.format(part=part, file=file, weight=weight)):
+    with pytest.raises(MissingWeights, match=message.format(part=part, file=file, weight=weight)):
         train("distill", config(DISTILL, model={"folder": str(broken)}), tmp_path / "run")
     assert not (tmp_path / "run/log.jsonl").exists()
     assert capfd.readouterr().err == ""
@@ -74,17 +80,17 @@ def test_a_model_that_is_not_whole_is_refused_in_one_sentence(
 def test_weights_of_a_larger_transformer_are_refused(model: Path, config: Any, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "more")
     damage(tmp_path / "more/transformer", "a weight more")
-    with pytest.raises(MissingWeights, match="has 1 weights that its configuration knows nothing of, another first"):
+    with pytest.raises(MissingWeights, match="has 1 weights that its configuration does not describe, another first"):
         train("teach", config(TEACH, model={"folder": str(tmp_path / "more")}), tmp_path / "run")
 
 
 def test_a_model_that_is_nowhere_is_named(config: Any, tmp_path: Path) -> None:
-    with pytest.raises(MissingWeights, match="is no folder here, and no hub id"):
+    with pytest.raises(MissingWeights, match="is neither a folder here nor a hub id"):
         train("distill", config(DISTILL, model={"folder": str(tmp_path / "nowhere")}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("part", "changes", "said"),
+    ("part", "changes", "message"),
     [
         ("transformer", {"text_dim": 16}, r"takes text of 16 numbers .* gives 32 \(d_model\)"),
         ("transformer", {"in_channels": 36}, "transformer in .* has in_channels 36, and 16 is needed"),
@@ -100,17 +106,17 @@ def test_a_model_that_is_nowhere_is_named(config: Any, tmp_path: Path) -> None:
     ],
 )
 def test_a_teacher_of_the_wrong_shape_is_refused_before_anything_is_loaded(
-    part: str, changes: dict[str, Any], said: str, model: Path, config: Any, tmp_path: Path
+    part: str, changes: dict[str, Any], message: str, model: Path, config: Any, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    file = other / part / "config.json"
+    changed_model = tmp_path / "other"
+    shutil.copytree(model, changed_model)
+    file = changed_model / part / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    with pytest.raises(MissingWeights, match=said):
-        train("distill", config(DISTILL, model={"folder": str(other)}), tmp_path / "run")
+    with pytest.raises(MissingWeights, match=message):
+        train("distill", config(DISTILL, model={"folder": str(changed_model)}), tmp_path / "run")
     if part == "transformer":
-        with pytest.raises(MissingWeights, match=said):
-            train("distill", config(DISTILL, model={"student": str(other)}), tmp_path / "run")
+        with pytest.raises(MissingWeights, match=message):
+            train("distill", config(DISTILL, model={"student": str(changed_model)}), tmp_path / "run")
 
 
 def test_a_model_without_a_tokenizer_is_named(model: Path, config: Any, tmp_path: Path) -> None:
@@ -129,13 +135,13 @@ def test_a_size_beyond_the_networks_positions_is_named_before_anything_is_loaded
 def test_a_tokenizer_of_another_vocabulary_is_named(model: Path, config: Any, tmp_path: Path) -> None:
     from transformers import UMT5Config, UMT5EncoderModel
 
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
+    changed_model = tmp_path / "other"
+    shutil.copytree(model, changed_model)
     UMT5EncoderModel(UMT5Config.from_pretrained(model / "text_encoder", vocab_size=2)).save_pretrained(
-        other / "text_encoder"
+        changed_model / "text_encoder"
     )
     with pytest.raises(MissingWeights, match=r"tokenizer in .* has \d+ tokens, and the text encoder 2"):
-        train("teach", config(TEACH, model={"folder": str(other)}), tmp_path / "run")
+        train("teach", config(TEACH, model={"folder": str(changed_model)}), tmp_path / "run")
 
 
 def test_clips_beyond_the_networks_positions_are_named(model: Path, config: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Original VACE names of weights and diffusers': both ways, none lost."""
+"""Conversion between the original VACE weight names and diffusers': both ways and complete."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]
 
 
 def test_there_and_back(weights: dict[str, torch.Tensor]) -> None:
-    theirs = weight_names.to_original(weights)
-    assert len(theirs) == len(weights)
-    assert weight_names.original(theirs)
-    assert not weight_names.original(weights)
-    again = weight_names.to_diffusers(theirs)
-    assert again.keys() == weights.keys()
-    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    original = weight_names.to_original(weights)
+    assert len(original) == len(weights)
+    assert weight_names.is_original(original)
+    assert not weight_names.is_original(weights)
+    restored = weight_names.to_diffusers(original)
+    assert restored.keys() == weights.keys()
+    assert all(torch.equal(restored[name], weights[name]) for name in weights)
 
 
 def test_the_names_are_those_of_the_release(weights: dict[str, torch.Tensor]) -> None:
-    theirs = weight_names.to_original(weights)
+    original = weight_names.to_original(weights)
     for name in (
         "patch_embedding.weight", "vace_patch_embedding.bias", "text_embedding.2.weight", "time_projection.1.bias",
         "blocks.1.self_attn.norm_q.weight", "blocks.2.cross_attn.o.bias", "blocks.0.norm3.weight",
@@ -41,50 +41,50 @@ def test_the_names_are_those_of_the_release(weights: dict[str, torch.Tensor]) ->
         "blocks.0.modulation", "vace_blocks.0.before_proj.weight", "vace_blocks.1.after_proj.bias", "head.head.weight",
         "head.modulation",
     ):  # fmt: skip
-        assert name in theirs, name
+        assert name in original, name
 
 
 def test_diffusers_reads_what_we_write(weights: dict[str, torch.Tensor]) -> None:
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-    found = convert_wan_transformer_to_diffusers(weight_names.to_original(weights))
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    converted = convert_wan_transformer_to_diffusers(weight_names.to_original(weights))
+    assert converted.keys() == weights.keys()
+    assert all(torch.equal(converted[name], weights[name]) for name in weights)
 
 
 def test_files_there_and_back(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
     names = sorted(weights)
     parts = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for part, some in zip(parts, (names[::2], names[1::2]), strict=True):
-        save_file({name: weights[name].contiguous() for name in some}, part)
-    theirs, again = tmp_path / "original.safetensors", tmp_path / "again.safetensors"
-    conversion.convert(parts, theirs)
-    assert weight_names.original(load_file(theirs))
-    conversion.convert([theirs], again)
-    found = load_file(again)
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    for part, part_names in zip(parts, (names[::2], names[1::2]), strict=True):
+        save_file({name: weights[name].contiguous() for name in part_names}, part)
+    original, restored_file = tmp_path / "original.safetensors", tmp_path / "again.safetensors"
+    conversion.convert(parts, original)
+    assert weight_names.is_original(load_file(original))
+    conversion.convert([original], restored_file)
+    restored = load_file(restored_file)
+    assert restored.keys() == weights.keys()
+    assert all(torch.equal(restored[name], weights[name]) for name in weights)
 
 
 def test_files_that_cannot_be_converted_leave_nothing(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    bad, other, out = tmp_path / "bad.safetensors", tmp_path / "other.safetensors", tmp_path / "out.safetensors"
-    bad.write_bytes(b"no tensors")
-    save_file({"lm_head.weight": torch.zeros(1)}, other)
+    broken, foreign, out = tmp_path / "bad.safetensors", tmp_path / "other.safetensors", tmp_path / "out.safetensors"
+    broken.write_bytes(b"no tensors")
+    save_file({"lm_head.weight": torch.zeros(1)}, foreign)
     empty = tmp_path / "empty.safetensors"
     save_file({}, empty)
-    for files, said in (
-        ([bad], "cannot be read as safetensors"),
-        ([other], r"other\.safetensors: 'lm_head\.weight' is no weight of a VACE"),
+    for files, message in (
+        ([broken], "cannot be read as safetensors"),
+        ([foreign], r"other\.safetensors: 'lm_head\.weight' is not a weight of a VACE"),
         ([empty], r"empty\.safetensors holds no weights"),
-        ([other, other], r"holds lm_head\.weight, as a file before it does"),
+        ([foreign, foreign], r"holds lm_head\.weight, which an earlier file holds too"),
     ):
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             conversion.convert(files, out)
     with pytest.raises(UsageError, match="exists already"):
-        conversion.convert([other], bad)
-    assert sorted(tmp_path.iterdir()) == [bad, empty, other]
+        conversion.convert([foreign], broken)
+    assert sorted(tmp_path.iterdir()) == [broken, empty, foreign]
 
 
 def test_a_name_of_something_else_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'lm_head\.weight' is no weight of a VACE"):
+    with pytest.raises(UsageError, match=r"'lm_head\.weight' is not a weight of a VACE"):
         weight_names.to_diffusers({"lm_head.weight": torch.zeros(1)})

@@ -1,4 +1,4 @@
-"""DMD and the adversarial loss: exact against float64, finite differences and networks whose scores are known."""
+"""DMD and the adversarial loss: exact against float64, finite differences and networks with known scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UsageError
-from training.diffusion.flow_matching import clean_of, finite, guided, noised, shifted, velocity
+from training.diffusion.flow_matching import (
+    add_noise,
+    apply_guidance,
+    check_finite,
+    clean_from_velocity,
+    shift_times,
+    target_velocity,
+)
 from training.diffusion.schedule import Levels, Schedule, parse
 from training.models.discriminator import Discriminator
 from training.objectives import dmd, gan
@@ -25,16 +32,16 @@ def draw(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
 
 def test_velocity_and_clean_latent_are_two_words_for_one_thing() -> None:
     clean, noise, sigma = draw(0), draw(1), torch.tensor([0.02, 0.98])
-    at = noised(clean, noise, sigma)
-    assert torch.allclose(clean_of(velocity(clean, noise), at, sigma), clean, atol=1e-6)
-    assert torch.equal(noised(clean, noise, torch.zeros(2)), clean)
-    assert torch.equal(noised(clean, noise, torch.ones(2)), noise)
-    assert noised(clean.bfloat16(), noise, sigma).dtype == torch.float32
+    noisy = add_noise(clean, noise, sigma)
+    assert torch.allclose(clean_from_velocity(target_velocity(clean, noise), noisy, sigma), clean, atol=1e-6)
+    assert torch.equal(add_noise(clean, noise, torch.zeros(2)), clean)
+    assert torch.equal(add_noise(clean, noise, torch.ones(2)), noise)
+    assert add_noise(clean.bfloat16(), noise, sigma).dtype == torch.float32
 
 
 def test_guidance_of_1_is_none() -> None:
-    assert torch.allclose(guided(draw(0), draw(1), 1.0), draw(0), atol=1e-6)
-    assert torch.allclose(guided(draw(0), draw(1), 3.0), draw(1) + 3 * (draw(0) - draw(1)))
+    assert torch.allclose(apply_guidance(draw(0), draw(1), 1.0), draw(0), atol=1e-6)
+    assert torch.allclose(apply_guidance(draw(0), draw(1), 3.0), draw(1) + 3 * (draw(0) - draw(1)))
 
 
 @pytest.mark.parametrize(
@@ -67,32 +74,39 @@ def test_a_schedule_that_contradicts_itself_is_refused(change: dict[str, object]
 
 def test_levels_stay_between_the_ends_and_lean_to_noise() -> None:
     levels = Levels()
-    found = levels.of(torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1])
-    assert float(found.min()) == pytest.approx(0.02)
-    assert float(found.max()) == pytest.approx(0.98)
-    assert (found.diff() >= 0).all()
-    assert float(found[500]) == pytest.approx(float(shifted(torch.tensor(0.5), 5.0)))
+    sigmas = levels.from_uniform(torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1])
+    assert float(sigmas.min()) == pytest.approx(0.02)
+    assert float(sigmas.max()) == pytest.approx(0.98)
+    assert (sigmas.diff() >= 0).all()
+    assert float(sigmas[500]) == pytest.approx(float(shift_times(torch.tensor(0.5), 5.0)))
 
 
 def test_the_gradient_is_that_of_float64_and_of_its_loss() -> None:
     student, fake, real = draw(0), draw(1), draw(2)
-    wanted = torch.stack(
-        [(f - r) / (s - r).abs().mean() for s, f, r in zip(student.double(), fake.double(), real.double(), strict=True)]
+    expected = torch.stack(
+        [
+            (fake_sample - real_sample) / (student_sample - real_sample).abs().mean()
+            for student_sample, fake_sample, real_sample in zip(
+                student.double(), fake.double(), real.double(), strict=True
+            )
+        ]
     )
-    found = dmd.direction(fake - real, student, real)
-    assert torch.allclose(found.double(), wanted, rtol=1e-5)
-    moved = student.clone().requires_grad_()
-    (0.5 * (moved - (moved - found).detach()).square().mean()).backward()
-    assert moved.grad is not None
-    assert torch.allclose(moved.grad, dmd.along(found), rtol=1e-5)
-    assert torch.allclose(moved.grad.double(), wanted / wanted.numel(), rtol=1e-5)
+    direction = dmd.direction(fake - real, student, real)
+    assert torch.allclose(direction.double(), expected, rtol=1e-5)
+    leaf = student.clone().requires_grad_()
+    (0.5 * (leaf - (leaf - direction).detach()).square().mean()).backward()
+    assert leaf.grad is not None
+    assert torch.allclose(leaf.grad, dmd.as_gradient(direction), rtol=1e-5)
+    assert torch.allclose(leaf.grad.double(), expected / expected.numel(), rtol=1e-5)
 
 
 def test_the_gradient_means_the_same_at_every_resolution_and_batch() -> None:
     for shape in ((1, 16, 1, 4, 4), (1, 16, 21, 60, 104), (4, 16, 3, 8, 8)):
         student, fake, real = draw(0, shape), draw(1, shape), draw(2, shape)
-        found = dmd.direction(fake - real, student, real)
-        assert float(found.square().mean().sqrt()) == pytest.approx(math.sqrt(2) / (2 / math.sqrt(math.pi)), rel=0.2)
+        direction = dmd.direction(fake - real, student, real)
+        assert float(direction.square().mean().sqrt()) == pytest.approx(
+            math.sqrt(2) / (2 / math.sqrt(math.pi)), rel=0.2
+        )
 
 
 def test_of_predictions_alike_nothing_is_wanted() -> None:
@@ -102,68 +116,72 @@ def test_of_predictions_alike_nothing_is_wanted() -> None:
 
 def test_every_frame_has_one_norm_and_the_whole_its_own() -> None:
     gradient = draw(0) * torch.tensor([1.0, 100.0]).view(1, 1, 2, 1, 1)
-    found = dmd.per_frame(gradient)
-    norms = found.square().sum(dim=(1, 3, 4)).sqrt()
+    equalized = dmd.equalize_frames(gradient)
+    norms = equalized.square().sum(dim=(1, 3, 4)).sqrt()
     assert torch.allclose(norms[:, 0], norms[:, 1])
-    assert torch.allclose(found.square().sum(dim=(1, 2, 3, 4)), gradient.square().sum(dim=(1, 2, 3, 4)))
+    assert torch.allclose(equalized.square().sum(dim=(1, 2, 3, 4)), gradient.square().sum(dim=(1, 2, 3, 4)))
 
 
 def test_with_exact_scores_the_student_goes_to_its_teacher() -> None:
-    """A student that makes N(m, 1), a teacher of N(2, 1): what both see in a noisy sample is known in closed form."""
+    """A student of N(m, 1) and a teacher of N(2, 1): both posterior means of a noisy sample have a closed form."""
 
-    def seen(mean: float, at: Tensor, sigma: Tensor) -> Tensor:
-        s = sigma.view(-1, 1, 1, 1, 1)
-        return mean + (1 - s) / ((1 - s) ** 2 + s**2) * (at - (1 - s) * mean)
+    def posterior_mean(mean: float, noisy: Tensor, sigma: Tensor) -> Tensor:
+        level = sigma.view(-1, 1, 1, 1, 1)
+        return mean + (1 - level) / ((1 - level) ** 2 + level**2) * (noisy - (1 - level) * mean)
 
     shape = (64, 2, 1, 2, 2)
     mean = torch.tensor(-1.0, requires_grad=True)
-    adam = torch.optim.SGD([mean], lr=0.3)
+    optimizer = torch.optim.SGD([mean], lr=0.3)
     for step in range(200):
         sample = mean + draw(3 * step, shape)
-        sigma = Levels().of(torch.rand(64, generator=torch.Generator().manual_seed(step)))
-        at = noised(sample.detach(), draw(3 * step + 1, shape), sigma)
-        fake, real = seen(mean.item(), at, sigma), seen(2.0, at, sigma)
+        sigma = Levels().from_uniform(torch.rand(64, generator=torch.Generator().manual_seed(step)))
+        noisy = add_noise(sample.detach(), draw(3 * step + 1, shape), sigma)
+        fake, real = posterior_mean(mean.item(), noisy, sigma), posterior_mean(2.0, noisy, sigma)
         gradient = dmd.direction(fake - real, sample.detach(), real)
-        adam.zero_grad()
-        torch.autograd.backward(sample, dmd.along(gradient))
-        adam.step()
+        optimizer.zero_grad()
+        torch.autograd.backward(sample, dmd.as_gradient(gradient))
+        optimizer.step()
     assert mean.item() == pytest.approx(2, abs=0.05)
 
 
 def test_the_adversarial_losses_are_opposite_and_relative() -> None:
-    fake, real = draw(0, (8,)), draw(1, (8,))
+    fake_logits, real_logits = draw(0, (8,)), draw(1, (8,))
     for loss, sign in ((gan.student_loss, -1), (gan.discriminator_loss, 1)):
-        f, r = fake.double().requires_grad_(), real.double().requires_grad_()
-        loss(f, r).backward()
-        weight = torch.sigmoid(sign * (fake - real).double()) / 8
-        assert torch.allclose(f.grad, sign * weight)
-        # What a student makes of real clips is no concern of its loss.
-        assert r.grad is None if sign < 0 else torch.allclose(r.grad, -weight)
-        assert float(loss(fake + 5, real + 5)) == pytest.approx(float(loss(fake, real)), rel=1e-5)
-    assert float(gan.student_loss(real, real)) == pytest.approx(math.log(2))
+        fake_leaf, real_leaf = fake_logits.double().requires_grad_(), real_logits.double().requires_grad_()
+        loss(fake_leaf, real_leaf).backward()
+        weight = torch.sigmoid(sign * (fake_logits - real_logits).double()) / 8
+        assert torch.allclose(fake_leaf.grad, sign * weight)
+        # The student's loss has no gradient at the real logits.
+        assert real_leaf.grad is None if sign < 0 else torch.allclose(real_leaf.grad, -weight)
+        assert float(loss(fake_logits + 5, real_logits + 5)) == pytest.approx(
+            float(loss(fake_logits, real_logits)), rel=1e-5
+        )
+    assert float(gan.student_loss(real_logits, real_logits)) == pytest.approx(math.log(2))
 
 
 def test_smoothness_is_the_squared_gradient() -> None:
     slope = draw(0, (50,)).double()
-    x = draw(1, (4000, 50)).double()
+    points = draw(1, (4000, 50)).double()
     noise = 1e-3
-    moved = x + noise * draw(2, (4000, 50)).double()
-    found = gan.smoothness(x @ slope, moved @ slope, noise, 1)
-    assert float(found) == pytest.approx(float(slope.square().sum()), rel=0.1)
+    perturbed = points + noise * draw(2, (4000, 50)).double()
+    penalty = gan.gradient_penalty(points @ slope, perturbed @ slope, noise, 1)
+    assert float(penalty) == pytest.approx(float(slope.square().sum()), rel=0.1)
 
 
 def test_smoothness_means_the_same_at_every_resolution() -> None:
     torch.manual_seed(0)
-    judge, found = Discriminator(24, 1, width=16), []
+    discriminator, penalties = Discriminator(24, 1, width=16), []
     for tokens in (48, 768):
         features = draw(1, (64, tokens, 24))
-        moved = features + 1e-2 * draw(2, (64, tokens, 24))
+        perturbed = features + 1e-2 * draw(2, (64, tokens, 24))
         with torch.no_grad():
-            logits, disturbed = (judge([one], torch.full((64,), 0.5)) for one in (features, moved))
-        found.append(float(gan.smoothness(logits, disturbed, 1e-2, tokens)))
-    assert found[1] == pytest.approx(found[0], rel=0.4)
+            logits, perturbed_logits = (
+                discriminator([inputs], torch.full((64,), 0.5)) for inputs in (features, perturbed)
+            )
+        penalties.append(float(gan.gradient_penalty(logits, perturbed_logits, 1e-2, tokens)))
+    assert penalties[1] == pytest.approx(penalties[0], rel=0.4)
 
 
 def test_what_is_no_number_is_named() -> None:
     with pytest.raises(FloatingPointError, match="a score is not finite"):
-        finite("a score", torch.tensor([1.0, math.inf]))
+        check_finite("a score", torch.tensor([1.0, math.inf]))

@@ -1,4 +1,4 @@
-"""Configurations: the ready ones are valid, and what is wrong in one gets a sentence."""
+"""Configurations: the ready-made ones are valid, and each mistake gets a sentence."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pipeline.errors import UsageError
 from training import config
 
 READY = sorted((Path(training.__path__[0]) / "configs").glob("*.yaml"))
-LEAST: dict[str, Any] = {
+MINIMAL: dict[str, Any] = {
     "model": {"folder": "m"}, "data": {"mixture": "x"}, "steps": 1, "student": {"lr": 1}, "critic": {"lr": 1},
 }  # fmt: skip
 
 
-def read(folder: Path, told: Any) -> config.Distill:
+def read(folder: Path, settings: Any) -> config.Distill:
     file = folder / "config.yaml"
-    file.write_text(yaml.safe_dump(told))
+    file.write_text(yaml.safe_dump(settings))
     return config.load(file, config.Distill)
 
 
@@ -36,7 +36,7 @@ def test_there_are_ready_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("change", "message"),
     [
         ({"stepz": 3}, "stepz: there is no such key; did you mean 'steps'"),
         ({"schedule": {"steps": 0}}, "schedule: .* 1 to 1000 steps"),
@@ -52,7 +52,7 @@ def test_there_are_ready_ones() -> None:
         ),
         ({"objective": "ot"}, "objective: must be 'combined', 'per_frame' or 'published'"),
         ({"model": {"folder": "m", "student": "s", "lora_rank": 4}}, "no other `student` with `lora_rank`"),
-        ({"objective": "published", "student_every": 2}, "take turns"),
+        ({"objective": "published", "student_every": 2}, "alternate"),
         ({"objective": "published"}, "has no R1 and R2"),
         ({"schedule": {"shift": ".inf"}}, "schedule"),
         ({"schedule": {"shift": math.inf}}, "schedule.shift: .*finite number"),
@@ -68,27 +68,33 @@ def test_there_are_ready_ones() -> None:
         ({"data": {"mixture": "x", "workers": 300}}, "data.workers: must be less than or equal to 128"),
     ],
 )
-def test_what_is_wrong_gets_a_sentence(wrong: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=said):
-        read(tmp_path, LEAST | wrong)
+def test_what_is_wrong_gets_a_sentence(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, MINIMAL | change)
 
 
 def test_a_configuration_of_the_other_kind_is_told_as_one(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    taught = {name: told for name, told in LEAST.items() if name not in ("student", "critic")} | {
+    teach_settings = {name: value for name, value in MINIMAL.items() if name not in ("student", "critic")} | {
         "optimizer": {"lr": 1}
     }
-    for told, kind, said in ((LEAST, config.Teach, "of `distill`"), (taught, config.Distill, "of `teach`")):
-        file.write_text(yaml.safe_dump(told))
-        with pytest.raises(UsageError, match=f"is a configuration {said}"):
+    for settings, kind, message in (
+        (MINIMAL, config.Teach, "of `distill`"),
+        (teach_settings, config.Distill, "of `teach`"),
+    ):
+        file.write_text(yaml.safe_dump(settings))
+        with pytest.raises(UsageError, match=f"is a configuration {message}"):
             config.load(file, kind)
 
 
 def test_what_may_change_on_resume(tmp_path: Path) -> None:
-    was = read(tmp_path, LEAST).model_dump(mode="json")
+    stored = read(tmp_path, MINIMAL).model_dump(mode="json")
     free = {"steps": 9, "saves": {"every": 3}, "model": {"folder": "elsewhere", "activation_checkpointing": False}}
-    assert config.changes(read(tmp_path, LEAST | free | {"data": {"mixture": "moved"}}), was) == ""
-    changed = read(tmp_path, LEAST | {"student": {"lr": 0.5}, "transport": None})
-    assert "student.lr: 1.0, now 0.5; " in config.changes(changed, was)
-    assert "transport.weight: 0.8, now None" in config.changes(changed, was)
-    assert config.changes(read(tmp_path, LEAST | {"schedule": {"shift": 8}}), was) == "schedule.shift: 5.0, now 8.0"
+    assert config.describe_changes(read(tmp_path, MINIMAL | free | {"data": {"mixture": "moved"}}), stored) == ""
+    changed = read(tmp_path, MINIMAL | {"student": {"lr": 0.5}, "transport": None})
+    assert "student.lr: 1.0, now 0.5; " in config.describe_changes(changed, stored)
+    assert "transport.weight: 0.8, now None" in config.describe_changes(changed, stored)
+    assert (
+        config.describe_changes(read(tmp_path, MINIMAL | {"schedule": {"shift": 8}}), stored)
+        == "schedule.shift: 5.0, now 8.0"
+    )

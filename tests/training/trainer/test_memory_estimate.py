@@ -1,4 +1,4 @@
-"""`vdot-train plan`: what a run takes is counted without loading it, and what cannot fit is refused."""
+"""`vdot-train plan`: memory is estimated without loading anything, and a run that cannot fit is refused."""
 
 from __future__ import annotations
 
@@ -29,30 +29,34 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def parts(file: Path, *, teaching: bool = False, devices: int = 1) -> dict[str, float]:
-    return {part.name: part.size for part in commands.planned(file, teaching, devices).parts}
+    return {part.name: part.size for part in commands.plan_memory(file, teaching, devices).parts}
 
 
 def test_weights_are_counted_exactly_and_shared_by_devices(model: Path, config: Any) -> None:
-    parameters = sum(one.numel() for one in networks.load(model, torch.float32).parameters())
-    whole, half = parts(config(DISTILL)), parts(config(DISTILL), devices=2)
-    # Student and fake score: weight, gradient and two moments, float32; the average, and what it takes the place of.
-    assert whole["trained networks"] == 2 * 16 * parameters
-    assert whole["moving average"] == 2 * 4 * parameters
-    assert whole["teacher"] == 4 * parameters
-    assert half["trained networks"] == whole["trained networks"] / 2
-    # On the host one network at a time, however many devices there are.
-    assert commands.planned(config(DISTILL), False, 2).host == 4 * parameters
+    parameters = sum(parameter.numel() for parameter in networks.load(model, torch.float32).parameters())
+    single, double = parts(config(DISTILL)), parts(config(DISTILL), devices=2)
+    # Student and fake score: weight, gradient and two moments, float32; the EMA, and the weights that it replaces.
+    assert single["trained networks"] == 2 * 16 * parameters
+    assert single["moving average"] == 2 * 4 * parameters
+    assert single["teacher"] == 4 * parameters
+    assert double["trained networks"] == single["trained networks"] / 2
+    # The host holds one network at a time, for any number of devices.
+    assert commands.plan_memory(config(DISTILL), False, 2).host == 4 * parameters
     assert parts(config(TEACH), teaching=True)["trained networks"] == 16 * parameters
 
 
 def test_adapters_are_counted_as_they_are_made(model: Path, config: Any) -> None:
-    adapted = networks.adapted(networks.load(model, torch.float32), 4)
-    adapters = sum(one.numel() for name, one in adapted.named_parameters() if f".{networks.STUDENT}." in name)
-    told = parts(config(DISTILL, model={"lora_rank": 4}))
-    assert told["adapters"] == adapters * (2 * 16 + 4)
-    assert "trained networks" not in told
-    half = config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"})
-    assert commands.planned(half, False, 1).host == 2 * sum(one.numel() for one in networks.scratch(model).parameters())
+    adapted = networks.add_adapters(networks.load(model, torch.float32), 4)
+    adapters = sum(
+        parameter.numel() for name, parameter in adapted.named_parameters() if f".{networks.STUDENT}." in name
+    )
+    sizes = parts(config(DISTILL, model={"lora_rank": 4}))
+    assert sizes["adapters"] == adapters * (2 * 16 + 4)
+    assert "trained networks" not in sizes
+    bfloat16_config = config(DISTILL, model={"lora_rank": 4, "dtype": "bfloat16"})
+    assert commands.plan_memory(bfloat16_config, False, 1).host == 2 * sum(
+        parameter.numel() for parameter in networks.init_random(model).parameters()
+    )
 
 
 @pytest.mark.parametrize("rank", [None, 16])
@@ -66,32 +70,32 @@ def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
     wide = tmp_path / "wide"
     shutil.copytree(model, wide)
     network.save_config(wide / "transformer")
-    told = config(DISTILL, model={"folder": str(wide), "dtype": "bfloat16", "lora_rank": rank}, gan=None)
+    config_file = config(DISTILL, model={"folder": str(wide), "dtype": "bfloat16", "lora_rank": rank}, gan=None)
     if rank is not None:
-        network = networks.adapted(network.bfloat16().requires_grad_(False), rank, ["student"])
-    weights = {one.untyped_storage().data_ptr() for one in network.parameters()}
-    kept: dict[int, int] = {}
+        network = networks.add_adapters(network.bfloat16().requires_grad_(False), rank, ["student"])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    saved: dict[int, int] = {}
     alive = []
-    inside = False
+    in_block = False
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if inside and storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if in_block and storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
             alive.append(tensor)
         return tensor
 
-    def entered(*_: Any) -> None:
-        nonlocal inside
-        inside = True
+    def enter(*_: Any) -> None:
+        nonlocal in_block
+        in_block = True
 
-    def left(*_: Any) -> None:
-        nonlocal inside
-        inside = False
+    def leave(*_: Any) -> None:
+        nonlocal in_block
+        in_block = False
 
-    network.blocks[0].register_forward_pre_hook(entered)
-    network.blocks[0].register_forward_hook(left)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    network.blocks[0].register_forward_pre_hook(enter)
+    network.blocks[0].register_forward_hook(leave)
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         network(
             hidden_states=torch.randn(1, 16, 4, 32, 32),
             timestep=torch.ones(1),
@@ -101,12 +105,15 @@ def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
         )
     bucket = Bucket("films", "depth", 13, 256, 256, 0)
     assert bucket.tokens == 1024
-    found = {part.name: part.size for part in memory_estimate.sized(load(told, Distill), wide, bucket, 1, 1).parts}
-    assert found["one block at work"] == pytest.approx(sum(kept.values()), rel=0.1)
+    estimated = {
+        part.name: part.size
+        for part in memory_estimate.estimate_bucket(load(config_file, Distill), wide, bucket, 1, 1).parts
+    }
+    assert estimated["one block at work"] == pytest.approx(sum(saved.values()), rel=0.1)
 
 
 @pytest.mark.parametrize(
-    ("ready", "shape", "devices", "fits"),
+    ("config_name", "shape", "devices", "fits"),
     [
         ("vace-1.3b-lora", "vace-1.3b", 1, True),
         ("vace-1.3b", "vace-1.3b", 4, True),
@@ -117,36 +124,36 @@ def test_what_a_block_computes_is_counted_as_autograd_keeps_it(
     ],
 )
 def test_the_ready_configurations_need_as_many_gpus_as_they_say(
-    ready: str, shape: str, devices: int, fits: bool, tmp_path: Path
+    config_name: str, shape: str, devices: int, fits: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer/config.json").write_text(json.dumps(asdict(SHAPES[shape])))
-    file = Path(training.__path__[0]) / f"configs/{ready}.yaml"
-    told = load(file, Teach) if "teach" in ready else load(file, Distill)
-    made = memory_estimate.sized(told, tmp_path, Bucket("films", "depth", 81, 480, 832, 0), 1, devices)
+    file = Path(training.__path__[0]) / f"configs/{config_name}.yaml"
+    settings = load(file, Teach) if "teach" in config_name else load(file, Distill)
+    plan = memory_estimate.estimate_bucket(settings, tmp_path, Bucket("films", "depth", 81, 480, 832, 0), 1, devices)
     with nullcontext() if fits else pytest.raises(UsageError, match=rf"on each of {devices} devices"):
-        made.refuse(80e9)
+        plan.check_fits(80e9)
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, config: Any, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     shutil.copytree(model, empty)
-    # There is nothing to load.
+    # Loading would fail.
     (empty / "transformer/diffusion_pytorch_model.safetensors").unlink()
     file = config(DISTILL, model={"folder": str(empty)})
-    planned = commands.planned(file, False, 1)
-    planned.refuse(planned.total / 0.9)
+    plan = commands.plan_memory(file, False, 1)
+    plan.check_fits(plan.total / 0.9)
     with pytest.raises(UsageError, match=r"which have .* GB.*No run fits into so little"):
-        planned.refuse(planned.total)
-    larger = replace(planned, parts=(*planned.parts, Part("activations kept", 9e9, "of longer clips")))
+        plan.check_fits(plan.total)
+    larger = replace(plan, parts=(*plan.parts, Part("activations kept", 9e9, "of longer clips")))
     with pytest.raises(UsageError, match=r"the most goes to activations kept \(9\.0 GB\).*`model\.lora_rank`"):
-        larger.refuse(larger.total)
-    told = subprocess.run(
+        larger.check_fits(larger.total)
+    result = subprocess.run(
         [sys.executable, "-m", "training.cli", "plan", str(file), "--json", "--memory-gb", "1"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode == 2
-    assert "this needs" in told.stderr
-    assert json.loads(told.stdout)["bytes"] == round(planned.total)
+    assert result.returncode == 2
+    assert "this needs" in result.stderr
+    assert json.loads(result.stdout)["bytes"] == round(plan.total)

@@ -1,4 +1,4 @@
-"""Trainers that are stopped, killed or given what does not fit: one sentence, and the last checkpoint is whole."""
+"""Trainers that are stopped, killed or misconfigured: one sentence, and an intact last checkpoint."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_checkpoint_that_was_cut_short_is_named(
     caplog.clear()
     with pytest.raises(UsageError, match=r"step-0000004 cannot be read.*remove its folder to"):
         train("teach", config(TEACH, steps=6), tmp_path / "run", "latest")
-    assert not [one for one in caplog.records if one.levelname in ("WARNING", "ERROR")]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
     shutil.rmtree(shard.parent)
     train("teach", config(TEACH, steps=6), tmp_path / "run", "latest")
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_that_was_cut_short_is_named(
 def test_a_checkpoint_that_is_no_longer_whole_is_not_passed_over(config: Any, tmp_path: Path) -> None:
     train("teach", config(TEACH, steps=2), tmp_path / "run")
     (tmp_path / "run/checkpoints/step-0000002/checkpoint.json").unlink()
-    # A copy that somebody made is none of the run's.
+    # A manual copy is not a checkpoint of the run.
     (tmp_path / "run/checkpoints/step-0000002.bak").mkdir()
     for resume in ("latest", None):
         with pytest.raises(UsageError, match=r"step-0000002 has lost its checkpoint\.json"):
@@ -71,13 +71,13 @@ def test_a_checkpoint_that_is_no_longer_whole_is_not_passed_over(config: Any, tm
 def test_another_base_is_refused(model: Path, config: Any, tmp_path: Path) -> None:
     changes = {"lora_rank": 4}
     train("distill", config(DISTILL, model=changes, steps=2), tmp_path / "run")
-    other = tiny_model.write(tmp_path / "other", seed=1)
+    other_model = tiny_model.write(tmp_path / "other", seed=1)
     with pytest.raises(UsageError, match="holds another transformer than"):
-        train("distill", config(DISTILL, model=changes | {"folder": str(other)}), tmp_path / "run", "latest")
-    shutil.rmtree(other / "transformer")
-    shutil.copytree(model / "transformer", other / "transformer")
+        train("distill", config(DISTILL, model=changes | {"folder": str(other_model)}), tmp_path / "run", "latest")
+    shutil.rmtree(other_model / "transformer")
+    shutil.copytree(model / "transformer", other_model / "transformer")
     with pytest.raises(UsageError, match="holds another vae than"):
-        train("distill", config(DISTILL, model=changes | {"folder": str(other)}), tmp_path / "run", "latest")
+        train("distill", config(DISTILL, model=changes | {"folder": str(other_model)}), tmp_path / "run", "latest")
 
 
 def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_a_run_that_is_there_is_not_begun_again(config: Any, tmp_path: Path) -> 
         train("teach", config(TEACH), tmp_path / "run")
     with pytest.raises(UsageError, match="is of `teach`, and this is `distill`"):
         train("distill", config(DISTILL), tmp_path / "run", "latest")
-    with pytest.raises(UsageError, match="lastest is no checkpoint: a run goes on from `latest`"):
+    with pytest.raises(UsageError, match="lastest is not a checkpoint: a run resumes from `latest`"):
         train("teach", config(TEACH), tmp_path / "run", "lastest")
-    with pytest.raises(UsageError, match=r"is no checkpoint: it holds no checkpoint\.json"):
+    with pytest.raises(UsageError, match=r"is not a checkpoint: it has no checkpoint\.json"):
         train("teach", config(TEACH), tmp_path / "run", str(tmp_path))
     changed = config(TEACH | {"optimizer": {"lr": 5e-3}})
     with pytest.raises(UsageError, match=r"optimizer\.lr: 0\.001, now 0\.005"):
@@ -99,30 +99,30 @@ def test_a_checkpoint_is_gone_on_from_with_other_settings_in_another_folder(
     config: Any, mixture: Path, tmp_path: Path
 ) -> None:
     train("teach", config(TEACH, steps=2), tmp_path / "run")
-    at = tmp_path / "run/checkpoints/step-0000002"
+    checkpoint = tmp_path / "run/checkpoints/step-0000002"
     changed, out = config(TEACH | {"optimizer": {"lr": 5e-4}}), tmp_path / "other"
     with pytest.raises(UsageError, match=r"now 0\.0005\): --resume .*step-0000002 with another folder for --out"):
-        train("teach", changed, tmp_path / "run", str(at))
-    train("teach", changed, out, str(at))
-    assert [one["step"] for one in logged(out)] == [3, 4]
-    # From then on it is that run, however often it is ended.
+        train("teach", changed, tmp_path / "run", str(checkpoint))
+    train("teach", changed, out, str(checkpoint))
+    assert [entry["step"] for entry in logged(out)] == [3, 4]
+    # From then on that run can be resumed as usual.
     train("teach", config(TEACH | {"optimizer": {"lr": 5e-4}}, steps=5), out, "latest")
-    found = trained_model.load(out, torch.device("cpu")).told
-    assert found is not None
-    assert [(one.step, one.config["optimizer"]["lr"]) for one in found.earlier] == [(2, 1e-3)]
+    metadata = trained_model.load(out, torch.device("cpu")).metadata
+    assert metadata is not None
+    assert [(entry.step, entry.config["optimizer"]["lr"]) for entry in metadata.earlier] == [(2, 1e-3)]
     commands.export(out, tmp_path / "model")
     assert "; others until step 2." in (tmp_path / "model/README.md").read_text()
     with pytest.raises(UsageError, match=r"it holds updates of student, and this run|is of `teach`"):
-        train("distill", config(DISTILL), tmp_path / "third", str(at))
+        train("distill", config(DISTILL), tmp_path / "third", str(checkpoint))
 
 
 def test_adapters_of_another_rank_are_another_run(config: Any, tmp_path: Path) -> None:
     train("distill", config(DISTILL, model={"lora_rank": 4}, steps=2), tmp_path / "run")
-    at = str(tmp_path / "run/checkpoints/step-0000002")
-    for rank, said in ((None, "whole"), (8, "with LoRA of rank 8")):
-        for out, resume in (("run", "latest"), ("other", at)):
+    checkpoint = str(tmp_path / "run/checkpoints/step-0000002")
+    for rank, message in ((None, "in full"), (8, "with LoRA of rank 8")):
+        for out, resume in (("run", "latest"), ("other", checkpoint)):
             with pytest.raises(
-                UsageError, match=f"with LoRA of rank 4, and this run {said}: begin anew, without --resume"
+                UsageError, match=f"with LoRA of rank 4, and this run {message}: start over, without --resume"
             ):
                 train("distill", config(DISTILL, model={"lora_rank": rank}), tmp_path / out, resume)
 
@@ -133,7 +133,7 @@ def test_a_checkpoint_under_another_name_or_without_weights_is_named(config: Any
     (folder / "step-0000002").rename(folder / "step-0000009")
     for steps in (2, 4):
         with pytest.raises(
-            UsageError, match=r"step-0000009 is a damaged checkpoint: .* is of step 2: give the folder the"
+            UsageError, match=r"step-0000009 is a damaged checkpoint: .* is of step 2: give the folder its"
         ):
             train("teach", config(TEACH, steps=steps), tmp_path / "run", "latest")
     (folder / "step-0000009").rename(folder / "step-0000002")
@@ -147,15 +147,15 @@ def test_a_mixture_may_move_and_be_taken_over_from(config: Any, mixture: Path, t
     train("teach", config(TEACH, steps=2), tmp_path / "run")
     shutil.copytree(mixture, tmp_path / "moved")
     train("teach", config(TEACH, steps=3, data={"mixture": str(tmp_path / "moved")}), tmp_path / "run", "latest")
-    found, table = read_all(str(mixture))
+    original, table = read_all(str(mixture))
     for position, fits in ((4, False), (6, True)):
-        after = replace(found, seed=found.seed + 1, begins=replace(found.begins, position=position))
+        after = replace(original, seed=original.seed + 1, begins=replace(original.begins, position=position))
         write(after, table, str(tmp_path / f"after-{position}"))
         changed = config(TEACH, data={"mixture": str(tmp_path / f"after-{position}")})
         if fits:
             train("teach", changed, tmp_path / "run", "latest")
         else:
-            with pytest.raises(UsageError, match=r"the state is one of mixture .*--after"):
+            with pytest.raises(UsageError, match=r"the state belongs to mixture .*--after"):
                 train("teach", changed, tmp_path / "run", "latest")
 
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_named_where_the_log_meets_it(
     train("teach", config(TEACH, steps=2), tmp_path / "run")
     monkeypatch.setattr(metrics.Log, "write", full)
     with pytest.raises(
-        RunError, match=r"the log of step 3: .*No space left.*step-0000002 is whole\. .*--resume latest"
+        RunError, match=r"the log of step 3: .*No space left.*step-0000002 is complete\. .*--resume latest"
     ):
         train("teach", config(TEACH), tmp_path / "run", "latest")
 
@@ -178,10 +178,10 @@ def test_a_schedule_that_does_not_match_the_checkpoint_is_refused(config: Any, t
     with pytest.raises(UsageError, match=r"4 steps at shift 5 \(1000, 937\.5.*this run 4 steps at shift 8 \(1000, 960"):
         train("distill", config(DISTILL, schedule={"shift": 8}), tmp_path / "run", "latest")
     file = tmp_path / "run/checkpoints/step-0000002/checkpoint.json"
-    told = json.loads(file.read_text())
+    metadata = json.loads(file.read_text())
     for change in ({"shift": 8.0}, {"steps": 2}):
-        told["config"]["schedule"] |= change
-        file.write_text(json.dumps(told))
+        metadata["config"]["schedule"] |= change
+        file.write_text(json.dumps(metadata))
         with pytest.raises(UsageError, match=r"step-0000002 contradicts itself: .*937\.5.*'s . steps at shift 8"):
             trained_model.load(tmp_path / "run", torch.device("cpu"))
 
@@ -218,11 +218,11 @@ def test_samples_that_a_kill_prevented_are_made_when_it_goes_on(config: Any, tmp
     file = config(TEACH, evaluation={"every": 2, "clips": 1}, data={"mixture": str(make(tmp_path, 6, held=2))})
     train("teach", file, tmp_path / "run")
     first, last = (tmp_path / f"run/samples/step-000000{step}.mp4" for step in (2, 4))
-    made = last.read_bytes()
+    film = last.read_bytes()
     last.unlink()
     written = first.stat().st_mtime_ns
     train("teach", file, tmp_path / "run", "latest")
-    assert last.read_bytes() == made
+    assert last.read_bytes() == film
     assert first.stat().st_mtime_ns == written
 
 
@@ -230,11 +230,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train("distill", config(DISTILL, steps=2), tmp_path / "run")
-    kept = stored(tmp_path / "run", 2)
-    monkeypatch.setattr(distill, "velocity", lambda clean, noise: noise * torch.nan)
-    with pytest.raises(RunError, match=r"step 3 .*the fake score's loss is not finite.*step-0000002 is whole"):
+    before = stored(tmp_path / "run", 2)
+    monkeypatch.setattr(distill, "target_velocity", lambda clean, noise: noise * torch.nan)
+    with pytest.raises(RunError, match=r"step 3 .*the fake score's loss is not finite.*step-0000002 is complete"):
         train("distill", config(DISTILL), tmp_path / "run", "latest")
-    equal(stored(tmp_path / "run", 2), kept)
+    equal(stored(tmp_path / "run", 2), before)
     monkeypatch.undo()
     train("distill", config(DISTILL), tmp_path / "run", "latest")
 
@@ -253,9 +253,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(config: Any, tmp_path: Path) -> N
 
 def test_an_edited_checkpoint_is_refused_in_one_sentence(config: Any, tmp_path: Path) -> None:
     train("teach", config(TEACH, steps=2), tmp_path / "run")
-    at = tmp_path / "run/checkpoints/step-0000002"
-    told = json.loads((at / "checkpoint.json").read_text())
-    for changes, said in (
+    checkpoint = tmp_path / "run/checkpoints/step-0000002"
+    metadata = json.loads((checkpoint / "checkpoint.json").read_text())
+    for changes, message in (
         ({"step": None}, "step: expected a whole number"),
         ({"config": []}, "config: expected keys and values"),
         ({"base": {}}, "holds another transformer than"),
@@ -265,11 +265,11 @@ def test_an_edited_checkpoint_is_refused_in_one_sentence(config: Any, tmp_path: 
         ({"updates": {"student": -1}}, "updates.student: "),
         ({"format": None}, "has format None, and this version reads 3"),
     ):
-        (at / "checkpoint.json").write_text(json.dumps(told | changes))
-        with pytest.raises(UsageError, match=said):
+        (checkpoint / "checkpoint.json").write_text(json.dumps(metadata | changes))
+        with pytest.raises(UsageError, match=message):
             train("teach", config(TEACH), tmp_path / "run", "latest")
-    (at / "checkpoint.json").write_text(json.dumps(told))
-    (shard,) = at.glob("*.safetensors")
+    (checkpoint / "checkpoint.json").write_text(json.dumps(metadata))
+    (shard,) = checkpoint.glob("*.safetensors")
     for header in (b"{}garbage", b'{"a": {"dtype": "F32"}}', b"[1, 2, 3]", b"\xff" * 20, b"{}"):
         shard.write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(UsageError, match=r"step-0000002 (cannot be read|is of another model)"):
@@ -292,12 +292,12 @@ def test_sigterm_ends_with_a_checkpoint(config: Any, tmp_path: Path) -> None:
     log = tmp_path / "run/log.jsonl"
     program.poll(lambda: (log.is_file() and log.read_text()) or job.poll() is not None, 300, "a first step")
     job.send_signal(signal.SIGTERM)
-    said = job.communicate(timeout=300)[1]
+    stderr = job.communicate(timeout=300)[1]
     assert job.returncode == 1
-    assert "stopped on request at step" in said
-    assert "Traceback" not in said
-    (kept,) = (tmp_path / "run/checkpoints").glob("step-*")
-    assert int(kept.name[5:]) == len(log.read_text().splitlines())
+    assert "stopped on request at step" in stderr
+    assert "Traceback" not in stderr
+    (checkpoint,) = (tmp_path / "run/checkpoints").glob("step-*")
+    assert int(checkpoint.name[5:]) == len(log.read_text().splitlines())
 
 
 @pytest.mark.long
@@ -307,4 +307,4 @@ def test_the_log_of_a_run_that_was_killed_goes_on(config: Any, tmp_path: Path) -
     with (tmp_path / "run/log.jsonl").open("a") as file:
         file.write('{"step": 5, "cut sho')
     train("teach", config(TEACH), tmp_path / "run", "latest")
-    assert [one["step"] for one in logged(tmp_path / "run")] == [1, 2, 3, 4]
+    assert [entry["step"] for entry in logged(tmp_path / "run")] == [1, 2, 3, 4]
