@@ -170,7 +170,7 @@ def describe_mixture(mixture: MixtureSummary) -> Iterator[Table | str]:
         yield f"... and {len(mixture.buckets) - _BUCKETS} rarer shapes"
     yield from (f"[yellow]warning:[/] {escape(warning)}" for warning in mixture.warnings)
     steps = f"{mixture.steps} steps of {mixture.micro_batches} micro-batches"
-    yield f"{steps} draw each clip once on average, or oftener; the first position is {mixture.begins}"
+    yield f"{steps} draw each clip once on average, or more than once; the first position is {mixture.begins}"
     yield f"mixture {mixture.hash}" + (f", kept in {escape(mixture.out)}" if mixture.out else "")
 
 
@@ -207,7 +207,7 @@ def describe_plan(plan: Plan) -> Iterator[Table | str]:
     wall = ("-" if seconds is None else format_clock(seconds) for seconds in plan.wall_s)
     table.add_row(f"wall time on {plan.cpus} CPUs", *wall, format_clock(plan.probe_s))
     yield table
-    yield "Counts and sizes lie between `from` and `to` about nine times in ten. Work on a GPU is not foretold."
+    yield "Counts and sizes lie between `from` and `to` about nine times in ten. Work on a GPU is not estimated."
     if plan.checks:
         yield make_table(plan.checks)
 
