@@ -29,7 +29,7 @@ def texture(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def make_pan(dx: float, dy: float, frames: int = 4, size: tuple[int, int] = (128, 192)) -> NDArray[np.uint8]:
-    """A clip whose content moves by (dx, dy) pixels a frame."""
+    """A clip whose content moves by (dx, dy) pixels per frame."""
     image = texture(*size)
     shifts = [np.array([[1, 0, k * dx], [0, 1, k * dy]], np.float32) for k in range(frames)]
     return np.stack([cv2.warpAffine(image, matrix, size[::-1], borderMode=cv2.BORDER_REFLECT) for matrix in shifts])

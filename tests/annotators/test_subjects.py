@@ -40,7 +40,7 @@ def composite(background: str, foreground: str, box: tuple[int, int, int, int], 
 
 
 @pytest.mark.parametrize(
-    ("behind", "front", "box"),
+    ("background", "foreground", "box"),
     [
         ("data-juicer__video11.mp4", "VACE__test2.mp4", (150, 60, 300, 200)),
         ("FastGen__04_bird_flying_church_tower_clock.mp4", "learning-area__frog.webm", (160, 60, 320, 200)),

@@ -44,11 +44,11 @@ def test_a_killed_run_in_a_bad_store_ends_like_a_local_one(
     killed = out.clips()
     assert len(killed) < 7, "the kills came too late"
 
-    process = vdot(*command, **options)
-    assert process.returncode == 0, process.stderr
+    finished = vdot(*command, **options)
+    assert finished.returncode == 0, finished.stderr
     assert sum(s3.faults(0.0).values()) > s3.faults()["served"], "the store had no fault"
-    assert json.loads(process.stdout)["clips"] == {"kept": {"": 7}}
-    assert json.loads(process.stdout)["done"] == {"kept": 7 - len(killed)}
+    assert json.loads(finished.stdout)["clips"] == {"kept": {"": 7}}
+    assert json.loads(finished.stdout)["done"] == {"kept": 7 - len(killed)}
     assert set(out.clips()) == set(local_dataset.clips())
     assert out.samples() == local_dataset.samples()
     assert vdot("verify", out.url, "--workers", 1, **options).returncode == 0

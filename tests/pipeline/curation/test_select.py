@@ -72,7 +72,7 @@ def test_a_selection_is_kept_and_compared(ten_clips: Any) -> None:
     assert third.against is not None
     assert (third.against.added, third.against.removed) == (0, 0)
 
-    assert select(ten_clips.url, ["luma > 50"], name="day1").file == first.file, "the same again is no fault"
+    assert select(ten_clips.url, ["luma > 50"], name="day1").file == first.file, "repeating it is not an error"
     with pytest.raises(UsageError, match="another selection 'day1'"):
         select(ten_clips.url, ["luma > 60"], name="day1")
     with pytest.raises(UsageError, match="did you mean 'day1'"):

@@ -45,7 +45,7 @@ def measure(owner: Any) -> Any:
     return output_checks.measure(owner, FRAMES, 16.0)
 
 
-@pytest.mark.parametrize("measured", [annotate, measure])
+@pytest.mark.parametrize("check", [annotate, measure])
 def test_numbers_of_numpy_become_those_of_python(check: Any) -> None:
     values = {"n": np.int64(1), "x": np.float32(0.5), "s": np.str_("still"), "b": np.bool_(True)}
     signals = check(Owner(values))
@@ -55,7 +55,7 @@ def test_numbers_of_numpy_become_those_of_python(check: Any) -> None:
     assert check(Owner(GOOD | {"x": 2})) == GOOD | {"x": 2}
 
 
-@pytest.mark.parametrize("measured", [annotate, measure])
+@pytest.mark.parametrize("check", [annotate, measure])
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -139,8 +139,8 @@ def test_a_clip_that_lies_twice_in_a_shard(dataset: Any, tmp_path: Path) -> None
             file = tmp_path / key
             file.write_bytes(b"{}")
             tar.add(file, f"{small_dataset.identity(key)}.json")
-    with (tmp_path / "twice.tar").open("rb") as file:
-        name = f"shards/{small_dataset.RUN}-{compute_digest(file)}.tar"
+    with (tmp_path / "twice.tar").open("rb") as shard:
+        name = f"shards/{small_dataset.RUN}-{compute_digest(shard)}.tar"
     dataset.out.put(name, tmp_path / "twice.tar")
     dataset.commit(dataset.clip("b0", "kept", shard=name, offset=0, bytes=1024))
     assert f"shard {name}: holds clip {small_dataset.identity('b0')} twice" in list_problems(dataset)

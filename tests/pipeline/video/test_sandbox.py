@@ -91,7 +91,7 @@ def work_on(seconds: float, then_hang: bool) -> Iterator[str]:
 
 
 def slowly(step: str, frame_s: float, *args: object) -> Iterator[object]:
-    """A step of `cutting` where every frame takes this long to decode."""
+    """A step of `sandboxed` where every frame takes this long to decode."""
 
     def read_slowly(*arguments: Any) -> Iterator[object]:
         for frame in read_frames(*arguments):
