@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight
 
 # Where a picture is as good as it gets, and where it is as bad, in the unit of each signal.
 _SHARP, _BLURRED = 0.8, 0.27
@@ -19,7 +19,7 @@ _SMALLEST, _LARGEST = 0.04, 0.5
 _SHARES = (0.4, 0.25, 0.15, 0.2)
 
 
-class AestheticHeuristic:
+class AestheticHeuristic(Annotator):
     """The weighted mean of technique, light, colour and placement; no ratings and no trained model.
 
     Technique is the product of sharpness, freedom from noise and freedom from blocks; light the mean of exposure and

@@ -1,4 +1,4 @@
-"""The contract of an annotator: frames in; tracks, signals, pictures, data, files and a caption out.
+"""The base classes of annotators and filters: frames in; tracks, signals, pictures, data, files and a caption out.
 
 An annotator is one class in one file, registered under the entry-point group `vdot_data.annotators`. It does
 not use Ray, shards or paths, keeps no state between clips, and raises when it cannot do its work: a failed
@@ -7,9 +7,10 @@ measurement is a failure with a code, never a score.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,45 +88,59 @@ def spread(length: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(0, length - 1, count).tolist()})
 
 
-class Annotator(Protocol):
+class _Maker:
+    """What an annotator and a filter have in common: what they declare of themselves, as class attributes."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    signals: ClassVar[Mapping[str, Signal]] = {}
+    weights: ClassVar[tuple[Weight, ...]] = ()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        declarations = {name for base in cls.__mro__ for name in getattr(base, "__annotations__", {})}
+        for name, value in vars(cls).items():
+            if name.startswith("_") or callable(value) or name in declarations:
+                continue
+            near = difflib.get_close_matches(name, declarations, 1, 0.8)
+            if near:
+                raise TypeError(f"{cls.__name__} declares {name!r}; did you mean {near[0]!r}?")
+
+
+class Annotator(_Maker):
     """Made once per worker (weights are loaded in `__init__`), called once per clip.
 
-    `version` changes whenever the same frames may give other values; it is part of every clip's lineage.
+    `version` changes whenever the same frames may give other values; it is part of every clip's lineage. The other
+    attributes have defaults:
 
-    These attributes are optional.
-
-    What it makes: `pictures`, a tuple of the names of its pictures; `files`, a tuple of the names of its files
-    ("latents.safetensors"); `caption`, True for one that writes captions.
-    What it is called with: `needs`, a tuple of the names of signals and tracks of others, which must come before it
-    in the recipe, each as a keyword argument; `sample`, True for one that takes everything made before it, as the
-    keyword argument `sample` (a `Sample`).
+    What it makes: `tracks` and `signals` by name; `pictures`, the names of its pictures; `files`, the names of its
+    files ("latents.safetensors"); `caption`, True for one that writes captions.
+    What it is called with: `needs`, the names of signals and tracks that others make, which must come before it in the
+    recipe, each as a keyword argument; `sample`, True for one that takes whatever was made before it, as the keyword
+    argument `sample` (a `Sample`).
     Where it runs: `gpu`, True for one that uses a GPU if it sees one; then each GPU of the cluster gets one of it.
-    Whose weights it uses: `choose`, a class method for one whose weights the user names. It is called before a run
-    starts, returns `Weight`s or raises `annotators.weights.MissingWeights`, and every worker makes the annotator with
-    the returned weights as the only argument.
+    Whose weights it uses: `choose`, a class method for one whose weights the user names. It is asked before a run
+    starts, gives `Weight`s or raises `annotators.weights.MissingWeights`, and the annotator is made in every worker
+    with what it gave as the only argument.
     """
 
-    name: ClassVar[str]
-    version: ClassVar[str]
-    tracks: ClassVar[tuple[str, ...]]
-    signals: ClassVar[Mapping[str, Signal]]
-    weights: ClassVar[tuple[Weight, ...]]
+    tracks: ClassVar[tuple[str, ...]] = ()
+    pictures: ClassVar[tuple[str, ...]] = ()
+    files: ClassVar[tuple[str, ...]] = ()
+    caption: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
+    sample: ClassVar[bool] = False
+    gpu: ClassVar[bool] = False
+    choose: ClassVar[Callable[[], tuple[Weight, ...]] | None] = None
 
-    def __call__(self, frames: Frames, fps: float, **needed: Any) -> Annotation:
-        """Annotate one clip: `frames` uint8 [T, H, W, 3] RGB at `fps` frames a second; `needed` by name."""
-        ...
+    # Each names what it needs as keyword arguments of its own, which a type of all of them cannot say.
+    __call__: Callable[..., Annotation]
+    """Annotate one clip: `frames` uint8 [T, H, W, 3] RGB, `fps` frames a second, then what it needs, by name."""
 
 
-class Filter(Protocol):
-    """A quality measurement on a clip's frames: signals alone, cheap, measured before any annotator runs.
-
-    One that needs weights declares them as an annotator does.
-    """
-
-    name: ClassVar[str]
-    version: ClassVar[str]
-    signals: ClassVar[Mapping[str, Signal]]
+class Filter(_Maker):
+    """A quality measurement on a clip's frames: signals alone, cheap, measured before any annotator runs."""
 
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         """Measure one clip: `frames` uint8 [T, H, W, 3] RGB at `fps` frames a second."""
-        ...
+        raise NotImplementedError

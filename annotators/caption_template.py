@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight
 
 # A person is mentioned when seen in this share of the frames; a tag when it is this likely, as most correct ones are.
 _SEEN, _SURE = 0.5, 0.35
@@ -108,7 +108,7 @@ _PLURALS = frozenset(("parallel bars", "binoculars", "hay", "velvet", "wool", "c
 _CONSONANT, _SILENT = re.compile(r"(uni|eu|ufo|one|utensil|ural)", re.IGNORECASE), re.compile(r"(hour|honest|heir)")
 
 
-class CaptionTemplate:
+class CaptionTemplate(Annotator):
     """Describes tags, people, words, camera and light in plain sentences, by a template instead of a language model."""
 
     name: ClassVar[str] = "caption_template"

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Frames, Picture, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Picture, Signal, Weight
 from annotators.motion.propagation import Carrier
 from annotators.opencv import cv2
 
@@ -25,7 +25,7 @@ _DARK, _RADIUS, _SMOOTH = 7, 8, 1e-3
 _TIME, _RANGE = 2.0, (1, 99)
 
 
-class DepthHeuristic:
+class DepthHeuristic(Annotator):
     """Nearness (white is near) from height in the picture, haze, parallax and where the subject stands.
 
     Lower pixels are nearer; a bright dark channel means far (He, Sun and Tang, "Single Image Haze Removal Using

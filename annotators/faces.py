@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight
 from annotators.networks.tflite import Floats, Network, SquareView, sigmoid, weighted_nms
 
 _SIDE = 192
@@ -21,7 +21,7 @@ _SURE = 0.7
 _STEP = 4
 
 
-class Faces:
+class Faces(Annotator):
     """Finds faces by BlazeFace, the full-range sparse network, in every fourth frame.
 
     Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs" (2019); the decoding is that of

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight
 from annotators.motion.dis_flow import Dis, to_grey
 from annotators.opencv import cv2
 
@@ -33,7 +33,7 @@ _ENCODE_STEPS = 512
 _DECODE_STEPS = 7200
 
 
-class Flow:
+class Flow(Annotator):
     """Measures the motion between frames (signal `motion`) and paints it (track `flow`).
 
     The optical flow (`Dis`) goes from frame k-1 to frame k. Frame k of the track shows it at the pixels of

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight
 from annotators.opencv import cv2
 
 # The constants of ControlNet's preprocessor `scribble_xdog` (controlnet_aux, ScribbleXDog_Detector). It makes
@@ -21,7 +21,7 @@ _THRESHOLD = 16
 _SHRINK = 2
 
 
-class Scribble:
+class Scribble(Annotator):
     """Draws white lines on black (track `scribble`) where a clip's picture is darker than what surrounds it.
 
     The difference of Gaussians of XDoG (Winnemoeller, Kyprianidis, Olsen: "XDoG: An eXtended

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Annotation, Frames, Picture, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Picture, Signal, Weight
 from annotators.motion.propagation import Carrier
 from annotators.networks import onnx, tflite
 from annotators.opencv import cv2
@@ -47,7 +47,7 @@ class _Parts(NamedTuple):
     labels: NDArray[np.uint8]
 
 
-class Subjects:
+class Subjects(Annotator):
     """Finds the salient object by U2-Net (small), and people by MediaPipe's selfie network where pose found some.
 
     Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection" (2020). Track `mask` is

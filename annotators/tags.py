@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from annotators import weights
-from annotators.base import Annotation, Frames, Signal, Weight, spread
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight, spread
 from annotators.networks.efficientnet import WEIGHT, EfficientNet
 
 # Frames of a clip that the network sees.
@@ -18,7 +18,7 @@ _LIKELY, _MAX_TAGS = 0.1, 5
 _TIMM = "pypi:timm==1.0.31!timm/data/_info"
 
 
-class Tags:
+class Tags(Annotator):
     """Names what eight frames show, by EfficientNet-Lite0.
 
     data["tags"]: [word, probability] for each tag, likeliest first. ImageNet has no word for a person, and few for

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Annotation, Frames, Signal, Weight, spread
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight, spread
 from annotators.opencv import cv2
 
 # The longest distance of frames that are read: a subtitle that is in one is in the next one too.
@@ -53,7 +53,7 @@ class Line:
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
-class Text:
+class Text(Annotator):
     """Reads a few frames, and their static picture, by PP-OCRv6; tells text on the screen from text in the scene.
 
     data["text"]: one {"words", "box", "frame"} for each line read; box as [left, top, right, bottom] in pixels; frame

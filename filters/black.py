@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 
 # A frame is black when all but this share of its pixels is darker than this level of 255.
 _BRIGHT_SHARE, _BLACK = 0.02, 24
@@ -18,7 +18,7 @@ _STEP = 4
 _LEAST_S, _FACTOR = 0.3, 4.0
 
 
-class Black:
+class Black(Filter):
     """Compares all but the brightest few pixels of each frame with black."""
 
     name = "black"

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from filters.exposure import grey
 
 Floats = NDArray[np.float32]
@@ -21,7 +21,7 @@ _SMALLEST = 0.43
 _LEAST = 6
 
 
-class Blockiness:
+class Blockiness(Filter):
     """Steps between columns (rows) that lie one block apart, beyond those between their neighbours.
 
     A step counts as far as it is higher than the mean of the two beside it, as in Wang, Bovik and Evans, "Blind

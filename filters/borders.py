@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 from filters import bars
 from filters.exposure import STRIDE, grey
@@ -32,7 +32,7 @@ _UNEVEN = 0.15
 _COARSE, _ALIKE = 24, 0.5
 
 
-class Borders:
+class Borders(Filter):
     """Measures how much of the frame is border, by kind."""
 
     name = "borders"

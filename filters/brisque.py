@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Frames, Signal, Value, Weight, spread
+from annotators.base import Filter, Frames, Signal, Value, Weight, spread
 from annotators.opencv import cv2
 
 Floats = NDArray[np.float64]
@@ -42,7 +42,7 @@ _RATIOS = np.array(
 )
 
 
-class Brisque:
+class Brisque(Filter):
     """BRISQUE: 36 natural-scene statistics of luma, scored by the authors' support-vector regression.
 
     Mittal, Moorthy and Bovik, "No-Reference Image Quality Assessment in the Spatial Domain" (IEEE Transactions on

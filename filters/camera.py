@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 
 # The motion of the whole picture is coarse: it is measured at this length of the longer side, in pixels.
@@ -33,7 +33,7 @@ PAN, ZOOM, ROLL, SHAKE = 0.02, 0.02, 2.0, 0.003
 _ARM = 0.25
 
 
-class Camera:
+class Camera(Filter):
     """Fits a similarity (shift, rotation, scale) to corners tracked from frame to frame, and sorts its course.
 
     Corners (Shi and Tomasi, CVPR 1994) are tracked by pyramidal Lucas-Kanade and the similarity is found by RANSAC, so

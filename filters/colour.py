@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from filters.exposure import STRIDE
 
 # Every fourth pixel of every fourth row.
 _STEP = 4
 
 
-class Colour:
+class Colour(Filter):
     """Spread of the two opponent colours; a tint has none, however strong it is.
 
     `colourfulness` is that of Hasler and Suesstrunk, "Measuring Colourfulness in Natural Images" (SPIE 2003).

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 
 
-class Duration:
+class Duration(Filter):
     """Frames over frame rate."""
 
     name = "duration"

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 
 # Exposure changes slowly: every fourth frame (4 a second on the default grid) gives the mean to 0.1 grey levels.
@@ -22,7 +22,7 @@ def grey(frames: Frames) -> NDArray[np.uint8]:
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames[::STRIDE]])
 
 
-class Luma:
+class Luma(Filter):
     """Mean luma over the clip, and what its brightest parts reach: a lamp at night reaches as much as the sun."""
 
     name = "luma"
@@ -38,7 +38,7 @@ class Luma:
         return {"luma": float(pictures.mean()), "highlights": float(np.median(highlights))}
 
 
-class Contrast:
+class Contrast(Filter):
     """Spread of luma inside a frame."""
 
     name = "contrast"

@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 
 # A flash is brighter or darker than before and after by this many levels of 255, and ends within this many seconds.
 _LEVELS, _WITHIN_S = 25.0, 0.25
 
 
-class Flicker:
+class Flicker(Filter):
     """Watches the mean luma of the frames."""
 
     name = "flicker"

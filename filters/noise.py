@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 from filters.exposure import grey
 
@@ -18,7 +18,7 @@ _MASK = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
 _BLOCK, _CALM = 16, 0.2
 
 
-class Noise:
+class Noise(Filter):
     """Estimates the standard deviation of noise in the calmest parts of each frame.
 
     The mask is that of Immerkaer, "Fast Noise Variance Estimation" (Computer Vision and Image Understanding 64, 1996);

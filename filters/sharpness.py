@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 from filters.exposure import grey
 
@@ -20,7 +20,7 @@ _STRONGEST = 0.01
 _MIN_DETAIL = 4.0
 
 
-class Sharpness:
+class Sharpness(Filter):
     """Compares the finest detail with detail four times as coarse.
 
     Both are levels of a Laplacian pyramid (Burt and Adelson, IEEE Transactions on Communications 31, 1983), of which

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Frames, Signal, Value
+from annotators.base import Filter, Frames, Signal, Value
 from annotators.opencv import cv2
 
 # Frames are compared when shrunk by this factor: coding noise averages out, and motion of a pixel still shows.
@@ -20,7 +20,7 @@ _LEVEL, _SHARE = 2.0, 0.999
 _HELD_S = 0.5
 
 
-class Stillness:
+class Stillness(Filter):
     """Counts frames that repeat the one before, and pictures that are held."""
 
     name = "stillness"

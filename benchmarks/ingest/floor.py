@@ -116,7 +116,7 @@ class _SourceProcessor:
         self._rules = self._blueprint.rules()
         self._detector = shots.make_detector(recipe.shots)
         self._annotators = [registry.load_annotator(name)() for name in recipe.annotators]
-        self._needed = {name for annotator in self._annotators for name in registry.needs(annotator)}
+        self._needed = {name for annotator in self._annotators for name in registry.declare(annotator).needs}
         self.seconds: dict[str, float] = {}
 
     def process_source(self, path: str) -> int:
@@ -167,7 +167,7 @@ class _SourceProcessor:
         fps = self._blueprint.recipe.grid.fps
         inputs: dict[str, Any] = dict(values)
         for position, annotator in enumerate(self._annotators, 1):
-            result = annotator(frames, fps, **{name: inputs[name] for name in registry.needs(annotator)})
+            result = annotator(frames, fps, **{name: inputs[name] for name in registry.declare(annotator).needs})
             self._record_time(annotator.name)
             values |= result.signals
             inputs |= result.signals | {name: track for name, track in result.tracks.items() if name in self._needed}

@@ -24,7 +24,7 @@ from pipeline.storage.folder import Folder
 def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) -> list[Pool]:
     """Build the pools of workers that this many chunks of work go through, in order."""
     workers = engine.count_workers(chunks)
-    on_gpu = [any(map(registry.takes_gpu, stage)) for stage in blueprint.stages]
+    on_gpu = [any(registry.declare(registry.load_annotator(name)).gpu for name in stage) for stage in blueprint.stages]
     # One source at a time: one queued behind another could be done by a worker that is idle at the end.
     cut = Pool(CutStage, (blueprint, out, engine.attempts), workers, workers, in_flight=1, on_gpu=on_gpu[0])
     # The only stage of a layer is done by the worker that opens the clip.

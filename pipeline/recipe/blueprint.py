@@ -36,7 +36,7 @@ class Blueprint:
         """The base layer. Raises `UsageError` for unknown annotators, filters or columns, and for bad predicates."""
         registry.check_outputs(recipe.annotators)
         registry.find_foundations(recipe.annotators, recipe.filters)
-        writers = [name for name in recipe.annotators if registry.writes_caption(registry.load_annotator(name))]
+        writers = [name for name in recipe.annotators if registry.declare(registry.load_annotator(name)).caption]
         if len(writers) > 1:
             raise UsageError(f"{writers[0]!r} and {writers[1]!r} both write the caption; add one as a layer (annotate)")
         blueprint = cls._build(recipe, schema.BASE_LAYER, manifest, recipe.filters, recipe.stages)

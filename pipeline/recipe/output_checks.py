@@ -36,8 +36,8 @@ def annotate(annotator: Annotator, frames: Frames, fps: float, inputs: Mapping[s
         if track.shape != frames.shape or track.dtype != np.uint8:
             detail = f"gave a track {name} of {track.dtype} {track.shape}; the clip is uint8 {frames.shape}"
             raise _contract_error(annotator, detail)
-    if not set(annotation.pictures) <= set(registry.pictures(annotator)):
-        declared = sorted(registry.pictures(annotator))
+    if not set(annotation.pictures) <= set(registry.declare(annotator).pictures):
+        declared = sorted(registry.declare(annotator).pictures)
         raise _contract_error(annotator, f"gave the pictures {sorted(annotation.pictures)}, and declares {declared}")
     for name, pictures in annotation.pictures.items():
         for picture in pictures:
@@ -45,17 +45,17 @@ def annotate(annotator: Annotator, frames: Frames, fps: float, inputs: Mapping[s
                 raise _contract_error(
                     annotator, f"gave a picture {name} of {picture.dtype} {picture.shape}, not uint8 RGB"
                 )
-    if set(annotation.files) != set(registry.files(annotator)):
-        declared = sorted(registry.files(annotator))
+    if set(annotation.files) != set(registry.declare(annotator).files):
+        declared = sorted(registry.declare(annotator).files)
         raise _contract_error(annotator, f"gave the files {sorted(annotation.files)}, and declares {declared}")
     for name, data in annotation.files.items():
         if not isinstance(data, bytes) or not data:
             raise _contract_error(
                 annotator, f"gave {type(data).__name__} for the file {name}, or nothing in it, not bytes"
             )
-    if registry.writes_caption(annotator) and not (isinstance(annotation.caption, str) and annotation.caption.strip()):
+    if registry.declare(annotator).caption and not (isinstance(annotation.caption, str) and annotation.caption.strip()):
         raise _contract_error(annotator, f"gave {annotation.caption!r} for a caption, and declares to write captions")
-    if not registry.writes_caption(annotator) and annotation.caption is not None:
+    if not registry.declare(annotator).caption and annotation.caption is not None:
         raise _contract_error(annotator, "gave a caption, and does not declare to write any")
     annotation.signals = _check_signals(annotator, annotator.signals, annotation.signals)
     return annotation

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal, cast
 
@@ -23,6 +24,41 @@ _NEEDED: dict[Group, tuple[str, ...]] = {"annotators": (*_FILTER, "tracks", "wei
 # A file becomes a member <id>.<name>: readers group by the first dot and decode by the last, and some know only small
 # letters. The suffixes of the pipeline's own members are reserved. A tar holds names of 100 letters.
 _FILE = re.compile(r"(?=.{3,60}$)[a-z0-9_]+(\.[a-z0-9_]+)*\.(?!(mp4|png|jpg|json|txt)$)[a-z0-9_]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What an annotator or a filter declares of itself; see `Annotator`."""
+
+    tracks: tuple[str, ...]
+    pictures: tuple[str, ...]
+    files: tuple[str, ...]
+    weights: tuple[Weight, ...]
+    needs: tuple[str, ...]
+    caption: bool
+    sample: bool
+    gpu: bool
+    choose: Callable[[], tuple[Weight, ...]] | None
+
+
+def declare(owner: type[Annotator] | type[Filter] | Annotator) -> Declaration:
+    """What a class, or an object of it, declares. One that does not derive from `Annotator` gets its defaults: packages
+    that were written before there was a base class need not know it."""
+
+    def read(name: str) -> Any:
+        return getattr(owner, name, getattr(Annotator, name))
+
+    return Declaration(
+        tracks=tuple(read("tracks")),
+        pictures=tuple(read("pictures")),
+        files=tuple(read("files")),
+        weights=tuple(read("weights")),
+        needs=tuple(read("needs")),
+        caption=read("caption") is True,
+        sample=read("sample") is True,
+        gpu=read("gpu") is True,
+        choose=read("choose"),
+    )
 
 
 def find_registered(group: Group) -> dict[str, EntryPoint]:
@@ -56,7 +92,7 @@ def _load_class(group: Group, name: str) -> Any:
         raise UsageError(
             f"{subject} calls itself {owner.name!r}: the entry point and the class must have the same name"
         )
-    for file in files(owner):
+    for file in declare(owner).files:
         if not _FILE.fullmatch(file):
             raise UsageError(
                 f"{subject} makes a file {file!r}: its name must be small letters, digits and underscores, with dots "
@@ -99,34 +135,9 @@ def find_maker(output: str) -> str | None:
             except UsageError:
                 # An unfit class that nobody asked for.
                 continue
-            if output in (*owner.signals, *getattr(owner, "tracks", ())):
+            if output in (*owner.signals, *declare(owner).tracks):
                 return name
     return None
-
-
-def needs(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
-    """The signals and tracks of other annotators and filters that an annotator is called with."""
-    return tuple(getattr(owner, "needs", ()))
-
-
-def pictures(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
-    """The names of the pictures that an annotator makes."""
-    return tuple(getattr(owner, "pictures", ()))
-
-
-def files(owner: type[Annotator] | Annotator) -> tuple[str, ...]:
-    """The names of the files that an annotator makes."""
-    return tuple(getattr(owner, "files", ()))
-
-
-def takes_sample(owner: type[Annotator] | Annotator) -> bool:
-    """Whether an annotator is called with everything that was made before it."""
-    return getattr(owner, "sample", False) is True
-
-
-def takes_gpu(name: str) -> bool:
-    """Whether the annotator registered under `name` uses a GPU. Raises as `load_annotator`."""
-    return getattr(load_annotator(name), "gpu", False) is True
 
 
 def choose_weights(annotators: Iterable[str]) -> dict[str, tuple[Weight, ...]]:
@@ -134,16 +145,11 @@ def choose_weights(annotators: Iterable[str]) -> dict[str, tuple[Weight, ...]]:
 
     Raises `UsageError` if none are named, or some that do not fit.
     """
-    choosers = {name: choose for name in annotators if (choose := getattr(load_annotator(name), "choose", None))}
+    choosers = {name: choose for name in annotators if (choose := declare(load_annotator(name)).choose)}
     try:
         return {name: tuple(choose()) for name, choose in choosers.items()}
     except MissingWeights as error:
         raise UsageError(str(error)) from error
-
-
-def writes_caption(owner: type[Annotator] | Annotator) -> bool:
-    """Whether an annotator writes captions."""
-    return getattr(owner, "caption", False) is True
 
 
 def check_outputs(annotators: Iterable[str]) -> None:
@@ -152,9 +158,9 @@ def check_outputs(annotators: Iterable[str]) -> None:
     for name in annotators:
         owner = load_annotator(name)
         outputs = [f"track {track!r}" for track in owner.tracks] + [
-            f"pictures {picture!r}" for picture in pictures(owner)
+            f"pictures {picture!r}" for picture in declare(owner).pictures
         ]
-        outputs += [f"file {file!r}" for file in files(owner)]
+        outputs += [f"file {file!r}" for file in declare(owner).files]
         for output in outputs:
             if makers.setdefault(output, name) != name:
                 raise UsageError(f"{makers[output]!r} and {name!r} both make the {output}")
@@ -170,7 +176,7 @@ def find_foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[
     foundations: dict[str, set[str]] = {}
     for name in annotators:
         owner = load_annotator(name)
-        for input_name in needs(owner):
+        for input_name in declare(owner).needs:
             if input_name not in makers:
                 candidate = find_maker(input_name)
                 remedy = (
@@ -183,8 +189,8 @@ def find_foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[
                 raise UsageError(
                     f"{name!r} needs {input_name!r}, which is a signal and a track here: rename one of them"
                 )
-        direct = {makers[input_name] for input_name in needs(owner)}
-        if takes_sample(owner):
+        direct = {makers[input_name] for input_name in declare(owner).needs}
+        if declare(owner).sample:
             direct |= {earlier for earlier in foundations if _fills_sample(load_annotator(earlier))}
         foundations[name] = direct.union(*(foundations.get(maker, ()) for maker in direct))
         makers |= dict.fromkeys((*owner.signals, *owner.tracks), name)
@@ -195,7 +201,7 @@ def find_foundations(annotators: Iterable[str], filters: Iterable[str]) -> dict[
 
 def _fills_sample(owner: type[Annotator]) -> bool:
     """Whether an annotator makes something that is part of a `Sample`."""
-    return bool(owner.tracks or pictures(owner) or writes_caption(owner))
+    return bool(owner.tracks or declare(owner).pictures or declare(owner).caption)
 
 
 def collect_weights(annotators: Iterable[str] | None = None, filters: Iterable[str] | None = None) -> dict[str, Weight]:
@@ -216,8 +222,7 @@ def collect_weights(annotators: Iterable[str] | None = None, filters: Iterable[s
 
 def _weights_of(owner: type[Filter] | type[Annotator]) -> tuple[Weight, ...]:
     # Few filters have any, and the others need not declare it.
-    used: tuple[Weight, ...] = getattr(owner, "weights", ())
-    return used
+    return declare(owner).weights
 
 
 def build_lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:

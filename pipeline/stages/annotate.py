@@ -140,13 +140,13 @@ def _gather_needs(
 ) -> dict[str, Any]:
     """The arguments of an annotator: a signal of that name, else the track, as a trainer will see it; or the sample."""
     needed: dict[str, Any] = {}
-    for name in registry.needs(annotator):
+    for name in registry.declare(annotator).needs:
         if name not in signals and f"{name}.mp4" not in members:
             raise ClipError(
                 ErrorCode.ANNOTATOR_ERROR, f"{annotator.name} needs {name!r}, which this clip does not have"
             )
         needed[name] = signals[name] if name in signals else decode_clip(members[f"{name}.mp4"])
-    return needed | {"sample": _build_sample(clip_id, members)} if registry.takes_sample(annotator) else needed
+    return needed | {"sample": _build_sample(clip_id, members)} if registry.declare(annotator).sample else needed
 
 
 def _decode_own_clip(mp4: bytes) -> Frames:

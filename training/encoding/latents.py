@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Frames, Picture, Sample, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Picture, Sample, Signal, Weight
 from annotators.weights import MissingWeights
 from pipeline.formats.conditions import to_gray
 from training.data.latents_file import CLIP, REFERENCE, TEXT, StoredLatents, to_bytes
@@ -112,7 +112,7 @@ class Encoder:
         return latents
 
 
-class Latents:
+class Latents(Annotator):
     """Clip, caption, control tracks and references as latents and embeddings of the model in `VDOT_MODEL`.
 
     Makes one file, `latents.safetensors`, whose format is defined in `training.data.latents_file`.

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Frames, Sample, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Sample, Signal, Weight
 from pipeline.formats.conditions import MASKS, build_condition, make_generator
 from training.data.latents_file import INACTIVE, MASK, REACTIVE, StoredLatents, pack_mask, to_bytes
 from training.encoding.latents import Encoder, check_weights, choose_weights
@@ -22,7 +22,7 @@ from training.models.folder import VAE
 VARIANTS = 4
 
 
-class MaskedLatents:
+class MaskedLatents(Annotator):
     """For each masked task the two halves of the context and the mask, for `VARIANTS` draws or as many as differ
     (`firstframe` has only one).
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from annotators.base import Signal, Weight
+from annotators.base import Annotator, Signal, Weight
 from annotators.weights import MissingWeights
 from pipeline.cli import main
 from pipeline.errors import UsageError
@@ -112,6 +112,20 @@ def entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     points = [LocalEntryPoint(name, value, "vdot_data.annotators") for name, value in pairs.items()]
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "vdot_data.annotators" else [])
+
+
+def test_a_misspelt_attribute_is_refused_where_it_is_written() -> None:
+    with pytest.raises(TypeError, match="Odd declares 'pictues'; did you mean 'pictures'"):
+        type("Odd", (Annotator,), {"name": "odd", "version": "1", "pictues": ("ref",)})
+    type("Even", (Annotator,), {"name": "even", "version": "1", "threshold": 3, "pictures": ("ref",)})
+
+
+def test_a_class_with_and_one_without_the_base_class_declare_the_same() -> None:
+    attributes = {"name": "x", "version": "1", "signals": {}, "tracks": ("x",), "weights": (), "gpu": True}
+    plain, derived = type("Plain", (), attributes), type("Derived", (Annotator,), attributes)
+    assert registry.declare(plain) == registry.declare(derived)  # type: ignore[arg-type]
+    assert registry.declare(derived).gpu
+    assert not registry.declare(derived).needs
 
 
 def test_one_that_fits() -> None:

@@ -56,7 +56,7 @@ def inputs_of(name: str) -> tuple[list[str], dict[str, Any], dict[str, bytes]]:
     """For one annotator: those that must come before it, and signals and tracks like theirs."""
     signals = registry.collect_signals(ANNOTATORS, FILTERS)
     sample = {"int": 1, "float": 0.5, "str": "still", "bool": True}
-    needed = registry.needs(registry.load_annotator(name))
+    needed = registry.declare(registry.load_annotator(name)).needs
     values = {need: sample[signals[need].kind] for need in needed if need in signals}
     tracks = {f"{need}.mp4": encode_clip(FRAMES, FPS) for need in needed if need not in signals}
     makers = {registry.find_maker(need) for need in needed} & {*ANNOTATORS}
