@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pipeline.errors import UsageError
@@ -187,6 +188,7 @@ def _convert(table: pa.Table, form: Form) -> Any:
         return table
     if form == "pandas":
         return table.to_pandas()
-    import polars
-
-    return polars.from_arrow(table)
+    try:
+        return import_module("polars").from_arrow(table)
+    except ModuleNotFoundError as error:
+        raise UsageError("polars is not installed: pip install polars") from error

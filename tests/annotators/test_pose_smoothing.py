@@ -48,7 +48,7 @@ def test_a_point_that_is_not_seen_does_not_pull_at_the_others() -> None:
     smoothed = smooth(points)
     visible = np.delete(np.arange(15), 7)
     assert np.abs(smoothed[visible, 0, :2] - make_course(15)[visible, 0, :2]).max() < 60
-    assert np.array_equal(smooth[..., 2], points[..., 2]), "confidence is not touched"
+    assert np.array_equal(smoothed[..., 2], points[..., 2]), "confidence is not touched"
 
 
 def test_trembling_is_none_on_a_straight_course_and_only_of_what_is_seen() -> None:

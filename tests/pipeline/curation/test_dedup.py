@@ -198,7 +198,7 @@ def test_a_damaged_part(embedded: Any) -> None:
     data = bytearray(part.read_bytes())
     data[len(data) // 4] ^= 1
     part.write_bytes(data)
-    with pytest.raises(RunError, match=rf"{part} is damaged .*; delete it, and `vdot-data dedup` makes its vectors"):
+    with pytest.raises(RunError, match=rf"{part} is damaged .*; delete it, and `vdot-data dedup` computes"):
         dedup(embedded.url)
     (problem,) = verify(embedded.url, 1).problems
     assert (problem.kind, problem.name) == ("embeddings", part.name)

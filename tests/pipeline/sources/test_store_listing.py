@@ -226,10 +226,10 @@ def test_gcs_gives_every_key_too() -> None:
         (lambda n, **_: {"items": [{"name": "raw/a.mp4"}], "nextPageToken": str(n)}, "same page"),
         (lambda n, **_: {"items": [{"name": f"raw/{n}.mp4"}], "nextPageToken": str(n % 5)}, "same page"),
         (lambda n, **_: {"nextPageToken": str(n)}, "same page"),
-        (lambda n, **_: {"prefixes": ["raw/"]}, "cannot be"),
-        (lambda n, **_: {"prefixes": ["other/"]}, "cannot be"),
-        (lambda n, **_: {"prefixes": [""]}, "cannot be"),
-        (lambda n, prefix, **_: {"prefixes": [f"{prefix}{'deeper' * 10}/"]}, "cannot be"),
+        (lambda n, **_: {"prefixes": ["raw/"]}, "impossible folder"),
+        (lambda n, **_: {"prefixes": ["other/"]}, "impossible folder"),
+        (lambda n, **_: {"prefixes": [""]}, "impossible folder"),
+        (lambda n, prefix, **_: {"prefixes": [f"{prefix}{'deeper' * 10}/"]}, "impossible folder"),
     ],
 )
 def test_a_listing_ends_whatever_the_store_answers(page: Any, message: str) -> None:
@@ -247,5 +247,5 @@ def test_empty_pages_on_the_way_are_fine() -> None:
 def test_a_store_that_stays_odd_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     store = FakeStore(lambda n, **_: {"prefixes": ["raw/"]})
     monkeypatch.setattr("pipeline.sources.expand.filesystem", lambda uri: (store, "bucket/raw/"))
-    with pytest.raises(RunError, match=r"gs://bucket/raw/ cannot be listed: .* cannot be"):
+    with pytest.raises(RunError, match=r"gs://bucket/raw/ cannot be listed: .* impossible folder"):
         list_uris("gs://bucket/raw/")

@@ -123,7 +123,7 @@ def filer(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Register `Filer`; returns the samples that it gets."""
     find_annotator = registry.load_annotator
     monkeypatch.setattr(registry, "load_annotator", lambda name: Filer if name == "filer" else find_annotator(name))
-    monkeypatch.setattr(Filer, "seen", [])
+    monkeypatch.setattr(Filer, "samples", [])
     return Filer.samples
 
 
