@@ -161,7 +161,14 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+# `test_recipe.py` and `test_rules.py` know every sentence; these show that each kind ends a run before it starts.
+QUICK = ("a key that does not exist", "a rule that reads a file", "an unknown annotator", "no YAML")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [*QUICK, *(pytest.param(mistake, marks=pytest.mark.long) for mistake in MISTAKES if mistake not in QUICK)],
+)
 def test_a_wrong_recipe_is_refused_before_anything_starts(
     vdot: Any, small_folder: Path, tmp_path: Path, mistake: str
 ) -> None:
