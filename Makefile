@@ -18,7 +18,6 @@ demo: .venv/demo
 demo-train: demo .venv/demo-train
 	$(BIN)/python -m training.demo demo
 
-# Three workers on two cores: much of a whole-program test is waiting.
 test: .venv/dev
 	$(BIN)/vdot-data weights
 	$(BIN)/vdot-bench clips
@@ -26,7 +25,7 @@ test: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest -m "not long" -rs -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not long" -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes too long for every day: real clips end to end, S3 that fails one call in ten, a full disk, looser rules.
 test-long: .venv/dev

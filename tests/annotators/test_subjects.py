@@ -39,6 +39,7 @@ def composite(background: str, foreground: str, box: tuple[int, int, int, int], 
     return frames, truth
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("background", "foreground", "box"),
     [

@@ -17,6 +17,9 @@ import program
 import pytest
 import small_videos
 
+# `test_sandbox.py` has each of these faults, without a cluster.
+pytestmark = pytest.mark.long
+
 SITECUSTOMIZE = """
 import sys
 

@@ -244,6 +244,7 @@ def test_not_a_dataset(tmp_path: Path) -> None:
         dedup(str(tmp_path))
 
 
+@pytest.mark.long
 def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     remote = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
     vectors.embed(remote, CLIPS)

@@ -23,6 +23,7 @@ from pipeline.video.grid import Window
 from pipeline.video.probe import probe_video
 
 
+@pytest.mark.long
 def test_bytes_do_not_depend_on_what_memory_held() -> None:
     path = real_clips.path("FastGen__02_two_cyclists_stop_sign.mp4")
     source = probe_video(path, 1 << 24)

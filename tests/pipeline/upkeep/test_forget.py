@@ -207,6 +207,7 @@ def test_nothing_to_finish_writes_nothing(dataset: Any, monkeypatch: pytest.Monk
     finish_forgetting(Catalog(dataset.out, dataset.scratch))
 
 
+@pytest.mark.long
 def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     dataset = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
     neighbours = {name: dataset.stored(name) for name in ("b0", "b2")}

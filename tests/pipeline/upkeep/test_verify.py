@@ -204,6 +204,7 @@ def test_many_problems_are_counted(dataset: Any, monkeypatch: pytest.MonkeyPatch
     assert list(problem_lines(verify(dataset.url, 1)))[1:] == ["... and 1 more"]
 
 
+@pytest.mark.long
 def test_on_an_object_store(s3: Any, tmp_path: Path) -> None:
     dataset = small_dataset.Dataset(f"{s3.url}/out", tmp_path / "scratch").fill()
     assert verify(dataset.url, 1).count == 0

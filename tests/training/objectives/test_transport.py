@@ -69,7 +69,7 @@ def test_the_plan_is_that_of_float64(epsilon: float, rho: float | None) -> None:
     assert torch.allclose(plan.mass[0].double(), solve_reference(cost[0], epsilon, rho=rho), atol=2e-6)
 
 
-@pytest.mark.parametrize("rho", [0.1, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("rho", [0.1, *(pytest.param(rho, marks=pytest.mark.long) for rho in (1.0, 10.0, 100.0))])
 @pytest.mark.parametrize("distance", [0.3, 1.0])
 def test_a_relaxed_plan_is_found_as_soon_as_a_balanced_one_and_its_error_is_honest(rho: float, distance: float) -> None:
     source = draw_latents(1, (1, 200, 8))

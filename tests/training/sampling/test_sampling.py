@@ -173,6 +173,7 @@ def test_an_export_is_what_the_pipeline_of_diffusers_loads(config: Any, tmp_path
             trained_model.load(tmp_path / "model", torch.device("cpu"))
 
 
+@pytest.mark.long
 def test_the_pipeline_of_diffusers_makes_what_sample_makes(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def test_samples_that_a_kill_prevented_are_made_when_it_goes_on(config: Any, tmp
     assert first.stat().st_mtime_ns == written
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
