@@ -94,6 +94,7 @@ def test_a_sign_that_passes_is_in_the_scene(reader: Text) -> None:
     assert values["watermark_area"] == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "overlay", "watermark"),
     [

@@ -98,6 +98,7 @@ def opened(browser: Any, written_report: tuple[Any, Path]) -> Iterator[OpenedPag
     result.page.close()
 
 
+@pytest.mark.long
 def test_the_counts_are_those_of_select(opened: OpenedPage, written_report: tuple[Any, Path]) -> None:
     dataset, _ = written_report
 

@@ -64,6 +64,7 @@ def annotate(recipe: Recipe) -> Item:
     return sample
 
 
+@pytest.mark.long
 def test_one_stage_or_three_make_the_same_sample() -> None:
     together = annotate(build_recipe(["pose", "subjects", "depth_heuristic"]))
     separate = annotate(build_recipe(["pose"], ["subjects"], ["depth_heuristic"]))

@@ -153,6 +153,7 @@ def test_a_damaged_neighbour_fails_instead_of_looking_sound(dataset: Any) -> Non
     check_gone(dataset, [small_dataset.identity("a0")], [])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_killed_at_any_call_and_done_again(

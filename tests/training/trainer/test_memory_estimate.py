@@ -135,6 +135,7 @@ def test_the_ready_configurations_need_as_many_gpus_as_they_say(
         plan.check_fits(80e9)
 
 
+@pytest.mark.long
 def test_what_cannot_fit_is_refused_before_anything_is_loaded(model: Path, config: Any, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     shutil.copytree(model, empty)
