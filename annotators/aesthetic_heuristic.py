@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from annotators.base import Annotation, Annotator, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal
 
 # Where a picture is as good as it gets, and where it is as bad, in the unit of each signal.
 _SHARP, _BLURRED = 0.8, 0.27
@@ -29,7 +29,6 @@ class AestheticHeuristic(Annotator):
 
     name: ClassVar[str] = "aesthetic_heuristic"
     version: ClassVar[str] = "1"
-    tracks: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = (
         *("sharpness", "noise", "blockiness", "luma", "contrast", "colourfulness"),
         *("subject_area", "subject_x", "subject_y"),
@@ -37,7 +36,6 @@ class AestheticHeuristic(Annotator):
     signals: ClassVar[Mapping[str, Signal]] = {
         "aesthetic_heuristic": Signal("0..1", "looks by rule of thumb: technique, light, colour and placement")
     }
-    weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __call__(self, frames: Frames, fps: float, **needed: Any) -> Annotation:
         """Score one clip by the signals in `needs`; the frames are not used."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from annotators.base import Annotation, Annotator, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal
 
 # A person is mentioned when seen in this share of the frames; a tag when it is this likely, as most correct ones are.
 _SEEN, _SURE = 0.5, 0.35
@@ -113,7 +113,6 @@ class CaptionTemplate(Annotator):
 
     name: ClassVar[str] = "caption_template"
     version: ClassVar[str] = "2"
-    tracks: ClassVar[tuple[str, ...]] = ()
     caption: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = (
         *("tags", "tag_score", "pose_people", "pose_coverage", "face_coverage", "words"),
@@ -122,7 +121,6 @@ class CaptionTemplate(Annotator):
     signals: ClassVar[Mapping[str, Signal]] = {
         "caption_method": Signal("", "what wrote the caption: template, or the model's name", "str")
     }
-    weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __call__(self, frames: Frames, fps: float, **needed: Any) -> Annotation:
         """Describe one clip by the signals in `needs`; the frames are not used."""

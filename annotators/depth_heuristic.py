@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Frames, Picture, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Picture, Signal
 from annotators.motion.propagation import Carrier
 from annotators.opencv import cv2
 
@@ -41,7 +41,6 @@ class DepthHeuristic(Annotator):
     signals: ClassVar[Mapping[str, Signal]] = {
         "depth_method": Signal("", "what made the depth track: heuristic, or the model's name", "str")
     }
-    weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __call__(self, frames: Frames, fps: float, *, mask: Frames) -> Annotation:
         """Estimate one clip's depth: `frames` and `mask` uint8 [T, H, W, 3] RGB; `fps` is not used."""

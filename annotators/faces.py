@@ -31,7 +31,6 @@ class Faces(Annotator):
 
     name: ClassVar[str] = "faces"
     version: ClassVar[str] = "blazeface-full-range-sparse-1"
-    tracks: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[Mapping[str, Signal]] = {
         "faces": Signal("count", "the most faces seen at once", "int"),
         "face_coverage": Signal("0..1", "share of the frames looked at in which a face is seen"),

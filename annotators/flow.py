@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal
 from annotators.motion.dis_flow import Dis, to_grey
 from annotators.opencv import cv2
 
@@ -56,7 +56,6 @@ class Flow(Annotator):
     signals: ClassVar[Mapping[str, Signal]] = {
         "motion": Signal("px/frame", "How far the picture moves from frame to frame: mean over 16x16 blocks.")
     }
-    weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __init__(self) -> None:
         """Make the estimator; it keeps nothing from one pair of frames to the next."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Frames, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Signal
 from annotators.opencv import cv2
 
 # The constants of ControlNet's preprocessor `scribble_xdog` (controlnet_aux, ScribbleXDog_Detector). It makes
@@ -36,7 +36,6 @@ class Scribble(Annotator):
     signals: ClassVar[Mapping[str, Signal]] = {
         "scribble_density": Signal("0..1", "Share of the pixels of the clip that are part of a line.")
     }
-    weights: ClassVar[tuple[Weight, ...]] = ()
 
     def __call__(self, frames: Frames, fps: float) -> Annotation:
         """Draw one clip: `frames` uint8 [T, H, W, 3] RGB; `fps` is not used."""

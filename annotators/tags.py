@@ -27,7 +27,6 @@ class Tags(Annotator):
 
     name: ClassVar[str] = "tags"
     version: ClassVar[str] = "efficientnet-lite0-1"
-    tracks: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[Mapping[str, Signal]] = {
         "tags": Signal(
             "", "what the clip shows, in ImageNet's words, likeliest first; null where none is likely", "str"

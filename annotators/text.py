@@ -64,7 +64,6 @@ class Text(Annotator):
 
     name: ClassVar[str] = "text"
     version: ClassVar[str] = "ppocrv6-small-2"
-    tracks: ClassVar[tuple[str, ...]] = ()
     signals: ClassVar[Mapping[str, Signal]] = {
         "text_area": Signal("0..1", "share of the frame under words of any kind: mean over frames"),
         "overlay_area": Signal("0..1", "share of the frame under words that stand at one place of the screen: largest"),

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pipeline.errors import UsageError
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
-from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ class Dataset:
     def _connection(self) -> Iterator[duckdb.DuckDBPyConnection]:
         from pipeline.catalog.catalog import Catalog
 
-        with Scratch() as scratch, Catalog(Folder(self.url), scratch.path).connect() as con:
+        with Scratch() as scratch, Catalog(self._folder, scratch.path).connect() as con:
             yield con
 
 

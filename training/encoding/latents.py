@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Frames, Picture, Sample, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Picture, Sample, Weight
 from annotators.weights import MissingWeights
 from pipeline.formats.conditions import to_gray
 from training.data.latents_file import CLIP, REFERENCE, TEXT, StoredLatents, to_bytes
@@ -120,9 +120,6 @@ class Latents(Annotator):
 
     name: ClassVar[str] = "latents"
     version: ClassVar[str] = "2"
-    tracks: ClassVar[tuple[str, ...]] = ()
-    signals: ClassVar[Mapping[str, Signal]] = {}
-    weights: ClassVar[tuple[Weight, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ("latents.safetensors",)
     sample: ClassVar[bool] = True
     gpu: ClassVar[bool] = True

@@ -6,13 +6,12 @@ Tasks that combine a mask and a control track are not included: they need the en
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from annotators.base import Annotation, Annotator, Frames, Sample, Signal, Weight
+from annotators.base import Annotation, Annotator, Frames, Sample, Weight
 from pipeline.formats.conditions import MASKS, build_condition, make_generator
 from training.data.latents_file import INACTIVE, MASK, REACTIVE, StoredLatents, pack_mask, to_bytes
 from training.encoding.latents import Encoder, check_weights, choose_weights
@@ -31,9 +30,6 @@ class MaskedLatents(Annotator):
 
     name: ClassVar[str] = "masked_latents"
     version: ClassVar[str] = "1"
-    tracks: ClassVar[tuple[str, ...]] = ()
-    signals: ClassVar[Mapping[str, Signal]] = {}
-    weights: ClassVar[tuple[Weight, ...]] = ()
     files: ClassVar[tuple[str, ...]] = ("masked_latents.safetensors",)
     sample: ClassVar[bool] = True
     gpu: ClassVar[bool] = True

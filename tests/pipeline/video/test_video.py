@@ -52,17 +52,23 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     assert numbers == expected
 
 
-def test_an_edit_list_cuts_off_the_start(tmp_path: Path) -> None:
-    plain = write(tmp_path / "plain.mp4", map(numbered, range(100)), options={"bf": "2", "g": "50"})
-    path = tmp_path / "trimmed.mp4"
+def write_trimmed(folder: Path, frames: int, options: dict[str, str]) -> Path:
+    """100 numbered frames, of which an edit list cuts off the first so many."""
+    plain = write(folder / "plain.mp4", map(numbered, range(100)), options=options)
+    path = folder / "trimmed.mp4"
     with av.open(plain) as source, av.open(path, "w", options={"avoid_negative_ts": "disabled"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.dts is not None and packet.pts is not None:
-                shift = round(Fraction(10, 25) / packet.time_base)
+                shift = round(Fraction(frames, 25) / packet.time_base)
                 packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
                 packet.stream = stream
                 target.mux(packet)
+    return path
+
+
+def test_an_edit_list_cuts_off_the_start(tmp_path: Path) -> None:
+    path = write_trimmed(tmp_path, 10, {"bf": "2", "g": "50"})
     _, times, end_s = read_timeline(path)
     assert (len(times), times[0]) == (90, 0.0)
     assert end_s == pytest.approx(3.6)
@@ -104,16 +110,7 @@ def test_progress_is_told_long_before_the_first_clip(tmp_path: Path, name: str) 
 
 def test_progress_is_told_while_nothing_is_shown(tmp_path: Path) -> None:
     """An edit list that begins late: the frames before it are decoded and dropped."""
-    plain = write(tmp_path / "plain.mp4", map(numbered, range(100)), options={"bf": "0", "g": "200"})
-    path = tmp_path / "trimmed.mp4"
-    with av.open(plain) as source, av.open(path, "w", options={"avoid_negative_ts": "disabled"}) as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.dts is not None and packet.pts is not None:
-                shift = round(Fraction(90, 25) / packet.time_base)
-                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-                packet.stream = stream
-                target.mux(packet)
+    path = write_trimmed(tmp_path, 90, {"bf": "0", "g": "200"})
     calls: list[None] = []
     decoded = list(read_frames(path, probe_video(path, LIMIT), lambda: calls.append(None)))
     assert len(decoded) == 10
