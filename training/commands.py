@@ -14,7 +14,7 @@ import transformers.utils.logging
 
 from pipeline.errors import RunError, UsageError
 from pipeline.formats.clip_encode import encode_clip
-from pipeline.storage.atomic import complete_file
+from pipeline.storage.atomic import write_file
 from training import config
 from training.config import Distill, Run, Teach
 from training.diffusion import seeded_random
@@ -189,8 +189,7 @@ def _tile_films(films: list[Frames]) -> Frames:
 def _write_film(file: Path, film: Frames) -> None:
     try:
         # Atomic: a resumed run makes samples whose file is missing.
-        with complete_file(file, encode_clip(film, FPS)) as temporary:
-            temporary.replace(file)
+        write_file(file, encode_clip(film, FPS))
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error}") from error
 
