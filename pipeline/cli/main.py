@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -17,6 +16,7 @@ from pipeline import extras
 from pipeline.cli import curation
 from pipeline.cli.options import Address, Cpus, Exclude, Json, Limit, Out, Recipe, Sources, Workers, console, show
 from pipeline.errors import RunError, UsageError
+from pipeline.stop import interrupt_at_sigterm
 from pipeline.storage.object_store import StorageError
 
 app = typer.Typer(
@@ -271,8 +271,7 @@ def main() -> None:
     """Run the command line: exit status 0 for done, 1 for a run that could not continue, 2 for bad arguments."""
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("vdot_data").setLevel(logging.INFO)
-    # Before a run has work in progress, SIGTERM does what Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_at_sigterm()
     try:
         for argument in sys.argv:
             if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
