@@ -36,12 +36,6 @@ from training.trainer.resume import find_start, lock_folder
 from training.trainer.teach import Teaching
 
 _LOG = logging.getLogger("vdot_data")
-# Progress bars for each loaded file only clutter a log.
-diffusers.utils.logging.disable_progress_bar()
-diffusers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-# So do tables of missing or unknown weights: `loading` reports them in one sentence.
-transformers.utils.logging.set_verbosity_error()
 
 
 def teach(file: Path, out: Path, resume: str | None = None) -> None:
@@ -96,6 +90,7 @@ def sample(
     # Writing replaces the target, which would destroy a device or pipe.
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in an existing folder")
+    _silence_libraries()
     with _explain_memory_errors(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
         condition = None if video is None else read_video(video, shape)
         masked = None if mask is None else read_video(mask, shape).mean(axis=3) > 127
@@ -113,6 +108,7 @@ def sample(
 
 def export(trained: Path, out: Path, lora: bool = False) -> None:
     """Write a trained model for other tools. Raises as `export.export`."""
+    _silence_libraries()
     exporting.export(trained_model.load(trained, torch.device("cpu")), out, lora=lora)
     _LOG.info("%s holds the model and its card, README.md", out)
 
@@ -120,6 +116,7 @@ def export(trained: Path, out: Path, lora: bool = False) -> None:
 def _run(
     settings: Run, out: Path, resume: str | None, build_method: Callable[[Path, World, ExampleEncoder], Method]
 ) -> None:
+    _silence_libraries()
     folder = _resolve_model_folder(settings)
     with ExitStack() as stack:
         world = stack.enter_context(join_world())
@@ -149,6 +146,15 @@ def _run(
                 log.add_picture(step, "samples", film[len(film) // 2])
 
         train(settings, method, example_encoder, start, out, world, evaluate=evaluate)
+
+
+def _silence_libraries() -> None:
+    """Keep what only clutters a log out of it, from here to the end of the process."""
+    for library in (diffusers, transformers):
+        # Progress bars for each loaded file.
+        library.utils.logging.disable_progress_bar()
+        # Tables of missing or unknown weights: `loading` reports them in one sentence.
+        library.utils.logging.set_verbosity_error()
 
 
 @contextmanager

@@ -14,7 +14,20 @@ from rich.logging import RichHandler
 
 from pipeline import extras
 from pipeline.cli import curation
-from pipeline.cli.options import Address, Cpus, Exclude, Json, Limit, Out, Recipe, Sources, Workers, console, show
+from pipeline.cli.options import (
+    Address,
+    Cpus,
+    Exclude,
+    Json,
+    Limit,
+    Out,
+    Recipe,
+    Sources,
+    Workers,
+    console,
+    keep_stderr,
+    show,
+)
 from pipeline.errors import RunError, UsageError
 from pipeline.stop import interrupt_at_sigterm
 from pipeline.storage.object_store import StorageError
@@ -269,6 +282,7 @@ def _close(summary: object, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line: exit status 0 for done, 1 for a run that could not continue, 2 for bad arguments."""
+    keep_stderr()
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("vdot_data").setLevel(logging.INFO)
     interrupt_at_sigterm()

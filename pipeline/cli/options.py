@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-# A copy of stderr, which `engine` redirects for a moment.
-console = Console(file=os.fdopen(os.dup(2), "w"))
+console = Console(stderr=True)
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
 Sources = Annotated[
@@ -28,6 +27,11 @@ Address = Annotated[str | None, typer.Option(help="A running Ray cluster to join
 Cpus = Annotated[int | None, typer.Option(min=1, help="CPUs of the local Ray; all by default.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
+
+
+def keep_stderr() -> None:
+    """Let the console write to a copy of stderr, because `engine` redirects stderr for a moment."""
+    console.file = os.fdopen(os.dup(2), "w")
 
 
 def show(parts: Iterable[Table | str], answer: str | None) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.engine.engine import RAY_ERRORS, Engine, find_run_error
+from pipeline.engine.engine import Engine, find_run_error, ray_errors
 from pipeline.errors import RunError, StoppedError
 from pipeline.stop import Stop, exit_at_once
 
@@ -43,7 +43,7 @@ def run_rounds(
         try:
             engine.begin_round()
             run_round()
-        except RAY_ERRORS as error:
+        except ray_errors() as error:
             fatal = find_run_error(error)
             if fatal is not None:
                 raise fatal from error

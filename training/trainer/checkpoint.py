@@ -137,10 +137,11 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
     if missing := sorted({*tensors} - tensor_names(checkpoint)):
         raise UsageError(f"{checkpoint} is of another model: it lacks {missing[0]} and {len(missing) - 1} others")
     single_process = not dist.is_initialized()
-    # `no_dist` asks for this, and torch warns of it nevertheless.
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     try:
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=single_process)
+        with warnings.catch_warnings():
+            # `no_dist` asks for this, and torch warns of it nevertheless.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=single_process)
     except (OSError, dcp.CheckpointException) as error:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_describe_error(error)}") from error
 
