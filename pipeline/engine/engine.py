@@ -212,7 +212,13 @@ def _make_remote(function: Callable[..., Any], tries: int) -> Any:
 
 
 def _iterate_blocks(data: Any) -> Iterator[Any]:
-    """The blocks that come out of a plan, as references with Ray's metadata."""
+    """The blocks that come out of a plan, as references with Ray's metadata.
+
+    This call, which Ray offers to developers of libraries and may change, is the only one that hands on a reference as
+    soon as its block is settled. `iter_batches` copies every block to this process, though the driver only passes
+    clips on to the worker that packs them; `to_arrow_refs` returns when the whole plan is done. `pyproject.toml`
+    therefore bounds Ray to the versions that `test_engine.py` was run with.
+    """
     for bundle in data.iter_internal_ref_bundles():
         yield from (block for block in bundle.blocks if block.metadata.num_rows)
 
