@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,9 +36,22 @@ def keep_stderr() -> None:
     console.file = os.fdopen(os.dup(2), "w")
 
 
-def show(parts: Iterable[Table | str], answer: str | None) -> None:
+def show(parts: Iterable[Table | str], answer: object | None) -> None:
     """Print tables and sentences for people on stderr, and the answer for programs, if any, on stdout."""
     for part in parts:
         console.print(part, highlight=False, soft_wrap=True)
     if answer is not None:
-        typer.echo(answer)
+        print_json(answer)
+
+
+def print_json(answer: object) -> None:
+    """Print the answer of a command on stdout as one line of JSON; dataclasses become objects, sets sorted lists."""
+    typer.echo(json.dumps(answer, default=_to_plain))
+
+
+def _to_plain(value: object) -> Any:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, set):
+        return sorted(value, key=repr)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

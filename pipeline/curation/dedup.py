@@ -8,10 +8,9 @@ measured; then the smallest clip id. All of it follows from the clips alone, wha
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -61,10 +60,6 @@ class Summary:
     changed: int
     unreadable: dict[str, str]
     wall_s: float
-
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
 
 
 def dedup(

@@ -17,10 +17,9 @@ and the held-out part.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
@@ -139,10 +138,6 @@ class MixtureSummary:
     begins: int
     warnings: list[str]
     out: str | None
-
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
 
 
 def mix(file: Path, out: str | None = None, after: str | None = None) -> MixtureSummary:

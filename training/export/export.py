@@ -113,7 +113,7 @@ def _describe_training(trained: TrainedModel, metadata: Metadata) -> dict[str, A
         "config": _strip_private(metadata.config),
         "earlier": earlier,
     }
-    return trained.sampler.as_json() | history
+    return trained.sampler.as_dict() | history
 
 
 def _strip_private(config: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _render_card(trained: TrainedModel, metadata: Metadata, lora: bool) -> str:
     sampler = trained.sampler
     if isinstance(sampler, StudentSampler):
         schedule = sampler.schedule
-        steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
+        steps = ", ".join(f"{time:g}" for time in schedule.as_dict()["timesteps"])
         sampling = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
             "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers take others. The "
