@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import RunError, StoppedError, UsageError
 from pipeline.mixture.mixture import HELD_OUT
 from pipeline.stop import Stop, interrupt_again
+from pipeline.storage.atomic import write_file
 from training.config import Run
 from training.data.stream import Stream
 from training.distributed import World, is_out_of_memory
@@ -76,7 +77,7 @@ def train(
     with _explain_errors(f"the log of {out}", checkpoints):
         # Before anything else is written, so that a full disk is reported here.
         if world.first and start.step < config.steps:
-            (out / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
+            write_file(out / "config.yaml", yaml.safe_dump(identity["config"], sort_keys=False).encode())
         log_context = closing(Log(out, start.step)) if world.first else nullcontext()
     with log_context as log:
 
