@@ -62,6 +62,7 @@ def distill(file: Path, out: Path, resume: str | None = None) -> None:
 
 def plan_memory(file: Path, teaching: bool, devices: int) -> memory_estimate.Plan:
     """Estimate the memory of a configured run. Raises UsageError if the model or mixture cannot be read."""
+    silence_libraries()
     settings = config.load(file, Teach if teaching else Distill)
     return memory_estimate.estimate(settings, _resolve_model_folder(settings), devices)
 
@@ -90,7 +91,7 @@ def sample(
     # Writing replaces the target, which would destroy a device or pipe.
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in an existing folder")
-    _silence_libraries()
+    silence_libraries()
     with _explain_memory_errors(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
         condition = None if video is None else read_video(video, shape)
         masked = None if mask is None else read_video(mask, shape).mean(axis=3) > 127
@@ -108,7 +109,7 @@ def sample(
 
 def export(trained: Path, out: Path, lora: bool = False) -> None:
     """Write a trained model for other tools. Raises as `export.export`."""
-    _silence_libraries()
+    silence_libraries()
     exporting.export(trained_model.load(trained, torch.device("cpu")), out, lora=lora)
     _LOG.info("%s holds the model and its card, README.md", out)
 
@@ -116,7 +117,7 @@ def export(trained: Path, out: Path, lora: bool = False) -> None:
 def _run(
     settings: Run, out: Path, resume: str | None, build_method: Callable[[Path, World, ExampleEncoder], Method]
 ) -> None:
-    _silence_libraries()
+    silence_libraries()
     folder = _resolve_model_folder(settings)
     with ExitStack() as stack:
         world = stack.enter_context(join_world())
@@ -148,7 +149,7 @@ def _run(
         train(settings, method, example_encoder, start, out, world, evaluate=evaluate)
 
 
-def _silence_libraries() -> None:
+def silence_libraries() -> None:
     """Keep what only clutters a log out of it, from here to the end of the process."""
     for library in (diffusers, transformers):
         # Progress bars for each loaded file.
