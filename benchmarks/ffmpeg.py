@@ -5,14 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-
-import imageio_ffmpeg
 
 from pipeline.errors import RunError
 
-_PROGRAM: str = imageio_ffmpeg.get_ffmpeg_exe()
-# Seconds after which a file counts as not decodable.
+# Seconds after which a command has failed, or a file counts as not decodable.
 _PATIENCE = 120
 
 
@@ -30,21 +28,35 @@ class Reading:
         return not self.errors
 
 
+@cache
+def program() -> str:
+    """The path of the program: a static build, which PyAV does not use."""
+    import imageio_ffmpeg
+
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+def run(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run one command with the program's own arguments; it replaces existing files. Raises `RunError` with the end of
+    its output if it fails."""
+    process = _run_program(arguments, stdin)
+    if process.returncode:
+        output = process.stderr.decode(errors="replace").strip()[-2000:]
+        raise RunError(f"FFmpeg failed: {' '.join(map(str, arguments))}\n{output}")
+    return process
+
+
 def make_video(target: Path, arguments: Iterable[str]) -> Path:
     """Make a video with the program's own arguments. Raises `RunError` with its error message."""
-    command = [_PROGRAM, "-v", "error", "-nostdin", "-y", *arguments, str(target)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
-    if process.returncode:
-        raise RunError(f"FFmpeg could not make {target.name}: {process.stderr.strip()}")
+    run("-v", "error", *arguments, target)
     return target
 
 
 def decode(file: Path) -> Reading:
     """Decode a file to its end, whatever is wrong with it."""
-    options = ["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-"]
-    command = [_PROGRAM, "-v", "error", "-nostdin", "-i", str(file), *options]
+    options = ("-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-")
     try:
-        process = subprocess.run(command, capture_output=True, check=False, timeout=_PATIENCE)
+        process = _run_program(("-v", "error", "-i", file, *options))
     except subprocess.TimeoutExpired:
         return Reading((), (f"not at its end after {_PATIENCE} s",))
     # Header lines begin with "#"; the others are stream, dts, pts, duration, size, checksum.
@@ -54,3 +66,10 @@ def decode(file: Path) -> Reading:
     if process.returncode and not errors:
         errors = [f"exit status {process.returncode}"]
     return Reading(frames, tuple(errors))
+
+
+def _run_program(arguments: Iterable[object], stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    options = ["-y", "-hide_banner", "-nostats", *([] if stdin is not None else ["-nostdin"])]
+    return subprocess.run(
+        [program(), *options, *map(str, arguments)], input=stdin, capture_output=True, check=False, timeout=_PATIENCE
+    )

@@ -14,7 +14,7 @@ import transformers.utils.logging
 
 from pipeline.errors import RunError, UsageError
 from pipeline.formats.clip_encode import encode_clip
-from pipeline.storage.atomic import complete_file
+from pipeline.storage.atomic import write_file
 from training import config
 from training.config import Distill, Run, Teach
 from training.diffusion import seeded_random
@@ -36,12 +36,6 @@ from training.trainer.resume import find_start, lock_folder
 from training.trainer.teach import Teaching
 
 _LOG = logging.getLogger("vdot_data")
-# Progress bars for each loaded file only clutter a log.
-diffusers.utils.logging.disable_progress_bar()
-diffusers.utils.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
-# So do tables of missing or unknown weights: `loading` reports them in one sentence.
-transformers.utils.logging.set_verbosity_error()
 
 
 def teach(file: Path, out: Path, resume: str | None = None) -> None:
@@ -68,6 +62,7 @@ def distill(file: Path, out: Path, resume: str | None = None) -> None:
 
 def plan_memory(file: Path, teaching: bool, devices: int) -> memory_estimate.Plan:
     """Estimate the memory of a configured run. Raises UsageError if the model or mixture cannot be read."""
+    silence_libraries()
     settings = config.load(file, Teach if teaching else Distill)
     return memory_estimate.estimate(settings, _resolve_model_folder(settings), devices)
 
@@ -96,6 +91,7 @@ def sample(
     # Writing replaces the target, which would destroy a device or pipe.
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: name a file in an existing folder")
+    silence_libraries()
     with _explain_memory_errors(f"the model for {shape[0]} frames of {shape[2]} x {shape[1]}"):
         condition = None if video is None else read_video(video, shape)
         masked = None if mask is None else read_video(mask, shape).mean(axis=3) > 127
@@ -113,6 +109,7 @@ def sample(
 
 def export(trained: Path, out: Path, lora: bool = False) -> None:
     """Write a trained model for other tools. Raises as `export.export`."""
+    silence_libraries()
     exporting.export(trained_model.load(trained, torch.device("cpu")), out, lora=lora)
     _LOG.info("%s holds the model and its card, README.md", out)
 
@@ -120,6 +117,7 @@ def export(trained: Path, out: Path, lora: bool = False) -> None:
 def _run(
     settings: Run, out: Path, resume: str | None, build_method: Callable[[Path, World, ExampleEncoder], Method]
 ) -> None:
+    silence_libraries()
     folder = _resolve_model_folder(settings)
     with ExitStack() as stack:
         world = stack.enter_context(join_world())
@@ -149,6 +147,15 @@ def _run(
                 log.add_picture(step, "samples", film[len(film) // 2])
 
         train(settings, method, example_encoder, start, out, world, evaluate=evaluate)
+
+
+def silence_libraries() -> None:
+    """Keep what only clutters a log out of it, from here to the end of the process."""
+    for library in (diffusers, transformers):
+        # Progress bars for each loaded file.
+        library.utils.logging.disable_progress_bar()
+        # Tables of missing or unknown weights: `loading` reports them in one sentence.
+        library.utils.logging.set_verbosity_error()
 
 
 @contextmanager
@@ -189,8 +196,7 @@ def _tile_films(films: list[Frames]) -> Frames:
 def _write_film(file: Path, film: Frames) -> None:
     try:
         # Atomic: a resumed run makes samples whose file is missing.
-        with complete_file(file, encode_clip(film, FPS)) as temporary:
-            temporary.replace(file)
+        write_file(file, encode_clip(film, FPS))
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error}") from error
 

@@ -61,7 +61,10 @@ def join_world() -> Iterator[World]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        with warnings.catch_warnings():
+            # The networks return views, and nothing here changes them in place.
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+            yield World(dist.get_rank(), dist.get_world_size(), device)
     finally:
         dist.destroy_process_group()
 
@@ -80,8 +83,6 @@ def shard_module(
     """
     # Autocast casts the inputs: FSDP would cast timesteps too.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # The networks return views, and nothing here changes them in place.
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for part in exact:
         fully_shard(part, mp_policy=replace(policy, param_dtype=torch.float32))
     for block in blocks:

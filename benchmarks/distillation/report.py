@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.distillation.arms import SEARCH
-from benchmarks.distillation.atomic import write_json
 from benchmarks.distillation.evaluator import PRIMARY
+from benchmarks.distillation.json_files import write_json
 
 _DRAWS = 4000
 # Every pair whose difference is reported: the arm, and the arm that it is compared with.

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from benchmarks.distillation import codec, report
 from benchmarks.distillation.arms import ARMS, build_config
-from benchmarks.distillation.atomic import write_json
 from benchmarks.distillation.clips import cut_crops
 from benchmarks.distillation.codec import Codec
 from benchmarks.distillation.corpus import Corpus, pixels
 from benchmarks.distillation.evaluator import Evaluator
+from benchmarks.distillation.json_files import write_json
 from benchmarks.distillation.scenes import Scene, build_scene
 from benchmarks.distillation.sizes import SIZES, Size
 from benchmarks.distillation.teacher import (
@@ -40,6 +40,7 @@ from benchmarks.distillation.teacher import (
 )
 from pipeline.errors import UsageError
 from pipeline.mixture.mixture import read
+from pipeline.storage.atomic import new_file
 from training.config import Distill
 from training.diffusion.schedule import Schedule
 from training.distributed import World
@@ -128,9 +129,8 @@ def _load_reference(size: Size, sampler: Sampler, teacher: Denoiser, empty: Tens
             "main": sampler.sample_all(generate, _REFERENCE),
             "diverse": sampler.sample_diverse(generate, _REFERENCE),
         }
-        unfinished = file.with_name(f"{file.name}.{os.getpid()}")
-        save_file({name: tensor.contiguous() for name, tensor in latents.items()}, unfinished)
-        unfinished.replace(file)
+        with new_file(file) as unfinished:
+            save_file({name: tensor.contiguous() for name, tensor in latents.items()}, unfinished)
         _log("teacher: reference is made")
     return dict(load_file(file))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.distillation.arms import DATA, MODEL
-from benchmarks.distillation.atomic import write_json
 from benchmarks.distillation.corpus import TEXT_DIM, Corpus
+from benchmarks.distillation.json_files import write_json
 from benchmarks.distillation.sizes import Size
+from pipeline.storage.atomic import new_folder
 from training.config import EMA, Optimizer, Teach
 from training.diffusion import seeded_random
 from training.diffusion.schedule import Schedule
@@ -61,12 +61,10 @@ def _train(size: Size, corpus: Corpus, target: Path, device: torch.device, log: 
             means, signals = signals.means(World(0, 1, device)), Signals()
             losses.append({"step": step + 1, **{name: round(value, 4) for name, value in means.items()}})
             log(f"teacher: step {step + 1}, loss {means['student/loss']:.3f}, {time.perf_counter() - started:.0f} s")
-    unfinished = target.with_name("teacher.making")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with teaching.ema.swap_weights():
-        teaching.student.transformer.save_pretrained(unfinished / model_folder.TRANSFORMER)
-    write_json(unfinished / "training.json", {"s": round(time.perf_counter() - started, 1), "losses": losses})
-    unfinished.replace(target)
+    with new_folder(target) as unfinished:
+        with teaching.ema.swap_weights():
+            teaching.student.transformer.save_pretrained(unfinished / model_folder.TRANSFORMER)
+        write_json(unfinished / "training.json", {"s": round(time.perf_counter() - started, 1), "losses": losses})
 
 
 def _build_random(size: Size) -> Any:

@@ -75,12 +75,6 @@ def punch_in(frames: Frames, share: float, fps: float, rng: Generator) -> Frames
     return _warp(frames, scale, np.zeros((len(frames), 2)))
 
 
-def cut_to(frames: Frames, second: Frames) -> Frames:
-    """A cut in the middle to another scene."""
-    middle = len(frames) // 2
-    return np.concatenate([frames[:middle], second[: len(frames) - middle]])
-
-
 def dissolve(frames: Frames, second: Frames, seconds: float, fps: float) -> Frames:
     """A dissolve to another scene in the middle, within `seconds`."""
     if not seconds:

@@ -16,7 +16,7 @@ import numpy as np
 from annotators.base import Frames
 from pipeline.errors import UsageError
 from pipeline.video.display import Display, thumbnail, to_rgb
-from pipeline.video.frames import cut_windows, read_frames
+from pipeline.video.frames import collect_times, cut_windows, read_frames
 from pipeline.video.grid import Grid, shots_of
 from pipeline.video.probe import Probe, probe_video
 from pipeline.video.shots import Adaptive
@@ -105,13 +105,12 @@ def load_material(source: Source) -> Material | None:
     probe = probe_video(source.path, _MAX_PIXELS)
     with closing(read_frames(source.path, probe)) as frames:
         decoded = list(islice(frames, _MAX_FRAMES))
-    times = np.array([picture.time_s for picture in decoded])
-    joined = np.array([picture.joined for picture in decoded])
-    end_s = decoded[-1].time_s + decoded[-1].duration_s
+    frame_times = collect_times(decoded)
+    times = frame_times.times
     thumbs = np.stack([thumbnail(picture.frame, picture.display.crop) for picture in decoded])
     # Pieces must lie within a shot; the shots come from a detector that is not under test.
     ranges = Adaptive()([thumbs])
-    windows = GRID.windows(source.name, shots_of(ranges, times, end_s, joined), times)
+    windows = GRID.windows(source.name, shots_of(ranges, *frame_times), times)
     if not windows:
         return None
     # The middle window, and the first one if it is another.

@@ -22,7 +22,7 @@ from benchmarks.graded import codecs
 from benchmarks.graded.faults import FAULTS, Fault, Kind, Scene
 from benchmarks.graded.sources import GRID, HALVES, Material, Source, load_material, put_on_grid, thumbnails
 from pipeline.recipe import output_checks, registry
-from pipeline.storage.atomic import complete_file
+from pipeline.storage.atomic import write_file
 from pipeline.video.shots import Evidence, TransNet
 
 # The most sources of each half that faults are made from, and the most for slow faults.
@@ -185,8 +185,7 @@ def _load_or_measure(
         return [(strength, values) for strength, values in stored["rows"]]
     rows = list(measure())
     if file:
-        with complete_file(file, json.dumps({"key": key, "rows": rows}).encode()) as unfinished:
-            unfinished.replace(file)
+        write_file(file, json.dumps({"key": key, "rows": rows}).encode())
     return rows
 
 

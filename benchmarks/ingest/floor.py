@@ -34,7 +34,7 @@ from pipeline.storage.scratch import Scratch
 from pipeline.video import process as worker
 from pipeline.video import shots
 from pipeline.video.display import thumbnail, to_rgb
-from pipeline.video.frames import read_frames
+from pipeline.video.frames import collect_times, read_frames
 from pipeline.video.grid import shots_of, typical_step
 from pipeline.video.probe import probe_video
 
@@ -131,25 +131,24 @@ class _SourceProcessor:
             decoded = list(read_frames(path, probe))
         except ClipError:
             return 0
-        times = np.array([picture.time_s for picture in decoded])
-        end_s = decoded[-1].time_s + decoded[-1].duration_s
+        frame_times = collect_times(decoded)
         thumbs = np.stack([thumbnail(picture.frame, picture.display.crop) for picture in decoded])
         size = recipe.grid.size(probe.display.width, probe.display.height)
         self._record_time("scan")
         if size is None:
             return 0
-        shot_list = shots_of(self._detector([thumbs]), times, end_s, np.array([picture.joined for picture in decoded]))
+        shot_list = shots_of(self._detector([thumbs]), *frame_times)
         self._record_time("shots")
         source = {
             "source_width": probe.display.width,
             "source_height": probe.display.height,
-            "source_fps": 1 / typical_step(times, end_s),
+            "source_fps": 1 / typical_step(frame_times.times, frame_times.end_s),
             "width": size[0],
             "height": size[1],
         }
         encoded = 0
-        for window in recipe.grid.windows(content, shot_list, times):
-            indices = np.searchsorted(times, window.limits(recipe.grid.fps), side="right") - 1
+        for window in recipe.grid.windows(content, shot_list, frame_times.times):
+            indices = np.searchsorted(frame_times.times, window.limits(recipe.grid.fps), side="right") - 1
             pictures = {index: to_rgb(decoded[index].frame, decoded[index].display, size) for index in set(indices)}
             frames = np.stack([pictures[index] for index in indices])
             self._record_time("decode")

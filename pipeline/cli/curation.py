@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import Json, Out, Workers, console, show
+from pipeline.cli.options import Json, Out, Workers, console, print_json, show
 from pipeline.errors import RunError
 
 commands = typer.Typer()
@@ -36,7 +36,7 @@ def select(
     from pipeline.curation import select as selecting
 
     selection = selecting.select(out, where or (), recipe_file=recipe, rules=rule or (), name=name, against=against)
-    show(describe_selection(selection), selection.as_json() if as_json else None)
+    show(describe_selection(selection), selection if as_json else None)
 
 
 @commands.command()
@@ -53,7 +53,7 @@ def mix(
     from pipeline.curation import make_mixture as mixing
 
     summary = mixing.mix(mixture, out, after)
-    show(describe_mixture(summary), summary.as_json() if as_json else None)
+    show(describe_mixture(summary), summary if as_json else None)
 
 
 @commands.command()
@@ -69,7 +69,7 @@ def to_csv(
     from pipeline.curation import vdot_csv
 
     export = vdot_csv.to_csv(mixture, to, frames=frames, workers=workers)
-    show(describe_export(export), export.as_json() if as_json else None)
+    show(describe_export(export), export if as_json else None)
     if not any(export.rows.values()):
         raise RunError("no row was written; what was left out says why")
 
@@ -89,7 +89,7 @@ def report(
     )
     console.print(message, highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(result.as_json())
+        print_json(result)
 
 
 @commands.command()
@@ -118,4 +118,7 @@ def explain(
     from pipeline.reporting import explain as explaining
 
     facts = explaining.explain(out, what)
-    typer.echo(explaining.as_json(facts) if as_json else explaining.format_text(facts))
+    if as_json:
+        print_json(facts)
+    else:
+        typer.echo(explaining.format_text(facts))

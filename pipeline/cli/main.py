@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -15,8 +14,23 @@ from rich.logging import RichHandler
 
 from pipeline import extras
 from pipeline.cli import curation
-from pipeline.cli.options import Address, Cpus, Exclude, Json, Limit, Out, Recipe, Sources, Workers, console, show
+from pipeline.cli.options import (
+    Address,
+    Cpus,
+    Exclude,
+    Json,
+    Limit,
+    Out,
+    Recipe,
+    Sources,
+    Workers,
+    console,
+    keep_stderr,
+    print_json,
+    show,
+)
 from pipeline.errors import RunError, UsageError
+from pipeline.stop import interrupt_at_sigterm
 from pipeline.storage.object_store import StorageError
 
 app = typer.Typer(
@@ -102,7 +116,7 @@ def plan(
         result = planning.plan(
             sources, out, recipe_file=recipe, exclude=exclude, limit=limit, probe=probe, cpus=cpus, watcher=display
         )
-    show(describe_plan(result), result.as_json() if as_json else None)
+    show(describe_plan(result), result.as_dict() if as_json else None)
     if any(check.status == "fail" for check in result.checks):
         raise typer.Exit(1)
 
@@ -161,7 +175,7 @@ def dedup(
         result = pass_.dedup(out, threshold=least_cosine, address=address, cpus=cpus, watcher=display)
     console.print(pass_.format_summary(result), highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(result.as_json())
+        print_json(result)
 
 
 @app.command()
@@ -179,7 +193,7 @@ def verify(
 
     report = checks.verify(out, workers)
     if as_json:
-        typer.echo(report.as_json())
+        print_json(report)
     else:
         for line in checks.problem_lines(report):
             typer.echo(line)
@@ -204,7 +218,7 @@ def forget(
     result = forgetting.forget(out, what, reason)
     console.print(forgetting.format_summary(result), highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        typer.echo(result.as_json())
+        print_json(result)
 
 
 app.add_typer(curation.commands)
@@ -218,12 +232,11 @@ def doctor(
 ) -> None:
     """Check this machine, a dataset and every node of a cluster; exits with 1 if something would not work."""
     from pipeline.upkeep import doctor as checkup
-    from pipeline.upkeep.checks import as_json as as_json_line
     from pipeline.upkeep.checks import make_table
 
     checks = checkup.doctor(out, address)
     if as_json:
-        typer.echo(as_json_line(checks))
+        print_json(checks)
     else:
         _wide().print(make_table(checks))
     if any(check.status == "fail" for check in checks):
@@ -260,7 +273,7 @@ def _close(summary: object, as_json: bool) -> None:
     console.print(summary_table(summary))
     console.print(format_timing(summary), highlight=False, soft_wrap=True)
     if as_json:
-        typer.echo(summary.as_json())
+        print_json(summary)
     if defects := summary.count_defects():
         raise RunError(
             f"{defects} failed by a defect of vdot-data, not of your files: please report what `explain` says"
@@ -269,10 +282,10 @@ def _close(summary: object, as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line: exit status 0 for done, 1 for a run that could not continue, 2 for bad arguments."""
+    keep_stderr()
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=console, show_path=False)])
     logging.getLogger("vdot_data").setLevel(logging.INFO)
-    # Before a run has work in progress, SIGTERM does what Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_at_sigterm()
     try:
         for argument in sys.argv:
             if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):

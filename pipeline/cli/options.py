@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-# A copy of stderr, which `engine` redirects for a moment.
-console = Console(file=os.fdopen(os.dup(2), "w"))
+console = Console(stderr=True)
 
 Out = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
 Sources = Annotated[
@@ -30,9 +31,27 @@ Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per cor
 Json = Annotated[bool, typer.Option("--json", help="Print one machine-readable summary on stdout.")]
 
 
-def show(parts: Iterable[Table | str], answer: str | None) -> None:
+def keep_stderr() -> None:
+    """Let the console write to a copy of stderr, because `engine` redirects stderr for a moment."""
+    console.file = os.fdopen(os.dup(2), "w")
+
+
+def show(parts: Iterable[Table | str], answer: object | None) -> None:
     """Print tables and sentences for people on stderr, and the answer for programs, if any, on stdout."""
     for part in parts:
         console.print(part, highlight=False, soft_wrap=True)
     if answer is not None:
-        typer.echo(answer)
+        print_json(answer)
+
+
+def print_json(answer: object) -> None:
+    """Print the answer of a command on stdout as one line of JSON; dataclasses become objects, sets sorted lists."""
+    typer.echo(json.dumps(answer, default=_to_plain))
+
+
+def _to_plain(value: object) -> Any:
+    if is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, set):
+        return sorted(value, key=repr)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")

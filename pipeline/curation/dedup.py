@@ -8,10 +8,9 @@ measured; then the smallest clip id. All of it follows from the clips alone, wha
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -26,10 +25,11 @@ from pipeline.catalog.erase import finish_forgetting
 from pipeline.curation import similarity
 from pipeline.curation.embedding_run import STORED, Embedder
 from pipeline.engine.progress import Progress, Watcher
-from pipeline.engine.rounds import Stop
+from pipeline.engine.rounds import drain_on_stop
 from pipeline.errors import StoppedError, UsageError
 from pipeline.formats import embeddings
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
+from pipeline.stop import Stop
 from pipeline.storage.scratch import Scratch
 
 THRESHOLD = 0.85
@@ -61,10 +61,6 @@ class Summary:
     unreadable: dict[str, str]
     wall_s: float
 
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
 
 def dedup(
     out: str,
@@ -93,7 +89,7 @@ def dedup(
         forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
         embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
         embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
-        with Stop() as stop:
+        with drain_on_stop() as stop:
             embedder.run(address, cpus, stop)
             compared = _compare_clips(con, catalog, threshold, scratch.path, watcher, stop)
         # In one part, so that no two rows call a clip both the best and a duplicate.

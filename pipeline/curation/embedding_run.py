@@ -20,12 +20,13 @@ from annotators.networks.picture_embedding import ClipEmbedding
 from annotators.weights import MissingWeights, path
 from pipeline.engine.engine import Engine, Pool, trim_memory
 from pipeline.engine.progress import Progress, Watcher
-from pipeline.engine.rounds import Stop, read_ahead, run_rounds
+from pipeline.engine.rounds import read_ahead, run_rounds
 from pipeline.errors import UsageError
 from pipeline.formats import embeddings
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe.recipe import Recipe
 from pipeline.stages.embed import EmbedStage
+from pipeline.stop import Stop
 from pipeline.storage.folder import Folder
 
 # Rows of one part: about 10 MB.

@@ -1,44 +1,29 @@
-"""Makes a mixture: from a YAML that people write, over one or more datasets, to a pinned list of what is drawn.
+"""Makes a mixture: from a definition over one or more datasets to a pinned list of what is drawn.
 
-    datasets:
-      films: {path: films, where: "luma > 60"}       # or `selection: day1`; `sequence: 17` pins an older state
-      web: {path: "s3://bucket/web", weight: 2}
-    tasks: {text: 40%, depth: 2, pose: 1}            # shares in %, and weights that divide the rest
-    clips_per_source: 20
-    caption_dropout: 0.1
-    held_out: 0.02
-    seed: 7
-    step: {micro_batches: 8, tokens: 65520}          # of one bucket each, divided among ranks; tokens at most
-
-A share can also follow from the number of clips: `tasks: [text, depth, pose]` with `temperature: 2` gives each
-the share count^(1/2). Clips of one source, and near duplicates (`vdot-data dedup`), are never divided between training
-and the held-out part.
+Clips of one source, and near duplicates (`vdot-data dedup`), are never divided between training and the held-out part.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
 
 import duckdb
 import pyarrow as pa
-from pydantic import Field, model_validator
 
 from pipeline.catalog import clip_table
 from pipeline.catalog.catalog import Catalog, check_no_dataset, open_dataset
 from pipeline.catalog.dataset import stored_recipe
 from pipeline.curation.continue_mixture import find_beginning
 from pipeline.curation.held_out import choose_held_out
+from pipeline.curation.mixture_definition import Definition, Part, read_definition
 from pipeline.curation.select import load_selection
 from pipeline.curation.shares import task_shares
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.formats.schema import BASE_LAYER
-from pipeline.formats.strict_yaml import StrictModel, parse_mapping, read_text, validate
 from pipeline.mixture.mixture import (
     HELD_OUT,
     SCHEMA,
@@ -57,47 +42,6 @@ from pipeline.storage.scratch import Scratch
 
 # Clips of a micro-batch, and micro-batches of a step, beyond which a number was mistyped.
 _MAX_COUNT = 65_536
-
-
-class Part(StrictModel):
-    """One dataset of a mixture, and which of its clips may be drawn."""
-
-    path: str
-    where: str | tuple[str, ...] = ()
-    selection: str | None = None
-    sequence: Annotated[int, Field(ge=1)] | None = None
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-
-
-class Definition(StrictModel):
-    """The YAML; see the top of this file."""
-
-    datasets: Annotated[dict[str, Part], Field(min_length=1)]
-    tasks: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | str] | tuple[str, ...]
-    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    clips_per_source: Annotated[int, Field(ge=1)] | None = None
-    caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    seed: int = 0
-    step: Step = Step()
-
-    @model_validator(mode="after")
-    def _shares_or_temperature(self) -> Definition:
-        if not self.tasks:
-            raise ValueError("tasks: name at least one")
-        twice = (
-            [] if isinstance(self.tasks, dict) else [task for task, count in Counter(self.tasks).items() if count > 1]
-        )
-        if twice:
-            raise ValueError(f"tasks: {twice[0]!r} is named twice")
-        if isinstance(self.tasks, dict) and self.temperature is not None:
-            raise ValueError("temperature: the tasks have shares already; give `tasks` as a list, or no temperature")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The tasks."""
-        return tuple(self.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +84,6 @@ class MixtureSummary:
     warnings: list[str]
     out: str | None
 
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
 
 def mix(file: Path, out: str | None = None, after: str | None = None) -> MixtureSummary:
     """Make the mixture that `file` describes; write it into the folder `out`, if there is one.
@@ -153,7 +93,7 @@ def mix(file: Path, out: str | None = None, after: str | None = None) -> Mixture
     shares, and an `out` that holds another mixture.
     """
     name = f"mixture {file}"
-    definition = validate(Definition, parse_mapping(read_text(file, "mixture"), name), name)
+    definition = read_definition(file, name)
     warnings: list[str] = []
     con = duckdb.connect()
     if out:

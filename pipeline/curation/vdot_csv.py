@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,6 @@ class ExportSummary:
     folder: str
     rows: dict[str, dict[str, int]]
     left_out: dict[str, int]
-
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
 
 
 def to_csv(mixture: str, target: Path, *, frames: int = 81, workers: int | None = None) -> ExportSummary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import socket
@@ -11,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from annotators.weights import MissingWeights, path
+from pipeline.engine.configured_ray import ray
 from pipeline.errors import RunError
 from pipeline.recipe import registry
 
@@ -58,9 +58,6 @@ def ask_nodes(address: str) -> tuple[list[dict[str, str]], dict[str, str]]:
     reason = connection_error(address)
     if reason:
         raise RunError(reason)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
-
     with tempfile.TemporaryDirectory(prefix="vdot-empty-") as empty_folder:
         try:
             # Workers must not import a folder `pipeline/` of the user's from the current directory.
@@ -70,20 +67,16 @@ def ask_nodes(address: str) -> tuple[list[dict[str, str]], dict[str, str]]:
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise RunError(str(error)) from error
         try:
-            return _collect_answers(ray)
+            return _collect_answers()
         finally:
             ray.shutdown()
 
 
-def _collect_answers(ray: Any) -> tuple[list[dict[str, str]], dict[str, str]]:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+def _collect_answers() -> tuple[list[dict[str, str]], dict[str, str]]:
+    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     task: Any = ray.remote(num_cpus=0, max_retries=0)(collect_node_facts)
     hosts = {node["NodeID"]: node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    answers = {
-        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-        for node in hosts
-    }
+    answers = {node: task.options(scheduling_strategy=strategy(node, soft=False)).remote() for node in hosts}
     facts: list[dict[str, str]] = []
     errors: dict[str, str] = {}
     ray.wait(list(answers.values()), num_returns=len(answers), timeout=NODE_TIMEOUT_S)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
-import ray
+from pipeline.engine.configured_ray import ray
 
 
 class Coordinator:

@@ -22,25 +22,9 @@ import psutil
 import pyarrow as pa
 
 from pipeline.engine.cluster import connection_error
-from pipeline.errors import RunError
-
-# Before ray is imported: no usage report, and no bars and lines between ours. Its messages come with `RAY_ERRORS`.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# A call after the end is an error; otherwise Ray would start again for it.
-os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Ray ends idle processes when the stages' actors hold the node's CPUs; starting a new one for every `peek` and
-# `pack` took a fifth of two cores, measured. Those started in advance lack the job's environment, and are never used.
-os.environ.setdefault("RAY_num_workers_soft_limit", "4")
-os.environ.setdefault("RAY_enable_worker_prestart", "0")
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+from pipeline.engine.configured_ray import ray
 from pipeline.engine.coordinator import Coordinator, CoordinatorClient
+from pipeline.errors import RunError
 
 # A worker of each stage holds its networks and one decoder process with the frames that it keeps: 1.7 GB in all,
 # measured.
@@ -118,7 +102,8 @@ class Engine:
         context.enable_progress_bars = False
         # One row, one block: see the top of this file.
         context.target_max_block_size = 1
-        affinity = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        strategies = ray.util.scheduling_strategies
+        affinity = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=affinity, max_restarts=-1, max_task_retries=-1)(Coordinator)
         self._coordinator: Any = actor.remote(str(index), max_deaths)
         self.attempts = CoordinatorClient(self._coordinator)
@@ -190,8 +175,9 @@ class Engine:
         return bool(ray.wait([future], timeout=0)[0])
 
 
-# What Ray raises when a node or a worker is lost beyond its own repair; a new round picks up what is missing.
-RAY_ERRORS = (ray.exceptions.RayError,)
+def ray_errors() -> tuple[type[Exception], ...]:
+    """What Ray raises when a node or a worker is lost beyond its own repair; a new round picks up what is missing."""
+    return (ray.exceptions.RayError,)
 
 
 def pool_options(pools: Sequence[Pool], gpus: int) -> list[dict[str, Any]]:
@@ -226,7 +212,13 @@ def _make_remote(function: Callable[..., Any], tries: int) -> Any:
 
 
 def _iterate_blocks(data: Any) -> Iterator[Any]:
-    """The blocks that come out of a plan, as references with Ray's metadata."""
+    """The blocks that come out of a plan, as references with Ray's metadata.
+
+    This call, which Ray offers to developers of libraries and may change, is the only one that hands on a reference as
+    soon as its block is settled. `iter_batches` copies every block to this process, though the driver only passes
+    clips on to the worker that packs them; `to_arrow_refs` returns when the whole plan is done. `pyproject.toml`
+    therefore bounds Ray to the versions that `test_engine.py` was run with.
+    """
     for bundle in data.iter_internal_ref_bundles():
         yield from (block for block in bundle.blocks if block.metadata.num_rows)
 
@@ -244,7 +236,7 @@ def find_run_error(error: BaseException) -> RunError | None:
     cause: BaseException | None = error
     while cause is not None:
         # Ray's own error is one too, by multiple inheritance, with a traceback as its text.
-        if isinstance(cause, RunError) and not isinstance(cause, RAY_ERRORS):
+        if isinstance(cause, RunError) and not isinstance(cause, ray_errors()):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     return None

@@ -8,16 +8,15 @@ progress, or on a stop request.
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pipeline.engine.engine import RAY_ERRORS, Engine, find_run_error
+from pipeline.engine.engine import Engine, find_run_error, ray_errors
 from pipeline.errors import RunError, StoppedError
+from pipeline.stop import Stop, exit_at_once
 
 log = logging.getLogger("vdot_data")
 
@@ -44,7 +43,7 @@ def run_rounds(
         try:
             engine.begin_round()
             run_round()
-        except RAY_ERRORS as error:
+        except ray_errors() as error:
             fatal = find_run_error(error)
             if fatal is not None:
                 raise fatal from error
@@ -61,30 +60,9 @@ def run_rounds(
         raise StoppedError("stopped on request; everything finished is committed, and the same command resumes here.")
 
 
-class Stop:
-    """SIGTERM and Ctrl-C ask the run to drain; the second one ends the process at once, with exit status 1."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous_handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
-        return self
-
-    def _handle_signal(self, number: int, frame: object) -> None:
-        # Not through the console, which may be in the middle of a line.
-        if self.requested:
-            os.write(2, b"\nvdot-data: stopped at once; what was committed is kept\n")
-            os._exit(1)
-        self.requested = True
-        os.write(2, b"\nstopping: work in progress is finished; a second signal stops at once\n")
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
+def drain_on_stop() -> Stop:
+    """A request to stop for a run in rounds: a second signal ends the process at once, with exit status 1."""
+    return Stop(exit_at_once, "stopping: work in progress is finished; a second signal stops at once")
 
 
 def read_ahead(blocks: Iterator[Any]) -> Generator[Any]:

@@ -102,18 +102,18 @@ def decode_frames(mp4: bytes, expected: Shape | None = None) -> Iterator[tuple[S
 
 
 def planes(frame: av.VideoFrame) -> tuple[NDArray[np.uint8], ...]:
-    """The red, green and blue planes of a frame in planar RGB, with or without alpha: views, uint8 [H, W]."""
-    green, blue, red = (
+    """The red, green and blue planes of a frame in planar RGB, then alpha if it has it: views, uint8 [H, W]."""
+    green, blue, red, *alpha = (
         np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-        for plane in frame.planes[:3]
+        for plane in frame.planes
     )
-    return red, green, blue
+    return red, green, blue, *alpha
 
 
 def to_packed(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """A frame in the `PLANAR` format as the packed uint8 [H, W, 3] RGB array that annotators and filters use."""
+    """A frame in planar RGB, without its alpha, as the packed uint8 [H, W, 3] array that annotators and filters use."""
     picture = np.empty((frame.height, frame.width, 3), np.uint8)
-    for channel, plane in enumerate(planes(frame)):
+    for channel, plane in enumerate(planes(frame)[:3]):
         picture[..., channel] = plane
     return picture
 

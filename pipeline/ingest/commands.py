@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from annotators.weights import MissingWeights, path
@@ -48,10 +47,6 @@ class Summary:
     wall_s: float
     startup_s: float
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
 
     def count_defects(self) -> int:
         """Count the sources and clips that failed by a fault of vdot-data itself."""

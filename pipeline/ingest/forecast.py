@@ -92,10 +92,10 @@ class Plan:
     codecs: dict[str, int]
     checks: tuple[Check, ...]
 
-    def as_json(self) -> str:
-        """One line of JSON."""
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, with the total of each quantity."""
         totals = {name: asdict(estimate) | {"total": estimate.total} for name, estimate in self.quantities.items()}
-        return json.dumps(asdict(self) | {"quantities": totals})
+        return asdict(self) | {"quantities": totals}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,14 @@ from pipeline.catalog.catalog import Catalog, utc_now
 from pipeline.catalog.cleanup import sweep
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.catalog.ledger import Ledger
-from pipeline.engine.engine import RAY_ERRORS, Engine, trim_memory
+from pipeline.engine.engine import Engine, ray_errors, trim_memory
 from pipeline.engine.progress import Progress
-from pipeline.engine.rounds import Stop, read_ahead, run_rounds
+from pipeline.engine.rounds import drain_on_stop, read_ahead, run_rounds
 from pipeline.errors import RunError
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.ingest import graph
 from pipeline.recipe.blueprint import Blueprint
+from pipeline.stop import Stop
 
 log = logging.getLogger("vdot_data")
 
@@ -67,7 +68,7 @@ class Run:
         limits = self._blueprint.recipe.limits
         with (
             Engine(address, cpus, self._scratch / "contents.sqlite", limits.worker_deaths) as engine,
-            Stop() as stop,
+            drain_on_stop() as stop,
         ):
             # Only once: the coordinator sees what this run adds as it happens.
             contents = self._ledger.contents()
@@ -114,14 +115,14 @@ class Run:
                         group = _Group()
                     while packing and (len(packing) > PACKING or engine.is_ready(packing[0])):
                         self._commit_rows(engine.result(packing.popleft()))
-        except RAY_ERRORS as error:
+        except ray_errors() as error:
             loss = error
         if group.rows:
             packing.append(self._write_group(engine, group))
         while packing:
             try:
                 self._commit_rows(engine.result(packing.popleft()))
-            except RAY_ERRORS as error:
+            except ray_errors() as error:
                 loss = error
             watchers(self.progress)
         if loss is not None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
+from pipeline.formats.canonical_json import canonical_json
 from pipeline.storage.folder import Folder, parquet
 
 FILE, SAMPLES = "mixture.json", "samples.parquet"
@@ -153,7 +154,7 @@ class Mixture:
             "parts": self.parts,
             "streams": [[stream.dataset, stream.task, str(stream.share)] for stream in self.streams],
         }
-        return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(canonical_json(drawn).encode()).hexdigest()[:16]
 
     def as_json(self) -> str:
         """The JSON that `parse` reads."""
@@ -262,5 +263,5 @@ def compute_digest(samples: pa.Table) -> str:
     hasher = hashlib.sha256()
     for batch in samples.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
-            hasher.update(json.dumps(row, sort_keys=True).encode())
+            hasher.update(canonical_json(row).encode())
     return hasher.hexdigest()[:32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -163,11 +162,6 @@ def _read_history(con: duckdb.DuckDBPyConnection, where: str, name: str) -> list
 def format_text(facts: Facts) -> str:
     """Format the facts as sentences."""
     return "\n".join(_clip_text(facts) if facts["kind"] == "clip" else _source_text(facts))
-
-
-def as_json(facts: Facts) -> str:
-    """One line of JSON."""
-    return json.dumps(facts)
 
 
 def _verdict_text(verdict: Facts) -> Iterator[str]:

@@ -1,4 +1,8 @@
-"""Atomic writes to a local disk: a file appears whole or not at all, and survives a power cut."""
+"""Atomic writes to a local disk: a file or folder appears whole or not at all, whenever the process is killed.
+
+What `write_file` and `complete_file` write also survives a power cut. `new_file` and `new_folder` do not wait for the
+disk: they are for what a library writes, and for what can be made again.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +48,60 @@ def complete_file(target: Path, data: bytes | Path) -> Iterator[Path]:
         _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_file(target: Path, data: bytes | Path) -> None:
+    """Write all of `data` into a file, over an older one if there is one. When it returns, it is on the disk."""
+    with complete_file(target, data) as temporary:
+        temporary.replace(target)
+
+
+@contextmanager
+def new_file(target: Path, unfinished: Path | None = None) -> Iterator[Path]:
+    """A path next to `target` for the body to write to: renamed to `target` when the block ends, and removed if it
+    raises.
+
+    `unfinished`: that path; by default one that nobody else uses, so that any number of processes may write `target`.
+    """
+    temporary = unfinished or target.with_name(temporary_name())
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """An empty folder next to `target`, for one process to fill: renamed to `target`, which must not exist, when the
+    block ends, and removed if it raises."""
+    unfinished = begin_folder(target)
+    try:
+        yield unfinished
+        unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def begin_folder(target: Path) -> Path:
+    """Make `unfinished_path(target)` an empty folder, whatever a killed process left there; several processes may fill
+    it before one of them renames it to `target`."""
+    unfinished = unfinished_path(target)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def unfinished_path(target: Path) -> Path:
+    """Where a file or folder with a single writer is until it is complete: always at the same place, so that the next
+    writer replaces what a killed one left."""
+    return target.with_name(f".{target.name}.half")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it. It loses its name first: nobody sees a part of it."""
+    shutil.rmtree(folder.rename(unfinished_path(folder)), ignore_errors=True)
 
 
 def link_new(temporary: Path, target: Path) -> bool:

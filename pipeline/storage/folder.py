@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError, UsageError
-from pipeline.storage.atomic import complete_file, is_temporary, link_new, temporary_name
+from pipeline.storage.atomic import complete_file, is_temporary, link_new, new_file, temporary_name, write_file
 from pipeline.storage.object_store import FULL, describe_error, filesystem, protocols, retry, s3_error_code
 
 # Stores whose fsspec filesystem asks the server for "only if absent". The fallback of fsspec looks first and
@@ -85,8 +85,7 @@ class Folder:
             data.stat()  # a missing file is the caller's mistake, not the folder's
         with self._explain_write_errors():
             if self.local is not None:
-                with complete_file(self.local / rel, data) as temporary:
-                    temporary.replace(self.local / rel)
+                write_file(self.local / rel, data)
             elif isinstance(data, Path):
                 retry(f"writing {self.url}/{rel}", lambda: self._upload(rel, data))
             else:
@@ -185,12 +184,8 @@ class Folder:
 
     def download(self, rel: str, target: Path) -> None:
         """Copy an object into the local file `target`, whole or not at all. Raises FileNotFoundError."""
-        temporary = target.with_name(temporary_name())
-        try:
+        with new_file(target) as temporary:
             retry(f"reading {self.url}/{rel}", lambda: self._fs.get_file(self._path(rel), str(temporary)))
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def check_writable(self) -> None:
         """Write and remove a small object. Raises RunError with one sentence if that cannot be done."""

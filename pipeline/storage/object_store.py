@@ -102,6 +102,8 @@ def stamp_of(info: dict[str, Any]) -> str | None:
 def retry(action: str, work: Callable[[], T]) -> T:
     """Run `work`, which talks to a store, and run it again after each transient error, with backoff and jitter.
 
+    tenacity would save the loop alone: what takes the lines is to decide which errors are final, and to name them.
+
     Raises the error itself if it is final (missing, forbidden, exists already), otherwise StorageError with a
     sentence that begins with `action`, and RunError when the local disk is full.
     """

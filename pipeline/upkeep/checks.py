@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from rich.markup import escape
@@ -33,8 +32,3 @@ def make_table(checks: Iterable[Check]) -> Table:
         texts = [escape(text) for text in (check.name, check.found, check.advice)]
         table.add_row(texts[0], f"[{colours[check.status]}]{check.status}[/]", *texts[1:])
     return table
-
-
-def as_json(checks: Iterable[Check]) -> str:
-    """One line of JSON."""
-    return json.dumps([asdict(check) for check in checks])

@@ -8,9 +8,8 @@ any later run can finish it.
 
 from __future__ import annotations
 
-import json
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,6 @@ class ForgetSummary:
     clips: list[str]
     rewritten: int
     damaged: list[str]
-
-    def as_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
 
 
 def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import duckdb
@@ -51,11 +50,6 @@ class Report:
         self.count += len(problems)
         self.problems += problems[: MOST - len(self.problems)]
         self.damage |= {problem.damage for problem in problems if problem.damage}
-
-    def as_json(self) -> str:
-        """One line of JSON."""
-        damage = [asdict(entry) for entry in sorted(self.damage, key=repr)]
-        return json.dumps(asdict(self) | {"damage": damage})
 
 
 def verify(out: str, workers: int | None = None) -> Report:

@@ -11,7 +11,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from pipeline.errors import ClipError, ErrorCode
-from pipeline.formats.clip_decode import PLANAR, to_packed
+from pipeline.formats.clip_decode import PLANAR, planes, to_packed
 from pipeline.video.containers import Crop
 
 Box = tuple[int, int, int, int]
@@ -99,7 +99,7 @@ def _normalise(frame: av.VideoFrame, crop: Crop | None, background: int) -> av.V
     if limited:
         picture = _EXPANDED[picture]
     if transparent:
-        picture = _blend(picture, _alpha_plane(full), background)
+        picture = _blend(picture, planes(full)[3], background)
     left, top, right, bottom = crop or (0, 0, 0, 0)
     visible = picture[top : picture.shape[0] - bottom, left : picture.shape[1] - right]
     return av.VideoFrame.from_ndarray(np.ascontiguousarray(visible), "rgb24")
@@ -108,11 +108,6 @@ def _normalise(frame: av.VideoFrame, crop: Crop | None, background: int) -> av.V
 def _is_transparent(layout: av.VideoFormat) -> bool:
     """Whether a pixel format has an alpha channel; a palette's colours may be transparent too."""
     return layout.has_palette or any(component.is_alpha for component in layout.components)
-
-
-def _alpha_plane(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    plane = frame.planes[3]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
 
 
 def _blend(picture: NDArray[np.uint8], alpha: NDArray[np.uint8], background: int) -> NDArray[np.uint8]:

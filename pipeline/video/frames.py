@@ -6,7 +6,7 @@ Everything here is meant to run inside `pipeline.video.sandbox`.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +70,14 @@ class ThumbnailChunk(NamedTuple):
     joined: NDArray[np.bool_]
 
 
+class FrameTimes(NamedTuple):
+    """When consecutive frames of a source are shown: the last arguments of `grid.shots_of`."""
+
+    times: NDArray[np.float64]
+    end_s: float
+    joined: NDArray[np.bool_]
+
+
 def read_frames(
     path: str | Path, source: Probe, progress: Progress = unwatched, tally: Tally | None = None
 ) -> Generator[DecodedFrame]:
@@ -88,6 +96,17 @@ def read_frames(
         # All streams, since the container's length may be that of another stream.
         packets = Packets(lambda: container.demux() if stream.duration is None else container.demux(stream))
         decoder = Decoder(stream)
+
+        def place(frames: list[av.VideoFrame]) -> Iterator[DecodedFrame]:
+            for frame in frames:
+                if decoder.resumed_at is not None and (frame.pts is None or frame.pts >= decoder.resumed_at):
+                    decoder.resumed_at = None
+                    timeline.interrupt()
+                timed = timeline.place(frame)
+                if timed is not None:
+                    progress()
+                    yield shapes.describe(timed)
+
         count, furthest, reach_s = 0, -1, -math.inf
         for packet in packets:
             if packet.pos is not None and packet.pos > furthest:
@@ -98,18 +117,9 @@ def read_frames(
             if packet.stream is not stream:
                 continue
             count += packet.size > 0
-            for frame in decoder.frames(packet):
-                if decoder.resumed_at is not None and (frame.pts is None or frame.pts >= decoder.resumed_at):
-                    decoder.resumed_at = None
-                    timeline.interrupt()
-                timed = timeline.place(frame)
-                if timed is not None:
-                    progress()
-                    yield shapes.describe(timed)
-        for frame in decoder.flush() if packets.error else ():
-            timed = timeline.place(frame)
-            if timed is not None:
-                yield shapes.describe(timed)
+            yield from place(decoder.frames(packet))
+        if packets.error:
+            yield from place(decoder.flush())
         if not timeline.tally.decoded:
             raise undecodable_error(decoder.error or packets.error)
         joined_midway = container.format.flags & CLOCK_MAY_JUMP
@@ -217,6 +227,13 @@ def cut_windows(
             clip[point] = picture
         yield window, clip
         del clip  # before the next one is allocated: a clip may be 100 MB
+
+
+def collect_times(decoded: Iterable[DecodedFrame]) -> FrameTimes:
+    """The times of display of frames, of which there is at least one."""
+    spans = [(frame.time_s, frame.time_s + frame.duration_s, frame.joined) for frame in decoded]
+    times, ends, joined = zip(*spans, strict=True)
+    return FrameTimes(np.array(times), ends[-1], np.array(joined))
 
 
 def read_thumbnails(decoded: Iterator[DecodedFrame]) -> Iterator[ThumbnailChunk]:

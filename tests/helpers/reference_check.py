@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import card
-import ffmpeg
+import ffmpeg_frames
 import numpy as np
 import reference_files
 from numpy.typing import NDArray
@@ -96,7 +96,7 @@ def store(path: Path) -> tuple[list[float], sandboxed.ScanResult, list[StoredCli
 def compare(source: Source, folder: Path) -> Comparison:
     """Make a source's file, run the pipeline on it and compare."""
     path = reference_files.make(source, folder)
-    reference = ffmpeg.decode(path)
+    reference = ffmpeg_frames.decode(path)
     times, end, clips = store(path)
     result = check(reference, clips, source.layout)
     first = times[0]
@@ -118,7 +118,7 @@ def compare(source: Source, folder: Path) -> Comparison:
     return result
 
 
-def check(reference: ffmpeg.Video, clips: list[StoredClip], layout: str) -> Comparison:
+def check(reference: ffmpeg_frames.Video, clips: list[StoredClip], layout: str) -> Comparison:
     """Check numbers, colours and shapes of every frame of these clips of a source; the first clip starts with it.
 
     `layout` is the source's pixel format.
@@ -161,7 +161,7 @@ def _latest_index(times: list[Fraction], limit: Fraction) -> int:
     return max(0, sum(time <= limit for time in times) - 1)
 
 
-def _covering_area(reference: ffmpeg.Video, width: int, height: int) -> card.Area:
+def _covering_area(reference: ffmpeg_frames.Video, width: int, height: int) -> card.Area:
     """The area of a picture that is scaled to cover `width` x `height` and cropped at the centre."""
     reference_height, reference_width = reference.pictures.shape[1:3]
     display_width = reference_width * float(reference.aspect)

@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import card
-import ffmpeg
 import numpy as np
 import packed_b_frames
 from numpy.typing import NDArray
 from reference_sources import CODECS, Source
+
+from benchmarks import ffmpeg
 
 SECONDS = 2.5
 _SCALE = "scale=flags=accurate_rnd+full_chroma_int+full_chroma_inp+bicubic"

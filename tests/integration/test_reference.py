@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-import ffmpeg
+import ffmpeg_frames
 import program
 import pytest
 import reference_check
@@ -90,7 +90,7 @@ def test_the_whole_program_stores_what_ffmpeg_shows(
             for row in rows
             if row["source_uri"].endswith(f"/{name}") and row["status"] == "kept"
         ]
-        reference = ffmpeg.decode(folder / name)
+        reference = ffmpeg_frames.decode(folder / name)
         result = reference_check.check(reference, clips, source.layout)
         points += result.points
         steps = [float(after - before) for before, after in itertools.pairwise(reference.times)]

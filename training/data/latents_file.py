@@ -9,7 +9,7 @@
 All are float16: latents have a standard deviation of about 1, so it takes 2 bytes with an eighth of bfloat16's error,
 and numpy supports it; masks are uint8.
 
-Needs only numpy and safetensors, because trainers read it. The format cannot contain code.
+Needs no library but numpy and safetensors, because trainers read it. The format cannot contain code.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.formats.canonical_json import canonical_json
 
 Mask = NDArray[np.bool_]
 
@@ -95,7 +97,7 @@ def to_bytes(latents: StoredLatents) -> bytes:
         "normalisation": NORMALISATION,
         "caption": latents.caption,
     }
-    data: bytes = save(dict(latents.tensors), {_KEY: json.dumps(header, sort_keys=True)})
+    data: bytes = save(dict(latents.tensors), {_KEY: canonical_json(header)})
     return data
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import RunError
+from pipeline.storage.atomic import is_temporary, new_file
 from pipeline.storage.object_store import FULL
 
 _SUFFIX = ".part-of-shard"
@@ -66,15 +67,9 @@ class Cache:
         return self._folder / (hashlib.sha256(name.encode()).hexdigest()[:40] + _SUFFIX)
 
     def _keep(self, path: Path, data: bytes) -> None:
-        unfinished = path.with_name(f"{os.getpid()}-{path.name}")
-        try:
+        # Another process may evict the unfinished file.
+        with suppress(FileNotFoundError), new_file(path) as unfinished:
             unfinished.write_bytes(data)
-            unfinished.replace(path)
-        except FileNotFoundError:
-            # Another process evicted the unfinished file.
-            return
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
         self._added += size
@@ -83,7 +78,7 @@ class Cache:
         self._added = 0
         files = []
         for entry in os.scandir(self._folder):
-            if entry.name.endswith(_SUFFIX):
+            if entry.name.endswith(_SUFFIX) or is_temporary(entry.name):
                 try:
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
                 except FileNotFoundError:

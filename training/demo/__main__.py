@@ -44,6 +44,7 @@ def main(folder: Path) -> None:
     """Make the model, teach, distill and sample. Raises as these do."""
     mixture, model = folder / "tiny", folder / "tiny-model"
     start = time.monotonic()
+    commands.silence_libraries()
     # Threads that compete with workers or other programs for cores are slower than fewer threads.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - _WORKERS))
     (folder / "tiny.yaml").write_text(MIXTURE)

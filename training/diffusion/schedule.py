@@ -54,7 +54,7 @@ class Schedule:
         """For messages."""
         return f"{self.steps} steps at shift {self.shift:g} ({', '.join(f'{time:.4g}' for time in self.timesteps)})"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The input of `parse`, plus the timesteps for other programs to read."""
         return {**asdict(self), "timesteps": [round(time, 4) for time in self.timesteps.tolist()]}
 
@@ -69,7 +69,7 @@ def parse(stored: Mapping[str, Any] | None, where: str) -> Schedule:
         timesteps = [round(float(time), 4) for time in stored["timesteps"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{where} stores no schedule that can be read ({error!r})") from error
-    if schedule.as_json()["timesteps"] != timesteps:
+    if schedule.as_dict()["timesteps"] != timesteps:
         raise UsageError(f"the schedule in {where} contradicts itself: {schedule} are not {timesteps}")
     return schedule
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -10,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.errors import ClipError, UsageError
-from pipeline.video.frames import cut_windows, read_frames
+from pipeline.video.frames import DecodedFrame, collect_times, cut_windows, read_frames
 from pipeline.video.grid import Grid, shots_of
-from pipeline.video.probe import Probe, probe_video
+from pipeline.video.probe import probe_video
 
 Frames = NDArray[np.uint8]
 FPS = 16.0
@@ -37,9 +39,10 @@ def read_video(file: Path, shape: tuple[int, int, int]) -> Frames:
         raise UsageError(f"--frames: {error}") from error
     try:
         source = probe_video(file, _MAX_PIXELS)
-        times, joined, end_s = _read_times(file, source, length / FPS)
-        shot = shots_of([(0, len(times) - 1)], times, end_s, joined)[0]
-        window = grid.windows("", [shot], times)[0]
+        with closing(read_frames(file, source)) as decoded:
+            frame_times = collect_times(_take_seconds(decoded, length / FPS))
+        shot = shots_of([(0, len(frame_times.times) - 1)], *frame_times)[0]
+        window = grid.windows("", [shot], frame_times.times)[0]
         if window.frames < length:
             available = f"{file} has {window.frames} frames at 16 a second"
             raise UsageError(f"{available}, and {length} are needed: --frames")
@@ -50,20 +53,14 @@ def read_video(file: Path, shape: tuple[int, int, int]) -> Frames:
     return frames
 
 
-def _read_times(file: Path, source: Probe, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.bool_], float]:
-    """The times of a video's frames up to the first one more than `seconds` after its start, whether each continues the
-    previous one, and the end time of the last."""
-    times: list[float] = []
-    joined: list[bool] = []
-    end_s = 0.0
-    with closing(read_frames(file, source)) as decoded:
-        for frame in decoded:
-            times.append(frame.time_s)
-            joined.append(frame.joined)
-            end_s = frame.time_s + frame.duration_s
-            if frame.time_s > times[0] + seconds:
-                break
-    return np.array(times), np.array(joined), end_s
+def _take_seconds(decoded: Iterator[DecodedFrame], seconds: float) -> Iterator[DecodedFrame]:
+    """The frames up to the first one that begins more than `seconds` after the first."""
+    start_s = math.inf
+    for frame in decoded:
+        yield frame
+        start_s = min(start_s, frame.time_s)
+        if frame.time_s > start_s + seconds:
+            return
 
 
 def read_picture(file: Path) -> Frames:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import RunError, UsageError
+from pipeline.storage.atomic import new_file, unfinished_path
 from training.models import adapters, weight_names
 
 
@@ -64,15 +65,12 @@ def _rename(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple
 
 
 def _write(out: Path, weights: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    partial = out.with_name(f".{out.name}.half")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(dict(weights), partial, header)
-        # safetensors makes files readable by their owner only.
-        partial.chmod(mode)
-        partial.rename(out)
+        with new_file(out, unfinished_path(out)) as unfinished:
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
+            save_file(dict(weights), unfinished, header)
+            # safetensors makes files readable by their owner only.
+            unfinished.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{out} cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pipeline.errors import RunError, UsageError
+from pipeline.storage.atomic import new_folder
 from training.export.trained_model import SCHEDULE, TrainedModel
 from training.models import assemble
 from training.models import folder as model_folder
@@ -40,21 +41,17 @@ def export(trained: TrainedModel, out: Path, *, lora: bool = False) -> None:
         raise UsageError(f"{trained.folder} is an export already")
     if lora and trained.network.adapter is None:
         raise UsageError("this student has no adapters, because it was trained in full: export it without --lora")
-    partial = out.with_name(f".{out.name}.half")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        (_save_lora if lora else _save_full)(trained, partial)
-        _save_scheduler(trained, partial)
-        (partial / SCHEDULE).write_text(json.dumps(_describe_training(trained, trained.metadata), indent=1))
-        (partial / "README.md").write_text(_render_card(trained, trained.metadata, lora))
-        # safetensors makes files readable by their owner only.
-        mode = (partial / "README.md").stat().st_mode
-        for file in partial.rglob("*.safetensors"):
-            file.chmod(mode)
-        partial.rename(out)
+        with new_folder(out) as unfinished:
+            (_save_lora if lora else _save_full)(trained, unfinished)
+            _save_scheduler(trained, unfinished)
+            (unfinished / SCHEDULE).write_text(json.dumps(_describe_training(trained, trained.metadata), indent=1))
+            (unfinished / "README.md").write_text(_render_card(trained, trained.metadata, lora))
+            # safetensors makes files readable by their owner only.
+            mode = (unfinished / "README.md").stat().st_mode
+            for file in unfinished.rglob("*.safetensors"):
+                file.chmod(mode)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise RunError(f"{out} cannot be written: {error}") from error
 
 
@@ -116,7 +113,7 @@ def _describe_training(trained: TrainedModel, metadata: Metadata) -> dict[str, A
         "config": _strip_private(metadata.config),
         "earlier": earlier,
     }
-    return trained.sampler.as_json() | history
+    return trained.sampler.as_dict() | history
 
 
 def _strip_private(config: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +130,7 @@ def _render_card(trained: TrainedModel, metadata: Metadata, lora: bool) -> str:
     sampler = trained.sampler
     if isinstance(sampler, StudentSampler):
         schedule = sampler.schedule
-        steps = ", ".join(f"{time:g}" for time in schedule.as_json()["timesteps"])
+        steps = ", ".join(f"{time:g}" for time in schedule.as_dict()["timesteps"])
         sampling = (
             f"{schedule.steps} steps at the timesteps {steps} (shift {schedule.shift:g}), new noise after each, no "
             "guidance. Other steps or an ODE sampler give worse videos; diffusers' own schedulers take others. The "

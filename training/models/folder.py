@@ -8,7 +8,6 @@ whether stored latents are of its model.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from annotators.weights import MissingWeights
+from annotators.weights import MissingWeights, hash_file
 
 VAE, TEXT_ENCODER, TRANSFORMER = "vae", "text_encoder", "transformer"
 # The file names of diffusers and transformers. Only safetensors are read, because they cannot run code.
@@ -94,8 +93,7 @@ def fingerprint(model: Path, part: str) -> str:
     """
     state = hashlib.sha256()
     for file in _weight_files(model / part, _WEIGHTS[part]):
-        stat = file.stat()
-        state.update(f"{file.name} {_sha256(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        state.update(f"{file.name} {hash_file(file)}\n".encode())
     config = configuration(model, part)
     # Names that begin with _ describe the program that saved it.
     names = sorted(name for name in config if name[0] != "_") if part == TRANSFORMER else _NORMALISED_BY
@@ -144,9 +142,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise MissingWeights(f"The model's {file.parent.name}/{file.name} is not a JSON object.")
     return values
-
-
-@functools.cache
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -162,11 +162,12 @@ def add_adapters(transformer: Any, rank: int, names: Sequence[str] = (STUDENT, F
     """
     from peft import LoraConfig
 
-    warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-    for name in names:
-        transformer.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS, init_lora_weights=True), adapter_name=name
-        )
+    with warnings.catch_warnings():
+        # Several adapters are intended.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        for name in names:
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=LORA_TARGETS, init_lora_weights=True)
+            transformer.add_adapter(config, adapter_name=name)
     for name, parameter in transformer.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()

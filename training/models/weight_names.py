@@ -1,5 +1,8 @@
 """Conversion of a VACE transformer's weight names between the original release and diffusers.
 
+diffusers has the way to its own names (`convert_wan_transformer_to_diffusers`, not public), by replacing parts of
+names. Here one table serves both ways, whole files and single layers of adapters, and an unknown name is an error.
+
 [VACE: vace/models/wan/modules/model.py, Apache-2.0; diffusers: scripts/convert_wan_to_diffusers.py, Apache-2.0]
 """
 

@@ -28,9 +28,9 @@ class StudentSampler:
         with torch.no_grad():
             return rollout(network, conditions, self.schedule, noise)
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON whose "distilled" is the input of `schedule.parse`."""
-        return {"distilled": self.schedule.as_json()}
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, whose "distilled" is the input of `schedule.parse`."""
+        return {"distilled": self.schedule.as_dict()}
 
 
 class TeacherSampler(StrictModel):
@@ -45,8 +45,8 @@ class TeacherSampler(StrictModel):
         unconditional prediction."""
         return integrate(network, conditions, negative, noise(0), steps=self.steps, shift=self.shift, cfg=self.cfg)
 
-    def as_json(self) -> dict[str, Any]:
-        """JSON whose "taught" is the input of this class."""
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, whose "taught" is the input of this class."""
         return {"taught": self.model_dump()}
 
 

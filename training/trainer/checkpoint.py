@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import warnings
@@ -24,6 +23,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 
 from pipeline.errors import ErrorCode, Failure, RunError, UsageError, attempt
 from pipeline.formats.strict_yaml import StrictModel, validate
+from pipeline.storage.atomic import begin_folder, remove_folder, unfinished_path, write_file
 from training.distributed import World
 
 META = "checkpoint.json"
@@ -75,35 +75,31 @@ class Metadata(StrictModel):
 def save(folder: Path, metadata: Metadata, tensors: Mapping[str, Tensor], world: World) -> Path:
     """Write the checkpoint of a step and return its path.
 
-    Raises RunError if it cannot be written; the partial checkpoint is removed, and the others are unchanged.
+    Raises RunError if it cannot be written; the unfinished checkpoint is removed, and the others are unchanged.
     """
     step = metadata.step
-    final, partial = folder / f"step-{step:07d}", folder / f".step-{step:07d}"
+    final = folder / f"step-{step:07d}"
+    unfinished = unfinished_path(final)
     failure: str | None = None
     try:
         if world.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
+            begin_folder(final)
     except OSError as error:
         failure = _describe_error(error)
     try:
         # All processes continue, or none does.
         if not any(world.gather(failure)):
-            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True))
+            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(unfinished), save_distributed=True))
         if world.first and failure is None:
-            with (partial / META).open("w") as file:
-                file.write(metadata.model_dump_json(indent=1))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(final)
+            write_file(unfinished / META, metadata.model_dump_json(indent=1).encode())
+            unfinished.rename(final)
     except (OSError, dcp.CheckpointException) as error:
         failure = _describe_error(error)
     # A process may have failed alone, and all must raise the same error.
     failures = [message for message in world.gather(failure) if message]
     if failures:
         if world.first:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
         last = latest(folder)
         state = f"the last one is {last.name}" if last else "there is none yet"
         advice = "Once that is fixed, continue with --resume latest"
@@ -141,10 +137,11 @@ def load(checkpoint: Path, tensors: Mapping[str, Tensor]) -> None:
     if missing := sorted({*tensors} - tensor_names(checkpoint)):
         raise UsageError(f"{checkpoint} is of another model: it lacks {missing[0]} and {len(missing) - 1} others")
     single_process = not dist.is_initialized()
-    # `no_dist` asks for this, and torch warns of it nevertheless.
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
     try:
-        dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=single_process)
+        with warnings.catch_warnings():
+            # `no_dist` asks for this, and torch warns of it nevertheless.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=single_process)
     except (OSError, dcp.CheckpointException) as error:
         raise UsageError(f"{checkpoint} cannot be read, or is of another model: {_describe_error(error)}") from error
 
@@ -202,12 +199,10 @@ def resolve(folder: Path, name: str) -> Path | None:
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep`, and what killed runs left incomplete."""
-    for partial in folder.glob(".*step-*"):
-        shutil.rmtree(partial, ignore_errors=True)
+    for unfinished in folder.glob(".*step-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     for old in sorted(_complete_folders(folder), key=_step_number)[:-keep]:
-        # Hidden first, so that a partly removed folder is never taken for a checkpoint.
-        hidden = old.rename(old.with_name(f".{old.name}"))
-        shutil.rmtree(hidden, ignore_errors=True)
+        remove_folder(old)
 
 
 def _complete_folders(folder: Path) -> list[Path]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -21,6 +19,8 @@ from torch import Tensor
 
 from pipeline.errors import RunError, StoppedError, UsageError
 from pipeline.mixture.mixture import HELD_OUT
+from pipeline.stop import Stop, interrupt_again
+from pipeline.storage.atomic import write_file
 from training.config import Run
 from training.data.stream import Stream
 from training.distributed import World, is_out_of_memory
@@ -77,7 +77,7 @@ def train(
     with _explain_errors(f"the log of {out}", checkpoints):
         # Before anything else is written, so that a full disk is reported here.
         if world.first and start.step < config.steps:
-            (out / "config.yaml").write_text(yaml.safe_dump(identity["config"], sort_keys=False))
+            write_file(out / "config.yaml", yaml.safe_dump(identity["config"], sort_keys=False).encode())
         log_context = closing(Log(out, start.step)) if world.first else nullcontext()
     with log_context as log:
 
@@ -93,7 +93,7 @@ def train(
         if start.step >= config.steps:
             _LOG.info("nothing is left to do: step %d of %d is done", start.step, config.steps)
             return
-        with _catch_signals() as stop_requested:
+        with Stop(interrupt_again) as stop_request:
 
             def save(step: int) -> None:
                 counts = {role: optimizer.count for role, optimizer in method.optimizers.items()}
@@ -121,7 +121,7 @@ def train(
                         log.write(step, means | times | {"task": stream_step.bucket.task})
                     _log_step(step, config.steps, means, duration)
                     saturation.observe(step, means)
-                stop = any(world.gather(stop_requested.is_set()))
+                stop = any(world.gather(stop_request.requested))
                 if stop or step == config.steps or step % config.saves.every == 0:
                     save(step)
                 if stop and step < config.steps:
@@ -203,22 +203,3 @@ def _explain_errors(activity: str, checkpoints: Path, advice: str = "") -> Itera
 def _log_step(step: int, steps: int, means: dict[str, float], duration: float) -> None:
     text = "  ".join(f"{name} {value:.4g}" for name, value in means.items() if name.endswith(("loss", "std_ratio")))
     _LOG.info("step %d of %d  %s  %.2f s", step, steps, text, duration)
-
-
-@contextmanager
-def _catch_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or Ctrl-C sets; a second Ctrl-C interrupts at once."""
-    stop_requested = threading.Event()
-
-    def handle(number: int, _frame: object) -> None:
-        # torchrun forwards SIGTERM, so a process may get it twice if a scheduler also sent it to every process.
-        if stop_requested.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop_requested.set()
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop_requested
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.storage.atomic import write_file
 from training.distributed import World
 
 _LOG = logging.getLogger("vdot_data")
@@ -83,9 +84,7 @@ class Log:
         lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
         kept_lines = [line for line in lines if _read_step(line) <= step]
         # Atomic: this is the only record of the earlier steps.
-        partial = file.with_suffix(".half")
-        partial.write_text("".join(f"{line}\n" for line in kept_lines))
-        partial.replace(file)
+        write_file(file, "".join(f"{line}\n" for line in kept_lines).encode())
         self._file = file.open("a")
         self._board: Any = None
         if find_spec("tensorboard"):

@@ -48,8 +48,8 @@ class StartPoint:
             for stream in self.stream.mixture.streams
         ]
         # With timesteps, for other programs to read.
-        schedule_json = config.schedule.as_json() if isinstance(config, Distill) else None
-        identity = {"kind": _method_name(config), "schedule": schedule_json, "config": config.model_dump(mode="json")}
+        schedule_values = config.schedule.as_dict() if isinstance(config, Distill) else None
+        identity = {"kind": _method_name(config), "schedule": schedule_values, "config": config.model_dump(mode="json")}
         return identity | {"earlier": self.earlier, "base": self.fingerprints, "data": shares}
 
 

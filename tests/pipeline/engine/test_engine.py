@@ -1,13 +1,15 @@
-"""Tests how many workers and what share of a GPU each pool of the plan gets."""
+"""Tests how many workers and what share of a GPU each pool of the plan gets, and what comes out of a plan."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 
-from pipeline.engine.engine import pool_options
+from pipeline.engine.engine import Engine, Pool, pool_options
 from pipeline.ingest import graph
 from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
@@ -66,3 +68,24 @@ def test_what_uses_a_gpu_has_a_worker_for_each(plan_pools: Any) -> None:
 def test_a_layer_is_one_pool(plan_pools: Any) -> None:
     assert plan_pools(Blueprint.for_layer(recipe("[[scribble]]"), "flow"), 2) == [("CutStage", 8, 8, None)]
     assert plan_pools(Blueprint.for_layer(recipe("[[scribble]]"), "heavy"), 2) == [("CutStage", 2, 2, 1.0)]
+
+
+@pytest.mark.long
+def test_ray_hands_on_a_reference_for_each_row(tmp_path: Path) -> None:
+    """`Dataset.iter_internal_ref_bundles` is not among Ray's stable calls: if a new version changed it, this fails."""
+
+    # Local, because workers cannot import the tests.
+    class Doubling:
+        def __init__(self, start: int) -> None:
+            self._start = start
+
+        def __call__(self, table: pa.Table) -> pa.Table:
+            return pa.table({"number": [self._start + 2 * number for number in table["number"].to_pylist()]})
+
+    chunks = [pa.table({"number": [number]}) for number in range(3)]
+    with Engine(None, 1, tmp_path / "contents.sqlite", max_deaths=3) as engine:
+        pool = Pool(Doubling, (100,), 1, 1, in_flight=2)
+        blocks = [(engine.result(future), size) for future, size in engine.run([pool], chunks)]
+        assert sorted(table["number"].to_pylist() for table, _ in blocks) == [[100], [102], [104]]
+        assert all(size > 0 for _, size in blocks)
+        assert sorted(table["number"].to_pylist() for table in engine.map(pool, chunks)) == [[100], [102], [104]]

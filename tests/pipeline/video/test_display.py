@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange
 from numbered import LIMIT, four_corners, write
 
+from benchmarks.ffmpeg import run
 from pipeline.video.containers import is_fragmented, read_crop
 from pipeline.video.display import Display, thumbnail, to_rgb
 from pipeline.video.frames import cut_windows, read_frames
 from pipeline.video.grid import Grid, shots_of
 from pipeline.video.probe import probe_video
 
-FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-
 
 def ffmpeg(*arguments: object, pictures: np.ndarray | None = None) -> None:
     """Run FFmpeg's own program; `pictures`, uint8 [T, H, W, 3 or 4], is its input if it reads from `-`."""
     stdin = None if pictures is None else pictures.tobytes()
-    subprocess.run([FFMPEG, "-v", "error", "-y", *map(str, arguments)], check=True, input=stdin)
+    run(*arguments, stdin=stdin)
 
 
 def raw_input(pictures: np.ndarray) -> tuple[object, ...]:
@@ -47,7 +44,7 @@ def read_first_with_ffmpeg(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """The first frame as FFmpeg's own program shows it."""
     scaling = ("-sws_flags", "accurate_rnd+full_chroma_int")
     arguments = ("-frames:v", "1", "-f", "rawvideo", "-pix_fmt", "rgb24", *scaling, "-")
-    picture = subprocess.run([FFMPEG, "-v", "error", "-i", path, *arguments], check=True, capture_output=True).stdout
+    picture = run("-i", path, *arguments).stdout
     return np.frombuffer(picture, np.uint8).reshape(shape)
 
 

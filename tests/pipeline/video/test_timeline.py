@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from numbered import LIMIT, number_of, numbered, read_clips, read_timeline, write
 
+from benchmarks.ffmpeg import run as ffmpeg
 from pipeline.video import frames
 from pipeline.video.display import thumbnail
-from pipeline.video.frames import cut_windows, read_frames
+from pipeline.video.frames import collect_times, cut_windows, read_frames
 from pipeline.video.grid import Grid, Window, count_missing_frames, shots_of, typical_step
 from pipeline.video.probe import probe_video
 
-FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 ANNEX_B = ("-bsf:v", "h264_mp4toannexb")
-
-
-def ffmpeg(*arguments: object) -> None:
-    subprocess.run([FFMPEG, "-v", "error", "-y", *map(str, arguments)], check=True)
 
 
 def numbers_by_ffmpeg(path: Path) -> list[int]:
     """The numbers of all frames that FFmpeg's own program shows, none repeated or dropped for a constant rate."""
     layout = ("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
-    pictures = subprocess.run([FFMPEG, "-v", "error", "-i", path, *layout], check=True, capture_output=True).stdout
+    pictures = ffmpeg("-i", path, *layout).stdout
     return [number_of(picture) for picture in np.frombuffer(pictures, np.uint8).reshape(-1, 96, 160, 3)]
 
 
@@ -124,8 +118,7 @@ def test_two_recordings_joined(reordered: Path, tmp_path: Path) -> None:
     assert len(decoded) == 300
     assert [index for index, frame in enumerate(decoded) if not frame.joined] == [150]
     np.testing.assert_allclose(np.diff([frame.time_s for frame in decoded]), 0.04, atol=2e-3)
-    times = np.array([frame.time_s for frame in decoded])
-    shots = shots_of([(0, 299)], times, times[-1] + 0.04, np.array([frame.joined for frame in decoded]))
+    shots = shots_of([(0, 299)], *collect_times(decoded))
     assert [(shot.first, shot.last) for shot in shots] == [(0, 149), (150, 299)]
 
 

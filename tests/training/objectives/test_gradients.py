@@ -60,7 +60,7 @@ def test_the_steps_are_those_of_the_field(shift: float, steps: list[float]) -> N
 
 def test_a_schedule_comes_back_as_it_was_stored() -> None:
     for schedule in (Schedule(), Schedule(1, 3.0), Schedule(8, 12.5)):
-        assert parse(schedule.as_json(), "a checkpoint") == schedule
+        assert parse(schedule.as_dict(), "a checkpoint") == schedule
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_schedule_comes_back_as_it_was_stored() -> None:
 )
 def test_a_schedule_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=r"a checkpoint stores no schedule|schedule in a checkpoint contradicts"):
-        parse(Schedule().as_json() | change, "a checkpoint")
+        parse(Schedule().as_dict() | change, "a checkpoint")
 
 
 def test_levels_stay_between_the_ends_and_lean_to_noise() -> None:

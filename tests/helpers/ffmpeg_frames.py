@@ -1,18 +1,17 @@
-"""Runs FFmpeg's own program as an independent reference: imageio-ffmpeg's static build, which PyAV does not use."""
+"""Frames as FFmpeg's own program shows them, an independent reference."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.ffmpeg import run
 
 _TIME_BASE = re.compile(r"config in time_base: (\d+)/(\d+)")
 _FRAME = re.compile(r"n: *\d+ pts: *(-?\d+|NOPTS) .*?duration: *(-?\d+) .*?fmt:(\S+) .*?sar:(\d+)/(\d+) s:(\d+)x(\d+)")
@@ -32,22 +31,6 @@ class Video:
     durations: list[Fraction]
     pictures: NDArray[np.uint8]
     aspect: Fraction
-
-
-@cache
-def program() -> str:
-    """The path of the program."""
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
-
-
-def run(*arguments: object, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Run one command, in one thread. Raises AssertionError with its output if it fails."""
-    command = [program(), "-nostdin", "-y", "-hide_banner", "-nostats", *map(str, arguments)]
-    if stdin is not None:
-        command.remove("-nostdin")
-    process = subprocess.run(command, input=stdin, capture_output=True, timeout=120)
-    assert process.returncode == 0, f"{' '.join(command[5:])}\n{process.stderr.decode(errors='replace')[-2000:]}"
-    return process
 
 
 def decode(path: Path) -> Video:
