@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import duckdb
 
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES
+from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, Status
 from pipeline.recipe.rules import RuleError, first_line, parse_columns, quote_name, quote_text
 
 # Columns of rows of sources and runs, and columns about the catalog rather than about a clip.
@@ -44,8 +44,9 @@ def _map_sql(value: str) -> str:
     return f"map_concat({', '.join(maps)})"
 
 
+_IS_ADDED = f"layer <> '{BASE_LAYER}' AND status IN ('{Status.KEPT}', '{Status.COMPARED}')"
 _DERIVED = {
-    "layers": f"list(layer ORDER BY layer) FILTER (WHERE layer <> '{BASE_LAYER}' AND status IN ('kept', '{COMPARED}'))",
+    "layers": f"list(layer ORDER BY layer) FILTER (WHERE {_IS_ADDED})",
     "made_by": _map_sql("version"),
     "weights_licence": _map_sql("weights_licence"),
 }

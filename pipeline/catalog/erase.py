@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from pipeline.catalog.catalog import Catalog, values
 from pipeline.formats import embeddings
-from pipeline.formats.schema import DUPLICATES
+from pipeline.formats.schema import DUPLICATES, Kind
 
 
 def finish_forgetting(catalog: Catalog) -> None:
@@ -62,8 +62,8 @@ def _remove_forgotten(part: pa.Table, ids: set[str], forgotten_sources: set[tupl
     columns = [name for name in ("duplicate_of", "duplicate_group") if name in part.column_names]
     is_kept, windows, names_forgotten = [], [], []
     for row in part.select(["kind", "sequence", "source_uri", "clip_id", "windows", *columns]).to_pylist():
-        is_forgotten_clip = row["kind"] == "clip" and row["clip_id"] in ids
-        is_forgotten_source = row["kind"] == "source" and (row["sequence"], row["source_uri"]) in forgotten_sources
+        is_forgotten_clip = row["kind"] == Kind.CLIP and row["clip_id"] in ids
+        is_forgotten_source = row["kind"] == Kind.SOURCE and (row["sequence"], row["source_uri"]) in forgotten_sources
         is_kept.append(not is_forgotten_clip and not is_forgotten_source)
         listed = row["windows"]
         windows.append(None if listed is None else [window for window in listed if window["clip_id"] not in ids])

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.catalog.catalog import BATCH, Catalog, new_run_id
 from pipeline.errors import UsageError
-from pipeline.formats.schema import BASE_LAYER, PLACE
+from pipeline.formats.schema import BASE_LAYER, PLACE, Kind, Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import first_line, quote_name, quote_text
 from pipeline.sources.source_list import SCHEMA, Listing
@@ -201,7 +201,7 @@ class Ledger:
     def accept(self, record: dict[str, Any]) -> bool | None:
         """Whether a settled record is new: True once, then False; None while its source's row is missing."""
         uri, clip = record.get("source_uri"), record.get("clip_id")
-        if record["kind"] == "source":
+        if record["kind"] == Kind.SOURCE:
             self._insert_new("seen", uri)
             return self._insert_new("accepted", uri)
         if not self._con.execute("SELECT 1 FROM seen WHERE uri = ?", [uri]).fetchall():
@@ -288,7 +288,7 @@ class Ledger:
         def detail(row: dict[str, Any]) -> str | None:
             if row["rule"]:
                 return rules.because(row["rule"], row)
-            return "passes so far; not fully annotated" if row["status"] == "pending" else None
+            return "passes so far; not fully annotated" if row["status"] == Status.PENDING else None
 
         columns = {"detail": [detail(row) for row in rows.to_pylist()]}
         columns["recipe_hash"] = [self._blueprint.recipe.hash] * rows.num_rows

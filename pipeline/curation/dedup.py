@@ -29,7 +29,7 @@ from pipeline.engine.progress import Progress, Watcher
 from pipeline.engine.rounds import Stop
 from pipeline.errors import StoppedError, UsageError
 from pipeline.formats import embeddings
-from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
+from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
 from pipeline.storage.scratch import Scratch
 
 THRESHOLD = 0.85
@@ -83,7 +83,7 @@ def dedup(
     started, stamp, run_id = time.monotonic(), utc_now(), new_run_id()
     with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         recipe = stored_recipe(catalog)
-        run = {"kind": "run", "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
+        run = {"kind": Kind.RUN, "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
         run |= {"started": stamp, "detail": f"near duplicates: a cosine of {threshold:g} and more"}
         catalog.commit(pa.Table.from_pylist([run], schema=COLUMNS))
         finish_forgetting(catalog)
@@ -177,14 +177,14 @@ def _find_changed_rows(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[
     columns = ("status", "code", "detail", *DUPLICATES)
     old, new = (", ".join(f"{table}.{name}" for name in columns) for table in ("old", "new"))
     rows = con.sql(
-        f"WITH new AS (SELECT c.clip_id, '{COMPARED}' AS status, NULL AS code, NULL AS detail, "
+        f"WITH new AS (SELECT c.clip_id, '{Status.COMPARED}' AS status, NULL AS code, NULL AS detail, "
         "g.name AS duplicate_group, "
         "CASE WHEN c.position <> g.best THEN g.best_clip END AS duplicate_of, coalesce(g.size, 1) AS duplicates, "
         "CASE WHEN c.position <> g.best THEN m.cosine END AS duplicate_similarity, "
         f"'{ClipEmbedding.version}' AS version FROM compared c "
         "LEFT JOIN member m USING (position) LEFT JOIN clip_group g USING (number) "
-        "UNION ALL SELECT clip_id, 'failed', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
-        f"UNION ALL SELECT clip_id, '{COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
+        f"UNION ALL SELECT clip_id, '{Status.FAILED}', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
+        f"UNION ALL SELECT clip_id, '{Status.COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
         f"WHERE layer = '{DUPLICATES_LAYER}' AND clip_id NOT IN (SELECT clip_id FROM compared) "
         "AND clip_id NOT IN (SELECT clip_id FROM unreadable)) "
         f"SELECT {', '.join(f'base.{name}' for name in _CLIP)}, {new}, new.version AS vdot_version FROM new "
@@ -195,11 +195,11 @@ def _find_changed_rows(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[
     (weight,) = ClipEmbedding.weights
     entry = {"name": DUPLICATES_LAYER, "version": ClipEmbedding.version}
     entry |= {"weights_id": weight.id, "weights_sha256": weight.sha256, "weights_licence": weight.licence}
-    stamp = {"kind": "clip", "layer": DUPLICATES_LAYER, "run_id": run_id}
+    stamp = {"kind": Kind.CLIP, "layer": DUPLICATES_LAYER, "run_id": run_id}
     for batch in rows.to_arrow_reader(BATCH):
         records = [stamp | row | {"lineage": [entry] if row.pop("vdot_version") else None} for row in batch.to_pylist()]
         for row in records:
-            row["stage"] = "embed" if row["status"] == "failed" else None
+            row["stage"] = "embed" if row["status"] == Status.FAILED else None
         yield pa.Table.from_pylist(records, schema=COLUMNS)
 
 

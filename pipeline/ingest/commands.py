@@ -14,7 +14,7 @@ from pipeline.catalog.dataset import check_geometry, lock_catalog, manifest_colu
 from pipeline.catalog.ledger import Ledger, check_foundations
 from pipeline.engine.progress import Watcher
 from pipeline.errors import OUR_FAULT, UsageError
-from pipeline.formats.schema import COLUMNS
+from pipeline.formats.schema import COLUMNS, Status
 from pipeline.ingest.run import Run
 from pipeline.recipe import recipe, registry
 from pipeline.recipe.blueprint import Blueprint
@@ -55,7 +55,7 @@ class Summary:
 
     def count_defects(self) -> int:
         """Count the sources and clips that failed by a fault of vdot-data itself."""
-        failed = (*self.clips.get("failed", {}).items(), *self.sources.get("failed", {}).items())
+        failed = (*self.clips.get(Status.FAILED, {}).items(), *self.sources.get(Status.FAILED, {}).items())
         return sum(count for code, count in failed if code in OUR_FAULT)
 
 

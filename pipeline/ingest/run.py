@@ -21,7 +21,7 @@ from pipeline.engine.engine import RAY_ERRORS, Engine, trim_memory
 from pipeline.engine.progress import Progress
 from pipeline.engine.rounds import Stop, read_ahead, run_rounds
 from pipeline.errors import RunError
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import BASE_LAYER, Kind, Status
 from pipeline.ingest import graph
 from pipeline.recipe.blueprint import Blueprint
 
@@ -139,7 +139,7 @@ class Run:
         record: dict[str, Any],
     ) -> None:
         """Add a settled record to the group to be written, unless it was accepted before (a retried task)."""
-        record.setdefault("kind", "clip")
+        record.setdefault("kind", Kind.CLIP)
         accepted = self._ledger.accept(record)
         if accepted is None:
             # A source's row is committed before its clips.
@@ -149,10 +149,10 @@ class Run:
             return
         group.add(block, size)
         # A piece of work is a source or a stored clip: one of a layer, or one that has a place already.
-        if record["kind"] == "source" or self._blueprint.layer != BASE_LAYER or record.get("shard"):
+        if record["kind"] == Kind.SOURCE or self._blueprint.layer != BASE_LAYER or record.get("shard"):
             self.progress.finished += 1
-        if record["kind"] == "source":
-            if record["status"] == "failed":
+        if record["kind"] == Kind.SOURCE:
+            if record["status"] == Status.FAILED:
                 self.progress.clips["source failed"] += 1
             for waiting in early.pop(record["source_uri"], []):
                 self._add_record(group, early, *waiting)
@@ -161,7 +161,7 @@ class Run:
 
     def _run_row(self) -> dict[str, Any]:
         return {
-            "kind": "run",
+            "kind": Kind.RUN,
             "recipe": self._blueprint.recipe.text,
             "version": pipeline.version(),
             "started": self._started,
@@ -175,13 +175,13 @@ class Run:
                     "be one place for every node, a bucket or a shared disk."
                 )
         for row in rows:
-            row.setdefault("kind", "clip")
+            row.setdefault("kind", Kind.CLIP)
             row |= {
                 "layer": self._blueprint.layer,
                 "run_id": self.id,
                 "recipe_hash": self._blueprint.recipe.hash,
             }
-            if row["kind"] == "clip":
+            if row["kind"] == Kind.CLIP:
                 self.clip_counts[row["status"]] += 1
             timings = row.get("timings") or {}
             self.timings.update(timings)

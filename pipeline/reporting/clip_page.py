@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.errors import UsageError
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import BASE_LAYER, Kind
 from pipeline.reporting import explain
 from pipeline.reporting.cards import make_card, render
 from pipeline.storage.scratch import Scratch
@@ -18,7 +18,7 @@ def view(out: str, target: str, file: Path) -> str:
     Raises `UsageError` when there is no such clip, and where `file` cannot be written.
     """
     facts = explain.explain(out, target)
-    if facts["kind"] != "clip":
+    if facts["kind"] != Kind.CLIP:
         clips = ", ".join(clip["clip_id"] for clip in facts["clips"]) or "none"
         raise UsageError(f"{target!r} is a source; `view` opens one of its clips: {clips}")
     with Scratch() as scratch:

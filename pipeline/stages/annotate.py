@@ -19,7 +19,7 @@ from pipeline.formats import clip_decode
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_clip, encode_png
 from pipeline.formats.conditions import track_names
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import BASE_LAYER, Status
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages.attempts import Attempts
@@ -96,7 +96,7 @@ class AnnotateStage:
             data |= annotation.data
             record["lineage"] = [*record.get("lineage", []), *self._blueprint.select_lineage([annotator.name])]
             verdict = self._rules.judge(record, position)
-            settled = verdict.status == "rejected" and not self._blueprint.recipe.score_all
+            settled = verdict.status == Status.REJECTED and not self._blueprint.recipe.score_all
             if settled:
                 break
         item.members["json"] = json.dumps(data, allow_nan=False).encode()
@@ -104,7 +104,7 @@ class AnnotateStage:
         last = self._number == len(self._blueprint.stages) - 1
         if last or settled:
             record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
-            if verdict.status == "rejected":
+            if verdict.status == Status.REJECTED:
                 item.members.clear()
             else:
                 self._finish_clip(item, data)

@@ -18,7 +18,7 @@ from annotators.base import Frames
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
-from pipeline.formats.schema import BASE_LAYER, PLACE
+from pipeline.formats.schema import BASE_LAYER, PLACE, Kind, Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.sources.expand import Source
 from pipeline.sources.fetch import LocalFile, fetch_source
@@ -145,7 +145,7 @@ class CutStage:
         else:
             owner = self._attempts.claim(fetched.sha256, base["source_uri"])
             if owner != base["source_uri"]:
-                status = {"status": "same", "same_as": owner} if owner else {"status": "forgotten"}
+                status = {"status": Status.SAME, "same_as": owner} if owner else {"status": Status.FORGOTTEN}
                 yield _make_source_item(base, status | {"timings": timings})
                 return
             scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan_source(fetched, timings))
@@ -240,7 +240,7 @@ class CutStage:
         }
         if grid.size(*_picture_shape(row, row["content_box"])) is None:
             return row | {
-                "status": "rejected",
+                "status": Status.REJECTED,
                 "rule": "too_small",
                 "detail": f"a side is under {grid.multiple} px, or the picture too long and thin",
             }, []
@@ -249,11 +249,11 @@ class CutStage:
             longest_s = max((shot.end_s - shot.start_s for shot in shot_list), default=0.0)
             needed_s = (grid.min_frames - 1) / grid.fps
             detail = f"the longest shot lasts {longest_s:.2f} s; {grid.min_frames} frames need {needed_s:.2f} s"
-            return row | {"status": "rejected", "rule": "too_short", "detail": detail}, []
+            return row | {"status": Status.REJECTED, "rule": "too_short", "detail": detail}, []
         row["windows"] = [
             {"clip_id": window.clip_id, **_window_span(window), "frames": window.frames} for window in windows
         ]
-        return row | {"status": "cut"}, windows
+        return row | {"status": Status.CUT}, windows
 
 
 def _source_unit(uri: str) -> str:
@@ -297,4 +297,4 @@ def _fail_source(base: dict[str, Any], earlier: dict[str, Any] | None, failure: 
 
 
 def _make_source_item(base: dict[str, Any], columns: dict[str, Any]) -> Item:
-    return Item({"kind": "source", **base, **columns})
+    return Item({"kind": Kind.SOURCE, **base, **columns})

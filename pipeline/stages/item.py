@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import Failure
+from pipeline.formats.schema import Status
 
 _SCHEMA = pa.schema(
     [
@@ -49,7 +50,7 @@ class Item:
 
 def failure_columns(failure: Failure, stage: str) -> dict[str, Any]:
     """The columns of a verdict that something failed in `stage`."""
-    return {"status": "failed", "code": failure.code.value, "detail": failure.detail, "stage": stage}
+    return {"status": Status.FAILED, "code": failure.code, "detail": failure.detail, "stage": stage}
 
 
 def read_items(table: pa.Table) -> Iterator[Item]:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.formats import shards
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import BASE_LAYER, Status
 from pipeline.stages.item import read_items, read_records
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
@@ -25,7 +25,9 @@ def pack(out: Folder, run_id: str, layer: str, *tables: pa.Table) -> list[dict[s
     """
     rows: list[dict[str, Any]] = []
     with Scratch() as scratch:
-        folders = {"kept": "shards", "pending": "pending"} if layer == BASE_LAYER else {"kept": "layers"}
+        folders = {Status.KEPT: "shards", Status.PENDING: "pending"}
+        if layer != BASE_LAYER:
+            folders = {Status.KEPT: "layers"}
         writers = {name: shards.ShardWriter(scratch.path, name, run_id) for name in (*folders.values(), "previews")}
         for item in (item for table in tables for item in read_items(table)):
             rows.append(item.record)

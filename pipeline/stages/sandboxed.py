@@ -15,6 +15,7 @@ import numpy as np
 from annotators.base import Filter, Frames, Value
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats.clip_encode import encode_clip
+from pipeline.formats.schema import Status
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import Rules
@@ -114,7 +115,7 @@ def _finish_clip(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blue
     cut.values |= measure(frames, recipe.grid.fps, blueprint.filters)
     verdict = _cached_rules(blueprint).judge(base | cut.values, 0)
     measured = time.process_time()
-    if verdict.status == "rejected" and not recipe.score_all:
+    if verdict.status == Status.REJECTED and not recipe.score_all:
         cut.values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
     else:
         cut.mp4 = encode_clip(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)

@@ -22,7 +22,7 @@ from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
 from pipeline.catalog.dataset import lock_catalog
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.catalog.find import find
-from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE
+from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE, Kind
 from pipeline.formats.shards import Place, ShardWriter, compute_digest, digest_in_name, read_sample
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
@@ -73,7 +73,7 @@ def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
 def _build_record(con: duckdb.DuckDBPyConnection, name: str, reason: str | None) -> list[dict[str, Any]]:
     """Build the rows that record what is forgotten: one per clip, and one per source and content it had."""
     target = find(con, name)
-    stamp = {"kind": "forgotten", "detail": reason, "started": utc_now()}
+    stamp = {"kind": Kind.FORGOTTEN, "detail": reason, "started": utc_now()}
     if target.clip_id:
         clips = values(
             con, "SELECT DISTINCT clip_id, source_uri, source_hash FROM clips WHERE clip_id = ?", [target.clip_id]
