@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from annotators.base import Annotation, Annotator, Frames, Picture, Sample
+from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats import clip_decode
 from pipeline.formats.clip_decode import decode_clip
@@ -22,7 +23,6 @@ from pipeline.formats.conditions import track_names
 from pipeline.formats.schema import BASE_LAYER, Status
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.stages.attempts import Attempts
 from pipeline.stages.item import Item, read_items
 from pipeline.video import process
 
@@ -50,10 +50,10 @@ class AnnotateStage:
         if "status" in item.record or item.record.get("stages_done", 0) > self._number:
             return True
         unit = f"stage {self._number} of clip {item.record['clip_id']}"
-        answer = self._attempts.begin(unit)
-        if answer == "stop":
+        permission = self._attempts.begin(unit)
+        if permission is Permission.STOP:
             return False
-        if answer == "dead":
+        if permission is Permission.DEAD:
             detail = f"every worker that annotated this clip ({', '.join(self._annotator_names())}) died while at it"
             item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
             return True

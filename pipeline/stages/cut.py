@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotators.base import Frames
+from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
@@ -24,7 +25,6 @@ from pipeline.sources.expand import Source
 from pipeline.sources.fetch import LocalFile, fetch_source
 from pipeline.stages import sandboxed
 from pipeline.stages.annotate import AnnotateStage
-from pipeline.stages.attempts import Attempts
 from pipeline.stages.item import Item, failure_columns
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
@@ -69,14 +69,16 @@ class CutStage:
     def _load_clip(self, clip: dict[str, Any]) -> Iterator[Item]:
         """A stored clip, ready to be annotated again. If that fails, its row still says where the old sample is."""
         unit = f"stored clip {clip['clip_id']}"
-        answer = self._attempts.begin(unit)
-        if answer == "stop":
+        permission = self._attempts.begin(unit)
+        if permission is Permission.STOP:
             return
         dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
         item = Item({name: value for name, value in clip.items() if name not in dropped})
         death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
         failure = (
-            death if answer == "dead" else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, clip))
+            death
+            if permission is Permission.DEAD
+            else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, clip))
         )
         if isinstance(failure, Failure):
             item.fail(failure, "load")
@@ -107,7 +109,7 @@ class CutStage:
         manifest = json.loads(work["manifest"])
         base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
         source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
-        while (answer := self._attempts.begin(unit)) == "go":
+        while (permission := self._attempts.begin(unit)) is Permission.GO:
             try:
                 yield from self._try_source(source, dict(base), earlier)
             except _KilledError:
@@ -115,7 +117,7 @@ class CutStage:
             else:
                 self._attempts.end(unit)
                 return
-        if answer == "dead":
+        if permission is Permission.DEAD:
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
             yield from _fail_source(base, earlier, failure, "cut")
 
@@ -182,7 +184,7 @@ class CutStage:
             # If this worker dies while it annotates the clip, the source is not to blame.
             self._attempts.end(unit)
             yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
-            if self._attempts.begin(unit) != "go":
+            if self._attempts.begin(unit) is not Permission.GO:
                 return
         if not remaining:
             # To its end, or the child would be taken for abandoned; errors after the last clip do not matter.

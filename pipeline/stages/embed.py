@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from annotators.networks.picture_embedding import SIZE, ClipEmbedding
+from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.embeddings import Vectors
-from pipeline.stages.attempts import Attempts
 from pipeline.storage.folder import Folder
 from pipeline.video import process
 
@@ -36,11 +36,11 @@ class EmbedStage:
         rows = []
         for clip in batch.to_pylist():
             unit = f"embedding of clip {clip['clip_id']}"
-            answer = self._attempts.begin(unit)
-            if answer == "stop":
+            permission = self._attempts.begin(unit)
+            if permission is Permission.STOP:
                 break
             death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
-            result = death if answer == "dead" else self._embed_clip(clip)
+            result = death if permission is Permission.DEAD else self._embed_clip(clip)
             row = (
                 {"code": result.code, "detail": result.detail} if isinstance(result, Failure) else {"embedding": result}
             )
