@@ -36,7 +36,7 @@ from pipeline.sources.expand import Source, expand_sources
 from pipeline.stages.cut import MAX_LOCAL_CLIPS
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.checks import Check, Status
+from pipeline.upkeep.checks import Check, CheckStatus
 from pipeline.upkeep.doctor import doctor
 from pipeline.video.sandbox import Sandbox
 
@@ -139,10 +139,10 @@ def plan(
         ]
         [(count, sized, size, largest)] = new.query("new_source", _SIZES).fetchall()
         exists = out is not None and (catalog.out.local is None or catalog.out.local.exists())
-        checks = [check for check in doctor(out if exists else None) if check.status != "ok"]
+        checks = [check for check in doctor(out if exists else None) if check.status != CheckStatus.OK]
         if (stored := ledger.count_work() - count) > 0:
             text = f"{stored} are to be annotated again by this recipe"
-            checks.append(Check("stored clips", "warn", text, "that work is not in these numbers"))
+            checks.append(Check("stored clips", CheckStatus.WARN, text, "that work is not in these numbers"))
         started = time.monotonic()
         probes = _cut_stretches(selection, chosen.limits, scratch.path)
         rows, startup_s, steady_s = (
@@ -294,7 +294,7 @@ def _estimate_wall(
 
 def _check_failures(rows: Sequence[dict[str, Any]]) -> Iterator[Check]:
     codes = Counter(row["code"] for row in rows if row["code"])
-    status: Status = "fail" if codes.total() == len(rows) else "warn"
+    status = CheckStatus.FAIL if codes.total() == len(rows) else CheckStatus.WARN
     for code, count in codes.most_common():
         yield Check(f"{code} in the probe", status, f"{count} of {len(rows)} sources", ADVICE[ErrorCode(code)])
 
@@ -303,5 +303,8 @@ def _check_space(folder: Path, need: float, advice: str) -> Iterator[Check]:
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < need:
         yield Check(
-            f"free space in {folder}", "fail", f"{free / 1e9:.1f} GB, and {need / 1e9:.1f} GB may be needed", advice
+            f"free space in {folder}",
+            CheckStatus.FAIL,
+            f"{free / 1e9:.1f} GB, and {need / 1e9:.1f} GB may be needed",
+            advice,
         )
