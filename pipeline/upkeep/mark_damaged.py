@@ -13,6 +13,7 @@ from pipeline.errors import ErrorCode
 from pipeline.formats.schema import COLUMNS, PREVIEW, SAMPLE, Status
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
+from pipeline.upkeep.shard_check import Piece
 from pipeline.upkeep.verify import Report
 
 _DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])
@@ -31,8 +32,8 @@ def mark_failed(report: Report) -> int:
         con.execute("CREATE TEMP TABLE damage AS FROM damage_rows")
         hit = ", ".join(
             f"EXISTS (FROM damage d WHERE d.shard = c.{place[0]} AND (d.clip_id IS NULL "
-            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{kind}'))) AS vdot_{kind}"
-            for kind, place in (("sample", SAMPLE), ("preview", PREVIEW))
+            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{piece}'))) AS vdot_{piece}"
+            for piece, place in ((Piece.SAMPLE, SAMPLE), (Piece.PREVIEW, PREVIEW))
         )
         rows = con.sql(f"FROM (SELECT *, {hit} FROM clips c) WHERE vdot_sample OR vdot_preview ORDER BY clip_id, layer")
         for batch in rows.to_arrow_reader(BATCH):

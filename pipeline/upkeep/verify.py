@@ -25,7 +25,7 @@ from pipeline.formats.schema import BASE_LAYER, FORMAT_VERSION
 from pipeline.recipe.rules import quote_text
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.shard_check import Damage, Problem, Stored, inspect_shard
+from pipeline.upkeep.shard_check import Damage, Piece, Problem, Stored, Subject, inspect_shard
 
 # Why no command repairs a part.
 _NO_PART = "nothing else says what it held"
@@ -87,26 +87,30 @@ def _check_parts(folder: Folder, report: Report) -> bool:
     for name in names:
         number = name.removesuffix(".parquet")
         if not number.isdigit():
-            report.add(Problem("part", name, "is not the name of a part; the catalog has a file that no run wrote"))
+            report.add(
+                Problem(Subject.PART, name, "is not the name of a part; the catalog has a file that no run wrote")
+            )
             return False
         if int(number) != expected:
-            report.add(Problem("part", name, f"part {expected} should come before it, and is missing; {_NO_PART}"))
+            report.add(
+                Problem(Subject.PART, name, f"part {expected} should come before it, and is missing; {_NO_PART}")
+            )
         expected = int(number) + 1
         try:
             table = pq.read_table(pa.BufferReader(folder.read(f"{PARTS}/{name}")))
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             report.add(
-                Problem("part", name, f"cannot be read ({reason}); bring it back from a copy of OUT: {_NO_PART}")
+                Problem(Subject.PART, name, f"cannot be read ({reason}); bring it back from a copy of OUT: {_NO_PART}")
             )
             sound = False
             continue
         for column, value in (("format_version", FORMAT_VERSION), ("sequence", int(number))):
             if column not in table.column_names:
-                report.add(Problem("part", name, f"has no column {column}"))
+                report.add(Problem(Subject.PART, name, f"has no column {column}"))
                 sound = False
             elif not pc.all(pc.equal(table[column], value), min_count=0, skip_nulls=False).as_py():
-                report.add(Problem("part", name, f"has rows whose {column} is not {value}"))
+                report.add(Problem(Subject.PART, name, f"has rows whose {column} is not {value}"))
     report.checked["parts"] = len(names)
     return sound
 
@@ -115,7 +119,7 @@ def _check_parts(folder: Folder, report: Report) -> bool:
 class _Check:
     """A query whose every row is a problem; `sentence` names its columns."""
 
-    kind: str
+    kind: Subject
     sql: str
     sentence: str
 
@@ -133,19 +137,19 @@ def _overlap_query(place: str) -> str:
 
 _CHECKS = (
     _Check(
-        "clip",
+        Subject.CLIP,
         "SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE kind = 'clip' "
         "GROUP BY clip_id, layer, sequence HAVING n > 1 ORDER BY ALL",
         "part {sequence} has {n} rows of its layer {layer}; it must have one",
     ),
     _Check(
-        "source",
+        Subject.SOURCE,
         "SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE kind = 'source' "
         "GROUP BY source_uri, sequence HAVING n > 1 ORDER BY ALL",
         "part {sequence} has {n} rows of this source; it must have one",
     ),
     _Check(
-        "clip",
+        Subject.CLIP,
         "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
         "(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
         "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM clips) "
@@ -154,12 +158,12 @@ _CHECKS = (
         "part {sequence} names it before any row of its source {uri}",
     ),
     _Check(
-        "clip",
+        Subject.CLIP,
         "SELECT clip_id AS name, layer FROM clips WHERE status = 'kept' AND shard IS NULL ORDER BY ALL",
         "its layer {layer} is kept, but the catalog names no shard for it",
     ),
-    _Check("clip", _overlap_query(""), "its bytes in {shard} are also those of clip {other}"),
-    _Check("clip", _overlap_query("preview_"), "its preview in {shard} is also that of clip {other}"),
+    _Check(Subject.CLIP, _overlap_query(""), "its bytes in {shard} are also those of clip {other}"),
+    _Check(Subject.CLIP, _overlap_query("preview_"), "its preview in {shard} is also that of clip {other}"),
 )
 
 
@@ -208,14 +212,14 @@ def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Re
         query = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
         forgotten = [] if _was_interrupted(con) else values(con, query)
         for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
-            report.add(Problem("embeddings", name, sentence))
+            report.add(Problem(Subject.EMBEDDINGS, name, sentence))
 
 
 def _expected_shards(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
     """Every shard that a current row names, with the rows it should hold; one shard's rows in memory at a time."""
     cursor = con.execute(
-        "SELECT shard, clip_id, layer, 'sample', c.offset, bytes, frames, height, width FROM clips c "
-        "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', preview_offset, "
+        f"SELECT shard, clip_id, layer, '{Piece.SAMPLE}', c.offset, bytes, frames, height, width FROM clips c "
+        f"WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, '{Piece.PREVIEW}', preview_offset, "
         "preview_bytes, NULL, NULL, NULL FROM clips WHERE preview_shard IS NOT NULL ORDER BY ALL"
     )
     rows = iter(cursor.fetchone, None)
@@ -237,7 +241,7 @@ def _check_shards(
                 yield shard, rows
             else:
                 sentence = f"does not exist, and {len(rows)} rows of the catalog name it"
-                report.add(Problem("shard", shard, sentence, Damage(shard)))
+                report.add(Problem(Subject.SHARD, shard, sentence, Damage(shard)))
 
     if workers == 1:
         for shard, rows in stored_shards():
