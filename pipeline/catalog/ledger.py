@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.catalog.catalog import BATCH, Catalog, new_run_id
 from pipeline.errors import UsageError
+from pipeline.formats.records import LineageEntry
 from pipeline.formats.schema import BASE_LAYER, PLACE, Kind, Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import first_line, quote_name, quote_text
@@ -34,7 +35,7 @@ _WORK_SCHEMA = pa.schema(
 )
 
 
-def made_by_sql(lineage: Iterable[dict[str, Any]], any_version: bool = False) -> str:
+def made_by_sql(lineage: Iterable[LineageEntry], any_version: bool = False) -> str:
     """SQL that is true for a row of the catalog that was made by all of these, in these versions or in any."""
     if any_version:
         expected = ", ".join(quote_text(entry["name"]) for entry in lineage)

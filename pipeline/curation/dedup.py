@@ -29,7 +29,9 @@ from pipeline.engine.progress import Progress, Watcher
 from pipeline.engine.rounds import Stop
 from pipeline.errors import StoppedError, UsageError
 from pipeline.formats import embeddings
+from pipeline.formats.records import LineageEntry
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
+from pipeline.recipe import registry
 from pipeline.storage.scratch import Scratch
 
 THRESHOLD = 0.85
@@ -192,9 +194,11 @@ def _find_changed_rows(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[
         f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND old.layer = '{DUPLICATES_LAYER}' "
         f"WHERE ({old}, old.lineage[1].version) IS DISTINCT FROM ({new}, new.version) ORDER BY base.clip_id"
     )
-    (weight,) = ClipEmbedding.weights
-    entry = {"name": DUPLICATES_LAYER, "version": ClipEmbedding.version}
-    entry |= {"weights_id": weight.id, "weights_sha256": weight.sha256, "weights_licence": weight.licence}
+    entry: LineageEntry = {
+        "name": DUPLICATES_LAYER,
+        "version": ClipEmbedding.version,
+        **registry.describe_weights(ClipEmbedding.weights),
+    }
     stamp = {"kind": Kind.CLIP, "layer": DUPLICATES_LAYER, "run_id": run_id}
     for batch in rows.to_arrow_reader(BATCH):
         records = [stamp | row | {"lineage": [entry] if row.pop("vdot_version") else None} for row in batch.to_pylist()]
