@@ -23,8 +23,9 @@ from pipeline.catalog.catalog import BATCH, Catalog, new_run_id, open_dataset, u
 from pipeline.catalog.cleanup import sweep
 from pipeline.catalog.dataset import lock_catalog, stored_recipe
 from pipeline.catalog.erase import finish_forgetting
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_STORED_CLIP, layer_sql
 from pipeline.curation import similarity
-from pipeline.curation.embedding_run import STORED, Embedder
+from pipeline.curation.embedding_run import Embedder
 from pipeline.engine.progress import Progress, Watcher
 from pipeline.engine.rounds import Stop
 from pipeline.errors import StoppedError, UsageError
@@ -92,7 +93,7 @@ def dedup(
         sweep(catalog)
         con = catalog.connect()
         # An older run that was still alive may have written some after they were removed.
-        forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
+        forgotten = values(con, FORGOTTEN_CLIPS)
         embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
         embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
         with Stop() as stop:
@@ -127,7 +128,7 @@ def _compare_clips(
         "CREATE TABLE compared AS SELECT row_number() OVER (ORDER BY clip_id) - 1 AS position, clip_id, "
         "dense_rank() OVER (ORDER BY source_hash) AS source, "
         f"row_number() OVER (ORDER BY {_quality_order(con)}) AS rank FROM clips "
-        f"WHERE {STORED} AND clip_id IN (FROM embedded)"
+        f"WHERE {IS_STORED_CLIP} AND clip_id IN (FROM embedded)"
     )
     clips = con.sql("SELECT clip_id, source, rank FROM compared ORDER BY position").to_arrow_table()
     vectors = embeddings.load(catalog.out, ClipEmbedding.version, clips["clip_id"], SIZE, scratch / "vectors")
@@ -187,11 +188,11 @@ def _find_changed_rows(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[
         "LEFT JOIN member m USING (position) LEFT JOIN clip_group g USING (number) "
         f"UNION ALL SELECT clip_id, '{Status.FAILED}', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
         f"UNION ALL SELECT clip_id, '{Status.COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
-        f"WHERE layer = '{DUPLICATES_LAYER}' AND clip_id NOT IN (SELECT clip_id FROM compared) "
+        f"WHERE {layer_sql(DUPLICATES_LAYER)} AND clip_id NOT IN (SELECT clip_id FROM compared) "
         "AND clip_id NOT IN (SELECT clip_id FROM unreadable)) "
         f"SELECT {', '.join(f'base.{name}' for name in _CLIP)}, {new}, new.version AS vdot_version FROM new "
-        f"JOIN clips base ON base.clip_id = new.clip_id AND base.layer = '{BASE_LAYER}' "
-        f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND old.layer = '{DUPLICATES_LAYER}' "
+        f"JOIN clips base ON base.clip_id = new.clip_id AND {layer_sql(BASE_LAYER, 'base.')} "
+        f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND {layer_sql(DUPLICATES_LAYER, 'old.')} "
         f"WHERE ({old}, old.lineage[1].version) IS DISTINCT FROM ({new}, new.version) ORDER BY base.clip_id"
     )
     entry: LineageEntry = {

@@ -12,6 +12,7 @@ from annotators.weights import MissingWeights, path
 from pipeline.catalog.catalog import BATCH, Catalog, open_dataset
 from pipeline.catalog.dataset import check_geometry, lock_catalog, manifest_columns, stored_recipe
 from pipeline.catalog.ledger import Ledger, check_foundations
+from pipeline.catalog.predicates import IS_FAILED
 from pipeline.engine.progress import Watcher
 from pipeline.errors import OUR_FAULT, UsageError
 from pipeline.formats.schema import COLUMNS, Status
@@ -194,7 +195,7 @@ def _failed_sources(catalog: Catalog) -> Iterator[Source]:
     """The sources that failed, or of which a clip did, with their manifest columns."""
     rows = catalog.connect().sql(
         f"SELECT * EXCLUDE ({', '.join(quote_name(name) for name in COLUMNS.names if name not in _SOURCE)}) "
-        "FROM sources WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
+        f"FROM sources WHERE {IS_FAILED} OR source_uri IN (SELECT source_uri FROM clips WHERE {IS_FAILED}) "
         "ORDER BY source_uri"
     )
     for batch in rows.to_arrow_reader(BATCH):

@@ -24,8 +24,10 @@ import numpy as np
 from pipeline.catalog.catalog import Catalog, values
 from pipeline.catalog.dataset import check_geometry, stored_recipe
 from pipeline.catalog.ledger import Ledger
+from pipeline.catalog.predicates import status_sql
 from pipeline.engine.progress import Watcher
 from pipeline.errors import ADVICE, ClipError, ErrorCode, RunError, StoppedError
+from pipeline.formats.schema import Status
 from pipeline.ingest.commands import add_weights, ingest, merge_manifest_columns
 from pipeline.ingest.estimate import Estimate, bound_unseen, estimate_total
 from pipeline.recipe import recipe
@@ -44,14 +46,17 @@ PROBE = 20
 # A source longer than this is probed by a stretch of this length: about nine clips of the default grid.
 STRETCH_S = 60.0
 
+_CLIP_KEPT = status_sql(Status.KEPT, table="c.")
+_CLIP_FAILED = status_sql(Status.FAILED, table="c.")
+
 # What one source amounts to, as SQL over its row `s` and its clips `c`; seconds are of video, of a worker, of a person.
 QUANTITIES = {
-    "kept_clips": "count(*) FILTER (c.status = 'kept')",
-    "rejected_clips": "count(*) FILTER (c.status = 'rejected')",
-    "pending_clips": "count(*) FILTER (c.status = 'pending')",
-    "failed": "count(*) FILTER (c.status = 'failed') + any_value(s.status = 'failed')::INT",
+    "kept_clips": f"count(*) FILTER ({_CLIP_KEPT})",
+    "rejected_clips": f"count(*) FILTER ({status_sql(Status.REJECTED, table='c.')})",
+    "pending_clips": f"count(*) FILTER ({status_sql(Status.PENDING, table='c.')})",
+    "failed": f"count(*) FILTER ({_CLIP_FAILED}) + any_value({status_sql(Status.FAILED, table='s.')})::INT",
     "video_s": "any_value(s.source_duration_s)",
-    "kept_s": "sum((c.frames - 1) / c.fps) FILTER (c.status = 'kept')",
+    "kept_s": f"sum((c.frames - 1) / c.fps) FILTER ({_CLIP_KEPT})",
     "bytes": "sum(coalesce(c.bytes, 0) + coalesce(c.preview_bytes, 0))",
     "work_s": "any_value(coalesce(list_sum(map_values(s.timings)), 0)) "
     "+ coalesce(sum(list_sum(map_values(c.timings))), 0)",

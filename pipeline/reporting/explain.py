@@ -11,6 +11,7 @@ import duckdb
 from annotators.base import Signal
 from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.catalog.find import find
+from pipeline.catalog.predicates import CLIP_ROWS, IS_BASE, kind_sql
 from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
 from pipeline.recipe import recipe, registry
@@ -51,8 +52,8 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
     clips = values(
         con,
         "SELECT clip_id, start_s, end_s, status, coalesce(rule, code) AS why FROM clips "
-        "WHERE source_uri = ? AND layer = ? ORDER BY start_s",
-        [uri, BASE_LAYER],
+        f"WHERE source_uri = ? AND {IS_BASE} ORDER BY start_s",
+        [uri],
     )
     twins = values(con, "SELECT source_uri FROM sources WHERE same_as = ? ORDER BY source_uri", [uri])
     windows = {window["clip_id"] for window in row["windows"] or []} - {clip["clip_id"] for clip in clips}
@@ -65,12 +66,12 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
         "clips": clips,
         "clips_without_verdict": len(windows),
         "twins": [twin["source_uri"] for twin in twins],
-        "history": _read_history(con, "kind = 'source' AND source_uri = ?", uri),
+        "history": _read_history(con, f"{kind_sql(Kind.SOURCE)} AND source_uri = ?", uri),
     }
 
 
 def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
-    layers = values(con, "SELECT * FROM clips WHERE clip_id = ? ORDER BY layer <> ?, layer", [clip_id, BASE_LAYER])
+    layers = values(con, CLIP_ROWS, [clip_id])
     row, chosen = layers[0], _find_recipe(con, layers[0])
     return {
         "kind": Kind.CLIP.value,
@@ -95,7 +96,7 @@ def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
             for layer in layers
         ],
         "preview": {name: row[f"preview_{name}"] for name in ("shard", "offset", "bytes")},
-        "history": _read_history(con, "kind = 'clip' AND clip_id = ?", clip_id),
+        "history": _read_history(con, f"{kind_sql(Kind.CLIP)} AND clip_id = ?", clip_id),
     }
 
 

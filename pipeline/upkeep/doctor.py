@@ -20,8 +20,8 @@ from rich.table import Table
 
 from annotators.weights import MissingWeights, path
 from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.predicates import IS_BASE, STORED_RECIPE
 from pipeline.errors import RunError, UsageError
-from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe import recipe, registry
 from pipeline.storage.folder import Folder
 from pipeline.storage.object_store import StorageError
@@ -180,10 +180,8 @@ def _check_dataset(out: str) -> Iterator[Check]:
         with Scratch() as scratch:
             catalog = Catalog(folder, scratch.path)
             con = catalog.connect()
-            texts = values(con, "SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC LIMIT 1", [BASE_LAYER])
-            status_rows = values(
-                con, "SELECT status, count(*) AS n FROM clips WHERE layer = ? GROUP BY ALL", [BASE_LAYER]
-            )
+            texts = values(con, STORED_RECIPE)
+            status_rows = values(con, f"SELECT status, count(*) AS n FROM clips WHERE {IS_BASE} GROUP BY ALL")
         if not texts:
             yield Check(name, CheckStatus.OK, "the catalog is empty")
             return

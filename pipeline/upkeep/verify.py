@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from pipeline.catalog.catalog import PARTS, Catalog, open_dataset, values
 from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
 from pipeline.catalog.erase import REMAINING_SQL
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_BASE, IS_KEPT, kind_sql, status_sql
 from pipeline.errors import RunError
 from pipeline.formats import embeddings
-from pipeline.formats.schema import BASE_LAYER, FORMAT_VERSION
-from pipeline.recipe.rules import quote_text
+from pipeline.formats.schema import FORMAT_VERSION, Kind, Status
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.upkeep.shard_check import Damage, Piece, Problem, Stored, Subject, inspect_shard
@@ -138,28 +138,28 @@ def _overlap_query(place: str) -> str:
 _CHECKS = (
     _Check(
         Subject.CLIP,
-        "SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE kind = 'clip' "
+        f"SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE {kind_sql(Kind.CLIP)} "
         "GROUP BY clip_id, layer, sequence HAVING n > 1 ORDER BY ALL",
         "part {sequence} has {n} rows of its layer {layer}; it must have one",
     ),
     _Check(
         Subject.SOURCE,
-        "SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE kind = 'source' "
+        f"SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE {kind_sql(Kind.SOURCE)} "
         "GROUP BY source_uri, sequence HAVING n > 1 ORDER BY ALL",
         "part {sequence} has {n} rows of this source; it must have one",
     ),
     _Check(
         Subject.CLIP,
         "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
-        "(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
-        "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM clips) "
-        "AND (vdot_since IS NULL OR vdot_since > c.sequence) "
+        f"(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE {kind_sql(Kind.SOURCE)} "
+        f"GROUP BY source_uri) s ON s.source_uri = c.source_uri WHERE {kind_sql(Kind.CLIP)} "
+        "AND clip_id IN (SELECT clip_id FROM clips) AND (vdot_since IS NULL OR vdot_since > c.sequence) "
         "GROUP BY clip_id, c.source_uri ORDER BY ALL",
         "part {sequence} names it before any row of its source {uri}",
     ),
     _Check(
         Subject.CLIP,
-        "SELECT clip_id AS name, layer FROM clips WHERE status = 'kept' AND shard IS NULL ORDER BY ALL",
+        f"SELECT clip_id AS name, layer FROM clips WHERE {IS_KEPT} AND shard IS NULL ORDER BY ALL",
         "its layer {layer} is kept, but the catalog names no shard for it",
     ),
     _Check(Subject.CLIP, _overlap_query(""), "its bytes in {shard} are also those of clip {other}"),
@@ -168,8 +168,8 @@ _CHECKS = (
 
 
 _COUNTS = {
-    "clips": f"clips WHERE layer = {quote_text(BASE_LAYER)}",
-    "layers": f"clips WHERE layer <> {quote_text(BASE_LAYER)}",
+    "clips": f"clips WHERE {IS_BASE}",
+    "layers": f"clips WHERE NOT {IS_BASE}",
     "sources": "sources",
     "forgotten": "forgotten",
 }
@@ -180,8 +180,8 @@ def _add_notes(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report)
     incomplete = values(
         con,
         "SELECT count(DISTINCT source_uri) AS sources, count(*) AS clips FROM (SELECT source_uri, unnest(windows) AS w "
-        "FROM sources WHERE status = 'cut') WHERE w.clip_id NOT IN (SELECT clip_id FROM parts WHERE kind = 'clip' "
-        "UNION ALL SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)",
+        f"FROM sources WHERE {status_sql(Status.CUT)}) WHERE w.clip_id NOT IN "
+        f"(SELECT clip_id FROM parts WHERE {kind_sql(Kind.CLIP)} UNION ALL {FORGOTTEN_CLIPS})",
     )[0]
     if incomplete["sources"]:
         report.notes.append(
@@ -209,8 +209,7 @@ def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Re
     names = embeddings.list_parts(folder)
     if names:
         report.checked["parts of embeddings"] = len(names)
-        query = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
-        forgotten = [] if _was_interrupted(con) else values(con, query)
+        forgotten = [] if _was_interrupted(con) else values(con, FORGOTTEN_CLIPS)
         for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
             report.add(Problem(Subject.EMBEDDINGS, name, sentence))
 
