@@ -27,10 +27,11 @@ from pipeline.catalog.predicates import (
     status_sql,
 )
 from pipeline.errors import UsageError
-from pipeline.formats.schema import PLACE, Kind, Status
+from pipeline.formats.schema import PLACE, Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import first_line, quote_name, quote_text
-from pipeline.sources.source_list import SCHEMA, Listing
+from pipeline.sources import work
+from pipeline.sources.source_list import Listing
 
 # Columns of a clip's row about its source and the clip; carried along when a stored clip is annotated again.
 _SOURCE = ["source_uri", "source_hash", "source_width", "source_height", "source_fps"]
@@ -40,11 +41,6 @@ _CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "lic
 # Columns of a source's row that an earlier run determined; they go into the next row of that source unchanged.
 _ROW = ["status", *_SOURCE[1:], "source_frames", "source_frames_unused", "source_frames_missing"]
 _ROW += ["source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
-
-# Work rows: a source (uri .. known), or a stored clip (clip). JSON, because a stage needs only a few values.
-_WORK_SCHEMA = pa.schema(
-    [*[field for field in SCHEMA if field.name != "position"], ("known", pa.string()), ("clip", pa.string())]
-)
 
 
 def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
@@ -82,7 +78,7 @@ class Ledger:
         self._read_catalog()
 
     def refresh(self) -> None:
-        """Read the catalog as it is now. To be called between rounds and after commits that are not `accept`ed."""
+        """Read the catalog as it is now. To be called between rounds and after commits of rows not accepted."""
         # Free its memory before as much is allocated again.
         self._con.close()
         self._read_catalog()
@@ -155,11 +151,18 @@ class Ledger:
         """
 
     def _pack_clip_sql(self, table: str) -> str:
-        """SQL for what a stage needs of a stored clip, as JSON."""
-        cheap = [name for name in self._blueprint.signals if name in self._blueprint.known_columns[0]]
-        names = dict.fromkeys([*_SOURCE, *_CLIP, *PLACE, *self._blueprint.manifest, *cheap])
-        pairs = (f"{quote_name(name)} := {table}{quote_name(name)}" for name in names)
-        return f"to_json(struct_pack({', '.join(pairs)}))"
+        """SQL for what a stage needs of a stored clip: a `ClipWork` as JSON, without what has no columns."""
+        columns = {
+            "record": [*_SOURCE, *_CLIP, *PLACE],
+            "manifest": [name for name in self._blueprint.manifest if name not in _CLIP],
+            "signals": [name for name in self._blueprint.signals if name in self._blueprint.known_columns[0]],
+        }
+        parts = {
+            field: ", ".join(f"{quote_name(name)} := {table}{quote_name(name)}" for name in names)
+            for field, names in columns.items()
+            if names
+        }
+        return f"to_json(struct_pack({', '.join(f'{field} := struct_pack({part})' for field, part in parts.items())}))"
 
     def count_work(self) -> int:
         """How many pieces of work are left."""
@@ -174,11 +177,11 @@ class Ledger:
         return self._count("settled") + self._count("seen")
 
     def chunks(self, limit: int) -> Iterator[pa.Table]:
-        """The first `limit` pieces of work, in the order of the listing, each an Arrow table of one row."""
-        # A separate cursor: another thread reads these while `accept` is called.
+        """The first `limit` pieces of work, in the order of the listing, each a table of one row for `read_work`."""
+        # A separate cursor: another thread reads these while rows are accepted.
         rows = self._con.cursor().sql(f"SELECT * EXCLUDE position FROM work ORDER BY position LIMIT {limit}")
         for batch in rows.to_arrow_reader(1):
-            yield pa.Table.from_batches([batch]).cast(_WORK_SCHEMA)
+            yield pa.Table.from_batches([batch]).cast(work.SCHEMA)
 
     def contents(self) -> Iterator[list[tuple[str, str]]]:
         """(content hash, URI that holds it; "" if it was forgotten) of all known contents, in batches."""
@@ -190,17 +193,19 @@ class Ledger:
         while rows := cursor.fetchmany(BATCH):
             yield rows
 
-    def accept(self, record: dict[str, Any]) -> bool | None:
-        """Whether a settled record is new: True once, then False; None while its source's row is missing."""
-        uri, clip = record.get("source_uri"), record.get("clip_id")
-        if record["kind"] == Kind.SOURCE:
-            self._insert_new("seen", uri)
-            return self._insert_new("accepted", uri)
+    def accept_source(self, uri: str) -> bool:
+        """Whether a settled source is new: True once, then False."""
+        self._insert_new("seen", uri)
+        return self._insert_new("accepted", uri)
+
+    def accept_clip(self, uri: str, clip_id: str) -> bool | None:
+        """Whether a settled clip of the source `uri` is new: True once, then False; None while the source's row is
+        missing."""
         if not self._con.execute("SELECT 1 FROM seen WHERE uri = ?", [uri]).fetchall():
             return None
-        return self._insert_new("settled", clip)
+        return self._insert_new("settled", clip_id)
 
-    def _insert_new(self, table: str, key: str | None) -> bool:
+    def _insert_new(self, table: str, key: str) -> bool:
         return bool(self._con.execute(f"INSERT OR IGNORE INTO {table} VALUES (?) RETURNING 1", [key]).fetchall())
 
     def revise(self) -> Iterator[pa.Table]:

@@ -5,7 +5,7 @@ An error in one clip becomes its failure here (`errors.attempt`); only `RunError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,17 @@ _SCHEMA = pa.schema(
 )
 
 
+class StoredClip(TypedDict):
+    """Where a clip's sample is."""
+
+    clip_id: str
+    shard: str
+    offset: int
+    bytes: int
+
+
 class EmbedStage:
-    """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or code and detail."""
+    """Stored clips (rows of `StoredClip`) to rows of clip_id and embedding, or code and detail."""
 
     def __init__(self, out: Folder, attempts: Attempts) -> None:
         process.prepare()
@@ -48,7 +57,7 @@ class EmbedStage:
             self._attempts.end(unit)
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
-    def _embed_clip(self, clip: dict[str, Any]) -> Vectors | Failure:
+    def _embed_clip(self, clip: StoredClip) -> Vectors | Failure:
         def read() -> bytes:
             return shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
 
