@@ -296,13 +296,22 @@ class Ledger:
             rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(column, pa.string()))
         return rows
 
-    def counts(self) -> dict[tuple[str, str], int]:
-        """Clips by (status, rule or code), and sources by ("source " + status, rule or code), of the whole catalog."""
+    def count_clips(self) -> dict[str, dict[str, int]]:
+        """The clips of the whole catalog: status -> rule or code ("" for neither) -> count."""
+        return self._count_verdicts("judged")
+
+    def count_sources(self) -> dict[str, dict[str, int]]:
+        """As `count_clips`, for sources."""
+        return self._count_verdicts("sources")
+
+    def _count_verdicts(self, table: str) -> dict[str, dict[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
         rows = self._con.execute(
-            "SELECT status, coalesce(rule, code, ''), count(*) FROM judged GROUP BY ALL UNION ALL "
-            "SELECT 'source ' || status, coalesce(rule, code, ''), count(*) FROM sources GROUP BY ALL"
-        ).fetchall()
-        return {(status, reason): count for status, reason, count in rows}
+            f"SELECT status, coalesce(rule, code, ''), count(*) FROM {table} GROUP BY ALL ORDER BY ALL"
+        )
+        for status, reason, count in rows.fetchall():
+            counts.setdefault(status, {})[reason] = count
+        return counts
 
     def _count(self, table: str) -> int:
         row = self._con.execute(f"SELECT count(*) FROM {table}").fetchone()

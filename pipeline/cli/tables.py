@@ -40,8 +40,8 @@ def format_progress(progress: Progress) -> str:
     # Work without verdicts (a pass over stored clips) has no clips of its own to count.
     parts += [f"{total} clips ({total / elapsed:.2f}/s)"] if total or not progress.finished else []
     parts += [f"{count} {name}" for name, count in clips.items() if count]
-    if progress.clips["source failed"]:
-        parts.append(f"{progress.clips['source failed']} sources failed")
+    if progress.failed_sources:
+        parts.append(f"{progress.failed_sources} sources failed")
     if progress.draining:
         parts.append("stopping: finishing work in progress")
     elif 0 < progress.finished < progress.work:

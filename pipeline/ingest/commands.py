@@ -173,17 +173,12 @@ def _run_and_summarize(
     run = Run(catalog, blueprint, ledger, scratch)
     run.execute(address, cpus, watcher)
     ledger.refresh()
-    clips: dict[str, dict[str, int]] = {}
-    sources: dict[str, dict[str, int]] = {}
-    for (status, reason), count in sorted(ledger.counts().items()):
-        table = sources if status.startswith("source ") else clips
-        table.setdefault(status.removeprefix("source "), {})[reason] = count
     return Summary(
         out=catalog.out.url,
         layer=blueprint.layer,
         run_id=run.id,
-        clips=clips,
-        sources=sources,
+        clips=ledger.count_clips(),
+        sources=ledger.count_sources(),
         done=dict(run.clip_counts),
         wall_s=time.monotonic() - started,
         startup_s=run.progress.first_begin - started if run.progress.first_begin else 0.0,

@@ -140,7 +140,7 @@ class Run:
             group.add(block, size)
             self.progress.finished += 1
             if status == Status.FAILED:
-                self.progress.clips["source failed"] += 1
+                self.progress.failed_sources += 1
             for waiting in early.pop(uri, []):
                 self._add_item(group, early, *waiting)
             return
