@@ -132,10 +132,12 @@ class Dataset:
 
     def read(self, clip_id: str) -> Clip:
         """A kept clip with its layers, by a ranged read of each shard. Raises UsageError where none is stored."""
+        from pipeline.catalog.predicates import BASE_FIRST
+
         with self._connection() as con:
             rows = con.execute(
                 'SELECT shard, "offset", bytes FROM clips WHERE clip_id = ? AND shard IS NOT NULL '
-                "ORDER BY layer <> 'base', layer",
+                f"ORDER BY {BASE_FIRST}, layer",
                 [clip_id],
             ).fetchall()
         if not rows:
@@ -163,10 +165,10 @@ class Dataset:
 
     def shards(self) -> list[str]:
         """The URLs of the WebDataset shards that hold kept clips, sorted."""
+        from pipeline.catalog.predicates import HAS_KEPT_SAMPLE
+
         with self._connection() as con:
-            rows = con.execute(
-                "SELECT DISTINCT shard FROM clips WHERE status = 'kept' AND shard IS NOT NULL ORDER BY shard"
-            ).fetchall()
+            rows = con.execute(f"SELECT DISTINCT shard FROM clips WHERE {HAS_KEPT_SAMPLE} ORDER BY shard").fetchall()
         return [f"{self.url.rstrip('/')}/{shard}" for (shard,) in rows]
 
     @contextmanager

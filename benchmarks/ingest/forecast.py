@@ -26,7 +26,7 @@ def measure(clips: Path, recipe_file: Path | None, probe: int) -> dict[str, Any]
         rows = read_amounts(Catalog(Folder(out), folder))
     quantities = {}
     for name, estimate in forecast.quantities.items():
-        truth = sum(float(row[name]) for row in rows)
+        truth = sum(float(row.quantities[name]) for row in rows)
         quantities[name] = {
             "expected": round(estimate.rest, 1),
             "from": None if estimate.low is None else round(estimate.low, 1),

@@ -19,8 +19,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS, SOURCE_IS_FORGOTTEN, kind_sql, newest_sql
 from pipeline.errors import RunError, UsageError
-from pipeline.formats.schema import COLUMNS, FORMAT_VERSION
+from pipeline.formats.schema import COLUMNS, FORMAT_VERSION, Kind
 from pipeline.recipe.rules import first_line, quote_text
 from pipeline.storage.folder import Folder, parquet
 
@@ -34,16 +35,13 @@ _PART = re.compile(r"\d{12}\.parquet")
 
 # Latest row per clip and layer, and per source; a part never holds two rows of the same one. A forgotten clip never
 # counts again; of a forgotten source, rows up to the part that records it do not (the file may have changed since).
-_VIEWS = """
-CREATE OR REPLACE VIEW runs AS SELECT * FROM parts WHERE kind = 'run';
-CREATE OR REPLACE VIEW forgotten AS SELECT * FROM parts WHERE kind = 'forgotten';
-CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE kind = 'clip'
-  AND clip_id NOT IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)
-  QUALIFY row_number() OVER (PARTITION BY clip_id, layer ORDER BY sequence DESC) = 1;
-CREATE OR REPLACE VIEW sources AS SELECT * FROM parts p WHERE kind = 'source'
-  AND NOT EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
-    AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence)
-  QUALIFY row_number() OVER (PARTITION BY source_uri ORDER BY sequence DESC) = 1;
+_VIEWS = f"""
+CREATE OR REPLACE VIEW runs AS SELECT * FROM parts WHERE {kind_sql(Kind.RUN)};
+CREATE OR REPLACE VIEW forgotten AS SELECT * FROM parts WHERE {kind_sql(Kind.FORGOTTEN)};
+CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE {kind_sql(Kind.CLIP)}
+  AND clip_id NOT IN ({FORGOTTEN_CLIPS}) {newest_sql("clip_id", "layer")};
+CREATE OR REPLACE VIEW sources AS SELECT * FROM parts p WHERE {kind_sql(Kind.SOURCE)}
+  AND NOT {SOURCE_IS_FORGOTTEN} {newest_sql("source_uri")};
 """
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 import duckdb
 
+from pipeline.catalog.predicates import IS_BASE, status_sql
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES
-from pipeline.recipe.rules import RuleError, first_line, parse_columns, quote_name, quote_text
+from pipeline.formats.schema import COLUMNS, DUPLICATES, Status
+from pipeline.recipe.rules import RuleError, first_line, parse_columns, quote_name
 
 # Columns of rows of sources and runs, and columns about the catalog rather than about a clip.
 _INTERNAL = {
@@ -30,8 +31,8 @@ _INTERNAL = {
     "same_as",
 }
 # Only what was made for a layer: its lineage also lists what it builds on, which the base layer records.
-_LAYER_LINEAGE = f"flatten(list(list_filter(lineage, lambda e: e.name = layer)) FILTER (WHERE layer <> '{BASE_LAYER}'))"
-_BASE_LINEAGE = f"flatten(list(lineage) FILTER (WHERE layer = '{BASE_LAYER}'))"
+_LAYER_LINEAGE = f"flatten(list(list_filter(lineage, lambda e: e.name = layer)) FILTER (WHERE NOT {IS_BASE}))"
+_BASE_LINEAGE = f"flatten(list(lineage) FILTER (WHERE {IS_BASE}))"
 
 
 def _map_sql(value: str) -> str:
@@ -44,8 +45,9 @@ def _map_sql(value: str) -> str:
     return f"map_concat({', '.join(maps)})"
 
 
+_IS_ADDED = f"NOT {IS_BASE} AND {status_sql(Status.KEPT, Status.COMPARED)}"
 _DERIVED = {
-    "layers": f"list(layer ORDER BY layer) FILTER (WHERE layer <> '{BASE_LAYER}' AND status IN ('kept', '{COMPARED}'))",
+    "layers": f"list(layer ORDER BY layer) FILTER (WHERE {_IS_ADDED})",
     "made_by": _map_sql("version"),
     "weights_licence": _map_sql("weights_licence"),
 }
@@ -55,7 +57,7 @@ _DERIVED = {
 _RANK = "duplicate_rank"
 _RANKED = (
     "row_number() OVER (PARTITION BY coalesce(vdot_group, clip_id) "
-    "ORDER BY vdot_status <> 'kept', vdot_best IS NOT NULL, vdot_similarity DESC, clip_id)"
+    f"ORDER BY vdot_status <> '{Status.KEPT}', vdot_best IS NOT NULL, vdot_similarity DESC, clip_id)"
 )
 _FOR_RANK = {
     "vdot_group": "duplicate_group", "vdot_best": "duplicate_of", "vdot_similarity": "duplicate_similarity",
@@ -111,7 +113,7 @@ def create(con: duckdb.DuckDBPyConnection, table: str, columns: Iterable[str], w
     projection = f"* EXCLUDE ({', '.join(_FOR_RANK)}), {_RANKED} AS {_RANK}" if _RANK in names else "*"
     con.execute(
         f"CREATE TABLE {table} AS SELECT {projection} FROM (SELECT clip_id{selection} FROM clips GROUP BY clip_id "
-        f"HAVING bool_or(layer = {quote_text(BASE_LAYER)} AND ({where})))"
+        f"HAVING bool_or({IS_BASE} AND ({where})))"
     )
 
 
@@ -119,11 +121,11 @@ def _value_sql(name: str) -> str:
     """SQL for a column's value among the rows of one clip."""
     if name in _DERIVED:
         return _DERIVED[name]
-    column, base = quote_name(name), f"layer = {quote_text(BASE_LAYER)}"
+    column = quote_name(name)
     if name == "caption":
         # Captions added as a layer replace those of the base layer.
-        return f"coalesce(arg_max(caption, sequence) FILTER (WHERE NOT {base}), any_value(caption))"
+        return f"coalesce(arg_max(caption, sequence) FILTER (WHERE NOT {IS_BASE}), any_value(caption))"
     if name in COLUMNS.names and name not in DUPLICATES:
-        return f"any_value({column}) FILTER (WHERE {base})"
+        return f"any_value({column}) FILTER (WHERE {IS_BASE})"
     # A signal belongs to one layer, unless its annotator joined the recipe later: then to the base layer.
-    return f"coalesce(any_value({column}) FILTER (WHERE {base}), any_value({column}))"
+    return f"coalesce(any_value({column}) FILTER (WHERE {IS_BASE}), any_value({column}))"

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pipeline.catalog.catalog import PARTS, Catalog
 from pipeline.catalog.cleanup import check_complete
+from pipeline.catalog.predicates import STORED_RECIPE
 from pipeline.errors import RunError, UsageError
-from pipeline.formats.schema import BASE_LAYER, COLUMNS
+from pipeline.formats.schema import COLUMNS
 from pipeline.recipe import recipe, registry
 from pipeline.recipe.recipe import Recipe
 from pipeline.storage.folder import Folder
@@ -29,7 +30,7 @@ def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:
     """The recipe of the newest ingest into a dataset, or into its first `upto` parts. Raises `RunError` if the catalog
     has none."""
     con = catalog.connect(upto=upto)
-    row = con.execute("SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC", [BASE_LAYER]).fetchone()
+    row = con.execute(STORED_RECIPE).fetchone()
     if row is None:
         raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")
     return recipe.parse(row[0], f"stored in {catalog.out.url}")

@@ -6,8 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS, SOURCE_IS_FORGOTTEN, kind_sql
 from pipeline.formats import embeddings
-from pipeline.formats.schema import DUPLICATES
+from pipeline.formats.schema import DUPLICATES, Kind
 
 
 def finish_forgetting(catalog: Catalog) -> None:
@@ -24,7 +25,7 @@ def finish_forgetting(catalog: Catalog) -> None:
         catalog.out.delete(row["name"])
     parts = values(con, "SELECT DISTINCT sequence FROM part_left ORDER BY sequence")
     if parts:
-        ids = {row["clip_id"] for row in values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")}
+        ids = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS)}
         # Before the rows, which record that there is something left to do.
         embeddings.forget(catalog.out, ids)
         forgotten_sources = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
@@ -36,18 +37,16 @@ def finish_forgetting(catalog: Catalog) -> None:
 
 # Rows about forgotten clips and sources in any part: their own rows, windows of the clips in rows of other sources, and
 # near duplicates that name a clip.
-REMAINING_SQL = """
-CREATE OR REPLACE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts WHERE kind = 'clip'
-  AND clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
-CREATE OR REPLACE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p WHERE kind = 'source'
-  AND EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri
-    AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence);
+REMAINING_SQL = f"""
+CREATE OR REPLACE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts
+  WHERE {kind_sql(Kind.CLIP)} AND clip_id IN ({FORGOTTEN_CLIPS});
+CREATE OR REPLACE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p
+  WHERE {kind_sql(Kind.SOURCE)} AND {SOURCE_IS_FORGOTTEN};
 CREATE OR REPLACE TEMP TABLE window_left AS SELECT DISTINCT sequence FROM (
-    SELECT sequence, unnest(windows).clip_id AS clip_id FROM parts WHERE kind = 'source')
-  WHERE clip_id IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL);
-CREATE OR REPLACE TEMP TABLE duplicate_left AS SELECT DISTINCT sequence FROM parts WHERE kind = 'clip'
-  AND (duplicate_of IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)
-    OR duplicate_group IN (SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL));
+    SELECT sequence, unnest(windows).clip_id AS clip_id FROM parts WHERE {kind_sql(Kind.SOURCE)})
+  WHERE clip_id IN ({FORGOTTEN_CLIPS});
+CREATE OR REPLACE TEMP TABLE duplicate_left AS SELECT DISTINCT sequence FROM parts WHERE {kind_sql(Kind.CLIP)}
+  AND (duplicate_of IN ({FORGOTTEN_CLIPS}) OR duplicate_group IN ({FORGOTTEN_CLIPS}));
 CREATE OR REPLACE TEMP VIEW part_left AS SELECT sequence FROM clip_left UNION ALL SELECT sequence FROM source_left
   UNION ALL SELECT sequence FROM window_left UNION ALL SELECT sequence FROM duplicate_left;
 CREATE OR REPLACE TEMP TABLE shard_left AS
@@ -62,8 +61,8 @@ def _remove_forgotten(part: pa.Table, ids: set[str], forgotten_sources: set[tupl
     columns = [name for name in ("duplicate_of", "duplicate_group") if name in part.column_names]
     is_kept, windows, names_forgotten = [], [], []
     for row in part.select(["kind", "sequence", "source_uri", "clip_id", "windows", *columns]).to_pylist():
-        is_forgotten_clip = row["kind"] == "clip" and row["clip_id"] in ids
-        is_forgotten_source = row["kind"] == "source" and (row["sequence"], row["source_uri"]) in forgotten_sources
+        is_forgotten_clip = row["kind"] == Kind.CLIP and row["clip_id"] in ids
+        is_forgotten_source = row["kind"] == Kind.SOURCE and (row["sequence"], row["source_uri"]) in forgotten_sources
         is_kept.append(not is_forgotten_clip and not is_forgotten_source)
         listed = row["windows"]
         windows.append(None if listed is None else [window for window in listed if window["clip_id"] not in ids])

@@ -6,18 +6,32 @@ Whatever is listed and not settled is work; resuming after a kill is the same qu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from pipeline.catalog.catalog import BATCH, Catalog, new_run_id
+from pipeline.catalog.predicates import (
+    FORGOTTEN_CLIPS,
+    HAS_SAMPLE,
+    IS_BASE,
+    IS_FAILED,
+    IS_JUDGED,
+    IS_KEPT,
+    IS_REJECTED,
+    IS_STORED_CLIP,
+    layer_sql,
+    made_by_sql,
+    status_sql,
+)
 from pipeline.errors import UsageError
-from pipeline.formats.schema import BASE_LAYER, PLACE
+from pipeline.formats.schema import PLACE, Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import first_line, quote_name, quote_text
-from pipeline.sources.source_list import SCHEMA, Listing
+from pipeline.sources import work
+from pipeline.sources.source_list import Listing
 
 # Columns of a clip's row about its source and the clip; carried along when a stored clip is annotated again.
 _SOURCE = ["source_uri", "source_hash", "source_width", "source_height", "source_fps"]
@@ -28,37 +42,13 @@ _CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "lic
 _ROW = ["status", *_SOURCE[1:], "source_frames", "source_frames_unused", "source_frames_missing"]
 _ROW += ["source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
 
-# Work rows: a source (uri .. known), or a stored clip (clip). JSON, because a stage needs only a few values.
-_WORK_SCHEMA = pa.schema(
-    [*[field for field in SCHEMA if field.name != "position"], ("known", pa.string()), ("clip", pa.string())]
-)
-
-
-def made_by_sql(lineage: Iterable[dict[str, Any]], any_version: bool = False) -> str:
-    """SQL that is true for a row of the catalog that was made by all of these, in these versions or in any."""
-    if any_version:
-        expected = ", ".join(quote_text(entry["name"]) for entry in lineage)
-        stored = "list_transform(lineage, lambda e: e.name)"
-    else:
-        expected = ", ".join(
-            quote_text(f"{entry['name']} {entry['version']} {entry['weights_sha256']}") for entry in lineage
-        )
-        stored = (
-            "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
-        )
-    return f"coalesce(list_has_all({stored}, [{expected}]::VARCHAR[]), false)"
-
 
 def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
     """Raises `UsageError` if stored clips were not made by the installed versions of what a layer builds on."""
     foundations = [entry for entry in blueprint.lineage if entry["name"] != blueprint.layer]
     row = (
         catalog.connect()
-        .execute(
-            f"SELECT count(*) FROM clips WHERE layer = ? AND shard IS NOT NULL "
-            f"AND status IN ('kept', 'pending') AND NOT {made_by_sql(foundations)}",
-            [BASE_LAYER],
-        )
+        .execute(f"SELECT count(*) FROM clips WHERE {IS_STORED_CLIP} AND NOT {made_by_sql(foundations)}")
         .fetchone()
     )
     if row and row[0]:
@@ -88,7 +78,7 @@ class Ledger:
         self._read_catalog()
 
     def refresh(self) -> None:
-        """Read the catalog as it is now. To be called between rounds and after commits that are not `accept`ed."""
+        """Read the catalog as it is now. To be called between rounds and after commits of rows not accepted."""
         # Free its memory before as much is allocated again.
         self._con.close()
         self._read_catalog()
@@ -98,15 +88,14 @@ class Ledger:
         self._con = con
         con.execute(
             f"CREATE VIEW judged AS SELECT *, {made_by_sql(self._blueprint.lineage)} AS vdot_fresh FROM clips "
-            f"WHERE layer = {quote_text(layer)}"
+            f"WHERE {layer_sql(layer)}"
         )
         # A rejected clip stays so without its bytes. Kept and pending ones are settled when every annotator has run.
-        failed = f"status = 'failed' AND (run_id = '{self.run_id}' OR NOT {self._retry})"
+        failed = f"{IS_FAILED} AND (run_id = '{self.run_id}' OR NOT {self._retry})"
         con.execute("CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY)")
         con.execute(
-            "INSERT INTO settled SELECT clip_id FROM judged WHERE status = 'rejected' "
-            f"OR (status IN ('kept', 'pending') AND shard IS NOT NULL AND vdot_fresh) OR ({failed}) "
-            "UNION SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+            f"INSERT INTO settled SELECT clip_id FROM judged WHERE {IS_REJECTED} "
+            f"OR ({HAS_SAMPLE} AND vdot_fresh) OR ({failed}) UNION {FORGOTTEN_CLIPS}"
         )
         con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
         con.execute("INSERT INTO seen SELECT source_uri FROM sources")
@@ -125,28 +114,27 @@ class Ledger:
         return (
             "SELECT row_number() OVER () AS position, NULL AS uri, NULL AS size, NULL AS stamp, '{}' AS manifest, "
             f"NULL::BLOB AS content, NULL AS known, {clip} AS clip FROM clips "
-            f"WHERE layer = '{BASE_LAYER}' AND status IN ('kept', 'pending') AND shard IS NOT NULL "
-            "AND clip_id NOT IN (SELECT clip_id FROM settled)"
+            f"WHERE {IS_STORED_CLIP} AND clip_id NOT IN (SELECT clip_id FROM settled)"
         )
 
     def _listing_work_sql(self) -> str:
         other_runs = f"s.run_id <> '{self.run_id}'"
-        is_retried = f"(s.status = 'failed' AND {self._retry} AND {other_runs})"
+        is_retried = f"({status_sql(Status.FAILED, table='s.')} AND {self._retry} AND {other_runs})"
         row = ", ".join(f"{name} := s.{name}" for name in _ROW)
         clip = self._pack_clip_sql("c.")
         return f"""
             WITH wanted AS (
                 SELECT source_uri, unnest(windows) AS w FROM sources
-                WHERE status = 'cut' AND source_uri IN (SELECT uri FROM listed)),
+                WHERE {status_sql(Status.CUT)} AND source_uri IN (SELECT uri FROM listed)),
             open AS (
                 SELECT source_uri, w FROM wanted WHERE w.clip_id NOT IN (SELECT clip_id FROM settled)),
             stored AS (
-                SELECT * FROM judged WHERE shard IS NOT NULL AND status <> 'rejected'),
+                SELECT * FROM judged WHERE shard IS NOT NULL AND NOT {IS_REJECTED}),
             missing AS (
                 SELECT source_uri, list(w ORDER BY w.start_s) AS windows FROM open
                 WHERE w.clip_id NOT IN (SELECT clip_id FROM stored) GROUP BY source_uri)
             SELECT l.position, l.uri, l.size, l.stamp, l.manifest, l.content,
-                CASE WHEN s.status = 'cut' THEN to_json(struct_pack(
+                CASE WHEN {status_sql(Status.CUT, table="s.")} THEN to_json(struct_pack(
                     missing := coalesce(m.windows, []), row := struct_pack({row}))) END AS known,
                 NULL AS clip
             FROM listed l LEFT JOIN sources s ON s.source_uri = l.uri LEFT JOIN missing m ON m.source_uri = l.uri
@@ -155,19 +143,26 @@ class Ledger:
                 -- It changed, or is to be hashed again, and this run has not done so.
                 OR (l.size <> s.source_size OR l.stamp <> s.source_stamp OR {self._rehash}) AND {other_runs}
                 -- A duplicate of a source that no longer has clips of this content.
-                OR s.status = 'same' AND {other_runs}
-                    AND (o.source_hash IS DISTINCT FROM s.source_hash OR o.status = 'same')
+                OR {status_sql(Status.SAME, table="s.")} AND {other_runs}
+                    AND (o.source_hash IS DISTINCT FROM s.source_hash OR {status_sql(Status.SAME, table="o.")})
             UNION ALL
             SELECT l.position, l.uri, l.size, l.stamp, l.manifest, NULL, NULL, {clip}
             FROM open o JOIN stored c ON c.clip_id = o.w.clip_id JOIN listed l ON l.uri = o.source_uri
         """
 
     def _pack_clip_sql(self, table: str) -> str:
-        """SQL for what a stage needs of a stored clip, as JSON."""
-        cheap = [name for name in self._blueprint.signals if name in self._blueprint.known_columns[0]]
-        names = dict.fromkeys([*_SOURCE, *_CLIP, *PLACE, *self._blueprint.manifest, *cheap])
-        pairs = (f"{quote_name(name)} := {table}{quote_name(name)}" for name in names)
-        return f"to_json(struct_pack({', '.join(pairs)}))"
+        """SQL for what a stage needs of a stored clip: a `ClipWork` as JSON, without what has no columns."""
+        columns = {
+            "record": [*_SOURCE, *_CLIP, *PLACE],
+            "manifest": [name for name in self._blueprint.manifest if name not in _CLIP],
+            "signals": [name for name in self._blueprint.signals if name in self._blueprint.known_columns[0]],
+        }
+        parts = {
+            field: ", ".join(f"{quote_name(name)} := {table}{quote_name(name)}" for name in names)
+            for field, names in columns.items()
+            if names
+        }
+        return f"to_json(struct_pack({', '.join(f'{field} := struct_pack({part})' for field, part in parts.items())}))"
 
     def count_work(self) -> int:
         """How many pieces of work are left."""
@@ -182,33 +177,35 @@ class Ledger:
         return self._count("settled") + self._count("seen")
 
     def chunks(self, limit: int) -> Iterator[pa.Table]:
-        """The first `limit` pieces of work, in the order of the listing, each an Arrow table of one row."""
-        # A separate cursor: another thread reads these while `accept` is called.
+        """The first `limit` pieces of work, in the order of the listing, each a table of one row for `read_work`."""
+        # A separate cursor: another thread reads these while rows are accepted.
         rows = self._con.cursor().sql(f"SELECT * EXCLUDE position FROM work ORDER BY position LIMIT {limit}")
         for batch in rows.to_arrow_reader(1):
-            yield pa.Table.from_batches([batch]).cast(_WORK_SCHEMA)
+            yield pa.Table.from_batches([batch]).cast(work.SCHEMA)
 
     def contents(self) -> Iterator[list[tuple[str, str]]]:
         """(content hash, URI that holds it; "" if it was forgotten) of all known contents, in batches."""
         cursor = self._con.cursor().execute(
             "SELECT source_hash, source_uri FROM sources WHERE source_hash IS NOT NULL "
-            "AND status NOT IN ('same', 'forgotten') UNION ALL SELECT source_hash, '' FROM forgotten "
+            f"AND NOT {status_sql(Status.SAME, Status.FORGOTTEN)} UNION ALL SELECT source_hash, '' FROM forgotten "
             "WHERE source_hash IS NOT NULL AND clip_id IS NULL"
         )
         while rows := cursor.fetchmany(BATCH):
             yield rows
 
-    def accept(self, record: dict[str, Any]) -> bool | None:
-        """Whether a settled record is new: True once, then False; None while its source's row is missing."""
-        uri, clip = record.get("source_uri"), record.get("clip_id")
-        if record["kind"] == "source":
-            self._insert_new("seen", uri)
-            return self._insert_new("accepted", uri)
+    def accept_source(self, uri: str) -> bool:
+        """Whether a settled source is new: True once, then False."""
+        self._insert_new("seen", uri)
+        return self._insert_new("accepted", uri)
+
+    def accept_clip(self, uri: str, clip_id: str) -> bool | None:
+        """Whether a settled clip of the source `uri` is new: True once, then False; None while the source's row is
+        missing."""
         if not self._con.execute("SELECT 1 FROM seen WHERE uri = ?", [uri]).fetchall():
             return None
-        return self._insert_new("settled", clip)
+        return self._insert_new("settled", clip_id)
 
-    def _insert_new(self, table: str, key: str | None) -> bool:
+    def _insert_new(self, table: str, key: str) -> bool:
         return bool(self._con.execute(f"INSERT OR IGNORE INTO {table} VALUES (?) RETURNING 1", [key]).fetchall())
 
     def revise(self) -> Iterator[pa.Table]:
@@ -224,7 +221,7 @@ class Ledger:
         con.execute(
             f"CREATE TABLE candidate AS SELECT c.* {replacement}, {differs} AS vdot_restated FROM judged c "
             "LEFT JOIN stated s USING (source_uri) "
-            f"WHERE (recipe_hash <> ? OR {differs}) AND status IN ('kept', 'rejected', 'pending')",
+            f"WHERE (recipe_hash <> ? OR {differs}) AND {IS_JUDGED}",
             [self._blueprint.recipe.hash],
         )
         try:
@@ -239,24 +236,25 @@ class Ledger:
 
     def _iterate_changes(self, replacement: str, differs: str) -> Iterator[pa.Table]:
         con = self._con
-        judged = """
+        judged = f"""
             SELECT c.* EXCLUDE (vdot_fresh, vdot_restated)
                 REPLACE (v.status AS status, v.rule AS rule, v.tasks AS tasks)
             FROM candidate c JOIN (
-                SELECT clip_id, CASE WHEN status = 'kept' AND shard IS NULL THEN 'pending' ELSE status END AS status,
-                    rule, CASE WHEN shard IS NULL OR status = 'rejected' THEN NULL ELSE fit.tasks END AS tasks
+                SELECT clip_id,
+                    CASE WHEN {IS_KEPT} AND shard IS NULL THEN '{Status.PENDING}' ELSE status END AS status, rule,
+                    CASE WHEN shard IS NULL OR {IS_REJECTED} THEN NULL ELSE fit.tasks END AS tasks
                 FROM verdict JOIN fit USING (clip_id) JOIN (SELECT clip_id, shard FROM candidate) USING (clip_id)
             ) v USING (clip_id)
             WHERE (c.status, c.rule) IS DISTINCT FROM (v.status, v.rule) OR vdot_restated
-                OR (v.status <> 'rejected' AND c.tasks IS DISTINCT FROM v.tasks)
+                OR (NOT {status_sql(Status.REJECTED, table="v.")} AND c.tasks IS DISTINCT FROM v.tasks)
         """
         # Rows that no rule judges: sources, failed clips, other layers (their rows hold only the licence).
         unjudged = f"""
             SELECT c.* {replacement} FROM (
                 SELECT * FROM sources UNION ALL BY NAME
-                SELECT * FROM clips WHERE layer <> {quote_text(BASE_LAYER)} OR status = 'failed'
+                SELECT * FROM clips WHERE NOT {IS_BASE} OR {IS_FAILED}
             ) c JOIN stated s USING (source_uri)
-            WHERE {differs} AND (layer = {quote_text(BASE_LAYER)}
+            WHERE {differs} AND ({IS_BASE}
                 OR s.licence IS NOT NULL AND s.licence IS DISTINCT FROM c.licence)
         """
         for sql, finish in ((judged, self._add_details), (unjudged, lambda rows: rows)):
@@ -288,7 +286,7 @@ class Ledger:
         def detail(row: dict[str, Any]) -> str | None:
             if row["rule"]:
                 return rules.because(row["rule"], row)
-            return "passes so far; not fully annotated" if row["status"] == "pending" else None
+            return "passes so far; not fully annotated" if row["status"] == Status.PENDING else None
 
         columns = {"detail": [detail(row) for row in rows.to_pylist()]}
         columns["recipe_hash"] = [self._blueprint.recipe.hash] * rows.num_rows
@@ -298,13 +296,22 @@ class Ledger:
             rows = rows.set_column(rows.schema.get_field_index(name), name, pa.array(column, pa.string()))
         return rows
 
-    def counts(self) -> dict[tuple[str, str], int]:
-        """Clips by (status, rule or code), and sources by ("source " + status, rule or code), of the whole catalog."""
+    def count_clips(self) -> dict[str, dict[str, int]]:
+        """The clips of the whole catalog: status -> rule or code ("" for neither) -> count."""
+        return self._count_verdicts("judged")
+
+    def count_sources(self) -> dict[str, dict[str, int]]:
+        """As `count_clips`, for sources."""
+        return self._count_verdicts("sources")
+
+    def _count_verdicts(self, table: str) -> dict[str, dict[str, int]]:
+        counts: dict[str, dict[str, int]] = {}
         rows = self._con.execute(
-            "SELECT status, coalesce(rule, code, ''), count(*) FROM judged GROUP BY ALL UNION ALL "
-            "SELECT 'source ' || status, coalesce(rule, code, ''), count(*) FROM sources GROUP BY ALL"
-        ).fetchall()
-        return {(status, reason): count for status, reason, count in rows}
+            f"SELECT status, coalesce(rule, code, ''), count(*) FROM {table} GROUP BY ALL ORDER BY ALL"
+        )
+        for status, reason, count in rows.fetchall():
+            counts.setdefault(status, {})[reason] = count
+        return counts
 
     def _count(self, table: str) -> int:
         row = self._con.execute(f"SELECT count(*) FROM {table}").fetchone()

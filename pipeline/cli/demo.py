@@ -15,8 +15,8 @@ from rich.console import Console
 
 from annotators import weights
 from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.predicates import IS_BASE, IS_REJECTED
 from pipeline.errors import RunError, UsageError
-from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe import registry
 from pipeline.sources import sample_clips
 from pipeline.storage.folder import Folder
@@ -79,9 +79,7 @@ def main(folder: Path, console: Console) -> None:
     console.print(format_timing(summary), highlight=False, soft_wrap=True)
     with Scratch() as scratch:
         con = Catalog(Folder(str(out)), scratch.path).connect()
-        clips = values(
-            con, "SELECT clip_id FROM clips WHERE layer = ? ORDER BY status = 'rejected' DESC, clip_id", [BASE_LAYER]
-        )
+        clips = values(con, f"SELECT clip_id FROM clips WHERE {IS_BASE} ORDER BY {IS_REJECTED} DESC, clip_id")
     name = clips[0]["clip_id"] if clips else paths[-1].name
     parts = f"read_parquet('{out}/catalog/*.parquet', union_by_name = true)"
     query = f"SELECT clip_id, status, rule, luma, motion, tasks FROM {parts} WHERE kind = 'clip'"

@@ -111,13 +111,14 @@ def plan(
     """Estimate what an ingest would make, take and cost from a few of its sources; exits with 1 if it would fail."""
     from pipeline.cli.tables import Display, describe_plan
     from pipeline.ingest import forecast as planning
+    from pipeline.upkeep.checks import has_failure
 
     with Display(console) as display:
         result = planning.plan(
             sources, out, recipe_file=recipe, exclude=exclude, limit=limit, probe=probe, cpus=cpus, watcher=display
         )
     show(describe_plan(result), result.as_dict() if as_json else None)
-    if any(check.status == "fail" for check in result.checks):
+    if has_failure(result.checks):
         raise typer.Exit(1)
 
 
@@ -232,14 +233,14 @@ def doctor(
 ) -> None:
     """Check this machine, a dataset and every node of a cluster; exits with 1 if something would not work."""
     from pipeline.upkeep import doctor as checkup
-    from pipeline.upkeep.checks import make_table
+    from pipeline.upkeep.checks import has_failure, make_table
 
     checks = checkup.doctor(out, address)
     if as_json:
         print_json(checks)
     else:
         _wide().print(make_table(checks))
-    if any(check.status == "fail" for check in checks):
+    if has_failure(checks):
         raise typer.Exit(1)
 
 

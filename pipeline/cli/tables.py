@@ -14,6 +14,7 @@ from rich.table import Table
 
 from pipeline.engine.progress import Progress
 from pipeline.errors import ADVICE, ErrorCode
+from pipeline.formats.schema import Status
 
 if TYPE_CHECKING:
     # Showing a selection needs none of the packages of an ingest.
@@ -33,14 +34,14 @@ PENDING = "The rule met a value that is not known (a licence?), or annotators ar
 def format_progress(progress: Progress) -> str:
     """Format progress as one line: what is done, how fast, and how long the rest may take."""
     elapsed = max(time.monotonic() - progress.started, 1e-3)
-    clips = {name: progress.clips[name] for name in ("kept", "rejected", "failed", "pending")}
+    clips = {name: progress.clips[name] for name in (Status.KEPT, Status.REJECTED, Status.FAILED, Status.PENDING)}
     total = sum(clips.values())
     parts = [f"{progress.finished}/{progress.work} {progress.unit}"]
     # Work without verdicts (a pass over stored clips) has no clips of its own to count.
     parts += [f"{total} clips ({total / elapsed:.2f}/s)"] if total or not progress.finished else []
     parts += [f"{count} {name}" for name, count in clips.items() if count]
-    if progress.clips["source failed"]:
-        parts.append(f"{progress.clips['source failed']} sources failed")
+    if progress.failed_sources:
+        parts.append(f"{progress.failed_sources} sources failed")
     if progress.draining:
         parts.append("stopping: finishing work in progress")
     elif 0 < progress.finished < progress.work:
@@ -95,10 +96,16 @@ def summary_table(summary: Summary) -> Table:
     for kind, tallies in (("clips", summary.clips), ("sources", summary.sources)):
         for status, reasons in tallies.items():
             for reason, count in reasons.items():
-                advice = ADVICE[ErrorCode(reason)] if status == "failed" else PENDING if status == "pending" else ""
-                table.add_row(*map(escape, (kind, status, reason, str(count), advice)))
+                table.add_row(*map(escape, (kind, status, reason, str(count), _advise(status, reason))))
         table.add_section()
     return table
+
+
+def _advise(status: str, reason: str) -> str:
+    """What to do about a verdict; "" where there is nothing to do."""
+    if status == Status.FAILED:
+        return ADVICE[ErrorCode(reason)]
+    return PENDING if status == Status.PENDING else ""
 
 
 def describe_selection(selection: Selection) -> Iterator[Table | str]:
@@ -109,7 +116,7 @@ def describe_selection(selection: Selection) -> Iterator[Table | str]:
         yield _condition_table("rule", selection.rules)
     if selection.where:
         yield _condition_table("where", selection.where)
-    kept_count = selection.verdicts.get("kept", 0)
+    kept_count = selection.verdicts.get(Status.KEPT, 0)
     share = f" ({100 * selection.selected / kept_count:.1f} %)" if kept_count else ""
     undecided = f"; {selection.undecided} are undecided, as a column is null" if selection.undecided else ""
     yield (
@@ -120,8 +127,9 @@ def describe_selection(selection: Selection) -> Iterator[Table | str]:
         yield escape(
             f"against {selection.against.name}: {selection.against.added} new, {selection.against.removed} gone"
         )
-    if selection.rules and selection.verdicts.get("pending"):
-        yield f"{selection.verdicts['pending']} are pending: `vdot-data ingest` with this recipe annotates just those"
+    pending_count = selection.verdicts.get(Status.PENDING, 0)
+    if selection.rules and pending_count:
+        yield f"{pending_count} are pending: `vdot-data ingest` with this recipe annotates just those"
     if selection.file:
         yield escape(f"kept as {selection.out}/{selection.file}")
 

@@ -22,13 +22,16 @@ from pipeline.catalog.catalog import BATCH, Catalog, new_run_id, open_dataset, u
 from pipeline.catalog.cleanup import sweep
 from pipeline.catalog.dataset import lock_catalog, stored_recipe
 from pipeline.catalog.erase import finish_forgetting
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_STORED_CLIP, layer_sql
 from pipeline.curation import similarity
-from pipeline.curation.embedding_run import STORED, Embedder
+from pipeline.curation.embedding_run import Embedder
 from pipeline.engine.progress import Progress, Watcher
 from pipeline.engine.rounds import drain_on_stop
 from pipeline.errors import StoppedError, UsageError
 from pipeline.formats import embeddings
-from pipeline.formats.schema import BASE_LAYER, COLUMNS, COMPARED, DUPLICATES, DUPLICATES_LAYER
+from pipeline.formats.records import LineageEntry
+from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
+from pipeline.recipe import registry
 from pipeline.stop import Stop
 from pipeline.storage.scratch import Scratch
 
@@ -79,14 +82,14 @@ def dedup(
     started, stamp, run_id = time.monotonic(), utc_now(), new_run_id()
     with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         recipe = stored_recipe(catalog)
-        run = {"kind": "run", "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
+        run = {"kind": Kind.RUN, "layer": DUPLICATES_LAYER, "run_id": run_id, "version": pipeline.version()}
         run |= {"started": stamp, "detail": f"near duplicates: a cosine of {threshold:g} and more"}
         catalog.commit(pa.Table.from_pylist([run], schema=COLUMNS))
         finish_forgetting(catalog)
         sweep(catalog)
         con = catalog.connect()
         # An older run that was still alive may have written some after they were removed.
-        forgotten = values(con, "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL")
+        forgotten = values(con, FORGOTTEN_CLIPS)
         embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
         embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
         with drain_on_stop() as stop:
@@ -121,7 +124,7 @@ def _compare_clips(
         "CREATE TABLE compared AS SELECT row_number() OVER (ORDER BY clip_id) - 1 AS position, clip_id, "
         "dense_rank() OVER (ORDER BY source_hash) AS source, "
         f"row_number() OVER (ORDER BY {_quality_order(con)}) AS rank FROM clips "
-        f"WHERE {STORED} AND clip_id IN (FROM embedded)"
+        f"WHERE {IS_STORED_CLIP} AND clip_id IN (FROM embedded)"
     )
     clips = con.sql("SELECT clip_id, source, rank FROM compared ORDER BY position").to_arrow_table()
     vectors = embeddings.load(catalog.out, ClipEmbedding.version, clips["clip_id"], SIZE, scratch / "vectors")
@@ -173,29 +176,31 @@ def _find_changed_rows(con: duckdb.DuckDBPyConnection, run_id: str) -> Iterator[
     columns = ("status", "code", "detail", *DUPLICATES)
     old, new = (", ".join(f"{table}.{name}" for name in columns) for table in ("old", "new"))
     rows = con.sql(
-        f"WITH new AS (SELECT c.clip_id, '{COMPARED}' AS status, NULL AS code, NULL AS detail, "
+        f"WITH new AS (SELECT c.clip_id, '{Status.COMPARED}' AS status, NULL AS code, NULL AS detail, "
         "g.name AS duplicate_group, "
         "CASE WHEN c.position <> g.best THEN g.best_clip END AS duplicate_of, coalesce(g.size, 1) AS duplicates, "
         "CASE WHEN c.position <> g.best THEN m.cosine END AS duplicate_similarity, "
         f"'{ClipEmbedding.version}' AS version FROM compared c "
         "LEFT JOIN member m USING (position) LEFT JOIN clip_group g USING (number) "
-        "UNION ALL SELECT clip_id, 'failed', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
-        f"UNION ALL SELECT clip_id, '{COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
-        f"WHERE layer = '{DUPLICATES_LAYER}' AND clip_id NOT IN (SELECT clip_id FROM compared) "
+        f"UNION ALL SELECT clip_id, '{Status.FAILED}', code, detail, NULL, NULL, NULL, NULL, NULL FROM unreadable "
+        f"UNION ALL SELECT clip_id, '{Status.COMPARED}', NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM clips "
+        f"WHERE {layer_sql(DUPLICATES_LAYER)} AND clip_id NOT IN (SELECT clip_id FROM compared) "
         "AND clip_id NOT IN (SELECT clip_id FROM unreadable)) "
         f"SELECT {', '.join(f'base.{name}' for name in _CLIP)}, {new}, new.version AS vdot_version FROM new "
-        f"JOIN clips base ON base.clip_id = new.clip_id AND base.layer = '{BASE_LAYER}' "
-        f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND old.layer = '{DUPLICATES_LAYER}' "
+        f"JOIN clips base ON base.clip_id = new.clip_id AND {layer_sql(BASE_LAYER, 'base.')} "
+        f"LEFT JOIN clips old ON old.clip_id = new.clip_id AND {layer_sql(DUPLICATES_LAYER, 'old.')} "
         f"WHERE ({old}, old.lineage[1].version) IS DISTINCT FROM ({new}, new.version) ORDER BY base.clip_id"
     )
-    (weight,) = ClipEmbedding.weights
-    entry = {"name": DUPLICATES_LAYER, "version": ClipEmbedding.version}
-    entry |= {"weights_id": weight.id, "weights_sha256": weight.sha256, "weights_licence": weight.licence}
-    stamp = {"kind": "clip", "layer": DUPLICATES_LAYER, "run_id": run_id}
+    entry: LineageEntry = {
+        "name": DUPLICATES_LAYER,
+        "version": ClipEmbedding.version,
+        **registry.describe_weights(ClipEmbedding.weights),
+    }
+    stamp = {"kind": Kind.CLIP, "layer": DUPLICATES_LAYER, "run_id": run_id}
     for batch in rows.to_arrow_reader(BATCH):
         records = [stamp | row | {"lineage": [entry] if row.pop("vdot_version") else None} for row in batch.to_pylist()]
         for row in records:
-            row["stage"] = "embed" if row["status"] == "failed" else None
+            row["stage"] = "embed" if row["status"] == Status.FAILED else None
         yield pa.Table.from_pylist(records, schema=COLUMNS)
 
 

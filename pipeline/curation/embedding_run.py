@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 
 from annotators.networks.picture_embedding import ClipEmbedding
 from annotators.weights import MissingWeights, path
+from pipeline.catalog.predicates import IS_STORED_CLIP
 from pipeline.engine.engine import Engine, Pool, trim_memory
 from pipeline.engine.progress import Progress, Watcher
 from pipeline.engine.rounds import read_ahead, run_rounds
 from pipeline.errors import UsageError
 from pipeline.formats import embeddings
-from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe.recipe import Recipe
 from pipeline.stages.embed import EmbedStage
 from pipeline.stop import Stop
@@ -33,8 +33,6 @@ from pipeline.storage.folder import Folder
 PART = 4096
 # Clips that go through Ray as one chunk: one takes a fraction of a second.
 _CHUNK = 16
-STORED = f"layer = '{BASE_LAYER}' AND status IN ('kept', 'pending') AND shard IS NOT NULL"
-"""Which rows of the view `clips` have bytes to be embedded and compared."""
 
 
 @dataclass(slots=True)
@@ -63,7 +61,7 @@ class Embedder:
         for ids in embeddings.read_ids(self.out, ClipEmbedding.version):
             self._insert_rows("embedded", pa.table({"clip_id": ids}))
         self.con.execute(
-            f'CREATE VIEW missing AS SELECT clip_id, shard, "offset", bytes FROM clips WHERE {STORED} '
+            f'CREATE VIEW missing AS SELECT clip_id, shard, "offset", bytes FROM clips WHERE {IS_STORED_CLIP} '
             "AND clip_id NOT IN (FROM embedded) AND clip_id NOT IN (SELECT clip_id FROM unreadable)"
         )
         if self._count_missing():

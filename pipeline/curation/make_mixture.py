@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline.catalog import clip_table
 from pipeline.catalog.catalog import Catalog, check_no_dataset, open_dataset
 from pipeline.catalog.dataset import stored_recipe
+from pipeline.catalog.predicates import BASE_FIRST, HAS_KEPT_SAMPLE, IS_KEPT, layer_sql
 from pipeline.curation.continue_mixture import find_beginning
 from pipeline.curation.held_out import choose_held_out
 from pipeline.curation.mixture_definition import Definition, Part, read_definition
@@ -178,7 +179,7 @@ def _read_pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Po
     measured = [name for name in ("ref_pictures",) if name in clip_table.list_columns(con)]
     needed = ("source_hash", "duplicates", "start_s", "end_s", "tasks", "frames", "height", "width")
     clip_table.create(
-        con, "pool", dict.fromkeys([*needed, *measured, *clip_table.resolve_columns(where, con)]), "status = 'kept'"
+        con, "pool", dict.fromkeys([*needed, *measured, *clip_table.resolve_columns(where, con)]), IS_KEPT
     )
     clip_table.check_predicates(where, "pool", con)
     dropped = 0
@@ -191,8 +192,7 @@ def _read_pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Po
     # Where two layers have a member of the same name, the newer one counts, so it comes last.
     con.execute(
         'CREATE TABLE places AS SELECT clip_id, list(struct_pack(layer, shard, "offset", bytes, crc32) '
-        f"ORDER BY layer <> {quote_text(BASE_LAYER)}, sequence) AS places FROM clips "
-        "WHERE shard IS NOT NULL AND status = 'kept' GROUP BY clip_id"
+        f"ORDER BY {BASE_FIRST}, sequence) AS places FROM clips WHERE {HAS_KEPT_SAMPLE} GROUP BY clip_id"
     )
     references = f"coalesce({measured[0]}, 0)::BIGINT" if measured else "0::BIGINT"
     try:
@@ -208,7 +208,7 @@ def _read_pool(catalog: Catalog, dataset: str, part: Part, sequence: int) -> _Po
     # Of the whole dataset: two films are copies even if a clip of each pair may not be drawn.
     pairs = con.sql(
         f"SELECT DISTINCT b.source_hash, {quote_text(dataset + ' ')} || d.duplicate_group AS duplicate_group "
-        f"FROM clips b JOIN clips d USING (clip_id) WHERE b.layer = {quote_text(BASE_LAYER)} "
+        f"FROM clips b JOIN clips d USING (clip_id) WHERE {layer_sql(BASE_LAYER, 'b.')} "
         "AND d.duplicate_group IS NOT NULL"
     ).to_arrow_table()
     ((uncompared,),) = con.execute("SELECT count(*) FILTER (duplicates IS NULL) FROM drawn").fetchall()

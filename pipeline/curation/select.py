@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from pipeline.catalog import clip_table
 from pipeline.catalog.catalog import Catalog, open_dataset
 from pipeline.catalog.dataset import check_geometry, manifest_columns, stored_recipe
-from pipeline.catalog.ledger import made_by_sql
+from pipeline.catalog.predicates import IS_BASE, IS_JUDGED, IS_KEPT, made_by_sql, status_sql
 from pipeline.errors import RunError, UsageError, did_you_mean
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import Status
 from pipeline.recipe import recipe as recipes
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Recipe
-from pipeline.recipe.rules import first_line, quote_name, quote_text
+from pipeline.recipe.rules import first_line, quote_name
 from pipeline.storage.folder import Folder, parquet
 from pipeline.storage.scratch import Scratch
 
@@ -36,8 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _KEY = b"vdot_selection"
 # Columns that counts and sums are made of.
 _SUMS = ("status", "rule", "shard", "start_s", "end_s", "bytes", "recipe_hash")
-_JUDGED = "status IN ('kept', 'rejected', 'pending')"
-_ALL = "status IN ('kept', 'rejected', 'pending', 'failed')"
+_HAS_VERDICT = status_sql(Status.KEPT, Status.REJECTED, Status.PENDING, Status.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +111,12 @@ def select(
         parts = [part for text in where for part in split_conditions(text, con)]
         columns = clip_table.resolve_columns(parts, con)
         if blueprint is None:
-            clip_table.create(con, "judged", dict.fromkeys([*_SUMS, *columns]), _ALL)
+            clip_table.create(con, "judged", dict.fromkeys([*_SUMS, *columns]), _HAS_VERDICT)
         else:
             _judge_clips(con, blueprint, columns)
         rule_costs = _measure_rule_costs(con, chosen) if chosen else []
         clip_table.check_predicates(parts, "judged", con)
-        con.execute("CREATE VIEW pool AS SELECT * FROM judged WHERE status = 'kept'")
+        con.execute(f"CREATE VIEW pool AS SELECT * FROM judged WHERE {IS_KEPT}")
         costs = _measure_costs(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
         ((selected, undecided, seconds, size),) = con.execute(
             "SELECT count(*) FILTER (vdot_out = false), count(*) FILTER (vdot_out IS NULL), "
@@ -204,18 +203,19 @@ def _judge_clips(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, columns: 
     con.execute(
         f"CREATE TABLE candidate AS SELECT clip_id{measured}, "
         f"shard IS NOT NULL AND {made_by_sql(blueprint.lineage, any_version=True)} AS vdot_whole "
-        f"FROM clips WHERE layer = {quote_text(BASE_LAYER)} AND {_JUDGED}"
+        f"FROM clips WHERE {IS_BASE} AND {IS_JUDGED}"
     )
     try:
         con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
         con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
     except duckdb.Error as error:
         raise _evaluation_error(error) from error
-    clip_table.create(con, "stored", dict.fromkeys([*_SUMS, "tasks", *columns]), _ALL)
+    clip_table.create(con, "stored", dict.fromkeys([*_SUMS, "tasks", *columns]), _HAS_VERDICT)
     con.execute(
-        "CREATE TABLE judged AS SELECT s.* REPLACE (CASE WHEN v.status = 'kept' AND NOT vdot_whole THEN 'pending' "
+        "CREATE TABLE judged AS SELECT s.* REPLACE ("
+        f"CASE WHEN {status_sql(Status.KEPT, table='v.')} AND NOT vdot_whole THEN '{Status.PENDING}' "
         "ELSE coalesce(v.status, s.status) END AS status, v.rule AS rule, "
-        "CASE WHEN v.status <> 'rejected' AND vdot_whole THEN fit.tasks END AS tasks) "
+        f"CASE WHEN NOT {status_sql(Status.REJECTED, table='v.')} AND vdot_whole THEN fit.tasks END AS tasks) "
         "FROM stored s LEFT JOIN verdict v USING (clip_id) LEFT JOIN candidate USING (clip_id) "
         "LEFT JOIN fit USING (clip_id)"
     )

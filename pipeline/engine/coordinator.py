@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from pipeline.attempts import Attempts, Permission
 from pipeline.engine.configured_ray import ray
 
 
@@ -23,14 +24,13 @@ class Coordinator:
         self._index.execute("PRAGMA synchronous = OFF")
         self._index.execute("CREATE TABLE IF NOT EXISTS owner (hash TEXT PRIMARY KEY, uri TEXT) WITHOUT ROWID")
 
-    def begin(self, unit: str) -> str:
-        """Whether to work on a unit (a source, or a clip in a stage): "go", "stop" when draining, "dead" when every
-        attempt so far ended with the worker's death."""
+    def begin(self, unit: str) -> Permission:
+        """Whether to work on a unit: a source, or a clip in a stage."""
         if self._draining:
-            return "stop"
+            return Permission.STOP
         self._first_begin = self._first_begin or time.monotonic()
         self._attempts[unit] += 1
-        return "dead" if self._attempts[unit] > self._max_deaths else "go"
+        return Permission.DEAD if self._attempts[unit] > self._max_deaths else Permission.GO
 
     def end(self, unit: str) -> None:
         """Record that work on the unit ended."""
@@ -58,14 +58,14 @@ class Coordinator:
         return self._first_begin
 
 
-class CoordinatorClient:
+class CoordinatorClient(Attempts):
     """The coordinator as workers call it; every call waits for its answer."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    def begin(self, unit: str) -> str:
-        return str(ray.get(self._handle.begin.remote(unit)))
+    def begin(self, unit: str) -> Permission:
+        return Permission(ray.get(self._handle.begin.remote(unit)))
 
     def end(self, unit: str) -> None:
         ray.get(self._handle.end.remote(unit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import StrEnum
 
 import pyarrow as pa
 
@@ -12,9 +13,34 @@ from pipeline.errors import UsageError
 FORMAT_VERSION = 1
 
 BASE_LAYER = "base"
-# The results of `dedup`. Its rows have their own status, because they are not a verdict and have no bytes.
+# The results of `dedup`.
 DUPLICATES_LAYER = "duplicates"
-COMPARED = "compared"
+
+
+class Kind(StrEnum):
+    """What a row of the catalog is about."""
+
+    RUN = "run"
+    SOURCE = "source"
+    CLIP = "clip"
+    FORGOTTEN = "forgotten"
+
+
+class Status(StrEnum):
+    """What became of a clip or a source. A member equals its text, so values read from a catalog need no conversion."""
+
+    # Of clips; sources may be rejected or failed as well.
+    KEPT = "kept"
+    REJECTED = "rejected"
+    PENDING = "pending"
+    FAILED = "failed"
+    # Of sources: cut into clips; of the same content as another; of content that was forgotten.
+    CUT = "cut"
+    SAME = "same"
+    FORGOTTEN = "forgotten"
+    # Of rows of the layer `duplicates`, which are not a verdict and have no bytes.
+    COMPARED = "compared"
+
 
 _LINEAGE = pa.struct(
     [(name, pa.string()) for name in ("name", "version", "weights_id", "weights_sha256", "weights_licence")]
@@ -26,7 +52,7 @@ _WINDOW = pa.struct(
 
 COLUMNS = pa.schema(
     [
-        # Which row this is. kind: run, source, clip or forgotten; the highest sequence wins per clip and layer.
+        # Which row this is. kind: a `Kind`; the highest sequence wins per clip and layer.
         ("format_version", pa.int64()),
         ("sequence", pa.int64()),
         ("kind", pa.string()),
@@ -61,7 +87,7 @@ COLUMNS = pa.schema(
         ("height", pa.int64()),
         ("fps", pa.float64()),
         ("frames", pa.int64()),
-        # The verdict: rejected has a rule, failed a code and a stage, pending the rule that met a null.
+        # The verdict, a `Status`: rejected has a rule, failed a code and a stage, pending the rule that met a null.
         ("status", pa.string()),
         ("rule", pa.string()),
         ("code", pa.string()),

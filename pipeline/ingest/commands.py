@@ -11,9 +11,10 @@ from annotators.weights import MissingWeights, path
 from pipeline.catalog.catalog import BATCH, Catalog, open_dataset
 from pipeline.catalog.dataset import check_geometry, lock_catalog, manifest_columns, stored_recipe
 from pipeline.catalog.ledger import Ledger, check_foundations
+from pipeline.catalog.predicates import IS_FAILED
 from pipeline.engine.progress import Watcher
 from pipeline.errors import OUR_FAULT, UsageError
-from pipeline.formats.schema import COLUMNS
+from pipeline.formats.schema import COLUMNS, Status
 from pipeline.ingest.run import Run
 from pipeline.recipe import recipe, registry
 from pipeline.recipe.blueprint import Blueprint
@@ -50,7 +51,7 @@ class Summary:
 
     def count_defects(self) -> int:
         """Count the sources and clips that failed by a fault of vdot-data itself."""
-        failed = (*self.clips.get("failed", {}).items(), *self.sources.get("failed", {}).items())
+        failed = (*self.clips.get(Status.FAILED, {}).items(), *self.sources.get(Status.FAILED, {}).items())
         return sum(count for code, count in failed if code in OUR_FAULT)
 
 
@@ -167,17 +168,12 @@ def _run_and_summarize(
     run = Run(catalog, blueprint, ledger, scratch)
     run.execute(address, cpus, watcher)
     ledger.refresh()
-    clips: dict[str, dict[str, int]] = {}
-    sources: dict[str, dict[str, int]] = {}
-    for (status, reason), count in sorted(ledger.counts().items()):
-        table = sources if status.startswith("source ") else clips
-        table.setdefault(status.removeprefix("source "), {})[reason] = count
     return Summary(
         out=catalog.out.url,
         layer=blueprint.layer,
         run_id=run.id,
-        clips=clips,
-        sources=sources,
+        clips=ledger.count_clips(),
+        sources=ledger.count_sources(),
         done=dict(run.clip_counts),
         wall_s=time.monotonic() - started,
         startup_s=run.progress.first_begin - started if run.progress.first_begin else 0.0,
@@ -189,7 +185,7 @@ def _failed_sources(catalog: Catalog) -> Iterator[Source]:
     """The sources that failed, or of which a clip did, with their manifest columns."""
     rows = catalog.connect().sql(
         f"SELECT * EXCLUDE ({', '.join(quote_name(name) for name in COLUMNS.names if name not in _SOURCE)}) "
-        "FROM sources WHERE status = 'failed' OR source_uri IN (SELECT source_uri FROM clips WHERE status = 'failed') "
+        f"FROM sources WHERE {IS_FAILED} OR source_uri IN (SELECT source_uri FROM clips WHERE {IS_FAILED}) "
         "ORDER BY source_uri"
     )
     for batch in rows.to_arrow_reader(BATCH):

@@ -15,17 +15,18 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.catalog.catalog import Catalog, values
 from pipeline.catalog.dataset import check_geometry, stored_recipe
 from pipeline.catalog.ledger import Ledger
+from pipeline.catalog.predicates import status_sql
 from pipeline.engine.progress import Watcher
 from pipeline.errors import ADVICE, ClipError, ErrorCode, RunError, StoppedError
+from pipeline.formats.schema import Status
 from pipeline.ingest.commands import add_weights, ingest, merge_manifest_columns
 from pipeline.ingest.estimate import Estimate, bound_unseen, estimate_total
 from pipeline.recipe import recipe
@@ -36,7 +37,7 @@ from pipeline.sources.expand import Source, expand_sources
 from pipeline.stages.cut import MAX_LOCAL_CLIPS
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.checks import Check, Status
+from pipeline.upkeep.checks import Check, CheckStatus
 from pipeline.upkeep.doctor import doctor
 from pipeline.video.sandbox import Sandbox
 
@@ -44,20 +45,21 @@ PROBE = 20
 # A source longer than this is probed by a stretch of this length: about nine clips of the default grid.
 STRETCH_S = 60.0
 
+_CLIP_KEPT = status_sql(Status.KEPT, table="c.")
+_CLIP_FAILED = status_sql(Status.FAILED, table="c.")
+
 # What one source amounts to, as SQL over its row `s` and its clips `c`; seconds are of video, of a worker, of a person.
 QUANTITIES = {
-    "kept_clips": "count(*) FILTER (c.status = 'kept')",
-    "rejected_clips": "count(*) FILTER (c.status = 'rejected')",
-    "pending_clips": "count(*) FILTER (c.status = 'pending')",
-    "failed": "count(*) FILTER (c.status = 'failed') + any_value(s.status = 'failed')::INT",
+    "kept_clips": f"count(*) FILTER ({_CLIP_KEPT})",
+    "rejected_clips": f"count(*) FILTER ({status_sql(Status.REJECTED, table='c.')})",
+    "pending_clips": f"count(*) FILTER ({status_sql(Status.PENDING, table='c.')})",
+    "failed": f"count(*) FILTER ({_CLIP_FAILED}) + any_value({status_sql(Status.FAILED, table='s.')})::INT",
     "video_s": "any_value(s.source_duration_s)",
-    "kept_s": "sum((c.frames - 1) / c.fps) FILTER (c.status = 'kept')",
+    "kept_s": f"sum((c.frames - 1) / c.fps) FILTER ({_CLIP_KEPT})",
     "bytes": "sum(coalesce(c.bytes, 0) + coalesce(c.preview_bytes, 0))",
     "work_s": "any_value(coalesce(list_sum(map_values(s.timings)), 0)) "
     "+ coalesce(sum(list_sum(map_values(c.timings))), 0)",
 }
-# Other quantities of a source that the plan needs: its clips, and the seconds that only one worker can work on it.
-_EXTRA_QUANTITIES = {"clips": "count(c.clip_id)", "scan_s": "any_value(list_sum(map_values(s.timings)))"}
 _COUNTS = ("kept_clips", "rejected_clips", "pending_clips", "failed")
 
 # One source of each of this many equal parts, in order of size; a hash decides which one, and in which order.
@@ -92,10 +94,23 @@ class Plan:
     codecs: dict[str, int]
     checks: tuple[Check, ...]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """The fields, with the total of each quantity."""
         totals = {name: asdict(estimate) | {"total": estimate.total} for name, estimate in self.quantities.items()}
         return asdict(self) | {"quantities": totals}
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What one source amounts to: each of `QUANTITIES`, its clips, and the seconds of finding them; its error code if
+    it failed, and its codec."""
+
+    source_uri: str
+    code: str | None
+    codec: str | None
+    clips: int
+    scan_s: float
+    quantities: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +154,10 @@ def plan(
         ]
         [(count, sized, size, largest)] = new.query("new_source", _SIZES).fetchall()
         exists = out is not None and (catalog.out.local is None or catalog.out.local.exists())
-        checks = [check for check in doctor(out if exists else None) if check.status != "ok"]
+        checks = [check for check in doctor(out if exists else None) if check.status != CheckStatus.OK]
         if (stored := ledger.count_work() - count) > 0:
             text = f"{stored} are to be annotated again by this recipe"
-            checks.append(Check("stored clips", "warn", text, "that work is not in these numbers"))
+            checks.append(Check("stored clips", CheckStatus.WARN, text, "that work is not in these numbers"))
         started = time.monotonic()
         probes = _cut_stretches(selection, chosen.limits, scratch.path)
         rows, startup_s, steady_s = (
@@ -154,9 +169,9 @@ def plan(
         )
         quantities = _estimate_quantities(rows, probes, count - len(rows), remaining_size)
         alone_s = max(
-            (row["alone_s"] / source_probe.share for row, source_probe in zip(rows, probes, strict=True)), default=0.0
+            (_time_alone(row, probed) / probed.share for row, probed in zip(rows, probes, strict=True)), default=0.0
         )
-        overhead = _measure_overhead([row["work_s"] for row in rows], steady_s)
+        overhead = _measure_overhead([row.quantities["work_s"] for row in rows], steady_s)
         workers = cpus or os.cpu_count() or 1
         checks += _check_failures(rows)
         if out is not None and catalog.out.local is not None:
@@ -171,7 +186,7 @@ def plan(
         cpus=workers,
         wall_s=_estimate_wall(quantities["work_s"], alone_s, overhead, workers, startup_s),
         overhead=overhead,
-        codecs=dict(Counter(row["codec"] for row in rows if row["codec"]).most_common()),
+        codecs=dict(Counter(row.codec for row in rows if row.codec).most_common()),
         checks=tuple(checks),
     )
 
@@ -200,8 +215,8 @@ def _cut_stretches(selection: Sequence[Source], limits: Limits, scratch: Path) -
 
 def _ingest_probes(
     probes: Sequence[_Probe], recipe_file: Path | None, scratch: Path, watcher: Watcher
-) -> tuple[list[dict[str, Any]], float, float]:
-    """Ingest the probes: quantities of each source, or of the stretch that stands for it; seconds of start-up and of
+) -> tuple[list[Amounts], float, float]:
+    """Ingest the probes: amounts of each source, or of the stretch that stands for it; seconds of start-up and of
     the rest of the run."""
     manifest = scratch / "probe.jsonl"
     manifest.write_text(
@@ -212,43 +227,46 @@ def _ingest_probes(
         summary = ingest([str(manifest)], out, recipe_file=recipe_file, watcher=watcher)
     except StoppedError as error:
         raise RunError("stopped on request; a plan keeps nothing, and starts over") from error
-    rows_by_uri = {row["source_uri"]: row for row in read_amounts(Catalog(Folder(out), scratch))}
+    rows_by_uri = {row.source_uri: row for row in read_amounts(Catalog(Folder(out), scratch))}
     rows = []
     for source_probe in probes:
         row = rows_by_uri[source_probe.uri]
-        row["work_s"] += source_probe.copy_s
-        # Clips of a longer source are spread over the cluster; finding them is one worker's.
-        row["alone_s"] = (
-            row["work_s"]
-            if row["clips"] <= MAX_LOCAL_CLIPS * source_probe.share
-            else row["scan_s"] + source_probe.copy_s
-        )
-        rows.append(row)
+        work_s = row.quantities["work_s"] + source_probe.copy_s
+        rows.append(replace(row, quantities=row.quantities | {"work_s": work_s}))
     return rows, summary.startup_s, summary.wall_s - summary.startup_s
 
 
-def read_amounts(catalog: Catalog) -> list[dict[str, Any]]:
-    """Read the URI, code, codec and each of `QUANTITIES` of every source of a dataset without layers."""
-    columns = ", ".join(f"coalesce({sql}, 0) AS {name}" for name, sql in (QUANTITIES | _EXTRA_QUANTITIES).items())
-    return values(
+def _time_alone(row: Amounts, source_probe: _Probe) -> float:
+    """The seconds that only one worker can work on a probed source: clips of a longer source are spread over the
+    cluster, and finding them is one worker's."""
+    if row.clips <= MAX_LOCAL_CLIPS * source_probe.share:
+        return row.quantities["work_s"]
+    return row.scan_s + source_probe.copy_s
+
+
+def read_amounts(catalog: Catalog) -> list[Amounts]:
+    """Read what every source of a dataset without layers amounts to."""
+    quantities = ", ".join(f"{name} := coalesce({sql}, 0)" for name, sql in QUANTITIES.items())
+    rows = values(
         catalog.connect(),
-        f"SELECT s.source_uri, any_value(s.code) AS code, any_value(s.source_codec) AS codec, {columns} "
+        "SELECT s.source_uri, any_value(s.code) AS code, any_value(s.source_codec) AS codec, "
+        "count(c.clip_id) AS clips, coalesce(any_value(list_sum(map_values(s.timings))), 0) AS scan_s, "
+        f"struct_pack({quantities}) AS quantities "
         "FROM sources s LEFT JOIN clips c USING (source_uri) GROUP BY s.source_uri",
     )
+    return [Amounts(**row) for row in rows]
 
 
 def _estimate_quantities(
-    rows: Sequence[dict[str, Any]], probes: Sequence[_Probe], count: int, size: float | None
+    rows: Sequence[Amounts], probes: Sequence[_Probe], count: int, size: float | None
 ) -> dict[str, Estimate]:
     """Estimate the quantities of all sources: the probed ones and `count` more, of `size` bytes if that is known."""
     shares = np.array([source_probe.share for source_probe in probes])
     sizes = np.array([source_probe.source.size or 0 for source_probe in probes], float)
-    clips = max(
-        (row["clips"] / source_probe.share for row, source_probe in zip(rows, probes, strict=True)), default=0.0
-    )
+    clips = max((row.clips / source_probe.share for row, source_probe in zip(rows, probes, strict=True)), default=0.0)
     estimates = {}
     for name in QUANTITIES:
-        measured = np.array([row[name] for row in rows], float)
+        measured = np.array([row.quantities[name] for row in rows], float)
         # A source fails as a whole.
         examined = np.ones(len(rows)) if name == "failed" else shares
         estimates[name] = estimate_total(measured / examined, sizes, count, size, examined)
@@ -292,9 +310,9 @@ def _estimate_wall(
     return wall(work.total, overhead), low, high
 
 
-def _check_failures(rows: Sequence[dict[str, Any]]) -> Iterator[Check]:
-    codes = Counter(row["code"] for row in rows if row["code"])
-    status: Status = "fail" if codes.total() == len(rows) else "warn"
+def _check_failures(rows: Sequence[Amounts]) -> Iterator[Check]:
+    codes = Counter(row.code for row in rows if row.code)
+    status = CheckStatus.FAIL if codes.total() == len(rows) else CheckStatus.WARN
     for code, count in codes.most_common():
         yield Check(f"{code} in the probe", status, f"{count} of {len(rows)} sources", ADVICE[ErrorCode(code)])
 
@@ -303,5 +321,8 @@ def _check_space(folder: Path, need: float, advice: str) -> Iterator[Check]:
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free < need:
         yield Check(
-            f"free space in {folder}", "fail", f"{free / 1e9:.1f} GB, and {need / 1e9:.1f} GB may be needed", advice
+            f"free space in {folder}",
+            CheckStatus.FAIL,
+            f"{free / 1e9:.1f} GB, and {need / 1e9:.1f} GB may be needed",
+            advice,
         )

@@ -50,12 +50,12 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
 def run_plan(
     engine: Engine, blueprint: Blueprint, out: Folder, chunks: Iterable[pa.Table]
 ) -> Iterator[tuple[Any, int, Any]]:
-    """Run the plan over chunks of work; yields (block, its size in bytes, a future of its records) as rows settle."""
+    """Run the plan over chunks of work; yields (block, its size in bytes, a future of its items) as rows settle."""
     tables = list(chunks)
     for block, size in engine.run(build_pools(engine, blueprint, out, len(tables)), tables):
         yield block, size, engine.submit(peek, block)
 
 
 def write_shards(engine: Engine, blueprint: Blueprint, out: Folder, run_id: str, blocks: Sequence[Any]) -> Any:
-    """Start writing settled blocks into shards; `engine.result` of the future returns their catalog rows."""
+    """Start writing settled blocks into shards; `engine.result` of the future returns their items."""
     return engine.submit(pack, out, run_id, blueprint.layer, *blocks, tries=-1)

@@ -21,9 +21,10 @@ from pipeline.engine.engine import Engine, ray_errors, trim_memory
 from pipeline.engine.progress import Progress
 from pipeline.engine.rounds import drain_on_stop, read_ahead, run_rounds
 from pipeline.errors import RunError
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import BASE_LAYER, Kind, Status
 from pipeline.ingest import graph
 from pipeline.recipe.blueprint import Blueprint
+from pipeline.stages.item import ClipItem, Item, SourceItem
 from pipeline.stop import Stop
 
 log = logging.getLogger("vdot_data")
@@ -51,7 +52,7 @@ class Run:
         """
         # Before anything is written: a recipe that cannot judge the stored clips must not become that of OUT.
         revised = self._ledger.revise() if self._blueprint.layer == BASE_LAYER else iter(())
-        self._commit_rows([self._run_row()])
+        self._commit_run()
         finish_forgetting(self._catalog)
         swept = sweep(self._catalog)
         if swept:
@@ -61,7 +62,7 @@ class Run:
         self._ledger.refresh()
         if self._ledger.count_work():
             self._run_rounds(address, cpus, watchers)
-        self._commit_rows([self._run_row() | {"finished": utc_now()}])
+        self._commit_run(finished=utc_now())
         sweep(self._catalog)
 
     def _run_rounds(self, address: str | None, cpus: int | None, watchers: Any) -> None:
@@ -107,21 +108,21 @@ class Run:
                     if settled is not None:
                         self.progress.first_begin = self.progress.first_begin or engine.first_begin()
                         block, size, future = settled
-                        (record,) = engine.result(future)
-                        self._add_record(group, early, block, size, record)
+                        (item,) = engine.result(future)
+                        self._add_item(group, early, block, size, item)
                     aged = group.rows and (stop.requested or time.monotonic() - group.since >= commit.every_s)
                     if aged or group.size >= commit.shard_mb * 1e6:
                         packing.append(self._write_group(engine, group))
                         group = _Group()
                     while packing and (len(packing) > PACKING or engine.is_ready(packing[0])):
-                        self._commit_rows(engine.result(packing.popleft()))
+                        self._commit_items(engine.result(packing.popleft()))
         except ray_errors() as error:
             loss = error
         if group.rows:
             packing.append(self._write_group(engine, group))
         while packing:
             try:
-                self._commit_rows(engine.result(packing.popleft()))
+                self._commit_items(engine.result(packing.popleft()))
             except ray_errors() as error:
                 loss = error
             watchers(self.progress)
@@ -131,68 +132,61 @@ class Run:
     def _write_group(self, engine: Engine, group: _Group) -> Any:
         return graph.write_shards(engine, self._blueprint, self._catalog.out, self.id, group.blocks)
 
-    def _add_record(
-        self,
-        group: _Group,
-        early: _Early,
-        block: Any,
-        size: int,
-        record: dict[str, Any],
-    ) -> None:
-        """Add a settled record to the group to be written, unless it was accepted before (a retried task)."""
-        record.setdefault("kind", "clip")
-        accepted = self._ledger.accept(record)
+    def _add_item(self, group: _Group, early: _Early, block: Any, size: int, item: Item) -> None:
+        """Add a settled item to the group to be written, unless it was accepted before (a retried task)."""
+        uri, status = item.record["source_uri"], item.record["status"]
+        if isinstance(item, SourceItem):
+            if not self._ledger.accept_source(uri):
+                return
+            group.add(block, size)
+            self.progress.finished += 1
+            if status == Status.FAILED:
+                self.progress.failed_sources += 1
+            for waiting in early.pop(uri, []):
+                self._add_item(group, early, *waiting)
+            return
+        accepted = self._ledger.accept_clip(uri, item.record["clip_id"])
         if accepted is None:
             # A source's row is committed before its clips.
-            early.setdefault(record["source_uri"], []).append((block, size, record))
-            return
-        if not accepted:
-            return
-        group.add(block, size)
-        # A piece of work is a source or a stored clip: one of a layer, or one that has a place already.
-        if record["kind"] == "source" or self._blueprint.layer != BASE_LAYER or record.get("shard"):
-            self.progress.finished += 1
-        if record["kind"] == "source":
-            if record["status"] == "failed":
-                self.progress.clips["source failed"] += 1
-            for waiting in early.pop(record["source_uri"], []):
-                self._add_record(group, early, *waiting)
-        else:
-            self.progress.clips[record["status"]] += 1
+            early.setdefault(uri, []).append((block, size, item))
+        elif accepted:
+            group.add(block, size)
+            # A stored clip, which is a piece of work like a source, is one of a layer or has a place already.
+            if self._blueprint.layer != BASE_LAYER or item.record.get("shard"):
+                self.progress.finished += 1
+            self.progress.clips[status] += 1
 
-    def _run_row(self) -> dict[str, Any]:
-        return {
-            "kind": "run",
-            "recipe": self._blueprint.recipe.text,
-            "version": pipeline.version(),
-            "started": self._started,
-        }
+    def _commit_run(self, finished: str | None = None) -> None:
+        """Commit the row of this run."""
+        row: dict[str, object] = {"kind": Kind.RUN, "recipe": self._blueprint.recipe.text, "timings": []}
+        row |= {"version": pipeline.version(), "started": self._started, "finished": finished}
+        self._commit_rows([row])
 
-    def _commit_rows(self, rows: list[dict[str, Any]]) -> None:
-        for name in {row[column] for row in rows for column in ("shard", "preview_shard") if row.get(column)}:
+    def _commit_items(self, items: list[Item]) -> None:
+        """Commit the rows of packed items. Raises `RunError` when what workers wrote cannot be seen from here."""
+        clips = [item.record for item in items if isinstance(item, ClipItem)]
+        for name in {name for clip in clips for name in (clip.get("shard"), clip.get("preview_shard")) if name}:
             if not self._catalog.out.exists(name):
                 raise RunError(
                     f"{name} was written, but cannot be seen in {self._catalog.out.url} from here: OUT must "
                     "be one place for every node, a bucket or a shared disk."
                 )
-        for row in rows:
-            row.setdefault("kind", "clip")
-            row |= {
-                "layer": self._blueprint.layer,
-                "run_id": self.id,
-                "recipe_hash": self._blueprint.recipe.hash,
-            }
-            if row["kind"] == "clip":
-                self.clip_counts[row["status"]] += 1
-            timings = row.get("timings") or {}
+        self.clip_counts.update(clip["status"] for clip in clips)
+        rows = []
+        for item in items:
+            timings = item.record.get("timings", {})
             self.timings.update(timings)
-            row["timings"] = list(timings.items())
-        self._catalog.commit(pa.Table.from_pylist(rows, schema=self._schema))
+            rows.append(item.columns() | {"timings": list(timings.items())})
+        self._commit_rows(rows)
+
+    def _commit_rows(self, rows: list[dict[str, object]]) -> None:
+        stamp = {"layer": self._blueprint.layer, "run_id": self.id, "recipe_hash": self._blueprint.recipe.hash}
+        self._catalog.commit(pa.Table.from_pylist([row | stamp for row in rows], schema=self._schema))
         trim_memory()
 
 
-# Records that came before their source's: uri -> (block, its size, record).
-_Early = dict[str, list[tuple[Any, int, dict[str, Any]]]]
+# Clips that came before their source's row: uri -> (block, its size, clip).
+_Early = dict[str, list[tuple[Any, int, ClipItem]]]
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from annotators.base import Annotator, Signal, Weight
 from pipeline.errors import UsageError
 from pipeline.formats import schema
+from pipeline.formats.records import LineageEntry
 from pipeline.recipe import registry
 from pipeline.recipe.recipe import Recipe
 from pipeline.recipe.rules import RuleError, Rules
@@ -25,7 +26,7 @@ class Blueprint:
     filters: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     signals: dict[str, Signal]
-    lineage: list[dict[str, Any]]
+    lineage: list[LineageEntry]
     # The columns known before the first annotator runs, after it, after the second, ...
     known_columns: tuple[frozenset[str], ...]
     # The weights that the user named, of each annotator that asks for them; only a run's blueprint has them.
@@ -93,7 +94,10 @@ class Blueprint:
             name: registry.describe_weights((*registry.load_annotator(name).weights, *weights))
             for name, weights in chosen.items()
         }
-        lineage = [entry | chosen_lineage.get(entry["name"], {}) for entry in self.lineage]
+        lineage: list[LineageEntry] = [
+            {**entry, **chosen_lineage[entry["name"]]} if entry["name"] in chosen_lineage else entry
+            for entry in self.lineage
+        ]
         return replace(self, lineage=lineage, chosen=chosen)
 
     def build_annotator(self, name: str) -> Annotator:
@@ -126,6 +130,6 @@ class Blueprint:
                 ) from error
             raise UsageError(f"recipe, rule or task {error}") from error
 
-    def select_lineage(self, names: list[str]) -> list[dict[str, Any]]:
+    def select_lineage(self, names: list[str]) -> list[LineageEntry]:
         """The lineage of these annotators and filters."""
         return [entry for entry in self.lineage if entry["name"] in names]

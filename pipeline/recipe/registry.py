@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 from annotators.base import Annotator, Filter, Signal, Weight
 from annotators.weights import MissingWeights
 from pipeline.errors import ErrorCode, Failure, UsageError, attempt, did_you_mean
+from pipeline.formats.records import LineageEntry, WeightColumns
 from pipeline.formats.schema import BASE_LAYER, DUPLICATES_LAYER
 from pipeline.video.shots import TransNet
 
@@ -225,15 +226,15 @@ def _weights_of(owner: type[Filter] | type[Annotator]) -> tuple[Weight, ...]:
     return declare(owner).weights
 
 
-def build_lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[dict[str, Any]]:
+def build_lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[LineageEntry]:
     """What makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
     return [
-        {"name": owner.name, "version": owner.version} | describe_weights(_weights_of(owner))
+        {"name": owner.name, "version": owner.version, **describe_weights(_weights_of(owner))}
         for owner in _load_owners(annotators, filters)
     ]
 
 
-def describe_weights(used: tuple[Weight, ...]) -> dict[str, str | None]:
+def describe_weights(used: tuple[Weight, ...]) -> WeightColumns:
     """The entries of a lineage for weights."""
     return {
         "weights_id": "+".join(weight.id for weight in used) or None,

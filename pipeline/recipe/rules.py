@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 
 from pipeline.errors import did_you_mean
+from pipeline.formats.schema import Status
 
 # What a rule or a task may be called.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -37,7 +38,7 @@ class RuleError(ValueError):
 class Verdict:
     """The verdict so far: `status` is kept, rejected or pending; `rule` names the rule that decided."""
 
-    status: str
+    status: Status
     rule: str | None = None
     detail: str | None = None
 
@@ -192,11 +193,11 @@ class Rules:
             answers = self._evaluate(self._rules, self._rule_columns, known_values)
             for name, answer in zip(self._rules, answers, strict=True):
                 if answer:
-                    return Verdict("rejected", name, self.because(name, values))
+                    return Verdict(Status.REJECTED, name, self.because(name, values))
         for name, answer in zip(self._rules, answers, strict=True):
             if answer is None:
-                return Verdict("pending", name, self.because(name, values))
-        return Verdict("kept")
+                return Verdict(Status.PENDING, name, self.because(name, values))
+        return Verdict(Status.KEPT)
 
     def tasks(self, values: Mapping[str, Any]) -> list[str]:
         """The tasks with a predicate that is true for the clip. Raises `RuleError` as `judge` does."""
@@ -219,9 +220,10 @@ class Rules:
             rejected += [(f"s{number}.s{number}_{index}", name) for index, name in enumerate(self._rules)]
         last = len(self._stages) - 1
         waiting = [(f"s{last}.s{last}_{index} IS NULL", name) for index, name in enumerate(self._rules)]
-        cases = [f"WHEN {test} THEN ('rejected', {quote_text(name)})" for test, name in rejected]
-        cases += [f"WHEN {test} THEN ('pending', {quote_text(name)})" for test, name in waiting]
-        verdict = f"CASE {' '.join(cases)} ELSE ('kept', NULL) END" if cases else "('kept', NULL)"
+        cases = [f"WHEN {test} THEN ('{Status.REJECTED}', {quote_text(name)})" for test, name in rejected]
+        cases += [f"WHEN {test} THEN ('{Status.PENDING}', {quote_text(name)})" for test, name in waiting]
+        kept = f"('{Status.KEPT}', NULL)"
+        verdict = f"CASE {' '.join(cases)} ELSE {kept} END" if cases else kept
         joins = f"({parts[0]}) s0 " + " ".join(
             f"JOIN ({part}) s{number} USING (clip_id)" for number, part in enumerate(parts) if number
         )

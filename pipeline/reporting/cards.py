@@ -15,7 +15,7 @@ import jinja2
 
 from pipeline.errors import UsageError
 from pipeline.formats import shards
-from pipeline.formats.schema import PREVIEW, SAMPLE
+from pipeline.formats.schema import PREVIEW, SAMPLE, Status
 from pipeline.reporting import mosaic
 from pipeline.storage.folder import Folder
 
@@ -44,9 +44,9 @@ def make_card(
     that cannot be read are left out.
     """
     reason = row["detail"] or ""
-    if row["status"] == "rejected" and row["rule"]:
+    if row["status"] == Status.REJECTED and row["rule"]:
         reason = f"{row['rule']}: {reason}" if not reason.startswith(row["rule"]) else reason
-    elif row["status"] == "failed":
+    elif row["status"] == Status.FAILED:
         reason = f"{row['code']} in the step {row['stage']}: {reason}"
     span = "" if row.get("start_s") is None else f"{row['start_s']:.2f} to {row['end_s']:.2f} s"
     preview = _read_sample(out, row["clip_id"], *(row[name] for name in PREVIEW)) if row.get("preview_shard") else {}

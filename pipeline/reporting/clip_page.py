@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.catalog.catalog import Catalog, open_dataset, values
+from pipeline.catalog.predicates import CLIP_ROWS
 from pipeline.errors import UsageError
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import Kind
 from pipeline.reporting import explain
 from pipeline.reporting.cards import make_card, render
 from pipeline.storage.scratch import Scratch
@@ -18,18 +19,14 @@ def view(out: str, target: str, file: Path) -> str:
     Raises `UsageError` when there is no such clip, and where `file` cannot be written.
     """
     facts = explain.explain(out, target)
-    if facts["kind"] != "clip":
+    if facts["kind"] != Kind.CLIP:
         clips = ", ".join(clip["clip_id"] for clip in facts["clips"]) or "none"
         raise UsageError(f"{target!r} is a source; `view` opens one of its clips: {clips}")
     with Scratch() as scratch:
         catalog = Catalog(open_dataset(out), scratch.path)
         clip_id: str = facts["clip"]["clip_id"]
         # A layer's tracks are stored in separate shards.
-        rows = values(
-            catalog.connect(),
-            "SELECT * FROM clips WHERE clip_id = ? ORDER BY layer <> ?, layer",
-            [clip_id, BASE_LAYER],
-        )
+        rows = values(catalog.connect(), CLIP_ROWS, [clip_id])
         clip_card = make_card(catalog.out, rows[0], rows[1:], playing=True)
     render("view.html", file, {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)})
     return clip_id

@@ -10,8 +10,9 @@ import duckdb
 from annotators.base import Signal
 from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.catalog.find import find
+from pipeline.catalog.predicates import CLIP_ROWS, IS_BASE, kind_sql
 from pipeline.errors import ADVICE, ErrorCode, UsageError
-from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER
+from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
 from pipeline.recipe import recipe, registry
 from pipeline.recipe.recipe import Recipe
 from pipeline.storage.scratch import Scratch
@@ -50,13 +51,13 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
     clips = values(
         con,
         "SELECT clip_id, start_s, end_s, status, coalesce(rule, code) AS why FROM clips "
-        "WHERE source_uri = ? AND layer = ? ORDER BY start_s",
-        [uri, BASE_LAYER],
+        f"WHERE source_uri = ? AND {IS_BASE} ORDER BY start_s",
+        [uri],
     )
     twins = values(con, "SELECT source_uri FROM sources WHERE same_as = ? ORDER BY source_uri", [uri])
     windows = {window["clip_id"] for window in row["windows"] or []} - {clip["clip_id"] for clip in clips}
     return {
-        "kind": "source",
+        "kind": Kind.SOURCE.value,
         "source": {name: row[name] for name in _SOURCE_COLUMNS},
         "shots": len(row["shots"] or []),
         "manifest": _manifest_facts(row, _find_recipe(con, row)),
@@ -64,15 +65,15 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
         "clips": clips,
         "clips_without_verdict": len(windows),
         "twins": [twin["source_uri"] for twin in twins],
-        "history": _read_history(con, "kind = 'source' AND source_uri = ?", uri),
+        "history": _read_history(con, f"{kind_sql(Kind.SOURCE)} AND source_uri = ?", uri),
     }
 
 
 def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
-    layers = values(con, "SELECT * FROM clips WHERE clip_id = ? ORDER BY layer <> ?, layer", [clip_id, BASE_LAYER])
+    layers = values(con, CLIP_ROWS, [clip_id])
     row, chosen = layers[0], _find_recipe(con, layers[0])
     return {
-        "kind": "clip",
+        "kind": Kind.CLIP.value,
         "clip": {name: row[name] for name in _CLIP_COLUMNS},
         "manifest": _manifest_facts(row, chosen),
         "verdict": _verdict_facts(row, chosen),
@@ -94,7 +95,7 @@ def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
             for layer in layers
         ],
         "preview": {name: row[f"preview_{name}"] for name in ("shard", "offset", "bytes")},
-        "history": _read_history(con, "kind = 'clip' AND clip_id = ?", clip_id),
+        "history": _read_history(con, f"{kind_sql(Kind.CLIP)} AND clip_id = ?", clip_id),
     }
 
 
@@ -161,25 +162,25 @@ def _read_history(con: duckdb.DuckDBPyConnection, where: str, name: str) -> list
 
 def format_text(facts: Facts) -> str:
     """Format the facts as sentences."""
-    return "\n".join(_clip_text(facts) if facts["kind"] == "clip" else _source_text(facts))
+    return "\n".join(_clip_text(facts) if facts["kind"] == Kind.CLIP else _source_text(facts))
 
 
 def _verdict_text(verdict: Facts) -> Iterator[str]:
     status, detail = verdict["status"], verdict["detail"]
-    if status == "rejected":
+    if status == Status.REJECTED:
         yield f"It is rejected by the rule {verdict['rule']}: {detail or verdict['rule_sql']}"
-    elif status == "failed":
+    elif status == Status.FAILED:
         yield f"It failed with {verdict['code']} in the step {verdict['stage']}: {detail}"
         if verdict["advice"]:
             yield f"What to do: {verdict['advice']}"
-    elif status == "pending":
+    elif status == Status.PENDING:
         rule = f" on the rule {verdict['rule']}: {verdict['rule_sql']}" if verdict["rule"] else ""
         yield f"It is pending{rule} ({detail})"
-    elif status == "same":
+    elif status == Status.SAME:
         yield f"It has the same content as {verdict['same_as']}, which holds the clips."
-    elif status == "forgotten":
+    elif status == Status.FORGOTTEN:
         yield "Its content was removed with `vdot-data forget` and is refused."
-    elif status == "cut":
+    elif status == Status.CUT:
         yield "It was cut into clips."
     else:
         yield f"It is {status}: no rule of the recipe {verdict['recipe_hash']} rejects it."
@@ -256,7 +257,7 @@ def _clip_text(facts: Facts) -> Iterator[str]:
         weights = f", weights {entry['weights_id']} ({entry['weights_licence']})" if entry["weights_id"] else ""
         yield f"  {entry['name']} {entry['version']}{weights}{_layer_suffix(entry['layer'])}"
     for layer in facts["layers"]:
-        if layer["status"] == "failed" and layer["layer"] != BASE_LAYER:
+        if layer["status"] == Status.FAILED and layer["layer"] != BASE_LAYER:
             yield f"Layer {layer['layer']}:"
             yield from _verdict_text(layer["verdict"])
         elif layer["shard"]:

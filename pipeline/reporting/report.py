@@ -19,7 +19,7 @@ import numpy as np
 from annotators.base import Signal
 from pipeline.catalog.catalog import Catalog, open_dataset, utc_now, values
 from pipeline.catalog.dataset import manifest_columns, stored_recipe
-from pipeline.catalog.ledger import made_by_sql
+from pipeline.catalog.predicates import made_by_sql
 from pipeline.formats.schema import BASE_LAYER, PLACE
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import quote_name, quote_text

@@ -13,17 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from annotators.base import Annotation, Annotator, Frames, Picture, Sample
+from annotators.base import Annotation, Annotator, Frames, Picture, Sample, Value
+from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats import clip_decode
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_clip, encode_png
 from pipeline.formats.conditions import track_names
-from pipeline.formats.schema import BASE_LAYER
+from pipeline.formats.schema import BASE_LAYER, Status
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.stages.attempts import Attempts
-from pipeline.stages.item import Item, read_items
+from pipeline.stages.item import ClipItem, SourceItem, read_items, to_table
 from pipeline.video import process
 
 
@@ -42,18 +42,18 @@ class AnnotateStage:
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for item in read_items(batch):
-            if self.annotate(item):
-                yield item.to_table()
+            if isinstance(item, SourceItem) or self.annotate(item):
+                yield to_table(item)
 
-    def annotate(self, item: Item) -> bool:
+    def annotate(self, item: ClipItem) -> bool:
         """Do this stage's part of a clip unless it is settled or annotated already; False when the run must stop."""
-        if "status" in item.record or item.record.get("stages_done", 0) > self._number:
+        if "status" in item.record or item.stages_done > self._number:
             return True
         unit = f"stage {self._number} of clip {item.record['clip_id']}"
-        answer = self._attempts.begin(unit)
-        if answer == "stop":
+        permission = self._attempts.begin(unit)
+        if permission is Permission.STOP:
             return False
-        if answer == "dead":
+        if permission is Permission.DEAD:
             detail = f"every worker that annotated this clip ({', '.join(self._annotator_names())}) died while at it"
             item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
             return True
@@ -66,7 +66,7 @@ class AnnotateStage:
     def _annotator_names(self) -> list[str]:
         return [annotator.name for annotator in self._annotators]
 
-    def _annotate(self, item: Item) -> None:
+    def _annotate(self, item: ClipItem) -> None:
         record = item.record
         timer = Timer(record.setdefault("timings", {}))
         self._step = "decode"
@@ -74,8 +74,8 @@ class AnnotateStage:
         timer("redecode")
         # Members from before this layer may be needed, and are stored elsewhere already.
         stored = {name: item.members.pop(name) for name in [*item.members] if self._is_layer}
-        signals: dict[str, Any] = json.loads(stored.get("json", b"{}")).get("signals", {})
-        signals |= {name: record[name] for name in self._blueprint.signals if name in record}
+        signals: dict[str, Value] = json.loads(stored.get("json", b"{}")).get("signals", {})
+        signals |= item.signals
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._annotators_before + 1):
             self._step = annotator.name
@@ -87,7 +87,7 @@ class AnnotateStage:
             if annotation.caption is not None:
                 record["caption"] = annotation.caption
             timer("encode")
-            record |= annotation.signals
+            item.signals |= annotation.signals
             signals |= annotation.signals
             taken = annotation.data.keys() & {*data, *output_checks.SAMPLE_KEYS}
             if taken:
@@ -95,26 +95,26 @@ class AnnotateStage:
                 raise ClipError(ErrorCode.ANNOTATOR_ERROR, detail)
             data |= annotation.data
             record["lineage"] = [*record.get("lineage", []), *self._blueprint.select_lineage([annotator.name])]
-            verdict = self._rules.judge(record, position)
-            settled = verdict.status == "rejected" and not self._blueprint.recipe.score_all
+            verdict = self._rules.judge(item.columns(), position)
+            settled = verdict.status == Status.REJECTED and not self._blueprint.recipe.score_all
             if settled:
                 break
         item.members["json"] = json.dumps(data, allow_nan=False).encode()
-        record["stages_done"] = self._number + 1
+        item.stages_done = self._number + 1
         last = self._number == len(self._blueprint.stages) - 1
         if last or settled:
-            record |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
-            if verdict.status == "rejected":
+            record.update({"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail})
+            if verdict.status == Status.REJECTED:
                 item.members.clear()
             else:
                 self._finish_clip(item, data)
 
-    def _finish_clip(self, item: Item, data: dict[str, Any]) -> None:
+    def _finish_clip(self, item: ClipItem, data: dict[str, Any]) -> None:
         """Give a clip its tasks and its JSON."""
-        record = item.record
-        record["tasks"] = self._rules.tasks(record)
-        signals = {name: record.get(name) for name in sorted(self._blueprint.signals)}
-        sample = {name: signals if name == "signals" else record[name] for name in output_checks.SAMPLE_KEYS}
+        columns = item.columns()
+        item.record["tasks"] = self._rules.tasks(columns)
+        signals = {name: item.signals.get(name) for name in sorted(self._blueprint.signals)}
+        sample = {name: signals if name == "signals" else columns[name] for name in output_checks.SAMPLE_KEYS}
         text = json.dumps(sample | data, sort_keys=True, separators=(",", ":"), allow_nan=False)
         item.members["json"] = text.encode()
         if self._is_layer:
@@ -136,7 +136,7 @@ class AnnotateStage:
 
 
 def _gather_needs(
-    annotator: Annotator, signals: Mapping[str, Any], members: Mapping[str, bytes], clip_id: str
+    annotator: Annotator, signals: Mapping[str, Value], members: Mapping[str, bytes], clip_id: str
 ) -> dict[str, Any]:
     """The arguments of an annotator: a signal of that name, else the track, as a trainer will see it; or the sample."""
     needed: dict[str, Any] = {}

@@ -5,27 +5,35 @@ An error in one source or clip becomes its verdict here (`errors.attempt`); only
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotators.base import Frames
+from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
-from pipeline.formats.schema import BASE_LAYER, PLACE
+from pipeline.formats.records import (
+    ClipRecord,
+    SourceRecord,
+    VerdictColumns,
+    WindowColumns,
+    begin_clip,
+    source_columns,
+)
+from pipeline.formats.schema import BASE_LAYER, PLACE, Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.sources.expand import Source
 from pipeline.sources.fetch import LocalFile, fetch_source
+from pipeline.sources.work import ClipWork, EarlierCut, SourceWork, read_work
 from pipeline.stages import sandboxed
 from pipeline.stages.annotate import AnnotateStage
-from pipeline.stages.attempts import Attempts
-from pipeline.stages.item import Item, failure_columns
+from pipeline.stages.item import ClipItem, Item, SourceItem, failure_columns, to_table
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.video import process, shots
@@ -59,31 +67,33 @@ class CutStage:
         self._first_stage = AnnotateStage(blueprint, 0, attempts)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for work in batch.to_pylist():
-            stored = json.loads(work["clip"]) if work["clip"] else None
-            items = self._load_clip(json.loads(work["manifest"]) | stored) if stored else self._process_source(work)
+        for work in read_work(batch):
+            items = self._load_clip(work) if isinstance(work, ClipWork) else self._process_source(work)
             for item in items:
-                if item.record.pop("elsewhere", False) or self._first_stage.annotate(item):
-                    yield item.to_table()
+                yield to_table(item)
 
-    def _load_clip(self, clip: dict[str, Any]) -> Iterator[Item]:
-        """A stored clip, ready to be annotated again. If that fails, its row still says where the old sample is."""
-        unit = f"stored clip {clip['clip_id']}"
-        answer = self._attempts.begin(unit)
-        if answer == "stop":
+    def _load_clip(self, work: ClipWork) -> Iterator[Item]:
+        """A stored clip, annotated again. If that fails, its row still says where the old sample is."""
+        unit = f"stored clip {work.record['clip_id']}"
+        permission = self._attempts.begin(unit)
+        if permission is Permission.STOP:
             return
         dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
-        item = Item({name: value for name, value in clip.items() if name not in dropped})
+        record = {name: value for name, value in work.record.items() if name not in dropped}
+        item = ClipItem(cast("ClipRecord", record), work.manifest, work.signals)
         death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
         failure = (
-            death if answer == "dead" else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, clip))
+            death
+            if permission is Permission.DEAD
+            else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, work.record))
         )
         if isinstance(failure, Failure):
             item.fail(failure, "load")
-        yield item
+        if self._first_stage.annotate(item):
+            yield item
         self._attempts.end(unit)
 
-    def _reopen_sample(self, item: Item, clip: dict[str, Any]) -> None:
+    def _reopen_sample(self, item: ClipItem, clip: ClipRecord) -> None:
         sample = shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
         if self._blueprint.layer != BASE_LAYER:
             item.members |= sample
@@ -97,72 +107,87 @@ class CutStage:
             # Values measured on the source's own frames by a filter's current version stay.
             lineage = self._blueprint.select_lineage([*self._blueprint.filters])
             changed = tuple(entry["name"] for entry in lineage if entry not in clip["lineage"])
-            item.record |= sandboxed.measure(frames, self._blueprint.recipe.grid.fps, changed)
+            item.signals |= sandboxed.measure(frames, self._blueprint.recipe.grid.fps, changed)
             item.record["lineage"] = lineage
 
-    def _process_source(self, work: dict[str, Any]) -> Iterator[Item]:
+    def _process_source(self, work: SourceWork) -> Iterator[Item]:
         """One source; tried again when its decoder was killed, as after the death of this worker."""
-        unit = _source_unit(work["uri"])
-        earlier = json.loads(work["known"]) if work["known"] else None
-        manifest = json.loads(work["manifest"])
-        base = {"source_uri": work["uri"], "source_size": work["size"], "source_stamp": work["stamp"], **manifest}
-        source = Source(work["uri"], work["size"], work["stamp"], manifest, work["content"])
-        while (answer := self._attempts.begin(unit)) == "go":
+        source, earlier = work.source, work.earlier
+        unit = _source_unit(source.uri)
+        base: SourceRecord = {
+            "source_uri": source.uri,
+            "source_size": source.size,
+            "source_stamp": source.stamp,
+        }
+        while (permission := self._attempts.begin(unit)) is Permission.GO:
             try:
-                yield from self._try_source(source, dict(base), earlier)
+                yield from self._try_source(source, base.copy(), earlier)
             except _KilledError:
                 time.sleep(_PAUSE_S)
             else:
                 self._attempts.end(unit)
                 return
-        if answer == "dead":
+        if permission is Permission.DEAD:
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
-            yield from _fail_source(base, earlier, failure, "cut")
+            yield from _fail_source(base, source.manifest, earlier, failure, "cut")
 
-    def _try_source(self, source: Source, base: dict[str, Any], earlier: dict[str, Any] | None) -> Iterator[Item]:
+    def _try_source(self, source: Source, base: SourceRecord, earlier: EarlierCut | None) -> Iterator[Item]:
         started = time.perf_counter()
         fetched = attempt(ErrorCode.SOURCE_UNREADABLE, lambda: fetch_source(source, self._scratch.path))
         if isinstance(fetched, Failure):
-            yield from _fail_source(base, earlier, fetched, "fetch")
+            yield from _fail_source(base, source.manifest, earlier, fetched, "fetch")
             return
         try:
-            yield from self._cut_source(base, fetched, earlier, {"fetch": time.perf_counter() - started})
+            timings = {"fetch": time.perf_counter() - started}
+            yield from self._cut_source(base, source.manifest, fetched, earlier, timings)
         finally:
             fetched.discard()
 
     def _cut_source(
-        self, base: dict[str, Any], fetched: LocalFile, earlier: dict[str, Any] | None, timings: dict[str, float]
+        self,
+        base: SourceRecord,
+        manifest: Mapping[str, str],
+        fetched: LocalFile,
+        earlier: EarlierCut | None,
+        timings: dict[str, float],
     ) -> Iterator[Item]:
         base["source_hash"] = fetched.sha256
-        for column, value in (("source_size", fetched.size), ("source_stamp", fetched.stamp)):
-            # The next listing will be compared with what this listing said.
-            base[column] = value if base[column] is None else base[column]
+        # The next listing will be compared with what this listing said.
+        if base["source_size"] is None:
+            base["source_size"] = fetched.size
+        if base["source_stamp"] is None:
+            base["source_stamp"] = fetched.stamp
+        record: SourceRecord
         if earlier and earlier["row"]["source_hash"] == fetched.sha256:
-            row = earlier["row"] | base
-            base |= {name: row[name] for name in row if name.startswith("source_")}
-            windows, box = _parse_windows(earlier["missing"]), row["content_box"]
-            yield _make_source_item(row, {})
+            record = {**earlier["row"], **base}
+            windows = _parse_windows(earlier["missing"])
         else:
             owner = self._attempts.claim(fetched.sha256, base["source_uri"])
             if owner != base["source_uri"]:
-                status = {"status": "same", "same_as": owner} if owner else {"status": "forgotten"}
-                yield _make_source_item(base, status | {"timings": timings})
+                record = {**base, "status": Status.FORGOTTEN, "timings": timings}
+                if owner:
+                    record.update({"status": Status.SAME, "same_as": owner})
+                yield SourceItem(record, manifest)
                 return
-            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan_source(fetched, timings))
+            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan_source(base, fetched, timings))
             if isinstance(scanned, Failure):
                 _check_killed(scanned)
-                yield _make_source_item(base, failure_columns(scanned, "scan"))
+                yield SourceItem({**base, **failure_columns(scanned, "scan")}, manifest)
                 return
-            columns, windows = scanned
-            base |= {name: columns[name] for name in columns if name.startswith("source_")}
-            box = columns["content_box"]
-            yield _make_source_item(base, columns | {"timings": timings})
-        size = self._blueprint.recipe.grid.size(*_picture_shape(base, box))
+            record, windows = scanned
+        yield SourceItem(record, manifest)
+        source, box = source_columns(record), record["content_box"]
+        size = self._blueprint.recipe.grid.size(*_picture_shape(record))
         if not windows or size is None:
             return
-        base |= {"width": size[0], "height": size[1], "fps": self._blueprint.recipe.grid.fps}
+        (width, height), fps = size, self._blueprint.recipe.grid.fps
+
+        def start_clip(window: Window) -> ClipRecord:
+            return {**begin_clip(source, _window_columns(window)), "width": width, "height": height, "fps": fps}
+
+        columns: dict[str, object] = {**manifest, **source, "width": width, "height": height, "fps": fps}
         cuts = self._sandbox.stream(
-            "pipeline.stages.sandboxed:cut_clips", fetched.path, windows, size, box, base, self._blueprint
+            "pipeline.stages.sandboxed:cut_clips", fetched.path, windows, size, box, columns, self._blueprint
         )
         remaining, unit = list(windows), _source_unit(base["source_uri"])
         while remaining:
@@ -173,16 +198,18 @@ class CutStage:
                 cut = Failure(ErrorCode.INTERNAL_ERROR, "the source ended before this clip")
             if isinstance(cut, Failure):
                 _check_killed(cut)
-                yield from (_make_failed_clip(base, window, cut, "cut") for window in remaining)
+                verdict = failure_columns(cut, "cut")
+                yield from (ClipItem({**start_clip(window), **verdict}, manifest) for window in remaining)
                 return
             remaining.pop(0)
-            lineage = self._blueprint.select_lineage([*self._blueprint.filters])
-            record = base | cut.values | {"timings": cut.timings, "lineage": lineage}
-            record["elsewhere"] = len(windows) > MAX_LOCAL_CLIPS
+            clip: ClipRecord = {**start_clip(cut.window), **cut.verdict, "timings": cut.timings}
+            clip["lineage"] = self._blueprint.select_lineage([*self._blueprint.filters])
+            item = ClipItem(clip, manifest, cut.signals, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
             # If this worker dies while it annotates the clip, the source is not to blame.
             self._attempts.end(unit)
-            yield Item(record, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
-            if self._attempts.begin(unit) != "go":
+            if len(windows) > MAX_LOCAL_CLIPS or self._first_stage.annotate(item):
+                yield item
+            if self._attempts.begin(unit) is not Permission.GO:
                 return
         if not remaining:
             # To its end, or the child would be taken for abandoned; errors after the last clip do not matter.
@@ -194,8 +221,10 @@ class CutStage:
         fetched.check_unchanged()
         return cut
 
-    def _scan_source(self, fetched: LocalFile, timings: dict[str, float]) -> tuple[dict[str, Any], list[Window]]:
-        """Shots and windows of a source never seen before, as columns of its row."""
+    def _scan_source(
+        self, base: SourceRecord, fetched: LocalFile, timings: dict[str, float]
+    ) -> tuple[SourceRecord, list[Window]]:
+        """The row of a source never seen before, with its shots, and the windows of its clips."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
         parts: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = []
         result: sandboxed.ScanResult | None = None
@@ -221,7 +250,9 @@ class CutStage:
         shot_list = shots_of(ranges, times, result.end_s, joined)
         timings |= {"scan": result.seconds, "shots": detecting + time.process_time() - since}
         probe = result.probe
-        row: dict[str, Any] = {
+        record: SourceRecord = {
+            **base,
+            "timings": timings,
             "source_width": probe.display.width,
             "source_height": probe.display.height,
             "source_fps": 1 / typical_step(times, result.end_s),
@@ -238,22 +269,21 @@ class CutStage:
             ],
             "windows": [],
         }
-        if grid.size(*_picture_shape(row, row["content_box"])) is None:
-            return row | {
-                "status": "rejected",
-                "rule": "too_small",
-                "detail": f"a side is under {grid.multiple} px, or the picture too long and thin",
-            }, []
+        verdict: VerdictColumns
+        if grid.size(*_picture_shape(record)) is None:
+            detail = f"a side is under {grid.multiple} px, or the picture too long and thin"
+            verdict = {"status": Status.REJECTED, "rule": "too_small", "detail": detail}
+            return {**record, **verdict}, []
         windows = grid.windows(fetched.sha256, shot_list, times, recipe.crop_bars)
         if not windows:
             longest_s = max((shot.end_s - shot.start_s for shot in shot_list), default=0.0)
             needed_s = (grid.min_frames - 1) / grid.fps
             detail = f"the longest shot lasts {longest_s:.2f} s; {grid.min_frames} frames need {needed_s:.2f} s"
-            return row | {"status": "rejected", "rule": "too_short", "detail": detail}, []
-        row["windows"] = [
-            {"clip_id": window.clip_id, **_window_span(window), "frames": window.frames} for window in windows
-        ]
-        return row | {"status": "cut"}, windows
+            verdict = {"status": Status.REJECTED, "rule": "too_short", "detail": detail}
+            return {**record, **verdict}, []
+        record["windows"] = [_window_columns(window) for window in windows]
+        record["status"] = Status.CUT
+        return record, windows
 
 
 def _source_unit(uri: str) -> str:
@@ -266,35 +296,28 @@ def _check_killed(failure: Failure) -> None:
         raise _KilledError
 
 
-def _picture_shape(row: dict[str, Any], box: list[int] | None) -> tuple[int, int]:
-    return (box[2] - box[0], box[3] - box[1]) if box else (row["source_width"], row["source_height"])
+def _picture_shape(record: SourceRecord) -> tuple[int, int]:
+    """Width and height of a source's picture, without its bars if they are cut off."""
+    box = record["content_box"]
+    return (box[2] - box[0], box[3] - box[1]) if box else (record["source_width"], record["source_height"])
 
 
-def _window_span(window: Window) -> dict[str, Any]:
-    return {"start_s": window.start_s, "end_s": window.end_s}
+def _window_columns(window: Window) -> WindowColumns:
+    return {"clip_id": window.clip_id, "start_s": window.start_s, "end_s": window.end_s, "frames": window.frames}
 
 
-def _parse_windows(rows: list[dict[str, Any]]) -> list[Window]:
+def _parse_windows(rows: list[WindowColumns]) -> list[Window]:
     return [Window(row["clip_id"], row["start_s"], row["end_s"], row["frames"]) for row in rows]
 
 
-def _make_failed_clip(base: dict[str, Any], window: Window, failure: Failure, stage: str) -> Item:
-    span = {"clip_id": window.clip_id, **_window_span(window), "frames": window.frames}
-    return Item(base | span | failure_columns(failure, stage))
-
-
-def _fail_source(base: dict[str, Any], earlier: dict[str, Any] | None, failure: Failure, stage: str) -> Iterator[Item]:
+def _fail_source(
+    base: SourceRecord, manifest: Mapping[str, str], earlier: EarlierCut | None, failure: Failure, stage: str
+) -> Iterator[Item]:
     """A source that is not available now. What an earlier run learned of it stands; its missing clips have failed."""
     if earlier is None:
-        yield _make_source_item(base, failure_columns(failure, stage))
+        yield SourceItem({**base, **failure_columns(failure, stage)}, manifest)
         return
-    base |= earlier["row"]
-    yield _make_source_item(base, {})
-    for window in _parse_windows(earlier["missing"]):
-        yield _make_failed_clip(
-            {name: base[name] for name in base if name.startswith("source_")}, window, failure, stage
-        )
-
-
-def _make_source_item(base: dict[str, Any], columns: dict[str, Any]) -> Item:
-    return Item({"kind": "source", **base, **columns})
+    record: SourceRecord = {**base, **earlier["row"]}
+    yield SourceItem(record, manifest)
+    for window in earlier["missing"]:
+        yield ClipItem({**begin_clip(source_columns(record), window), **failure_columns(failure, stage)})

@@ -5,17 +5,17 @@ An error in one clip becomes its failure here (`errors.attempt`); only `RunError
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 from annotators.networks.picture_embedding import SIZE, ClipEmbedding
+from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.embeddings import Vectors
-from pipeline.stages.attempts import Attempts
 from pipeline.storage.folder import Folder
 from pipeline.video import process
 
@@ -25,8 +25,17 @@ _SCHEMA = pa.schema(
 )
 
 
+class StoredClip(TypedDict):
+    """Where a clip's sample is."""
+
+    clip_id: str
+    shard: str
+    offset: int
+    bytes: int
+
+
 class EmbedStage:
-    """Stored clips (clip_id, shard, offset, bytes) to rows of clip_id and embedding, or code and detail."""
+    """Stored clips (rows of `StoredClip`) to rows of clip_id and embedding, or code and detail."""
 
     def __init__(self, out: Folder, attempts: Attempts) -> None:
         process.prepare()
@@ -36,11 +45,11 @@ class EmbedStage:
         rows = []
         for clip in batch.to_pylist():
             unit = f"embedding of clip {clip['clip_id']}"
-            answer = self._attempts.begin(unit)
-            if answer == "stop":
+            permission = self._attempts.begin(unit)
+            if permission is Permission.STOP:
                 break
             death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
-            result = death if answer == "dead" else self._embed_clip(clip)
+            result = death if permission is Permission.DEAD else self._embed_clip(clip)
             row = (
                 {"code": result.code, "detail": result.detail} if isinstance(result, Failure) else {"embedding": result}
             )
@@ -48,7 +57,7 @@ class EmbedStage:
             self._attempts.end(unit)
         return pa.Table.from_pylist(rows, schema=_SCHEMA)
 
-    def _embed_clip(self, clip: dict[str, Any]) -> Vectors | Failure:
+    def _embed_clip(self, clip: StoredClip) -> Vectors | Failure:
         def read() -> bytes:
             return shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])["mp4"]
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +14,8 @@ import numpy as np
 from annotators.base import Filter, Frames, Value
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats.clip_encode import encode_clip
+from pipeline.formats.records import VerdictColumns
+from pipeline.formats.schema import Status
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import Rules
@@ -47,10 +48,11 @@ class ScanResult:
 
 @dataclass(slots=True)
 class Cut:
-    """One clip out of a source: its values so far and, unless it is rejected or failed, its bytes."""
+    """One clip out of a source: its signals, a verdict if it is rejected or failed, and else its bytes."""
 
     window: Window
-    values: dict[str, Any]
+    signals: dict[str, Value] = field(default_factory=dict)
+    verdict: VerdictColumns = field(default_factory=VerdictColumns)
     mp4: bytes | None = None
     preview: bytes | None = None
     timings: dict[str, float] = field(default_factory=dict)
@@ -82,12 +84,12 @@ def cut_clips(
     windows: list[Window],
     size: tuple[int, int],
     box: list[int] | None,
-    base: dict[str, Any],
+    columns: Mapping[str, object],
     blueprint: Blueprint,
 ) -> Iterator[Cut]:
     """Cut a source's clips, in order of time; decodes it again unless it was just scanned and is small.
 
-    `base` holds the columns already known: of the source, its manifest, and the clips' size and rate. A clip that a
+    `columns`: those already known, of the source, its manifest, and the clips' size and rate. A clip that a
     rule rejects on cheap signals is not encoded, unless the recipe says `score_all`.
     """
     recipe = blueprint.recipe
@@ -96,26 +98,26 @@ def cut_clips(
     before = time.process_time()
     pictures = _frame_cache.take(path) or read_frames(path, probe, sandbox_child.report_progress)
     for window, frames in cut_windows(pictures, probe, windows, recipe.grid.fps, size, crop):
-        cut = Cut(window, asdict(window))
+        cut = Cut(window)
         cut.timings["decode"] = time.process_time() - before
         # A filter or rule that fails on one clip says nothing about the next one.
-        failure = attempt(ErrorCode.INTERNAL_ERROR, partial(_finish_clip, cut, frames, base, blueprint))
+        failure = attempt(ErrorCode.INTERNAL_ERROR, partial(_finish_clip, cut, frames, columns, blueprint))
         if isinstance(failure, Failure):
-            cut.values |= failure_columns(failure, "cut")
+            cut.verdict = failure_columns(failure, "cut")
             cut.mp4 = None
         yield cut
         before = time.process_time()
 
 
-def _finish_clip(cut: Cut, frames: Frames, base: dict[str, Any], blueprint: Blueprint) -> None:
+def _finish_clip(cut: Cut, frames: Frames, columns: Mapping[str, object], blueprint: Blueprint) -> None:
     """Measure, judge and encode one clip."""
     recipe, started = blueprint.recipe, time.process_time()
     cut.preview = make_strip(frames)
-    cut.values |= measure(frames, recipe.grid.fps, blueprint.filters)
-    verdict = _cached_rules(blueprint).judge(base | cut.values, 0)
+    cut.signals = measure(frames, recipe.grid.fps, blueprint.filters)
+    verdict = _cached_rules(blueprint).judge({**columns, **asdict(cut.window), **cut.signals}, 0)
     measured = time.process_time()
-    if verdict.status == "rejected" and not recipe.score_all:
-        cut.values |= {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
+    if verdict.status == Status.REJECTED and not recipe.score_all:
+        cut.verdict = {"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail}
     else:
         cut.mp4 = encode_clip(frames, recipe.grid.fps, recipe.encode.crf, recipe.encode.preset)
     cut.timings |= {"filters": measured - started, "encode": time.process_time() - measured}

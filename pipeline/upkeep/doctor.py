@@ -20,13 +20,13 @@ from rich.table import Table
 
 from annotators.weights import MissingWeights, path
 from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.predicates import IS_BASE, STORED_RECIPE
 from pipeline.errors import RunError, UsageError
-from pipeline.formats.schema import BASE_LAYER
 from pipeline.recipe import recipe, registry
 from pipeline.storage.folder import Folder
 from pipeline.storage.object_store import StorageError
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.checks import Check, Status
+from pipeline.upkeep.checks import Check, CheckStatus
 
 PYTHON = (3, 11)
 # The extras that a run needs; others are for training and for stores that may not be in use.
@@ -75,8 +75,10 @@ def _parse_version(version: str) -> tuple[int, ...]:
 
 def _check_packages() -> Iterator[Check]:
     version_info = sys.version_info[:3]
-    status: Status = "ok" if version_info >= PYTHON else "fail"
-    yield Check("python", status, platform.python_version(), "" if status == "ok" else "install Python 3.11 or newer")
+    status = CheckStatus.OK if version_info >= PYTHON else CheckStatus.FAIL
+    yield Check(
+        "python", status, platform.python_version(), "" if status == CheckStatus.OK else "install Python 3.11 or newer"
+    )
     for line in metadata.requires("vdot-data") or []:
         extra = re.search(r"extra == ['\"](\w+)['\"]", line)
         requirement = re.match(r"([\w.-]+)(?:\[.*?\])?(?:>=([\w.]+))?", line)
@@ -88,22 +90,27 @@ def _check_packages() -> Iterator[Check]:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Check(name, "fail", "is not installed", install)
+            yield Check(name, CheckStatus.FAIL, "is not installed", install)
             continue
         if _parse_version(version) >= _parse_version(minimum):
-            yield Check(name, "ok", version)
+            yield Check(name, CheckStatus.OK, version)
         else:
-            yield Check(name, "fail", f"{version}; at least {minimum} is needed", install)
+            yield Check(name, CheckStatus.FAIL, f"{version}; at least {minimum} is needed", install)
 
 
 def _check_codecs() -> Iterator[Check]:
     for name, codecs in DECODERS.items():
         decoder = next((codec for codec in codecs if _has_codec(codec, "r")), None)
         advice = "" if decoder else f"sources in {name} will fail; install a PyAV wheel from PyPI (`pip install av`)"
-        yield Check(f"{name} decoder", "ok" if decoder else "warn", decoder or "is missing", advice)
+        yield Check(f"{name} decoder", CheckStatus.OK if decoder else CheckStatus.WARN, decoder or "is missing", advice)
     available = _has_codec(ENCODER, "w")
     advice = "" if available else "clips cannot be written; install a PyAV wheel from PyPI (`pip install av`)"
-    yield Check("h264 encoder", "ok" if available else "fail", ENCODER if available else "is missing", advice)
+    yield Check(
+        "h264 encoder",
+        CheckStatus.OK if available else CheckStatus.FAIL,
+        ENCODER if available else "is missing",
+        advice,
+    )
 
 
 def _has_codec(name: str, mode: Literal["r", "w"]) -> bool:
@@ -118,18 +125,18 @@ def _check_weights() -> Iterator[Check]:
     try:
         weights = registry.collect_weights()
     except UsageError as error:
-        yield Check("annotators", "fail", str(error), "fix or remove the package that registers it")
+        yield Check("annotators", CheckStatus.FAIL, str(error), "fix or remove the package that registers it")
         return
     for weight in weights.values():
         try:
-            yield Check(weight.id, "ok", str(path(weight)))
+            yield Check(weight.id, CheckStatus.OK, str(path(weight)))
         except MissingWeights as error:
-            yield Check(weight.id, "fail", str(error), "run `vdot-data weights`")
+            yield Check(weight.id, CheckStatus.FAIL, str(error), "run `vdot-data weights`")
 
 
 def _check_machine() -> Iterator[Check]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Check("cores", "ok", str(os.cpu_count()))
+    yield Check("cores", CheckStatus.OK, str(os.cpu_count()))
     yield _check_amount("memory", memory, MEMORY, "expect one worker at most: a smaller grid or a larger machine helps")
     shm = Path("/dev/shm")  # noqa: S108 (Linux's shared memory, where Ray puts its store)
     if shm.is_dir():
@@ -140,12 +147,14 @@ def _check_machine() -> Iterator[Check]:
         advice = "point VDOT_SCRATCH to a larger disk"
         yield _check_amount(f"free space in {scratch}", shutil.disk_usage(scratch).free, SCRATCH, advice)
     else:
-        yield Check(f"free space in {scratch}", "warn", "does not exist yet", "the first run makes it")
+        yield Check(f"free space in {scratch}", CheckStatus.WARN, "does not exist yet", "the first run makes it")
 
 
 def _check_amount(name: str, amount: float, needed: float, advice: str) -> Check:
     enough = amount >= needed
-    return Check(name, "ok" if enough else "warn", f"{amount / 1e9:.1f} GB", "" if enough else advice)
+    return Check(
+        name, CheckStatus.OK if enough else CheckStatus.WARN, f"{amount / 1e9:.1f} GB", "" if enough else advice
+    )
 
 
 def _check_dataset(out: str) -> Iterator[Check]:
@@ -153,12 +162,14 @@ def _check_dataset(out: str) -> Iterator[Check]:
     try:
         folder = Folder(out)
         if folder.local is not None and not folder.local.exists():
-            yield Check(name, "warn", "does not exist", "`vdot-data ingest` makes it; check the name if it should")
+            yield Check(
+                name, CheckStatus.WARN, "does not exist", "`vdot-data ingest` makes it; check the name if it should"
+            )
             return
         advice = "let this user write there, or choose another OUT"
         folder.check_writable()
         advice = "`vdot-data verify` says what is damaged"
-        yield Check(name, "ok", "can be written to")
+        yield Check(name, CheckStatus.OK, "can be written to")
         if folder.local is not None:
             yield _check_amount(
                 f"free space in {out}",
@@ -169,17 +180,15 @@ def _check_dataset(out: str) -> Iterator[Check]:
         with Scratch() as scratch:
             catalog = Catalog(folder, scratch.path)
             con = catalog.connect()
-            texts = values(con, "SELECT recipe FROM runs WHERE layer = ? ORDER BY sequence DESC LIMIT 1", [BASE_LAYER])
-            status_rows = values(
-                con, "SELECT status, count(*) AS n FROM clips WHERE layer = ? GROUP BY ALL", [BASE_LAYER]
-            )
+            texts = values(con, STORED_RECIPE)
+            status_rows = values(con, f"SELECT status, count(*) AS n FROM clips WHERE {IS_BASE} GROUP BY ALL")
         if not texts:
-            yield Check(name, "ok", "the catalog is empty")
+            yield Check(name, CheckStatus.OK, "the catalog is empty")
             return
         counts = ", ".join(
             f"{row['n']} {row['status']}" for row in sorted(status_rows, key=lambda row: str(row["status"]))
         )
-        yield Check(name, "ok", f"catalog of {catalog.sequence} parts: {counts or 'no clips'}")
-        yield Check(name, "ok", recipe.parse(texts[0]["recipe"], f"stored in {out}").geometry)
+        yield Check(name, CheckStatus.OK, f"catalog of {catalog.sequence} parts: {counts or 'no clips'}")
+        yield Check(name, CheckStatus.OK, recipe.parse(texts[0]["recipe"], f"stored in {out}").geometry)
     except (RunError, UsageError, StorageError, ValueError, duckdb.Error) as error:
-        yield Check(name, "fail", str(error), advice)
+        yield Check(name, CheckStatus.FAIL, str(error), advice)

@@ -21,7 +21,8 @@ from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
 from pipeline.catalog.dataset import lock_catalog
 from pipeline.catalog.erase import finish_forgetting
 from pipeline.catalog.find import find
-from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE
+from pipeline.catalog.predicates import kind_sql
+from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE, Kind
 from pipeline.formats.shards import Place, ShardWriter, compute_digest, digest_in_name, read_sample
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
@@ -68,7 +69,7 @@ def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
 def _build_record(con: duckdb.DuckDBPyConnection, name: str, reason: str | None) -> list[dict[str, Any]]:
     """Build the rows that record what is forgotten: one per clip, and one per source and content it had."""
     target = find(con, name)
-    stamp = {"kind": "forgotten", "detail": reason, "started": utc_now()}
+    stamp = {"kind": Kind.FORGOTTEN, "detail": reason, "started": utc_now()}
     if target.clip_id:
         clips = values(
             con, "SELECT DISTINCT clip_id, source_uri, source_hash FROM clips WHERE clip_id = ?", [target.clip_id]
@@ -76,20 +77,20 @@ def _build_record(con: duckdb.DuckDBPyConnection, name: str, reason: str | None)
         return [stamp | row for row in clips[:1]]
     con.execute(
         "CREATE TEMP TABLE content AS SELECT DISTINCT source_hash FROM parts "
-        "WHERE kind = 'source' AND source_uri = ? AND source_hash IS NOT NULL",
+        f"WHERE {kind_sql(Kind.SOURCE)} AND source_uri = ? AND source_hash IS NOT NULL",
         [target.source_uri],
     )
     where = "(source_uri = ? OR source_hash IN (FROM content))"
     sources = values(
         con,
         "SELECT DISTINCT NULL AS clip_id, source_uri, source_hash FROM parts "
-        f"WHERE kind = 'source' AND {where} ORDER BY ALL",
+        f"WHERE {kind_sql(Kind.SOURCE)} AND {where} ORDER BY ALL",
         [target.source_uri],
     )
     clips = values(
         con,
         "SELECT clip_id, any_value(source_uri) AS source_uri, any_value(source_hash) AS source_hash FROM parts "
-        f"WHERE kind = 'clip' AND {where} GROUP BY clip_id ORDER BY ALL",
+        f"WHERE {kind_sql(Kind.CLIP)} AND {where} GROUP BY clip_id ORDER BY ALL",
         [target.source_uri],
     )
     return [stamp | row for row in [*sources, *clips]]
@@ -104,7 +105,7 @@ def _rewrite_survivors(
     # Any row counts, not only the current one: an older copy of a clip may lie in a shard that is still in use.
     con.execute(
         "CREATE TEMP TABLE affected AS SELECT DISTINCT name FROM (SELECT unnest([shard, preview_shard]) AS name "
-        "FROM parts WHERE kind = 'clip' AND clip_id IN (FROM going)) WHERE name IS NOT NULL ORDER BY name"
+        f"FROM parts WHERE {kind_sql(Kind.CLIP)} AND clip_id IN (FROM going)) WHERE name IS NOT NULL ORDER BY name"
     )
     arrow = con.sql(
         "SELECT * FROM clips WHERE clip_id NOT IN (FROM going) "

@@ -10,9 +10,10 @@ import pyarrow as pa
 from pipeline.catalog.catalog import BATCH
 from pipeline.catalog.dataset import lock_catalog
 from pipeline.errors import ErrorCode
-from pipeline.formats.schema import COLUMNS, PREVIEW, SAMPLE
+from pipeline.formats.schema import COLUMNS, PREVIEW, SAMPLE, Status
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
+from pipeline.upkeep.shard_check import Piece
 from pipeline.upkeep.verify import Report
 
 _DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])
@@ -31,8 +32,8 @@ def mark_failed(report: Report) -> int:
         con.execute("CREATE TEMP TABLE damage AS FROM damage_rows")
         hit = ", ".join(
             f"EXISTS (FROM damage d WHERE d.shard = c.{place[0]} AND (d.clip_id IS NULL "
-            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{kind}'))) AS vdot_{kind}"
-            for kind, place in (("sample", SAMPLE), ("preview", PREVIEW))
+            f"OR (d.clip_id, d.layer, d.what) = (c.clip_id, c.layer, '{piece}'))) AS vdot_{piece}"
+            for piece, place in ((Piece.SAMPLE, SAMPLE), (Piece.PREVIEW, PREVIEW))
         )
         rows = con.sql(f"FROM (SELECT *, {hit} FROM clips c) WHERE vdot_sample OR vdot_preview ORDER BY clip_id, layer")
         for batch in rows.to_arrow_reader(BATCH):
@@ -43,7 +44,7 @@ def mark_failed(report: Report) -> int:
                     clear_place(row, PREVIEW, "", "")
                 if sample:
                     clear_place(row, SAMPLE, "verify", f"its bytes in {shard} are lost or damaged")
-                    failed += row["status"] == "failed"
+                    failed += row["status"] == Status.FAILED
             schema = use_catalog_types(batch.schema)
             catalog.commit(pa.Table.from_pylist(marked, schema=pa.schema(list(schema)[:-2])))
     return failed
@@ -52,8 +53,8 @@ def mark_failed(report: Report) -> int:
 def clear_place(row: dict[str, Any], place: tuple[str, ...], stage: str, detail: str) -> None:
     """Change a clip's row to say that its sample (`place` is SAMPLE) or its preview (PREVIEW) is gone."""
     row |= dict.fromkeys(place)
-    if place == SAMPLE and row["status"] in ("kept", "pending"):
-        row |= {"status": "failed", "code": ErrorCode.STORAGE_ERROR.value, "stage": stage, "detail": detail}
+    if place == SAMPLE and row["status"] in (Status.KEPT, Status.PENDING):
+        row |= {"status": Status.FAILED, "code": ErrorCode.STORAGE_ERROR.value, "stage": stage, "detail": detail}
         row |= {"rule": None, "tasks": None}
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,23 @@ from pipeline.storage.scratch import Scratch
 _PICTURES = {"jpg": "mjpeg", "png": "png"}
 
 
+class Subject(StrEnum):
+    """What a problem is about."""
+
+    PART = "part"
+    SOURCE = "source"
+    CLIP = "clip"
+    SHARD = "shard"
+    EMBEDDINGS = "embeddings"
+
+
+class Piece(StrEnum):
+    """Which of a clip's bytes. A member equals its text, so values read from a catalog need no conversion."""
+
+    SAMPLE = "sample"
+    PREVIEW = "preview"
+
+
 @dataclass(frozen=True, slots=True)
 class Damage:
     """Damaged bytes: a whole shard, or one clip's sample or preview (`what`) of a layer in it."""
@@ -31,15 +49,15 @@ class Damage:
     shard: str
     clip_id: str | None = None
     layer: str | None = None
-    what: str | None = None
+    what: Piece | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A problem: `kind` (part, source, clip or shard) and `name` say where, `sentence` says what; `damage` is what can
+    """A problem: `kind` and `name` say where, `sentence` says what; `damage` is what can
     be made again from the source."""
 
-    kind: str
+    kind: Subject
     name: str
     sentence: str
     damage: Damage | None = None
@@ -56,7 +74,7 @@ class Stored:
 
     clip_id: str
     layer: str
-    what: str
+    what: Piece
     offset: int
     size: int
     frames: int | None
@@ -82,24 +100,26 @@ def inspect_shard(out: Folder, shard: str, rows: list[Stored]) -> list[Problem]:
         with _open_shard(out, shard) as file:
             return _inspect_file(file, shard, rows)
     except FileNotFoundError:
-        return [Problem("shard", shard, "was there and is gone: another run may be at work")]
+        return [Problem(Subject.SHARD, shard, "was there and is gone: another run may be at work")]
     except OSError as error:
         # Not damage: a store that does not answer says nothing about the bytes.
-        return [Problem("shard", shard, f"cannot be read: {error}")]
+        return [Problem(Subject.SHARD, shard, f"cannot be read: {error}")]
 
 
 def _inspect_file(file: BinaryIO, shard: str, rows: list[Stored]) -> list[Problem]:
     checksum = compute_digest(file)
     if checksum != digest_in_name(shard):
-        return [Problem("shard", shard, f"is damaged: its bytes hash to {checksum}", Damage(shard))]
+        return [Problem(Subject.SHARD, shard, f"is damaged: its bytes hash to {checksum}", Damage(shard))]
     file.seek(0)
     try:
         samples, problems = _index_samples(file, shard)
     except tarfile.TarError as error:
-        return [Problem("shard", shard, f"is not a tar: {error}", Damage(shard))]
+        return [Problem(Subject.SHARD, shard, f"is not a tar: {error}", Damage(shard))]
     for row in rows:
         damage = Damage(shard, row.clip_id, row.layer, row.what)
-        problems += [Problem("clip", row.clip_id, text, damage) for text in _check_sample(file, shard, row, samples)]
+        problems += [
+            Problem(Subject.CLIP, row.clip_id, text, damage) for text in _check_sample(file, shard, row, samples)
+        ]
     return problems
 
 
@@ -141,7 +161,7 @@ def _index_samples(file: BinaryIO, shard: str) -> tuple[dict[str, _Sample], list
                 samples[key].members.append(entry)
                 samples[key].end = end
             elif key in samples:
-                problems.append(Problem("shard", shard, f"holds clip {key} twice"))
+                problems.append(Problem(Subject.SHARD, shard, f"holds clip {key} twice"))
             else:
                 samples[key] = _Sample(entry.offset, end, [entry])
             last = key
@@ -154,7 +174,7 @@ def _check_members(file: BinaryIO, row: Stored, sample: _Sample) -> Iterator[str
     for name, count in names.items():
         if count > 1:
             yield f"has {count} members named {name}"
-    if row.what == "preview":
+    if row.what == Piece.PREVIEW:
         needed = {"jpg"}
     elif row.layer == BASE_LAYER:
         needed = {"mp4", "json"}

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from pipeline.catalog.catalog import PARTS, Catalog, open_dataset, values
 from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
 from pipeline.catalog.erase import REMAINING_SQL
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_BASE, IS_KEPT, kind_sql, status_sql
 from pipeline.errors import RunError
 from pipeline.formats import embeddings
-from pipeline.formats.schema import BASE_LAYER, FORMAT_VERSION
-from pipeline.recipe.rules import quote_text
+from pipeline.formats.schema import FORMAT_VERSION, Kind, Status
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-from pipeline.upkeep.shard_check import Damage, Problem, Stored, inspect_shard
+from pipeline.upkeep.shard_check import Damage, Piece, Problem, Stored, Subject, inspect_shard
 
 # Why no command repairs a part.
 _NO_PART = "nothing else says what it held"
@@ -81,26 +81,30 @@ def _check_parts(folder: Folder, report: Report) -> bool:
     for name in names:
         number = name.removesuffix(".parquet")
         if not number.isdigit():
-            report.add(Problem("part", name, "is not the name of a part; the catalog has a file that no run wrote"))
+            report.add(
+                Problem(Subject.PART, name, "is not the name of a part; the catalog has a file that no run wrote")
+            )
             return False
         if int(number) != expected:
-            report.add(Problem("part", name, f"part {expected} should come before it, and is missing; {_NO_PART}"))
+            report.add(
+                Problem(Subject.PART, name, f"part {expected} should come before it, and is missing; {_NO_PART}")
+            )
         expected = int(number) + 1
         try:
             table = pq.read_table(pa.BufferReader(folder.read(f"{PARTS}/{name}")))
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             report.add(
-                Problem("part", name, f"cannot be read ({reason}); bring it back from a copy of OUT: {_NO_PART}")
+                Problem(Subject.PART, name, f"cannot be read ({reason}); bring it back from a copy of OUT: {_NO_PART}")
             )
             sound = False
             continue
         for column, value in (("format_version", FORMAT_VERSION), ("sequence", int(number))):
             if column not in table.column_names:
-                report.add(Problem("part", name, f"has no column {column}"))
+                report.add(Problem(Subject.PART, name, f"has no column {column}"))
                 sound = False
             elif not pc.all(pc.equal(table[column], value), min_count=0, skip_nulls=False).as_py():
-                report.add(Problem("part", name, f"has rows whose {column} is not {value}"))
+                report.add(Problem(Subject.PART, name, f"has rows whose {column} is not {value}"))
     report.checked["parts"] = len(names)
     return sound
 
@@ -109,7 +113,7 @@ def _check_parts(folder: Folder, report: Report) -> bool:
 class _Check:
     """A query whose every row is a problem; `sentence` names its columns."""
 
-    kind: str
+    kind: Subject
     sql: str
     sentence: str
 
@@ -127,39 +131,39 @@ def _overlap_query(place: str) -> str:
 
 _CHECKS = (
     _Check(
-        "clip",
-        "SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE kind = 'clip' "
+        Subject.CLIP,
+        f"SELECT clip_id AS name, layer, sequence, count(*) AS n FROM parts WHERE {kind_sql(Kind.CLIP)} "
         "GROUP BY clip_id, layer, sequence HAVING n > 1 ORDER BY ALL",
         "part {sequence} has {n} rows of its layer {layer}; it must have one",
     ),
     _Check(
-        "source",
-        "SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE kind = 'source' "
+        Subject.SOURCE,
+        f"SELECT source_uri AS name, sequence, count(*) AS n FROM parts WHERE {kind_sql(Kind.SOURCE)} "
         "GROUP BY source_uri, sequence HAVING n > 1 ORDER BY ALL",
         "part {sequence} has {n} rows of this source; it must have one",
     ),
     _Check(
-        "clip",
+        Subject.CLIP,
         "SELECT clip_id AS name, c.source_uri AS uri, min(c.sequence) AS sequence FROM parts c LEFT JOIN "
-        "(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE kind = 'source' GROUP BY source_uri) s "
-        "ON s.source_uri = c.source_uri WHERE kind = 'clip' AND clip_id IN (SELECT clip_id FROM clips) "
-        "AND (vdot_since IS NULL OR vdot_since > c.sequence) "
+        f"(SELECT source_uri, min(sequence) AS vdot_since FROM parts WHERE {kind_sql(Kind.SOURCE)} "
+        f"GROUP BY source_uri) s ON s.source_uri = c.source_uri WHERE {kind_sql(Kind.CLIP)} "
+        "AND clip_id IN (SELECT clip_id FROM clips) AND (vdot_since IS NULL OR vdot_since > c.sequence) "
         "GROUP BY clip_id, c.source_uri ORDER BY ALL",
         "part {sequence} names it before any row of its source {uri}",
     ),
     _Check(
-        "clip",
-        "SELECT clip_id AS name, layer FROM clips WHERE status = 'kept' AND shard IS NULL ORDER BY ALL",
+        Subject.CLIP,
+        f"SELECT clip_id AS name, layer FROM clips WHERE {IS_KEPT} AND shard IS NULL ORDER BY ALL",
         "its layer {layer} is kept, but the catalog names no shard for it",
     ),
-    _Check("clip", _overlap_query(""), "its bytes in {shard} are also those of clip {other}"),
-    _Check("clip", _overlap_query("preview_"), "its preview in {shard} is also that of clip {other}"),
+    _Check(Subject.CLIP, _overlap_query(""), "its bytes in {shard} are also those of clip {other}"),
+    _Check(Subject.CLIP, _overlap_query("preview_"), "its preview in {shard} is also that of clip {other}"),
 )
 
 
 _COUNTS = {
-    "clips": f"clips WHERE layer = {quote_text(BASE_LAYER)}",
-    "layers": f"clips WHERE layer <> {quote_text(BASE_LAYER)}",
+    "clips": f"clips WHERE {IS_BASE}",
+    "layers": f"clips WHERE NOT {IS_BASE}",
     "sources": "sources",
     "forgotten": "forgotten",
 }
@@ -170,8 +174,8 @@ def _add_notes(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report)
     incomplete = values(
         con,
         "SELECT count(DISTINCT source_uri) AS sources, count(*) AS clips FROM (SELECT source_uri, unnest(windows) AS w "
-        "FROM sources WHERE status = 'cut') WHERE w.clip_id NOT IN (SELECT clip_id FROM parts WHERE kind = 'clip' "
-        "UNION ALL SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL)",
+        f"FROM sources WHERE {status_sql(Status.CUT)}) WHERE w.clip_id NOT IN "
+        f"(SELECT clip_id FROM parts WHERE {kind_sql(Kind.CLIP)} UNION ALL {FORGOTTEN_CLIPS})",
     )[0]
     if incomplete["sources"]:
         report.notes.append(
@@ -199,17 +203,16 @@ def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Re
     names = embeddings.list_parts(folder)
     if names:
         report.checked["parts of embeddings"] = len(names)
-        query = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
-        forgotten = [] if _was_interrupted(con) else values(con, query)
+        forgotten = [] if _was_interrupted(con) else values(con, FORGOTTEN_CLIPS)
         for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
-            report.add(Problem("embeddings", name, sentence))
+            report.add(Problem(Subject.EMBEDDINGS, name, sentence))
 
 
 def _expected_shards(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:
     """Every shard that a current row names, with the rows it should hold; one shard's rows in memory at a time."""
     cursor = con.execute(
-        "SELECT shard, clip_id, layer, 'sample', c.offset, bytes, frames, height, width FROM clips c "
-        "WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, 'preview', preview_offset, "
+        f"SELECT shard, clip_id, layer, '{Piece.SAMPLE}', c.offset, bytes, frames, height, width FROM clips c "
+        f"WHERE shard IS NOT NULL UNION ALL SELECT preview_shard, clip_id, layer, '{Piece.PREVIEW}', preview_offset, "
         "preview_bytes, NULL, NULL, NULL FROM clips WHERE preview_shard IS NOT NULL ORDER BY ALL"
     )
     rows = iter(cursor.fetchone, None)
@@ -231,7 +234,7 @@ def _check_shards(
                 yield shard, rows
             else:
                 sentence = f"does not exist, and {len(rows)} rows of the catalog name it"
-                report.add(Problem("shard", shard, sentence, Damage(shard)))
+                report.add(Problem(Subject.SHARD, shard, sentence, Damage(shard)))
 
     if workers == 1:
         for shard, rows in stored_shards():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pipeline.attempts import Attempts, Permission
 
-class FirstAttempts:
+
+class FirstAttempts(Attempts):
     """The attempts of a run in which no worker dies."""
 
-    def begin(self, unit: str) -> str:
-        return "go"
+    def begin(self, unit: str) -> Permission:
+        return Permission.GO
 
     def end(self, unit: str) -> None:
         pass

@@ -87,7 +87,7 @@ def store(path: Path) -> tuple[list[float], sandboxed.ScanResult, list[StoredCli
     assert size is not None
     clips = []
     for stored_clip in sandboxed.cut_clips(path, windows, size, None, {}, blueprint):
-        assert stored_clip.mp4 is not None, stored_clip.values
+        assert stored_clip.mp4 is not None, stored_clip.verdict
         planes = clip_decode.decode_planar(stored_clip.mp4, (stored_clip.window.frames, size[1], size[0]))
         clips.append(StoredClip(stored_clip.window.start_s, np.moveaxis(planes, 0, -1)))
     return times.tolist(), end, clips

@@ -14,6 +14,7 @@ from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.sources import source_list
 from pipeline.sources.expand import Source
+from pipeline.sources.work import ClipWork, SourceWork, WorkItem, read_work
 
 
 def revise(
@@ -106,3 +107,45 @@ def test_what_failed_is_listed_again_as_it_came(dataset: Any) -> None:
     failed = {source.uri: source for source in _failed_sources(dataset.catalog)}
     assert set(failed) == {"/videos/b.mp4", "/videos/c.mp4"}, "b has a clip that failed"
     assert failed["/videos/c.mp4"] == Source("/videos/c.mp4", 1000, "1", {"title": "film c", "licence": "CC0"})
+
+
+def list_work(ledger: Ledger) -> list[WorkItem]:
+    return [work for chunk in ledger.chunks(10) for work in read_work(chunk)]
+
+
+def test_work_on_a_source_says_what_an_earlier_run_learned(dataset: Any) -> None:
+    source = Source("/videos/b.mp4", 1000, "1", {"title": "film b"})
+    listed = source_list.write([source], None, dataset.scratch / "listing.parquet")
+    (work,) = list_work(Ledger(dataset.catalog, dataset.blueprint, listed, retry=True))
+    assert isinstance(work, SourceWork)
+    assert work.source == source
+    assert work.earlier is not None
+    assert (work.earlier["row"]["status"], work.earlier["row"]["source_hash"]) == ("cut", small_dataset.SHA_B)
+    assert work.earlier["missing"] == [
+        {"clip_id": small_dataset.identity("b1"), "start_s": 1.0, "end_s": 1.5, "frames": small_dataset.SIZE[0]}
+    ]
+
+
+def test_work_on_a_stored_clip_has_its_row_its_manifest_and_its_signals(dataset: Any) -> None:
+    source = Source("/videos/b.mp4", 1000, "1", {"title": "film b"})
+    listed = source_list.write([source], None, dataset.scratch / "listing.parquet")
+    chosen = recipe.parse(small_dataset.RECIPE.replace("[[scribble]]", "[[scribble, flow]]"), "of the test")
+    work = list_work(Ledger(dataset.catalog, Blueprint.for_ingest(chosen, ("title",)), listed))
+    clips = {item.record["clip_id"]: item for item in work if isinstance(item, ClipWork)}
+    assert len(clips) == len(work)
+    assert set(clips) == {small_dataset.identity(name) for name in ("b0", "b2")}
+    clip, row = clips[small_dataset.identity("b0")], dataset.row("b0")
+    assert {name: clip.record[name] for name in ("shard", "offset", "bytes", "licence", "lineage")} == {
+        name: row[name] for name in ("shard", "offset", "bytes", "licence", "lineage")
+    }
+    assert clip.manifest == {"title": "film b"}
+    assert clip.signals["luma"] == 100.0
+    assert set(clip.signals) == set(dataset.blueprint.signals) - {"scribble_density"}
+
+
+def test_work_of_a_layer_is_every_stored_clip(dataset: Any) -> None:
+    work = list_work(Ledger(dataset.catalog, Blueprint.for_layer(dataset.recipe, "flow")))
+    assert {item.record["clip_id"] for item in work if isinstance(item, ClipWork)} == {
+        small_dataset.identity(name) for name in ("a0", "a2", "b0", "b2")
+    }
+    assert all(isinstance(item, ClipWork) and not item.manifest and not item.signals for item in work)

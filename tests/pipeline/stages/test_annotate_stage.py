@@ -15,12 +15,13 @@ from annotators.base import Annotation, Frames, Sample
 from annotators.subjects import Subjects
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.clip_encode import encode_clip, encode_png
+from pipeline.formats.records import ClipRecord
 from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Recipe, parse
 from pipeline.stages import sandboxed
 from pipeline.stages.annotate import AnnotateStage
-from pipeline.stages.item import Item
+from pipeline.stages.item import ClipItem
 
 FPS = 16.0
 
@@ -45,18 +46,19 @@ def clip() -> bytes:
     return encode_clip(frames, FPS)
 
 
-def build_item(**members: bytes) -> Item:
-    record: dict[str, Any] = {
+def build_item(**members: bytes) -> ClipItem:
+    record: ClipRecord = {
         "clip_id": "0" * 32, "fps": FPS, "frames": 9, "width": 160, "height": 96, "start_s": 0.0, "end_s": 0.5,
-        "source_hash": "1" * 64,
+        "source_uri": "/videos/a.mp4", "source_hash": "1" * 64,
     }  # fmt: skip
-    return Item(record, {"mp4": clip()} | {name.replace("_", "."): data for name, data in members.items()})
+    stored = {name.replace("_", "."): data for name, data in members.items()}
+    return ClipItem(record, members={"mp4": clip()} | stored)
 
 
-def annotate(recipe: Recipe) -> Item:
+def annotate(recipe: Recipe) -> ClipItem:
     """A clip annotated by every stage of a recipe."""
     sample = build_item()
-    sample.record |= sandboxed.measure(decode_clip(sample.members["mp4"]), FPS, recipe.filters)
+    sample.signals |= sandboxed.measure(decode_clip(sample.members["mp4"]), FPS, recipe.filters)
     blueprint = Blueprint.for_ingest(recipe, ())
     for number in range(len(blueprint.stages)):
         assert AnnotateStage(blueprint, number, FirstAttempts()).annotate(sample)
@@ -104,7 +106,7 @@ def test_a_layer_may_make_pictures() -> None:
     sample.members = dict(annotate(stored_recipe).members)
     assert AnnotateStage(Blueprint.for_layer(stored_recipe, "subjects"), 0, FirstAttempts()).annotate(sample)
     assert set(sample.members) == {"mask.mp4", "ref.0.png", "subjects.json"}
-    assert sample.record["ref_pictures"] == 1
+    assert sample.signals["ref_pictures"] == 1
 
 
 class Filer:
@@ -155,8 +157,8 @@ def test_in_a_recipe_it_takes_what_earlier_stages_made(filer: list[Sample]) -> N
 
 def test_a_manifest_column_is_no_track() -> None:
     sample = build_item()
-    sample.record |= {"mask": "yes", "pose_coverage": "no"}
-    sample.record |= sandboxed.measure(decode_clip(sample.members["mp4"]), FPS, ("luma",))
+    sample.manifest = {"mask": "yes", "pose_coverage": "no"}
+    sample.signals |= sandboxed.measure(decode_clip(sample.members["mp4"]), FPS, ("luma",))
     blueprint = Blueprint.for_ingest(build_recipe(["pose", "subjects", "depth_heuristic"]), ())
     assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(sample)
     assert sample.record["status"] == "kept", sample.record

@@ -20,11 +20,12 @@ from attempts import FirstAttempts
 from annotators.base import Frames
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.formats.clip_encode import encode_clip
+from pipeline.formats.records import ClipRecord
 from pipeline.recipe import output_checks, registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import parse
 from pipeline.stages import annotate
-from pipeline.stages.item import Item
+from pipeline.stages.item import ClipItem
 
 FPS = 16.0
 ANNOTATORS, FILTERS = (sorted(registry.find_registered(group)) for group in ("annotators", "filters"))
@@ -131,18 +132,19 @@ def test_an_annotator_that_fails_makes_a_failed_clip(name: str) -> None:
     blueprint = Blueprint.for_ingest(recipe, ()).with_weights()
     stage = real_clips.load(lambda: annotate.AnnotateStage(blueprint, number, FirstAttempts()))
 
-    def annotate_clip() -> Item:
-        record = {
+    def annotate_clip() -> ClipItem:
+        record: ClipRecord = {
             "clip_id": "0" * 32, "fps": FPS, "frames": len(FRAMES), "width": 128, "height": 96, "start_s": 0.0,
-            "end_s": 1.0, "source_hash": "1" * 64, "stages_done": number,
+            "end_s": 1.0, "source_uri": "/videos/a.mp4", "source_hash": "1" * 64,
         }  # fmt: skip
-        item = Item(record | values, tracks | {"mp4": encode_clip(FRAMES, FPS)})
+        members = tracks | {"mp4": encode_clip(FRAMES, FPS)}
+        item = ClipItem(record, signals=dict(values), members=members, stages_done=number)
         assert stage.annotate(item)
         return item
 
     intact = annotate_clip()
     assert intact.record["status"] == "kept", intact.record
-    assert owner.signals.keys() <= intact.record.keys()
+    assert owner.signals.keys() <= intact.signals.keys()
     for error, code in FAULTS.items():
         for line in choose_lines(count_lines(owner, annotate_clip)):
             with Fault(owner, line, error):
@@ -150,4 +152,4 @@ def test_an_annotator_that_fails_makes_a_failed_clip(name: str) -> None:
             assert (item.record["status"], item.record["code"]) == ("failed", code), f"line {line}"
             assert item.record["stage"] == name
             assert not item.members
-            assert not owner.signals.keys() & item.record.keys(), "a score of a failed measurement"
+            assert not owner.signals.keys() & item.signals.keys(), "a score of a failed measurement"

@@ -41,7 +41,7 @@ def test_what_was_kept_is_what_is_decoded_again(
 
     def cut_clips() -> list[tuple[Any, ...]]:
         clips = sandboxed.cut_clips(source, windows, (160, 96), None, {}, blueprint)
-        return [(clip.values, clip.mp4, clip.preview) for clip in clips]
+        return [(clip.window, clip.signals, clip.verdict, clip.mp4, clip.preview) for clip in clips]
 
     first = cut_clips()
     assert len(first) == len(windows) > 2
@@ -60,7 +60,7 @@ def test_what_a_rule_cannot_take_in_one_clip_leaves_the_others_alone(tmp_path: P
     times = np.array([decoded.time_s for decoded in read_frames(path, probe)])
     windows = blueprint.recipe.grid.windows("x", shots_of([(0, 50)], times, 51 / 16), times)
     clips = list(sandboxed.cut_clips(path, windows, (160, 96), None, {}, blueprint))
-    assert [clip.values.get("code") for clip in clips] == ["RULE_ERROR", None, None]
+    assert [clip.verdict.get("code") for clip in clips] == ["RULE_ERROR", None, None]
     assert [clip.mp4 is None for clip in clips] == [True, False, False]
     assert clips[0].preview is not None
 

@@ -18,7 +18,7 @@ from pipeline.engine.cluster import collect_node_facts
 from pipeline.ingest.commands import Summary
 from pipeline.recipe import registry
 from pipeline.upkeep import doctor as module
-from pipeline.upkeep.checks import Check, make_table
+from pipeline.upkeep.checks import Check, CheckStatus, make_table
 from pipeline.upkeep.cluster_checks import compare_nodes
 from pipeline.upkeep.doctor import doctor
 
@@ -105,7 +105,7 @@ def test_an_out_that_is_empty_and_one_that_is_not_there(tmp_path: Path) -> None:
 
 def test_what_looks_like_markup_is_printed_as_it_is() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(make_table([Check("OUT /a[b]", "fail", "[red]", "pip install 'vdot-data[ingest]'")]))
+    console.print(make_table([Check("OUT /a[b]", CheckStatus.FAIL, "[red]", "pip install 'vdot-data[ingest]'")]))
     console.print(summary_table(Summary("/a[b]", "base", "r", {"kept": {"": 1}}, {}, {}, 1.0, 1.0)))
     text = console.export_text()
     assert "OUT /a[b]" in text

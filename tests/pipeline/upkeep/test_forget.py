@@ -127,7 +127,7 @@ def test_the_ledger_never_lets_the_forgotten_back(dataset: Any) -> None:
     contents = {pair for batch in ledger.contents() for pair in batch}
     assert (small_dataset.SHA_A, "") in contents
     assert (small_dataset.SHA_B, "/videos/b.mp4") in contents
-    assert ledger.accept(small_dataset.Dataset.clip(dataset, "b0", "kept")) is False
+    assert ledger.accept_clip("/videos/b.mp4", small_dataset.identity("b0")) is False
     # The refused source's own row does not make its URI the holder of the content again.
     dataset.catalog = Catalog(dataset.out, dataset.scratch)
     dataset.commit(dataset.source("a", "forgotten"))

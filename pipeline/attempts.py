@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Protocol
+
+
+class Permission(StrEnum):
+    """Whether a worker may begin a unit of work."""
+
+    GO = "go"
+    # The run is ending.
+    STOP = "stop"
+    # Every attempt so far ended with the worker's death.
+    DEAD = "dead"
 
 
 class Attempts(Protocol):
     """Counts attempts across all workers of a run, and knows which source holds which content."""
 
-    def begin(self, unit: str) -> str:
-        """ "go"; "stop" where the run is ending; "dead" where every attempt so far ended with the worker's death."""
+    def begin(self, unit: str) -> Permission:
+        """Whether to work on a unit: a source, or a clip in a stage."""
         ...
 
     def end(self, unit: str) -> None:
