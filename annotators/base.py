@@ -8,7 +8,7 @@ measurement is a failure with a code, never a score.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -83,6 +83,18 @@ class Sample:
     caption: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ClipInput:
+    """What an annotator is called with for one clip.
+
+    frames: uint8 [T, H, W, 3] RGB, read-only. fps: frames a second. needs: what it needs and its sample, by name.
+    """
+
+    frames: Frames
+    fps: float
+    needs: Mapping[str, Any] = field(default_factory=dict)
+
+
 def spread(length: int, count: int) -> list[int]:
     """The numbers of `count` frames spread evenly over a clip of `length`, both ends included; fewer if short."""
     return sorted({round(place) for place in np.linspace(0, length - 1, count).tolist()})
@@ -119,6 +131,8 @@ class Annotator(_Maker):
     recipe, each as a keyword argument; `sample`, True for one that takes whatever was made before it, as the keyword
     argument `sample` (a `Sample`).
     Where it runs: `gpu`, True for one that uses a GPU if it sees one; then each GPU of the cluster gets one of it.
+    How it is called: `clips_per_call`, above 1 for one that is faster with several clips at once, such as requests to a
+    server. It is then called through `annotate_clips`. How many frames of a clip a network sees at once is its own.
     Whose weights it uses: `choose`, a class method for one whose weights the user names. It is asked before a run
     starts, gives `Weight`s or raises `annotators.weights.MissingWeights`, and the annotator is made in every worker
     with what it gave as the only argument.
@@ -131,11 +145,19 @@ class Annotator(_Maker):
     needs: ClassVar[tuple[str, ...]] = ()
     sample: ClassVar[bool] = False
     gpu: ClassVar[bool] = False
+    clips_per_call: ClassVar[int] = 1
     choose: ClassVar[Callable[[], tuple[Weight, ...]] | None] = None
 
     # Each names what it needs as keyword arguments of its own, which a type of all of them cannot say.
     __call__: Callable[..., Annotation]
     """Annotate one clip: `frames` uint8 [T, H, W, 3] RGB, `fps` frames a second, then what it needs, by name."""
+
+    def annotate_clips(self, clips: Sequence[ClipInput]) -> Sequence[Annotation]:
+        """Annotate up to `clips_per_call` clips, which may differ in shape; an annotation for each, in their order.
+
+        If it raises, every clip is annotated by a call of its own, so that only the one at fault fails.
+        """
+        return [self(clip.frames, clip.fps, **clip.needs) for clip in clips]
 
 
 class Filter(_Maker):

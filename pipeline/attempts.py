@@ -23,6 +23,10 @@ class Attempts(Protocol):
         """Whether to work on a unit: a source, or a clip in a stage."""
         ...
 
+    def has_killed(self, unit: str) -> bool:
+        """Whether an attempt at a unit ended with the worker's death."""
+        ...
+
     def end(self, unit: str) -> None:
         """Record that work on the unit ended."""
         ...

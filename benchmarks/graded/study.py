@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from annotators.base import Annotator, Filter, Frames
+from annotators.base import Annotator, ClipInput, Filter, Frames
 from annotators.networks.picture_embedding import ClipEmbedding
 from benchmarks.graded import codecs
 from benchmarks.graded.faults import FAULTS, Fault, Kind, Scene
@@ -148,7 +148,7 @@ class Study:
         for name in names:
             maker = self._load_maker(name)
             if name in _annotators():
-                values |= output_checks.annotate(maker, frames, GRID.fps, {}).signals
+                values |= output_checks.annotate(maker, ClipInput(frames, GRID.fps)).signals
             else:
                 values |= output_checks.measure(maker, frames, GRID.fps)
         return values

@@ -32,6 +32,10 @@ class Coordinator:
         self._attempts[unit] += 1
         return Permission.DEAD if self._attempts[unit] > self._max_deaths else Permission.GO
 
+    def has_killed(self, unit: str) -> bool:
+        """Whether an attempt at a unit ended with the worker's death."""
+        return self._attempts[unit] > 0
+
     def end(self, unit: str) -> None:
         """Record that work on the unit ended."""
         self._attempts.pop(unit, None)
@@ -66,6 +70,9 @@ class CoordinatorClient(Attempts):
 
     def begin(self, unit: str) -> Permission:
         return Permission(ray.get(self._handle.begin.remote(unit)))
+
+    def has_killed(self, unit: str) -> bool:
+        return bool(ray.get(self._handle.has_killed.remote(unit)))
 
     def end(self, unit: str) -> None:
         ray.get(self._handle.end.remote(unit))

@@ -51,7 +51,7 @@ MAX_ROUND = 40_000
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Workers that each make `stage(*arguments)` once, then call it with tables of one row.
+    """Workers that each make `stage(*arguments)` once, then call it with tables of up to `rows_per_call` rows.
 
     There are `min_workers` to `max_workers` of them, as work comes; `in_flight` tables are queued for each. Where there
     are GPUs, a worker that is `on_gpu` has a share of one.
@@ -63,6 +63,7 @@ class Pool:
     max_workers: int
     in_flight: int
     on_gpu: bool = False
+    rows_per_call: int = 1
 
 
 class Engine:
@@ -195,7 +196,7 @@ def pool_options(pools: Sequence[Pool], gpus: int) -> list[dict[str, Any]]:
         options = {
             "batch_format": "pyarrow",
             # A block has one row; Ray wants the size of a batch where a GPU is requested.
-            "batch_size": 1 if on_gpu else None,
+            "batch_size": pool.rows_per_call if on_gpu or pool.rows_per_call > 1 else None,
             "zero_copy_batch": True,
             "num_cpus": RESERVED_SHARE / len(pools),
             "compute": ray.data.ActorPoolStrategy(

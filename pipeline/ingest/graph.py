@@ -25,10 +25,13 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
     """Build the pools of workers that this many chunks of work go through, in order."""
     workers = engine.count_workers(chunks)
     on_gpu = [any(registry.declare(registry.load_annotator(name)).gpu for name in stage) for stage in blueprint.stages]
+    # Whoever cuts annotates few clips at once, and whoever opens a stored clip, unless they are annotated together.
+    together = blueprint.clips_per_call(0) > 1
     # One source at a time: one queued behind another could be done by a worker that is idle at the end.
-    cut = Pool(CutStage, (blueprint, out, engine.attempts), workers, workers, in_flight=1, on_gpu=on_gpu[0])
-    # The only stage of a layer is done by the worker that opens the clip.
-    numbers = range(blueprint.layer != BASE_LAYER, len(blueprint.stages))
+    cut = Pool(
+        *(CutStage, (blueprint, out, engine.attempts), workers, workers), in_flight=1, on_gpu=on_gpu[0] and not together
+    )
+    numbers = range(0 if together or blueprint.layer == BASE_LAYER else 1, len(blueprint.stages))
     return [
         cut,
         *(
@@ -41,6 +44,7 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
                 engine.max_workers,
                 in_flight=2,
                 on_gpu=on_gpu[number],
+                rows_per_call=blueprint.clips_per_call(number),
             )
             for number in numbers
         ),

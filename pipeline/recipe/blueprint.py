@@ -107,6 +107,11 @@ class Blueprint:
         annotator: Annotator = owner(self.chosen[name]) if name in self.chosen else owner()
         return annotator
 
+    def clips_per_call(self, number: int) -> int:
+        """How many clips the stage with this number annotates at once."""
+        stage = (registry.declare(registry.load_annotator(name)) for name in self.stages[number])
+        return max((annotator.clips_per_call for annotator in stage), default=1)
+
     def schema(self) -> pa.Schema:
         """The catalog columns that this run writes."""
         return schema.build_schema(self.signals, self.manifest)

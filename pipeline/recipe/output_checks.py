@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from annotators.base import Annotation, Annotator, Filter, Frames, Signal, Value
+from annotators.base import Annotation, Annotator, ClipInput, Filter, Frames, Signal, Value
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.recipe import registry
 
@@ -22,12 +24,29 @@ SAMPLE_KEYS = (
 )
 
 
-def annotate(annotator: Annotator, frames: Frames, fps: float, inputs: Mapping[str, Any]) -> Annotation:
-    """An annotator's result for one clip. `inputs`: the signals and tracks that it needs.
+def annotate_clips(annotator: Annotator, clips: Sequence[ClipInput]) -> list[Annotation | Failure]:
+    """An annotator's result for each of these clips, which one call takes, or why there is none."""
+    annotations: Sequence[Annotation | None] = [None] * len(clips)
+    if len(clips) > 1:
+        frozen = [replace(clip, frames=_freeze(clip.frames)) for clip in clips]
+        together = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: [*annotator.annotate_clips(frozen)])
+        # If it failed, at which clip cannot be known: each gets a call of its own.
+        if not isinstance(together, Failure) and len(together) == len(clips):
+            annotations = together
+    return [
+        attempt(ErrorCode.ANNOTATOR_ERROR, partial(annotate, annotator, clip, annotation))
+        for clip, annotation in zip(clips, annotations, strict=True)
+    ]
 
-    Raises `ClipError` (ANNOTATOR_ERROR) if the result is not what the annotator declares.
+
+def annotate(annotator: Annotator, clip: ClipInput, annotation: Annotation | None = None) -> Annotation:
+    """An annotator's result for one clip; `annotation`, if it is there already.
+
+    Raises what the annotator raises, and `ClipError` (ANNOTATOR_ERROR) if the result is not what it declares.
     """
-    annotation = annotator(_freeze(frames), fps, **inputs)
+    frames = clip.frames
+    if annotation is None:
+        annotation = annotator(_freeze(frames), clip.fps, **clip.needs)
     if set(annotation.tracks) != set(annotator.tracks):
         raise _contract_error(
             annotator, f"gave the tracks {sorted(annotation.tracks)}, and declares {sorted(annotator.tracks)}"

@@ -39,6 +39,7 @@ class Declaration:
     caption: bool
     sample: bool
     gpu: bool
+    clips_per_call: int
     choose: Callable[[], tuple[Weight, ...]] | None
 
 
@@ -58,6 +59,7 @@ def declare(owner: type[Annotator] | type[Filter] | Annotator) -> Declaration:
         caption=read("caption") is True,
         sample=read("sample") is True,
         gpu=read("gpu") is True,
+        clips_per_call=read("clips_per_call"),
         choose=read("choose"),
     )
 
@@ -93,6 +95,11 @@ def _load_class(group: Group, name: str) -> Any:
         raise UsageError(
             f"{subject} calls itself {owner.name!r}: the entry point and the class must have the same name"
         )
+    clips_per_call = declare(owner).clips_per_call
+    if not isinstance(clips_per_call, int) or clips_per_call < 1:
+        raise UsageError(f"{subject} declares clips_per_call = {clips_per_call!r}: it must be a whole number from 1 on")
+    if clips_per_call > 1 and not hasattr(owner, "annotate_clips"):
+        raise UsageError(f"{subject} declares clips_per_call, and has no annotate_clips: derive it from Annotator")
     for file in declare(owner).files:
         if not _FILE.fullmatch(file):
             raise UsageError(

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
-from annotators.base import Annotation, Annotator, Frames, Picture, Sample, Value
+from annotators.base import Annotation, Annotator, ClipInput, Frames, Picture, Sample, Value
 from pipeline.attempts import Attempts, Permission
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats import clip_decode
@@ -38,38 +38,64 @@ class AnnotateStage:
         self._annotators_before = sum(len(stage) for stage in blueprint.stages[:number])
         self._rules = blueprint.rules()
         self._is_layer = blueprint.layer != BASE_LAYER
-        self._step = "decode"
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for item in read_items(batch):
-            if isinstance(item, SourceItem) or self.annotate(item):
-                yield to_table(item)
+        items = [*read_items(batch)]
+        yield from (to_table(item) for item in items if isinstance(item, SourceItem))
+        for item in self.annotate([item for item in items if isinstance(item, ClipItem)]):
+            yield to_table(item)
 
-    def annotate(self, item: ClipItem) -> bool:
-        """Do this stage's part of a clip unless it is settled or annotated already; False when the run must stop."""
-        if "status" in item.record or item.stages_done > self._number:
-            return True
-        unit = f"stage {self._number} of clip {item.record['clip_id']}"
-        permission = self._attempts.begin(unit)
-        if permission is Permission.STOP:
-            return False
-        if permission is Permission.DEAD:
-            detail = f"every worker that annotated this clip ({', '.join(self._annotator_names())}) died while at it"
-            item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
-            return True
-        failure = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: self._annotate(item))
-        if isinstance(failure, Failure):
-            item.fail(failure, self._step)
-        self._attempts.end(unit)
-        return True
+    def annotate(self, items: Sequence[ClipItem]) -> Iterator[ClipItem]:
+        """Do this stage's part of clips, unless they are settled or annotated already. Yields those that go on: not all
+        of them when the run must stop."""
+        waiting = []
+        for item in items:
+            if "status" in item.record or item.stages_done > self._number:
+                yield item
+            else:
+                waiting.append(item)
+        for group in self._group(waiting):
+            yield from self._annotate_group(group)
 
-    def _annotator_names(self) -> list[str]:
-        return [annotator.name for annotator in self._annotators]
+    def _group(self, items: Sequence[ClipItem]) -> list[Sequence[ClipItem]]:
+        """Which clips to annotate together: all, but a clip at which a worker died must not take others along."""
+        if len(items) < 2:
+            return [items]
+        innocents: list[ClipItem] = []
+        killers: list[ClipItem] = []
+        for item in items:
+            (killers if self._attempts.has_killed(self._unit(item)) else innocents).append(item)
+        return [innocents, *([item] for item in killers)]
 
-    def _annotate(self, item: ClipItem) -> None:
+    def _unit(self, item: ClipItem) -> str:
+        return f"stage {self._number} of clip {item.record['clip_id']}"
+
+    def _annotate_group(self, items: Sequence[ClipItem]) -> Iterator[ClipItem]:
+        """Every annotator on all of these clips in turn, in calls of as many clips as it takes."""
+        clips = []
+        for item in items:
+            permission = self._attempts.begin(self._unit(item))
+            if permission is Permission.DEAD:
+                names = ", ".join(annotator.name for annotator in self._annotators)
+                detail = f"every worker that annotated this clip ({names}) died while at it"
+                item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
+                yield item
+            elif permission is Permission.GO:
+                clips.append(_ClipProgress(item, self._annotate))
+        for annotator in self._annotators:
+            waiting = [clip for clip in clips if clip.input is not None]
+            size = registry.declare(annotator).clips_per_call
+            for start in range(0, len(waiting), size):
+                _call(annotator, waiting[start : start + size])
+        for clip in clips:
+            self._attempts.end(self._unit(clip.item))
+            yield clip.item
+
+    def _annotate(self, clip: _ClipProgress) -> Steps:
+        """Annotate one clip: yields the input of one annotator after the other, and is sent its annotation."""
+        item = clip.item
         record = item.record
         timer = Timer(record.setdefault("timings", {}))
-        self._step = "decode"
         frames = decode_clip(item.members["mp4"]) if self._is_layer else _decode_own_clip(item.members["mp4"])
         timer("redecode")
         # Members from before this layer may be needed, and are stored elsewhere already.
@@ -78,11 +104,11 @@ class AnnotateStage:
         signals |= item.signals
         data: dict[str, Any] = json.loads(item.members.get("json", b"{}"))
         for position, annotator in enumerate(self._annotators, self._annotators_before + 1):
-            self._step = annotator.name
+            clip.step = annotator.name
             needed = _gather_needs(annotator, signals, stored | item.members, record["clip_id"])
             timer("redecode")
-            annotation = output_checks.annotate(annotator, frames, record["fps"], needed)
-            timer(annotator.name)
+            annotation, seconds = yield ClipInput(frames, record["fps"], needed)
+            timer.add(annotator.name, seconds)
             item.members |= self._encode_annotation(annotation, record["fps"])
             if annotation.caption is not None:
                 record["caption"] = annotation.caption
@@ -169,6 +195,53 @@ def _build_sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
     return Sample(clip_id, tracks, pictures, members["txt"].decode() if "txt" in members else None)
 
 
+# Yields the input of an annotator, and is sent the annotation and the CPU seconds that it took.
+Steps = Generator[ClipInput, tuple[Annotation, float], None]
+
+
+class _ClipProgress:
+    """A clip between two annotators. `input`: of the next one; None after the last, or when the clip has failed."""
+
+    def __init__(self, item: ClipItem, annotate: Callable[[_ClipProgress], Steps]) -> None:
+        self.item, self.step = item, "decode"
+        self.input: ClipInput | None = None
+        self._steps = annotate(self)
+        self._advance(lambda: next(self._steps))
+
+    def add(self, annotation: Annotation | Failure, seconds: float) -> None:
+        """Go on with what an annotator made in so many CPU seconds."""
+        if isinstance(annotation, Failure):
+            self._fail(annotation)
+        else:
+            self._advance(lambda: self._steps.send((annotation, seconds)))
+
+    def _advance(self, resume: Callable[[], ClipInput]) -> None:
+        def take_input() -> ClipInput | None:
+            try:
+                return resume()
+            except StopIteration:
+                return None
+
+        following = attempt(ErrorCode.ANNOTATOR_ERROR, take_input)
+        if isinstance(following, Failure):
+            self._fail(following)
+        else:
+            self.input = following
+
+    def _fail(self, failure: Failure) -> None:
+        self.input = None
+        self.item.fail(failure, self.step)
+
+
+def _call(annotator: Annotator, clips: Sequence[_ClipProgress]) -> None:
+    """One call of an annotator, or as many as it takes to know which clip was at fault."""
+    started = time.process_time()
+    annotations = output_checks.annotate_clips(annotator, [clip.input for clip in clips if clip.input is not None])
+    seconds = (time.process_time() - started) / len(clips)
+    for clip, annotation in zip(clips, annotations, strict=True):
+        clip.add(annotation, seconds)
+
+
 class Timer:
     """Adds the CPU seconds since its last call to one step; wall seconds would include other processes."""
 
@@ -176,6 +249,9 @@ class Timer:
         self._timings, self._last = timings, time.process_time()
 
     def __call__(self, step: str) -> None:
-        now = time.process_time()
-        self._timings[step] = self._timings.get(step, 0.0) + now - self._last
-        self._last = now
+        self.add(step, time.process_time() - self._last)
+
+    def add(self, step: str, seconds: float) -> None:
+        """Add so many seconds instead."""
+        self._timings[step] = self._timings.get(step, 0.0) + seconds
+        self._last = time.process_time()

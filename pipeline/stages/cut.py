@@ -64,7 +64,8 @@ class CutStage:
         self._sandbox = Sandbox(limits.memory_mb, limits.stall_s)
         self._scratch = Scratch()
         self._detector = shots.make_detector(blueprint.recipe.shots)
-        self._first_stage = AnnotateStage(blueprint, 0, attempts)
+        # Clips that are annotated together are gathered by a pool of their own.
+        self._first_stage = AnnotateStage(blueprint, 0, attempts) if blueprint.clips_per_call(0) == 1 else None
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for work in read_work(batch):
@@ -89,9 +90,11 @@ class CutStage:
         )
         if isinstance(failure, Failure):
             item.fail(failure, "load")
-        if self._first_stage.annotate(item):
-            yield item
+        yield from self._annotate_here(item)
         self._attempts.end(unit)
+
+    def _annotate_here(self, item: ClipItem) -> Iterator[ClipItem]:
+        return iter([item]) if self._first_stage is None else self._first_stage.annotate([item])
 
     def _reopen_sample(self, item: ClipItem, clip: ClipRecord) -> None:
         sample = shards.read_sample(self._out, clip["clip_id"], clip["shard"], clip["offset"], clip["bytes"])
@@ -207,8 +210,7 @@ class CutStage:
             item = ClipItem(clip, manifest, cut.signals, {"mp4": cut.mp4} if cut.mp4 else {}, cut.preview)
             # If this worker dies while it annotates the clip, the source is not to blame.
             self._attempts.end(unit)
-            if len(windows) > MAX_LOCAL_CLIPS or self._first_stage.annotate(item):
-                yield item
+            yield from [item] if len(windows) > MAX_LOCAL_CLIPS else self._annotate_here(item)
             if self._attempts.begin(unit) is not Permission.GO:
                 return
         if not remaining:

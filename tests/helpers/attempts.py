@@ -11,6 +11,9 @@ class FirstAttempts(Attempts):
     def begin(self, unit: str) -> Permission:
         return Permission.GO
 
+    def has_killed(self, unit: str) -> bool:
+        return False
+
     def end(self, unit: str) -> None:
         pass
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from annotators.base import Annotation, Signal
+from annotators.base import Annotation, ClipInput, Signal
 from pipeline.errors import ClipError, ErrorCode
 from pipeline.recipe import output_checks
 
@@ -38,7 +38,7 @@ class Owner:
 def annotate(owner: Any) -> Any:
     values = owner.values
     owner.values = values if isinstance(values, Exception) else Annotation(tracks=owner.made_tracks, signals=values)
-    return output_checks.annotate(owner, FRAMES, 16.0, {}).signals
+    return output_checks.annotate(owner, ClipInput(FRAMES, 16.0)).signals
 
 
 def measure(owner: Any) -> Any:
@@ -129,10 +129,10 @@ def test_pictures_files_and_captions_are_what_was_declared(changes: dict[str, An
             return Annotation(**self.values)
 
     good: Any = Describer({})
-    assert output_checks.annotate(good, FRAMES, 16.0, {}).caption == "a dog"
+    assert output_checks.annotate(good, ClipInput(FRAMES, 16.0)).caption == "a dog"
     bad: Any = Describer(changes)
     with pytest.raises(ClipError, match=message):
-        output_checks.annotate(bad, FRAMES, 16.0, {})
+        output_checks.annotate(bad, ClipInput(FRAMES, 16.0))
 
 
 def test_a_caption_that_was_not_declared_is_a_failure() -> None:
@@ -142,4 +142,4 @@ def test_a_caption_that_was_not_declared_is_a_failure() -> None:
 
     owner: Any = Chatty(None)
     with pytest.raises(ClipError, match="gave a caption"):
-        output_checks.annotate(owner, FRAMES, 16.0, {})
+        output_checks.annotate(owner, ClipInput(FRAMES, 16.0))

@@ -55,13 +55,17 @@ def build_item(**members: bytes) -> ClipItem:
     return ClipItem(record, members={"mp4": clip()} | stored)
 
 
+def run_stage(blueprint: Blueprint, item: ClipItem, number: int = 0) -> None:
+    assert [*AnnotateStage(blueprint, number, FirstAttempts()).annotate([item])] == [item]
+
+
 def annotate(recipe: Recipe) -> ClipItem:
     """A clip annotated by every stage of a recipe."""
     sample = build_item()
     sample.signals |= sandboxed.measure(decode_clip(sample.members["mp4"]), FPS, recipe.filters)
     blueprint = Blueprint.for_ingest(recipe, ())
     for number in range(len(blueprint.stages)):
-        assert AnnotateStage(blueprint, number, FirstAttempts()).annotate(sample)
+        run_stage(blueprint, sample, number)
     assert sample.record["status"] == "kept", sample.record
     return sample
 
@@ -81,7 +85,7 @@ def test_a_layer_builds_on_the_stored_sample_and_adds_only_its_own() -> None:
     base = {name: data for name, data in stored.items() if name != "depth.mp4"}
     sample = build_item()
     sample.members = dict(base)
-    assert AnnotateStage(Blueprint.for_layer(layered, "depth_heuristic"), 0, FirstAttempts()).annotate(sample)
+    run_stage(Blueprint.for_layer(layered, "depth_heuristic"), sample)
     assert sample.record["status"] == "kept", sample.record
     assert set(sample.members) == {"depth.mp4", "depth_heuristic.json"}
     assert sample.members["depth.mp4"] == stored["depth.mp4"]
@@ -93,7 +97,7 @@ def test_signals_of_the_stored_sample_are_there_for_a_layer() -> None:
     base = annotate(stored_recipe).members
     sample = build_item()
     sample.members = dict(base)
-    assert AnnotateStage(Blueprint.for_layer(stored_recipe, "caption_template"), 0, FirstAttempts()).annotate(sample)
+    run_stage(Blueprint.for_layer(stored_recipe, "caption_template"), sample)
     assert sample.record["status"] == "kept", sample.record
     assert set(sample.members) == {"caption_template.txt", "caption_template.json"}
     assert sample.record["caption"] == sample.members["caption_template.txt"].decode()
@@ -104,7 +108,7 @@ def test_a_layer_may_make_pictures() -> None:
     stored_recipe = build_recipe(["pose"])
     sample = build_item()
     sample.members = dict(annotate(stored_recipe).members)
-    assert AnnotateStage(Blueprint.for_layer(stored_recipe, "subjects"), 0, FirstAttempts()).annotate(sample)
+    run_stage(Blueprint.for_layer(stored_recipe, "subjects"), sample)
     assert set(sample.members) == {"mask.mp4", "ref.0.png", "subjects.json"}
     assert sample.signals["ref_pictures"] == 1
 
@@ -136,7 +140,7 @@ def test_an_annotator_may_take_the_whole_sample_and_make_a_file(filer: list[Samp
     sample = build_item()
     sample.members = base | {f"ref.{number}.png": base["ref.0.png"] for number in range(1, 11)}
     sample.members["ref.10.png"] = encode_png(np.zeros((2, 3, 3), np.uint8))
-    assert AnnotateStage(Blueprint.for_layer(stored_recipe, "filer"), 0, FirstAttempts()).annotate(sample)
+    run_stage(Blueprint.for_layer(stored_recipe, "filer"), sample)
     assert sample.record["status"] == "kept", sample.record
     assert set(sample.members) == {"filer.bin", "filer.json"}
     assert sample.members["filer.bin"] == b"['flow', 'mask', 'pose']"
@@ -160,7 +164,7 @@ def test_a_manifest_column_is_no_track() -> None:
     sample.manifest = {"mask": "yes", "pose_coverage": "no"}
     sample.signals |= sandboxed.measure(decode_clip(sample.members["mp4"]), FPS, ("luma",))
     blueprint = Blueprint.for_ingest(build_recipe(["pose", "subjects", "depth_heuristic"]), ())
-    assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(sample)
+    run_stage(blueprint, sample)
     assert sample.record["status"] == "kept", sample.record
 
 
@@ -179,7 +183,7 @@ def test_a_layer_is_as_old_as_what_it_was_made_from() -> None:
 def test_a_stored_sample_that_lacks_what_is_needed_fails() -> None:
     sample = build_item(json=b"{}")
     blueprint = Blueprint.for_layer(build_recipe(["pose", "subjects"]), "depth_heuristic")
-    assert AnnotateStage(blueprint, 0, FirstAttempts()).annotate(sample)
+    run_stage(blueprint, sample)
     assert (sample.record["status"], sample.record["code"]) == ("failed", "ANNOTATOR_ERROR")
     assert "depth_heuristic needs 'mask'" in sample.record["detail"]
 
@@ -188,9 +192,9 @@ def test_a_clip_that_cannot_be_read_back_is_our_fault_and_a_stored_one_is_damage
     stored_recipe = build_recipe(["pose"])
     fresh = build_item()
     fresh.members["mp4"] = fresh.members["mp4"][:-100]
-    assert AnnotateStage(Blueprint.for_ingest(stored_recipe, ()), 0, FirstAttempts()).annotate(fresh)
+    run_stage(Blueprint.for_ingest(stored_recipe, ()), fresh)
     assert (fresh.record["status"], fresh.record["code"]) == ("failed", "ENCODE_ERROR")
     stored = build_item()
     stored.members["mp4"] = stored.members["mp4"][:-100]
-    assert AnnotateStage(Blueprint.for_layer(build_recipe(["pose"]), "flow"), 0, FirstAttempts()).annotate(stored)
+    run_stage(Blueprint.for_layer(build_recipe(["pose"]), "flow"), stored)
     assert (stored.record["status"], stored.record["code"]) == ("failed", "CLIP_DAMAGED")

@@ -139,7 +139,7 @@ def test_an_annotator_that_fails_makes_a_failed_clip(name: str) -> None:
         }  # fmt: skip
         members = tracks | {"mp4": encode_clip(FRAMES, FPS)}
         item = ClipItem(record, signals=dict(values), members=members, stages_done=number)
-        assert stage.annotate(item)
+        assert [*stage.annotate([item])] == [item]
         return item
 
     intact = annotate_clip()
