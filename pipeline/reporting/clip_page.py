@@ -8,7 +8,7 @@ from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.errors import UsageError
 from pipeline.formats.schema import BASE_LAYER
 from pipeline.reporting import explain
-from pipeline.reporting.cards import make_card, render
+from pipeline.reporting.cards import make_card, render, write_page
 from pipeline.storage.scratch import Scratch
 
 
@@ -31,5 +31,6 @@ def view(out: str, target: str, file: Path) -> str:
             [clip_id, BASE_LAYER],
         )
         clip_card = make_card(catalog.out, rows[0], rows[1:], playing=True)
-    render("view.html", file, {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)})
+    page = {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)}
+    write_page(file, render("view.html", page))
     return clip_id
