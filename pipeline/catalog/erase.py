@@ -10,6 +10,9 @@ from pipeline.catalog.predicates import FORGOTTEN_CLIPS, SOURCE_IS_FORGOTTEN, ki
 from pipeline.formats import embeddings
 from pipeline.formats.schema import DUPLICATES, Kind
 
+REPORT = "report.html"
+"""The page that `report` writes into OUT. It shows pictures of clips, so it goes when anything is forgotten."""
+
 
 def finish_forgetting(catalog: Catalog) -> None:
     """Delete the remaining shards and rows of what the catalog records as forgotten; usually there are none.
@@ -28,6 +31,7 @@ def finish_forgetting(catalog: Catalog) -> None:
         ids = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS)}
         # Before the rows, which record that there is something left to do.
         embeddings.forget(catalog.out, ids)
+        catalog.out.delete(REPORT)
         forgotten_sources = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
         for part in parts:
             catalog.rewrite(

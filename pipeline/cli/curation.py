@@ -77,10 +77,12 @@ def to_csv(
 @commands.command()
 def report(
     out: Out,
-    html: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+    html: Annotated[
+        Path | None, typer.Option(help="A file for the page; report.html in OUT by default.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page: what was kept and what was not, why, and what other thresholds would do."""
+    """Write one HTML page: pictures of what was kept and what was not, why, and what other thresholds would do."""
     from pipeline.reporting import report as reporting
 
     result = reporting.report(out, html)

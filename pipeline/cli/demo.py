@@ -85,6 +85,7 @@ def main(folder: Path, console: Console) -> None:
     query = f"SELECT clip_id, status, rule, luma, motion, tasks FROM {parts} WHERE kind = 'clip'"
     for line in (
         "Now try, after `. .venv/bin/activate`:",
+        f"  vdot-data report {out}    # then open {out / 'report.html'} in a browser",
         f"  vdot-data explain {out} {name[:8] if clips else name}",
         f"  vdot-data verify {out}",
         f'  python -c "import duckdb; duckdb.sql(\\"{query}\\").show()"',

@@ -22,7 +22,11 @@ from pipeline.storage.folder import Folder
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One clip or source in a contact sheet; `strip` (JPEG) and `film` (MP4) are data URLs."""
+    """One clip or source in a contact sheet.
+
+    Data URLs: `strip` (JPEG), five frames of the clip side by side, each of `shape` (width, height) before it was made
+    small; `film` (MP4) and its `poster` (JPEG), the clip and its tracks, which `tiles` names.
+    """
 
     name: str
     source: str
@@ -30,18 +34,30 @@ class Card:
     verdict: str
     reason: str
     strip: str | None = None
+    shape: tuple[int, int] | None = None
     film: str | None = None
+    poster: str | None = None
     tiles: list[str] = field(default_factory=list)
     caption: str | None = None
 
+    @property
+    def has_picture(self) -> bool:
+        """Whether there is anything to see."""
+        return bool(self.film or self.strip)
+
 
 def make_card(
-    out: Folder, row: dict[str, Any], layers: Sequence[dict[str, Any]] = (), *, playing: bool = False
+    out: Folder,
+    row: dict[str, Any],
+    layers: Sequence[dict[str, Any]] = (),
+    *,
+    playing: bool = False,
+    source_folder: str = "",
 ) -> Card:
     """Make the card of a row of the catalog, of a clip or a source.
 
     `playing`: with a film of the clip and its tracks, including those of `layers` (other rows of the clip). Samples
-    that cannot be read are left out.
+    that cannot be read are left out. The name of the source is relative to `source_folder`.
     """
     reason = row["detail"] or ""
     if row["status"] == Status.REJECTED and row["rule"]:
@@ -54,16 +70,18 @@ def make_card(
     for stored in (row, *layers) if playing else ():
         if stored["shard"]:
             members |= _read_sample(out, row["clip_id"], *(stored[name] for name in SAMPLE))
-    video, tiles = mosaic.make_mosaic(members, row.get("fps") or 16.0)
+    film = mosaic.make_mosaic(members, row.get("fps") or 16.0)
     return Card(
         name=row["clip_id"] or "",
-        source=row["source_uri"],
+        source=row["source_uri"].removeprefix(source_folder),
         span=span,
         verdict=row["status"],
         reason=reason,
         strip=_data_url("image/jpeg", preview.get("jpg")),
-        film=_data_url("video/mp4", video),
-        tiles=tiles,
+        shape=(row["width"], row["height"]) if row.get("width") and row.get("height") else None,
+        film=_data_url("video/mp4", film.film) if film else None,
+        poster=_data_url("image/jpeg", film.poster) if film else None,
+        tiles=film.tiles if film else [],
         caption=row.get("caption"),
     )
 
@@ -88,11 +106,8 @@ def check_writable(file: Path) -> None:
         raise UsageError(f"{file} cannot be written: {reason}")
 
 
-def render(template: str, file: Path, values: dict[str, Any]) -> int:
-    """Write a page from its template, with all data escaped; returns its size in bytes.
-
-    Raises `UsageError` where `file` cannot be written.
-    """
+def render(template: str, values: dict[str, Any]) -> bytes:
+    """Make a page from its template, with all data escaped."""
     files = resources.files("pipeline.reporting").joinpath("page")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: files.joinpath(name).read_text()),
@@ -100,9 +115,12 @@ def render(template: str, file: Path, values: dict[str, Any]) -> int:
         undefined=jinja2.StrictUndefined,
     )
     script, style = (files.joinpath(name).read_text() for name in ("films.js", "page.css"))
-    text = environment.get_template(template).render(values, films=script, style=style)
+    return environment.get_template(template).render(values, films=script, style=style).encode()
+
+
+def write_page(file: Path, page: bytes) -> None:
+    """Write a page to a local disk. Raises `UsageError` where `file` cannot be written."""
     try:
-        file.write_text(text)
+        file.write_bytes(page)
     except OSError as error:
         raise UsageError(f"{file} cannot be written: {error.strerror}") from error
-    return len(text.encode())

@@ -9,7 +9,7 @@ from pipeline.catalog.predicates import CLIP_ROWS
 from pipeline.errors import UsageError
 from pipeline.formats.schema import Kind
 from pipeline.reporting import explain
-from pipeline.reporting.cards import make_card, render
+from pipeline.reporting.cards import make_card, render, write_page
 from pipeline.storage.scratch import Scratch
 
 
@@ -28,5 +28,6 @@ def view(out: str, target: str, file: Path) -> str:
         # A layer's tracks are stored in separate shards.
         rows = values(catalog.connect(), CLIP_ROWS, [clip_id])
         clip_card = make_card(catalog.out, rows[0], rows[1:], playing=True)
-    render("view.html", file, {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)})
+    page = {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)}
+    write_page(file, render("view.html", page))
     return clip_id

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
 
 from annotators.base import Frames
 from pipeline.errors import ClipError
@@ -15,13 +18,22 @@ from pipeline.formats.clip_encode import encode_clip
 
 # Longer side of one tile, in pixels, and how many tiles lie in a row.
 _TILE, _ACROSS = 224, 3
-# Small files matter more than detail here.
-_CRF = 30
+# Small files matter more than detail here: x264's and JPEG's quality.
+_CRF, _QUANTIZER = 30, 5
 
 
-def make_mosaic(members: Mapping[str, bytes], fps: float) -> tuple[bytes | None, list[str]]:
-    """Make one MP4 of a sample's clip and tracks; returns it and the names of its tiles, row by row, or (None, [])
-    where the clip cannot be read. `members` as from `shards.read_sample`; a track that cannot be read is left out."""
+@dataclass(frozen=True, slots=True)
+class Mosaic:
+    """A clip and its tracks as one video (MP4), its middle frame (JPEG), and the names of the tiles, row by row."""
+
+    film: bytes
+    poster: bytes
+    tiles: list[str]
+
+
+def make_mosaic(members: Mapping[str, bytes], fps: float) -> Mosaic | None:
+    """Put the clip and the tracks of a sample (`members` as from `shards.read_sample`) into one video; None where the
+    clip cannot be read. A track that cannot be read is left out."""
     names = ["mp4", *sorted(name for name in members if name.endswith(".mp4"))]
     tiles: dict[str, Frames] = {}
     for name in names:
@@ -31,7 +43,7 @@ def make_mosaic(members: Mapping[str, bytes], fps: float) -> tuple[bytes | None,
             continue
         tiles[name.removesuffix(".mp4") if name != "mp4" else "clip"] = _shrink(frames)
     if "clip" not in tiles:
-        return None, []
+        return None
     length, height, width, _ = tiles["clip"].shape
     tracks = [name for name, frames in tiles.items() if len(frames) == length]
     rows = -(-len(tracks) // _ACROSS)
@@ -40,7 +52,16 @@ def make_mosaic(members: Mapping[str, bytes], fps: float) -> tuple[bytes | None,
     for position, name in enumerate(tracks):
         start_y, start_x = position // _ACROSS * height, position % _ACROSS * width
         picture[:, start_y : start_y + height, start_x : start_x + width] = tiles[name]
-    return encode_clip(picture, fps, _CRF), tracks
+    return Mosaic(encode_clip(picture, fps, _CRF), _encode_jpeg(picture[length // 2]), tracks)
+
+
+def _encode_jpeg(picture: NDArray[np.uint8]) -> bytes:
+    encoder = av.CodecContext.create("mjpeg", "w")
+    encoder.height, encoder.width = picture.shape[:2]
+    encoder.pix_fmt, encoder.time_base, encoder.thread_count = "yuvj420p", Fraction(1), 1
+    encoder.qmin = encoder.qmax = _QUANTIZER
+    frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuvj420p")
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
 def _shrink(frames: Frames) -> Frames:

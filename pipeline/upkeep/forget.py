@@ -17,9 +17,9 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.catalog.catalog import Catalog, new_run_id, open_dataset, utc_now, values
-from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
+from pipeline.catalog.cleanup import FOLDERS, find_unfinished, find_unreferenced
 from pipeline.catalog.dataset import lock_catalog
-from pipeline.catalog.erase import finish_forgetting
+from pipeline.catalog.erase import REPORT, finish_forgetting
 from pipeline.catalog.find import find
 from pipeline.catalog.predicates import kind_sql
 from pipeline.formats.schema import DUPLICATES, PREVIEW, SAMPLE, Kind
@@ -32,13 +32,14 @@ from pipeline.upkeep.mark_damaged import clear_place, use_catalog_types
 @dataclass(frozen=True, slots=True)
 class ForgetSummary:
     """What was removed: the URIs of sources and the ids of clips; `rewritten` shards were written again without them,
-    and `damaged` ones could not be, so that their other clips count as failed."""
+    and `damaged` ones could not be, so that their other clips count as failed. `report`: OUT held a report."""
 
     out: str
     sources: list[str]
     clips: list[str]
     rewritten: int
     damaged: list[str]
+    report: bool = False
 
 
 def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
@@ -49,6 +50,7 @@ def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
     """
     folder = open_dataset(out)
     with Scratch() as scratch, lock_catalog(folder, scratch.path) as catalog:
+        has_report = folder.exists(REPORT)
         finish_forgetting(catalog)
         con = catalog.connect()
         record = _build_record(con, target, reason)
@@ -56,14 +58,15 @@ def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
         moved, rewritten, damaged = _rewrite_survivors(catalog, con, clips, scratch.path)
         # A file that exists before the commit and that no row names after it was left behind by an older run.
         earlier_names = {f"{name}/{entry.name}" for name in FOLDERS for entry in folder.list_files(name)}
+        earlier_names |= {name for name, _ in find_unfinished(catalog)}
         schema = moved.schema
         catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
         finish_forgetting(catalog)
-        for name, _ in find_unreferenced(catalog):
+        for name, _ in find_unreferenced(catalog) + find_unfinished(catalog):
             if name in earlier_names:
                 folder.delete(name)
     sources = sorted({row["source_uri"] for row in record if not row["clip_id"]})
-    return ForgetSummary(out, sources, clips, rewritten, damaged)
+    return ForgetSummary(out, sources, clips, rewritten, damaged, has_report)
 
 
 def _build_record(con: duckdb.DuckDBPyConnection, name: str, reason: str | None) -> list[dict[str, Any]]:
@@ -174,4 +177,9 @@ def format_summary(result: ForgetSummary) -> str:
     text += f"; {result.rewritten} shards were written again" if result.rewritten else ""
     if result.damaged:
         text += f"\n{len(result.damaged)} damaged shards are gone; `vdot-data retry` makes their other clips again"
+    if result.report:
+        text += (
+            f"\n{REPORT} is gone too, as its pictures show clips: `vdot-data report` makes it again. "
+            "Pages that `report` or `view` wrote to other places, and copies, are yours to delete"
+        )
     return text

@@ -33,6 +33,7 @@ class Subject(StrEnum):
     CLIP = "clip"
     SHARD = "shard"
     EMBEDDINGS = "embeddings"
+    REPORT = "report"
 
 
 class Piece(StrEnum):

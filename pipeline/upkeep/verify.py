@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalog.catalog import PARTS, Catalog, open_dataset, values
 from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
-from pipeline.catalog.erase import REMAINING_SQL
+from pipeline.catalog.erase import REMAINING_SQL, REPORT
 from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_BASE, IS_KEPT, kind_sql, status_sql
 from pipeline.errors import RunError
 from pipeline.formats import embeddings
@@ -69,6 +70,7 @@ def verify(out: str, workers: int | None = None) -> Report:
                 report.add(Problem(check.kind, row["name"], check.sentence.format(**row)))
         _add_notes(con, catalog, report)
         _check_embeddings(con, folder, report)
+        _check_report(con, folder, report)
         stored = {f"{name}/{entry.name}": entry.size for name in FOLDERS for entry in folder.list_files(name)}
         _check_shards(folder, con, stored, workers or os.cpu_count() or 1, report)
     return report
@@ -206,6 +208,18 @@ def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Re
         forgotten = [] if _was_interrupted(con) else values(con, FORGOTTEN_CLIPS)
         for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
             report.add(Problem(Subject.EMBEDDINGS, name, sentence))
+
+
+def _check_report(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
+    """Check that the report in OUT shows no forgotten clip, as one does that was put back from a copy."""
+    forgotten = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS)}
+    if not forgotten or not folder.exists(REPORT) or _was_interrupted(con):
+        return
+    ids = re.findall(r"[0-9a-f]{32}", folder.read(REPORT).decode(errors="replace"))
+    for clip_id in sorted(forgotten.intersection(ids)):
+        report.add(
+            Problem(Subject.REPORT, REPORT, f"shows the forgotten clip {clip_id}; `vdot-data report` makes a new one")
+        )
 
 
 def _expected_shards(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list[Stored]]]:

@@ -14,6 +14,7 @@ import vectors
 
 from annotators.networks.picture_embedding import ClipEmbedding
 from pipeline.catalog.catalog import Catalog, values
+from pipeline.catalog.erase import REPORT
 from pipeline.catalog.ledger import Ledger
 from pipeline.curation.dedup import dedup
 from pipeline.errors import RunError, UsageError
@@ -166,6 +167,7 @@ def test_killed_at_any_call_and_done_again(
     vectors.embed(dataset, {"a0": (1.0, 0.0), "b0": (1.0, 0.1), "b2": (0.0, 1.0, 0.0)})
     vectors.embed(dataset, {"a2": (0.0, 0.0, 1.0)}, number=1)
     assert dedup(dataset.url).groups == 1
+    dataset.out.put(REPORT, b"".join(secrets))
     for step in itertools.count(1, stride):
         shutil.copytree(tmp_path / "out", tmp_path / f"out{step}")
         dataset = small_dataset.Dataset(str(tmp_path / f"out{step}"), tmp_path / "scratch")

@@ -1,0 +1,145 @@
+"""Chooses what the report shows as pictures: a few clips of each verdict and reason, from as many sources as possible.
+
+Every choice follows from the clip ids alone, so that the same dataset gives the same pictures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from pipeline.catalog.catalog import values
+from pipeline.errors import ADVICE
+from pipeline.recipe.rules import quote_name, quote_text
+from pipeline.reporting.cards import Card, make_card
+from pipeline.reporting.thresholds import Threshold
+from pipeline.storage.folder import Folder
+
+# The most cards of kept clips, of clips near a threshold, and of each reason; and the most reasons of a verdict.
+_KEPT, _NEAR, _PER_REASON, _REASONS = 12, 12, 6, 16
+_NO_RULE = "a rule without a name"
+# The reason of a clip's verdict in SQL, by verdict.
+_REASON_SQL = {
+    "kept": "''",
+    "rejected": f"coalesce(rule, {quote_text(_NO_RULE)})",
+    "failed": "code",
+    "pending": "coalesce(rule, 'not annotated yet')",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Clips and sources with one verdict and reason: how many there are, and the cards of some.
+
+    `reason`: a rule or a code, and `note`: its SQL or what to do about it.
+    """
+
+    reason: str
+    note: str
+    clips: int
+    sources: int
+    cards: list[Card]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """The groups of one verdict, the largest first. `reasons` counts all reasons, also those without a group; `origins`
+    counts the sources that the clips were cut from."""
+
+    clips: int
+    sources: int
+    origins: int
+    reasons: int
+    groups: list[Group]
+
+    @property
+    def cards(self) -> list[Card]:
+        """All cards."""
+        return [card for group in self.groups for card in group.cards]
+
+
+def find_source_folder(con: duckdb.DuckDBPyConnection) -> str:
+    """The folder that all sources are in, with a slash at its end; empty if there is none."""
+    ((first, last),) = con.execute("SELECT min(source_uri), max(source_uri) FROM sources").fetchall()
+    # What the first and the last name begin with, all names between them do.
+    common = os.path.commonprefix([first or "", last or ""])  # noqa: RUF071 (a URI is not a path; cut at a slash next)
+    folder = common.rpartition("/")[0] + "/"
+    return "" if folder == "/" or folder.endswith("://") else folder
+
+
+def make_sheets(
+    con: duckdb.DuckDBPyConnection, out: Folder, rules: Mapping[str, str], source_folder: str
+) -> dict[str, Sheet]:
+    """Make a sheet for each verdict, from the table `base` and the view `sources`. `rules`: SQL by name."""
+    con.execute(
+        "CREATE TABLE failures AS SELECT * FROM base WHERE status = 'failed' UNION ALL BY NAME "
+        "SELECT source_uri, status, code, stage, detail FROM sources WHERE status = 'failed'"
+    )
+    advice = {str(code): text for code, text in ADVICE.items()}
+    return {
+        verdict: _make_sheet(con, out, verdict, advice if verdict == "failed" else rules, source_folder)
+        for verdict in _REASON_SQL
+    }
+
+
+def _make_sheet(
+    con: duckdb.DuckDBPyConnection, out: Folder, verdict: str, notes: Mapping[str, str], source_folder: str
+) -> Sheet:
+    table = "failures" if verdict == "failed" else "base"
+    entries = f"(SELECT *, rowid AS place, {_REASON_SQL[verdict]} AS reason FROM {table} WHERE status = '{verdict}')"
+    counts = con.execute(
+        f"SELECT reason, count(clip_id), count(*) - count(clip_id) FROM {entries} "
+        "GROUP BY reason ORDER BY count(*) DESC, reason"
+    ).fetchall()
+    ((origins,),) = con.execute(f"SELECT count(DISTINCT source_uri) FROM {entries}").fetchall()
+    groups = []
+    for reason, clips, sources in counts[:_REASONS]:
+        rows = values(
+            con,
+            f"SELECT t.* FROM {table} t JOIN (SELECT place, md5(coalesce(clip_id, source_uri)) AS lot, "
+            f"row_number() OVER (PARTITION BY source_uri ORDER BY lot) AS turn FROM {entries} WHERE reason = ? "
+            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == 'kept' else _PER_REASON}) "
+            "ON t.rowid = place ORDER BY turn, lot",
+            [reason],
+        )
+        cards = [make_card(out, row, playing=verdict == "kept", source_folder=source_folder) for row in rows]
+        groups.append(Group(reason, " ".join(notes.get(reason, "").split()), clips, sources, cards))
+    return Sheet(
+        clips=sum(clips for _, clips, _ in counts),
+        sources=sum(sources for *_, sources in counts),
+        origins=origins,
+        reasons=len(counts),
+        groups=groups,
+    )
+
+
+def make_near_misses(
+    con: duckdb.DuckDBPyConnection, out: Folder, limits: Sequence[Threshold], source_folder: str
+) -> list[Card]:
+    """Make the cards of the clips nearest to a threshold, relative to the spread of its signal."""
+    queries = [
+        f"(SELECT clip_id, {quote_text(limit.rule)} AS near_rule, {quote_name(limit.column)} AS near_value, "
+        f"abs({quote_name(limit.column)} - {limit.value!r}) "
+        f"/ "
+        f"nullif((SELECT stddev({quote_name(limit.column)}) FROM base), 0) AS near FROM base "
+        f"WHERE (status = 'kept' OR rule = {quote_text(limit.rule)}) AND {quote_name(limit.column)} IS NOT NULL "
+        f"ORDER BY near, clip_id LIMIT {_NEAR})"
+        for limit in limits
+    ]
+    if not queries:
+        return []
+    rows = values(
+        con,
+        f"SELECT base.*, near_rule, near_value FROM ({' UNION ALL '.join(queries)}) JOIN base USING (clip_id) "
+        "WHERE near IS NOT NULL QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY near, near_rule) = 1 "
+        "AND row_number() OVER (PARTITION BY near_rule ORDER BY near, clip_id) <= 3 "
+        f"ORDER BY near, clip_id LIMIT {_NEAR}",
+    )
+    limit_by_rule = {limit.rule: limit for limit in limits}
+    for row in rows:
+        limit = limit_by_rule[row["near_rule"]]
+        row["detail"] = f"{limit.with_value(limit.value)}  ({limit.column} = {row['near_value']:.4g})"
+    return [make_card(out, row, source_folder=source_folder) for row in rows]
