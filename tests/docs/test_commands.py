@@ -15,7 +15,7 @@ from documents import CONSOLE, ROOT, SHELL, name_of, pages, read_blocks, read_in
 MODULES = {"vdot-data": "pipeline.cli.main", "vdot-train": "training.cli", "vdot-bench": "benchmarks.cli"}
 PROGRAMS = {module: program for program, module in MODULES.items()}
 # In a block of another language, and in the middle of a sentence: to the end of the line, or of a quotation.
-_WITHIN = re.compile(rf"(?:{'|'.join(MODULES)}) [^\n'\"|;]*")
+_WITHIN = re.compile(rf"(?:{'|'.join(MODULES)}) [^\n'\"`|;]*")
 # Options of other programs.
 OTHER_OPTIONS = {"--nproc-per-node": "torchrun", "--mount": "docker"}
 # The usage errors of typer and of click, of which typer may have a copy of its own.
@@ -84,7 +84,8 @@ def quoted_commands() -> Iterator[tuple[str, list[str]]]:
     for page in pages():
         yield from ((name_of(page), words) for code in read_inline(page) for words in within(code))
         for block in read_blocks(page):
-            if block.language not in SHELL | {CONSOLE}:
+            # A diagram only mentions programs.
+            if block.language not in SHELL | {CONSOLE, "text"}:
                 yield from ((block.place, words) for words in within(block.text))
     for example in (ROOT / "examples").rglob("*.py"):
         yield from ((name_of(example), words) for words in within(example.read_text()))

@@ -15,7 +15,7 @@ import pytest
 from documents import ROOT, SHELL, name_of, pages, read_blocks, read_cells, read_inline
 
 PACKAGES = ("annotators", "benchmarks", "filters", "pipeline", "training", "vdot_data")
-FOLDERS = (*PACKAGES, "docs", "examples", "tests", ".ci", ".github")
+FOLDERS = (*PACKAGES, "deploy", "docs", "examples", "tests", ".ci", ".github")
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "examples").rglob("*.ipynb"))
 
@@ -98,7 +98,8 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for target, anchor in _LINK.findall(page.read_text()):
         file = page.parent / target if target else page
         assert file.exists(), target
-        if anchor and file.suffix == ".md":
+        # MkDocs checks the anchors within the site, some of which it makes.
+        if anchor and file.suffix == ".md" and page.parent == ROOT:
             assert anchor in anchors(file), f"{target}#{anchor}"
 
 

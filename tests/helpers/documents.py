@@ -40,14 +40,19 @@ class Block:
 
     def commands(self) -> list[str]:
         """The commands of a block of shell or of a console, each with its continuation lines and no comment."""
-        lines = self.text.splitlines()
         if self.language == CONSOLE:
-            return [line.removeprefix(_PROMPT) for line in lines if line.startswith(_PROMPT)]
-        return split_commands(lines) if self.language in SHELL else []
+            return [command for command, _ in self.console()]
+        return split_commands(self.text.splitlines()) if self.language in SHELL else []
 
-    def output(self) -> list[str]:
-        """The lines that a console shows after its commands."""
-        return [line for line in self.text.splitlines() if line.strip() and not line.startswith(_PROMPT)]
+    def console(self) -> list[tuple[str, list[str]]]:
+        """The commands of a console, each with the lines that it prints."""
+        commands: list[tuple[str, list[str]]] = []
+        for line in self.text.splitlines():
+            if line.startswith(_PROMPT):
+                commands.append((line.removeprefix(_PROMPT), []))
+            elif line.strip():
+                commands[-1][1].append(line.strip())
+        return commands
 
 
 def pages() -> list[Path]:
