@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import json
+import pkgutil
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,7 +23,6 @@ _SUFFIXES = (".css", ".html", ".ipynb", ".jpg", ".js", ".json", ".md", ".parquet
 _PATH = re.compile(rf"(?<![\w./:@-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*")
 _LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)")
 _TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
-_RESOLVE = "import json, pkgutil, sys; [pkgutil.resolve_name(name) for name in json.load(sys.stdin)]"
 
 
 def read_texts() -> Iterator[tuple[str, str]]:
@@ -64,10 +61,8 @@ def test_every_module_imports() -> None:
     written = {name for _, text in read_texts() for name in _MODULE.findall(text) if not name.endswith(_SUFFIXES)}
     names = sorted(written.union(*map(imported_names, read_python())) - groups)
     assert "training.Stream" in names
-    process = subprocess.run(
-        [sys.executable, "-c", _RESOLVE], input=json.dumps(names), capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
+    for name in names:
+        pkgutil.resolve_name(name)
 
 
 def test_every_path_exists() -> None:

@@ -89,7 +89,8 @@ def runnable_code(block: Block) -> str:
     return "\n".join(command for command in commands if not reason_not_to_run(block.page, command))
 
 
-RUNNING = [name for name in map(name_of, pages()) if any(map(runnable_code, blocks_of(name)))]
+PAGES = [name_of(page) for page in pages()]
+RUNNING = [page for page in PAGES if any(map(runnable_code, blocks_of(page)))]
 
 
 def run_page(page: str, workplace: Any) -> None:
@@ -164,7 +165,7 @@ def test_what_the_demonstration_says_to_try_works(workplace: Any) -> None:
     workplace.run("bash", "-euc", "\n".join([". .venv/bin/activate", *commands]))
 
 
-@pytest.mark.parametrize("page", map(name_of, pages()))
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_says_to_write_is_valid(page: str) -> None:
     for block in blocks_of(page):
         if block.language == "toml":
@@ -177,12 +178,7 @@ def test_what_a_page_says_to_write_is_valid(page: str) -> None:
 
 def test_the_lists_are_of_what_is_there() -> None:
     """An entry that fits no command any more may hide a new one."""
-    code = [
-        (page, text)
-        for page in map(name_of, pages())
-        for block in blocks_of(page)
-        for text in (block.commands() or [block.text])
-    ]
+    code = [(page, text) for page in PAGES for block in blocks_of(page) for text in (block.commands() or [block.text])]
     anywhere = [beginning for beginning in EVERYWHERE if not any(text.startswith(beginning) for _, text in code)]
     here = [
         (page, beginning)
