@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vdot_data", "pipeline", "annotators", "filters", "training", "benchmarks", "tests")
+PACKAGES = ("vdot_data", "pipeline", "annotators", "filters", "training", "benchmarks", "tests", "examples")
 # A binding that bears one of these could hold anything. CONTRIBUTING.md says what to write instead.
 VAGUE = frozenset(["told", "made", "found", "one", "said", "known", "shown", "given", "asked", "wanted", "whole"])
 # Per 1,000 lines. The fields `shown` and `found` of two results that are written as JSON keep their names.
@@ -27,7 +27,8 @@ def modules() -> Iterator[Path]:
 
 
 def texts() -> list[Path]:
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "pipeline").rglob("*.html")]
+    pages = [page for folder in ("docs", "examples") for page in (ROOT / folder).rglob("*.md")]
+    pages += [*ROOT.glob("*.md"), *(ROOT / "pipeline").rglob("*.html")]
     return [*modules(), *pages, *(ROOT / "pipeline").rglob("*.yaml")]
 
 
