@@ -28,16 +28,16 @@ def main() -> None:
 
     columns = ["clip_id", arguments.signal]
     clips = dataset.clips(f"{arguments.signal} IS NOT NULL", columns=columns).to_pylist()
-    levels = np.quantile([clip[arguments.signal] for clip in clips], [0, 0.25, 0.5, 0.75, 1]).round(4)
+    levels = np.quantile([clip[arguments.signal] for clip in clips], [0, 0.25, 0.5, 0.75, 1])
     for level in levels:
         # The first true rule is the reason, so a clip may be rejected by another one already.
         selection = dataset.select(rules=[arguments.rule.format(level)])
         verdicts = ", ".join(f"{count} {status}" for status, count in selection.verdicts.items())
-        print(f"{arguments.rule.format(level)}: {verdicts}; {selection.seconds:.0f} s of video are kept")
+        print(f"{arguments.rule.format(round(level, 4))}: {verdicts}; {selection.seconds:.0f} s of video are kept")
 
     # The same condition as a filter on the table gives the clips themselves.
     predicate = arguments.rule.format(levels[2]).partition(":")[2]
-    print(f"\nkept today, and not with{predicate}:")
+    print(f"\nkept today, and not at {levels[2]:.4f}:")
     for clip in dataset.clips(["status = 'kept'", predicate], columns=columns).to_pylist():
         print(f"  {clip['clip_id'][:8]} {arguments.signal} {clip[arguments.signal]:.4f}")
 

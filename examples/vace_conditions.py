@@ -22,7 +22,7 @@ from training import Stream, vcu
 
 VDOT_DATA = Path(sys.executable).with_name("vdot-data")
 WORK = Path("demo/vace_conditions")
-TASKS = {"scribble": 2, "flow": 1, "firstframe": 1}
+TASKS = {"scribble": 2, "firstframe": 1, "reference_scribble": 1}
 
 
 def encode(clips: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,9 @@ OUTPUT = {
         r"(?s)^.*first run\nposition 0: scribble.*position 7.*second run.*?\nposition 8:.*position 15"
     ],
     "vace_conditions.py": [
-        *(rf"(?s)\n{task}: clip .*?context \(1, 96, \d+, \d+, \d+\)" for task in ("scribble", "flow", "firstframe")),
+        r"(?s)\nscribble: clip \(1, 3, .*?, video \(1, 3, .*?0 references\ncontext \(1, 96, \d+, \d+, \d+\)",
+        r"(?s)\nfirstframe: clip \(1, 3, .*?mask \(1, 1, .*?0 references\ncontext \(1, 96, \d+, \d+, \d+\)",
+        r"(?s)\nreference_scribble: clip .*?[1-9] references\ncontext \(1, 96, \d+, \d+, \d+\)",
         r"first +scribble +\d+\.\d %\n",
     ],
     "verdicts.py": [r"damaged\.mp4 +failed", r"6 clips kept", r"2 clips rejected too_small", r"tracks .*pose"],
