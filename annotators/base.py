@@ -27,15 +27,14 @@ Value = float | int | str | bool | None
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What one number or label of a clip means.
-
-    `unit` is the unit of the value ("px/frame", "0..255", "s", "count"); `meaning` one sentence for people;
-    `kind` the type of its catalog column.
-    """
+    """What one number or label of a clip means."""
 
     unit: str
+    """The unit of the value ("px/frame", "0..255", "s", "count")."""
     meaning: str
+    """One sentence for people."""
     kind: Literal["float", "int", "str", "bool"] = "float"
+    """The type of its catalog column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,56 +42,57 @@ class Weight:
     """One weight file: where it comes from, what it must hash to, and under which licence it may be used."""
 
     id: str
+    """Its name in lineage and in the cache folder."""
     source: str
+    """Where it comes from; `annotators.weights` says in which form."""
     sha256: str
+    """What its bytes must hash to."""
     licence: str
+    """The SPDX identifier of its licence."""
 
 
 @dataclass(slots=True)
 class Annotation:
-    """What an annotator found in one clip.
-
-    tracks: name -> uint8 [T, H, W, 3] RGB, frame k showing the same instant as the clip's frame k.
-    signals: name -> value, one for each name that the annotator declares.
-    data: JSON-able values kept in the sample's .json (keypoints, the scale that inverts a track).
-    pictures: name -> uint8 [h, w, 3] RGB of any size and number, kept as <id>.<name>.<k>.png.
-    caption: what the clip shows, in words.
-    files: name -> bytes of a format of the annotator's own, one for each name that it declares, kept as <id>.<name>.
-    """
+    """What an annotator found in one clip."""
 
     tracks: dict[str, Frames] = field(default_factory=dict)
+    """Name to uint8 [T, H, W, 3] RGB, frame k showing the same instant as the clip's frame k."""
     signals: dict[str, Value] = field(default_factory=dict)
+    """Name to value, one for each name that the annotator declares."""
     data: dict[str, Any] = field(default_factory=dict)
+    """JSON-able values kept in the sample's `.json` (keypoints, the scale that inverts a track)."""
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    """Name to uint8 [h, w, 3] RGB of any size and number, kept as `<id>.<name>.<k>.png`."""
     caption: str | None = None
+    """What the clip shows, in words."""
     files: dict[str, bytes] = field(default_factory=dict)
+    """Name to bytes of a format of the annotator's own, one for each name that it declares, kept as `<id>.<name>`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a clip's sample holds when an annotator runs, from any annotator before it.
-
-    tracks: name -> a function that decodes it: uint8 [T, H, W, 3] RGB, as a trainer will see it.
-    pictures: name -> uint8 [h, w, 3] RGB of any size and number.
-    caption: what the clip shows, in words; None if there is none.
-    """
+    """What a clip's sample holds when an annotator runs, from any annotator before it."""
 
     clip_id: str
+    """The clip's id."""
     tracks: Mapping[str, Callable[[], Frames]]
+    """Name to a function that decodes it: uint8 [T, H, W, 3] RGB, as a trainer will see it."""
     pictures: Mapping[str, list[Picture]]
+    """Name to uint8 [h, w, 3] RGB of any size and number."""
     caption: str | None
+    """What the clip shows, in words; None if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipInput:
-    """What an annotator is called with for one clip.
-
-    frames: uint8 [T, H, W, 3] RGB, read-only. fps: frames a second. needs: what it needs and its sample, by name.
-    """
+    """What an annotator is called with for one clip."""
 
     frames: Frames
+    """uint8 [T, H, W, 3] RGB, read-only."""
     fps: float
+    """Frames a second."""
     needs: Mapping[str, Any] = field(default_factory=dict)
+    """What it needs, and the sample if it takes one, by name."""
 
 
 def spread(length: int, count: int) -> list[int]:
@@ -104,9 +104,13 @@ class _Maker:
     """What an annotator and a filter have in common: what they declare of themselves, as class attributes."""
 
     name: ClassVar[str]
+    """The name that it is registered under."""
     version: ClassVar[str]
+    """Changes whenever the same frames may give other values; it is part of every clip's lineage."""
     signals: ClassVar[Mapping[str, Signal]] = {}
+    """Its signals, by name."""
     weights: ClassVar[tuple[Weight, ...]] = ()
+    """The weights that it loads."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -120,33 +124,29 @@ class _Maker:
 
 
 class Annotator(_Maker):
-    """Made once per worker (weights are loaded in `__init__`), called once per clip.
-
-    `version` changes whenever the same frames may give other values; it is part of every clip's lineage. The other
-    attributes have defaults:
-
-    What it makes: `tracks` and `signals` by name; `pictures`, the names of its pictures; `files`, the names of its
-    files ("latents.safetensors"); `caption`, True for one that writes captions.
-    What it is called with: `needs`, the names of signals and tracks that others make, which must come before it in the
-    recipe, each as a keyword argument; `sample`, True for one that takes whatever was made before it, as the keyword
-    argument `sample` (a `Sample`).
-    Where it runs: `gpu`, True for one that uses a GPU if it sees one; then each GPU of the cluster gets one of it.
-    How it is called: `clips_per_call`, above 1 for one that is faster with several clips at once, such as requests to a
-    server. It is then called through `annotate_clips`. How many frames of a clip a network sees at once is its own.
-    Whose weights it uses: `choose`, a class method for one whose weights the user names. It is asked before a run
-    starts, gives `Weight`s or raises `annotators.weights.MissingWeights`, and the annotator is made in every worker
-    with what it gave as the only argument.
-    """
+    """Made once per worker (weights are loaded in `__init__`), called once per clip."""
 
     tracks: ClassVar[tuple[str, ...]] = ()
+    """The names of its tracks."""
     pictures: ClassVar[tuple[str, ...]] = ()
+    """The names of its pictures."""
     files: ClassVar[tuple[str, ...]] = ()
+    """The names of its files, such as `latents.safetensors`."""
     caption: ClassVar[bool] = False
+    """Whether it writes captions."""
     needs: ClassVar[tuple[str, ...]] = ()
+    """Signals and tracks of others, which must come before it in the recipe: each is a keyword argument of the call."""
     sample: ClassVar[bool] = False
+    """Whether it takes whatever was made before it, as the keyword argument `sample` (a `Sample`)."""
     gpu: ClassVar[bool] = False
+    """Whether it uses a GPU if it sees one; then each GPU of the cluster gets one of it."""
     clips_per_call: ClassVar[int] = 1
+    """Above 1 for one that is faster with several clips at once, such as requests to a server: `annotate_clips`
+    is called then. How many frames of a clip a network sees at once is its own."""
     choose: ClassVar[Callable[[], tuple[Weight, ...]] | None] = None
+    """A class method for one whose weights the user names. It is asked before a run starts, gives `Weight`s or raises
+    `annotators.weights.MissingWeights`, and the annotator is made in every worker with what it gave as the only
+    argument."""
 
     # Each names what it needs as keyword arguments of its own, which a type of all of them cannot say.
     __call__: Callable[..., Annotation]

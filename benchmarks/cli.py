@@ -1,4 +1,4 @@
-"""The command line of the measurements; docs/accuracy.md and docs/measured.md quote what it prints on stdout."""
+"""The command line of the measurements; docs/accuracy.md and docs/results.md quote what it prints on stdout."""
 
 from __future__ import annotations
 

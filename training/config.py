@@ -21,11 +21,14 @@ Count = Annotated[int, Field(ge=1, le=10**12)]
 
 
 class Size(StrictModel):
-    """The size of clips in training: their first `frames`, scaled and cropped. Only for data of the form pixels."""
+    """The size of clips in training: scaled and cropped. Only for data of the form pixels."""
 
     frames: Count
+    """Their first frames, 4n + 1."""
     height: Annotated[int, Field(ge=16, multiple_of=16)]
+    """In pixels."""
     width: Annotated[int, Field(ge=16, multiple_of=16)]
+    """In pixels."""
 
     @model_validator(mode="after")
     def _check_frames(self) -> Size:
@@ -35,18 +38,23 @@ class Size(StrictModel):
 
 
 class Model(StrictModel):
-    """The base model. `folder`: a VACE model in diffusers' layout, or a hub id: the teacher, and the student's initial
-    weights unless `student` names another model. `lora_rank`: adapters on one frozen network instead of full
-    fine-tuning. `text_tokens`: longer captions are truncated; with stored latents, which have up to 512 tokens, their
-    embeddings are."""
+    """The base model."""
 
     folder: str
+    """A VACE model in diffusers' layout, or a hub id: the teacher, and the student's initial weights unless `student`
+    names another model."""
     student: str | None = None
+    """Another model for the student's initial weights."""
     lora_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """The rank of adapters on one frozen network; without it all weights are trained."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """The type that networks compute in."""
     activation_checkpointing: bool = True
+    """Whether activations are computed again in the backward pass, to save memory."""
     text_tokens: Annotated[int, Field(ge=1, le=512)] = 512
+    """Longer captions are truncated; with stored latents, which have up to 512 tokens, their embeddings are."""
     negative_prompt: str = ""
+    """The prompt that guidance leads away from."""
 
     @field_validator("negative_prompt")
     @classmethod
@@ -60,10 +68,15 @@ class Data(StrictModel):
     """The training data: a mixture made by `vdot-data mix`, as latents of the model or as pixels."""
 
     mixture: str
+    """The folder or URL of the mixture."""
     form: Literal["latents", "pixels"] = "latents"
+    """Whether stored latents are read, or clips are decoded and encoded."""
     size: Size | None = None
+    """The size of clips, if it is not the stored one."""
     workers: Annotated[int, Field(ge=0, le=128)] = 2
+    """Processes that load data, for each process of the run."""
     cache: str | None = None
+    """A folder that keeps what was read from an object store."""
 
     @model_validator(mode="after")
     def _check_size(self) -> Data:
@@ -73,35 +86,45 @@ class Data(StrictModel):
 
 
 class Optimizer(StrictModel):
-    """AdamW. `clip`: the largest norm of all gradients together; `warmup`: updates until the full rate is reached."""
+    """AdamW."""
 
     lr: Annotated[float, Field(gt=0, le=1)]
+    """The learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.0, 0.999)
+    """The decay rates of both moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled from the gradient."""
     clip: Positive = 10.0
+    """The largest norm of all gradients together."""
     warmup: Annotated[int, Field(ge=0)] = 0
+    """Updates until the full rate is reached."""
 
 
 class EMA(StrictModel):
-    """The exponential moving average of the trained weights, which is evaluated, sampled and exported. It starts as a
-    copy of the weights after `start` updates."""
+    """The exponential moving average of the trained weights, which is evaluated, sampled and exported."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """The share of the average that an update keeps."""
     start: Annotated[int, Field(ge=0)] = 200
+    """The updates after which it starts, as a copy of the weights."""
 
 
 class Saves(StrictModel):
-    """Checkpoints: written `every` so many steps, and how many to `keep`; the newest is never removed."""
+    """Checkpoints."""
 
     every: Count = 200
+    """Steps from one to the next."""
     keep: Count = 3
+    """How many are kept; the newest is never removed."""
 
 
 class Evaluation(StrictModel):
-    """Samples of the same held-out clips, `every` so many steps; 0: never."""
+    """Samples of the same held-out clips."""
 
     every: Annotated[int, Field(ge=0)] = 200
+    """Steps from one evaluation to the next; 0: never."""
     clips: Count = 4
+    """How many clips."""
 
     def is_due(self, step: int) -> bool:
         """Whether samples are made after this step."""
@@ -109,26 +132,37 @@ class Evaluation(StrictModel):
 
 
 class Run(StrictModel):
-    """Settings shared by teaching and distilling. `steps`: of the stream; each makes one update or several."""
+    """Settings shared by teaching and distilling."""
 
     model: Model
+    """The base model."""
     data: Data
+    """The training data."""
     steps: Count
+    """Steps of the stream; each makes one update or several."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides every random number, together with its purpose and the position in the stream."""
     average: EMA = EMA()
+    """The moving average of the weights."""
     saves: Saves = Saves()
+    """Checkpoints."""
     evaluation: Evaluation = Evaluation()
+    """Samples while training."""
 
 
 class Teach(Run):
-    """Flow matching of a VACE model; with `scratch`, from random weights in the shape of the folder's. `shift` applies
-    to the noise levels of training and of sampling, which takes `sample_steps` steps with guidance `teacher_cfg`."""
+    """Flow matching of a VACE model."""
 
     scratch: bool = False
+    """Whether it starts from random weights in the shape of the folder's."""
     optimizer: Optimizer
+    """The optimizer."""
     shift: Positive = 5.0
+    """The shift of noise levels, in training and in sampling."""
     teacher_cfg: Annotated[float, Field(ge=1)] = 4.0
+    """The guidance of sampling."""
     sample_steps: Count = 25
+    """The steps of sampling."""
 
     @model_validator(mode="after")
     def _check_networks(self) -> Teach:
@@ -138,39 +172,49 @@ class Teach(Run):
 
 
 class Adversary(StrictModel):
-    """The adversarial loss. `ratio`: the norm of its gradient at the student's sample over that of the other gradient.
-    `start`: the student's updates before it applies; until then only the discriminator learns. `lr`: of the
-    discriminator, which starts from random weights and must learn faster than fine-tuned networks. `critic_weight`: of
-    its loss relative to the fake score's. `smoothness`: the weight of approximate R1 and R2, at `noise`. [the same size
-    as FastGen's at VACE's 32,760 tokens: 100 to 1000 x 0.1^2 / 32,760]"""
+    """The adversarial loss."""
 
     ratio: Positive = 0.1
+    """The norm of its gradient at the student's sample over that of the other gradient."""
     start: Annotated[int, Field(ge=0)] = 200
+    """The student's updates before it applies; until then only the discriminator learns."""
     lr: Annotated[float, Field(gt=0, le=1)] = 2e-5
+    """The discriminator's learning rate: it starts from random weights and must learn faster than fine-tuned
+    networks."""
     critic_weight: Positive = 0.01
+    """The weight of its loss relative to the fake score's."""
     smoothness: Annotated[float, Field(ge=0)] = 1e-4
+    """The weight of approximate R1 and R2, at `noise`. As large as FastGen's at VACE's 32,760 tokens: 100 to 1000 x
+    0.1^2 / 32,760."""
     noise: Positive = 0.05
+    """The deviation of the noise that approximates R1 and R2."""
     width: Annotated[int, Field(ge=8, le=16384, multiple_of=8)] = 512
+    """The width of the discriminator's head."""
 
 
 class Distill(Run):
-    """VDOT's loop: the fake score is updated each step, the student each `student_every`th. `transport` and `gan` may
-    be null.
-
-    `objective`: "combined", one gradient in which weights mean the same at every resolution; "per_frame", that gradient
-    with all frames at one norm (the control for VDOT's hidden normalisation); "published", the released trainer's
-    alternating steps and its reductions, for comparison.
-    """
+    """VDOT's loop: the fake score is updated each step, the student each `student_every`th."""
 
     schedule: Schedule = Schedule()
+    """The student's steps."""
     levels: Levels = Levels()
+    """The noise levels that scores are compared at."""
     teacher_cfg: Annotated[float, Field(ge=1)] = 4.0
+    """The teacher's guidance."""
     student: Optimizer
+    """The student's optimizer."""
     critic: Optimizer
+    """The optimizer of the fake score."""
     student_every: Count = 5
+    """Steps from one update of the student to the next."""
     transport: Transport | None = Transport()
+    """Optimal transport; null for none."""
     gan: Adversary | None = Adversary()
+    """The discriminator; null for none."""
     objective: Literal["combined", "per_frame", "published"] = "combined"
+    """`combined`: one gradient in which weights mean the same at every resolution. `per_frame`: that gradient with all
+    frames at one norm (the control for VDOT's hidden normalisation). `published`: the released trainer's alternating
+    steps and its reductions, for comparison."""
 
     @model_validator(mode="after")
     def _check_agreement(self) -> Distill:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from annotators.base import Annotation, Annotator, Filter, Sample, Signal, Weight
+from annotators.base import Annotation, Annotator, ClipInput, Filter, Sample, Signal, Weight
 from vdot_data.dataset import Clip, Dataset, open  # noqa: A004 (as xarray and zarr name theirs)
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "Annotation",
     "Annotator",
     "Clip",
+    "ClipInput",
     "Dataset",
     "Filter",
     "Sample",

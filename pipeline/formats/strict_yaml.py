@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 class StrictModel(BaseModel):
     """A part of such a file: unknown keys are an error, because a misspelt threshold must not be ignored, and numbers
-    must be finite."""
+    must be finite. The docstring below a field is its description in the reference."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 Model = TypeVar("Model", bound=StrictModel)

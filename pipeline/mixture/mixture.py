@@ -101,11 +101,12 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one training step draws: `micro_batches` of one bucket, divided among the ranks; each has one clip, or as
-    many as have at most `tokens` tokens together, but at least one."""
+    """What one training step draws."""
 
     micro_batches: int = 8
+    """Micro-batches of one bucket, divided among the ranks."""
     tokens: int | None = None
+    """A micro-batch has as many clips as have at most so many tokens together, but at least one; null: one clip."""
 
     def __post_init__(self) -> None:
         for name, count in (("micro_batches", self.micro_batches), ("tokens", self.tokens)):

@@ -21,43 +21,61 @@ from pipeline.video.grid import Grid
 class Limits(StrictModel):
     """Bounds on untrusted input."""
 
-    pixels: Annotated[int, Field(gt=0, description="largest picture, width x height")] = 8192 * 4320
-    duration_s: Annotated[float, Field(gt=0, description="longest source")] = 4 * 3600.0
-    stall_s: Annotated[float, Field(gt=0, description="longest the decoder may stand still")] = 60.0
-    memory_mb: Annotated[int, Field(ge=256, description="memory of one decoder process")] = 4096
-    worker_deaths: Annotated[
-        int, Field(ge=1, description="workers that one input may kill before it is left alone")
-    ] = 5
+    pixels: Annotated[int, Field(gt=0)] = 8192 * 4320
+    """The largest picture, width x height."""
+    duration_s: Annotated[float, Field(gt=0)] = 4 * 3600.0
+    """The longest source."""
+    stall_s: Annotated[float, Field(gt=0)] = 60.0
+    """How long the decoder may make no progress."""
+    memory_mb: Annotated[int, Field(ge=256)] = 4096
+    """The memory of one decoder process."""
+    worker_deaths: Annotated[int, Field(ge=1)] = 5
+    """How many workers one input may kill before it is left out."""
 
 
 class Commit(StrictModel):
     """When finished clips become a shard and a catalog part: at a size or an age, whichever comes first."""
 
     shard_mb: Annotated[float, Field(gt=0)] = 256.0
+    """The size of a shard."""
     every_s: Annotated[float, Field(gt=0)] = 120.0
+    """The age of the oldest clip that waits."""
 
 
 class Encode(StrictModel):
     """How clips and tracks are encoded (x264)."""
 
     crf: Annotated[int, Field(ge=0, le=51)] = 18
+    """The quality: lower is better, and larger."""
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"] = "veryfast"
+    """How much time x264 takes to make files small."""
 
 
 class Recipe(StrictModel):
     """Everything that decides what is made of a clip."""
 
     grid: Grid = Grid()
+    """The frame rate, length and size of clips."""
     shots: Literal["transnetv2", "adaptive"] = "transnetv2"
+    """The shot detector; `adaptive` needs no network, and finds hard cuts only."""
     crop_bars: bool = False
+    """Whether letter- and pillarbox bars are cut off before scaling."""
     filters: tuple[str, ...]
+    """The filters that measure each clip, before any annotator runs."""
     stages: tuple[tuple[str, ...], ...]
+    """The annotators: one list per pool of workers. Those of a list share one decode."""
     rules: Mapping[str, str] = Field(default_factory=dict)
+    """Name to SQL predicate: the first one that is true rejects the clip, and is the reason given."""
     tasks: Mapping[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """What a kept clip can teach: name to SQL predicate, or to a list of tasks that it must be fit for."""
     score_all: bool = False
+    """Whether clips that a filter's signal rejects are annotated, too."""
     encode: Encode = Encode()
+    """How clips and tracks are encoded."""
     limits: Limits = Limits()
+    """Bounds on untrusted input."""
     commit: Commit = Commit()
+    """How often finished clips are committed."""
 
     @field_validator("stages")
     @classmethod

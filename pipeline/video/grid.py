@@ -62,17 +62,22 @@ class Window:
 
 @dataclass(frozen=True)
 class Grid:
-    """Frames per second, frames per clip (4n+1, as video VAEs want) and the bounds on a frame's size.
+    """The frame rate, length and size of clips.
 
     The defaults are those of Wan 2.1 and VACE at 480p: 81 frames at 16 fps, area 480x832, sides multiples
     of 16. Raises ValueError for values that do not make a grid.
     """
 
     fps: float = 16.0
+    """Frames per second."""
     frames: int = 81
+    """Frames of a clip: 4n+1, as video VAEs want."""
     min_frames: int = 33
+    """Frames of the shortest clip: 4n+1."""
     area: int = 480 * 832
+    """The most pixels of a frame."""
     multiple: int = 16
+    """What both sides of a frame are multiples of."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.fps) and self.fps > 0):

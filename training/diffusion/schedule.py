@@ -31,8 +31,11 @@ class Schedule:
     """
 
     steps: int = 4
+    """How many steps."""
     shift: float = 5.0
+    """How far the levels are moved towards noise."""
     sampler: str = "stochastic"
+    """Noise is drawn again at each step; there is no other sampler."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= _MAX_STEPS or not 0 < self.shift < _MAX_SHIFT or self.sampler != "stochastic":
@@ -82,8 +85,11 @@ class Levels:
     """
 
     shift: float = 5.0
+    """How far the levels are moved towards noise."""
     low: float = 20.0
+    """The lowest level, in thousandths."""
     high: float = 980.0
+    """The highest level, in thousandths."""
 
     def __post_init__(self) -> None:
         if not (0 < self.shift < _MAX_SHIFT and 0 < self.low < self.high < TIMESTEPS):

@@ -39,21 +39,22 @@ _MAX_LOG_SCALING = 25.0
 
 @dataclass(frozen=True, slots=True)
 class Transport:
-    """Options of the transport. Costs are squared distances over their mean in the frame, so all options are relative.
-
-    `weight`: the share of transport in the gradient. `epsilon`: the entropy's weight, in mean costs. `tolerance`: the
-    mass, of 1, that may be out of its row when iterating stops; it also stops after `iterations`. `rho`: the cost for a
-    token of the student to give up its mass (None: it cannot). `position`: the cost of moving across the full height or
-    width of a frame, in mean costs; with 0 content moves freely.
-    """
+    """The transport. Costs are squared distances over their mean in the frame, so all options are relative."""
 
     weight: float = 0.8
+    """The share of transport in the gradient."""
     epsilon: float = 0.05
+    """The entropy's weight, in mean costs."""
     tolerance: float = 1e-2
+    """The mass, of 1, that may be out of its row when iterating stops."""
     iterations: int = 200
+    """Where iterating stops in any case."""
     debias: bool = True
+    """Whether the pull of the fake tokens towards each other is subtracted."""
     rho: float | None = None
+    """The cost for a token of the student to give up its mass; null: it cannot."""
     position: float = 0.0
+    """The cost of moving across the full height or width of a frame, in mean costs; with 0 content moves freely."""
 
     def __post_init__(self) -> None:
         valid = (

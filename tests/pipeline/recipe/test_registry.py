@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
