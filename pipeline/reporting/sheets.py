@@ -105,6 +105,9 @@ def _make_sheet(
             "ON t.rowid = place ORDER BY turn, lot",
             [reason],
         )
+        if verdict != "failed":
+            for row in rows:
+                row["detail"] = _strip_rule(row["detail"])
         cards = [make_card(out, row, playing=verdict == "kept", source_folder=source_folder) for row in rows]
         groups.append(Group(reason, " ".join(notes.get(reason, "").split()), clips, sources, cards))
     return Sheet(
@@ -114,6 +117,12 @@ def _make_sheet(
         reasons=len(counts),
         groups=groups,
     )
+
+
+def _strip_rule(detail: str | None) -> str | None:
+    """A detail without the rule's SQL, which the group has: of `luma < 20  (luma = 12.5)` it leaves `luma = 12.5`."""
+    _, separator, measured = (detail or "").rpartition("  (")
+    return measured.removesuffix(")") if separator else detail
 
 
 def make_near_misses(
