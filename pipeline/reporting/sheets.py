@@ -78,7 +78,7 @@ def make_sheets(
         "CREATE TABLE failures AS SELECT * FROM base WHERE status = 'failed' UNION ALL BY NAME "
         "SELECT source_uri, status, code, stage, detail FROM sources WHERE status = 'failed'"
     )
-    advice: dict[str, str] = {**ADVICE}
+    advice = {str(code): sentence for code, sentence in ADVICE.items()}
     return {
         verdict: _make_sheet(con, out, verdict, advice if verdict == "failed" else rules, source_folder)
         for verdict in _REASON_SQL
@@ -89,7 +89,11 @@ def _make_sheet(
     con: duckdb.DuckDBPyConnection, out: Folder, verdict: str, notes: Mapping[str, str], source_folder: str
 ) -> Sheet:
     table = "failures" if verdict == "failed" else "base"
-    entries = f"(SELECT *, rowid AS place, {_REASON_SQL[verdict]} AS reason FROM {table} WHERE status = '{verdict}')"
+    # Not all columns: one of a manifest may be named like these.
+    entries = (
+        f"(SELECT clip_id, source_uri, rowid AS place, {_REASON_SQL[verdict]} AS reason "
+        f"FROM {table} WHERE status = '{verdict}')"
+    )
     counts = con.execute(
         f"SELECT reason, count(clip_id), count(*) - count(clip_id) FROM {entries} "
         "GROUP BY reason ORDER BY count(*) DESC, reason"
@@ -101,8 +105,8 @@ def _make_sheet(
             con,
             f"SELECT t.* FROM {table} t JOIN (SELECT place, md5(coalesce(clip_id, source_uri)) AS lot, "
             f"row_number() OVER (PARTITION BY source_uri ORDER BY lot) AS turn FROM {entries} WHERE reason = ? "
-            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == 'kept' else _PER_REASON}) "
-            "ON t.rowid = place ORDER BY turn, lot",
+            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == 'kept' else _PER_REASON}) chosen "
+            "ON t.rowid = chosen.place ORDER BY chosen.turn, chosen.lot",
             [reason],
         )
         if verdict != "failed":

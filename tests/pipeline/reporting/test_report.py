@@ -255,6 +255,13 @@ def test_a_large_dataset_is_a_sample(browser: Any, dataset: Any, tmp_path: Path)
     assert "the 16 most frequent reasons; the funnel lists all 21" in page.inner_text("#rejected")
     assert page.inner_text("#failed h3 >> nth=0").split() == ["NOT_VIDEO", "30", "sources"]
     assert page.locator("#failed ul >> nth=0 >> li").count() == 6
+    page.set_viewport_size({"width": 390, "height": 844})
+    tops = page.locator("#rejected .sheet >> nth=0 >> .card").evaluate_all(
+        "(cards) => cards.map((card) => card.offsetTop)"
+    )
+    assert len(tops) == 6
+    assert len(set(tops)) == 1, "one row, which is moved sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     opened.page.close()
 
 
