@@ -78,7 +78,7 @@ def make_sheets(
         "CREATE TABLE failures AS SELECT * FROM base WHERE status = 'failed' UNION ALL BY NAME "
         "SELECT source_uri, status, code, stage, detail FROM sources WHERE status = 'failed'"
     )
-    advice = {str(code): text for code, text in ADVICE.items()}
+    advice = {str(code): sentence for code, sentence in ADVICE.items()}
     return {
         verdict: _make_sheet(con, out, verdict, advice if verdict == "failed" else rules, source_folder)
         for verdict in _REASON_SQL
@@ -89,7 +89,11 @@ def _make_sheet(
     con: duckdb.DuckDBPyConnection, out: Folder, verdict: str, notes: Mapping[str, str], source_folder: str
 ) -> Sheet:
     table = "failures" if verdict == "failed" else "base"
-    entries = f"(SELECT *, rowid AS place, {_REASON_SQL[verdict]} AS reason FROM {table} WHERE status = '{verdict}')"
+    # Not all columns: one of a manifest may be named like these.
+    entries = (
+        f"(SELECT clip_id, source_uri, rowid AS place, {_REASON_SQL[verdict]} AS reason "
+        f"FROM {table} WHERE status = '{verdict}')"
+    )
     counts = con.execute(
         f"SELECT reason, count(clip_id), count(*) - count(clip_id) FROM {entries} "
         "GROUP BY reason ORDER BY count(*) DESC, reason"
@@ -101,10 +105,13 @@ def _make_sheet(
             con,
             f"SELECT t.* FROM {table} t JOIN (SELECT place, md5(coalesce(clip_id, source_uri)) AS lot, "
             f"row_number() OVER (PARTITION BY source_uri ORDER BY lot) AS turn FROM {entries} WHERE reason = ? "
-            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == 'kept' else _PER_REASON}) "
-            "ON t.rowid = place ORDER BY turn, lot",
+            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == 'kept' else _PER_REASON}) chosen "
+            "ON t.rowid = chosen.place ORDER BY chosen.turn, chosen.lot",
             [reason],
         )
+        if verdict != "failed":
+            for row in rows:
+                row["detail"] = _strip_rule(row["detail"])
         cards = [make_card(out, row, playing=verdict == "kept", source_folder=source_folder) for row in rows]
         groups.append(Group(reason, " ".join(notes.get(reason, "").split()), clips, sources, cards))
     return Sheet(
@@ -114,6 +121,12 @@ def _make_sheet(
         reasons=len(counts),
         groups=groups,
     )
+
+
+def _strip_rule(detail: str | None) -> str | None:
+    """A detail without the rule's SQL, which the group has: of `luma < 20  (luma = 12.5)` it leaves `luma = 12.5`."""
+    _, separator, measured = (detail or "").rpartition("  (")
+    return measured.removesuffix(")") if separator else detail
 
 
 def make_near_misses(

@@ -12,13 +12,13 @@ from small_dataset import identity
 from typer.testing import CliRunner
 
 from pipeline.catalog.catalog import Catalog
-from pipeline.catalog.erase import REPORT
+from pipeline.catalog.erase import REPORT, finish_forgetting
 from pipeline.cli.main import app
 from pipeline.errors import RunError
 from pipeline.reporting import report as reporting
 from pipeline.reporting.report import report
 from pipeline.storage.atomic import temporary_name
-from pipeline.upkeep.forget import finish_forgetting, forget, format_summary
+from pipeline.upkeep.forget import forget, format_summary
 from pipeline.upkeep.verify import verify
 
 
