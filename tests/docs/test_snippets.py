@@ -11,6 +11,7 @@ import re
 import sys
 import tomllib
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import page_program
@@ -113,25 +114,33 @@ def run_page(page: str, workplace: Any) -> None:
     ]
     outputs_file = workplace.folder / "outputs.json"
     workplace.run(sys.executable, page_program.__file__, outputs_file, stdin=json.dumps(code))
-    for block, output in zip(steps, json.loads(outputs_file.read_text()), strict=True):
+    outputs = dict(zip(steps, json.loads(outputs_file.read_text()), strict=True))
+    for block, output in outputs.items():
         if block.language == CONSOLE:
-            check_output(block, output)
+            check_console(block, output)
+    # A text right after a block of Python is what that prints.
+    for block, following in pairwise(blocks_of(page)):
+        if (block.language, following.language) == ("python", "text") and block in outputs:
+            check_lines(following.place, following.text.splitlines(), outputs[block])
     if page in FOLLOWS.values():
         workplace.save(page)
 
 
-def check_output(block: Block, output: str) -> None:
-    """Each line that a console shows is printed; `...` stands for more, in a line and for lines."""
-    printed = [_VARIES.sub("#", line).strip() for line in output.splitlines()]
+def check_console(block: Block, output: str) -> None:
+    """Each line that a console shows is printed, but for commands that print something else each time."""
     for command, lines in block.console():
         differs = any(block.page == page and command.startswith(beginning) for page, beginning in OTHER_OUTPUT)
-        if differs or is_synopsis(command) or reason_not_to_run(block.page, command):
-            continue
-        for line in lines:
-            pattern = re.escape(_VARIES.sub("#", line)).replace(r"\.\.\.", ".*")
-            assert any(re.fullmatch(pattern, text) for text in printed), (
-                f"{block.place} shows what `{command}` does not print:\n{line}\n\n{output}"
-            )
+        if not (differs or is_synopsis(command) or reason_not_to_run(block.page, command)):
+            check_lines(block.place, lines, output)
+
+
+def check_lines(place: str, lines: list[str], output: str) -> None:
+    """Each of these lines is in the output; `...` stands for more, within a line or for lines."""
+    printed = [_VARIES.sub("#", line).strip() for line in output.splitlines()]
+    for line in lines:
+        pattern = re.escape(_VARIES.sub("#", line)).replace(r"\.\.\.", ".*")
+        is_printed = any(re.fullmatch(pattern, text) for text in printed)
+        assert is_printed, f"{place} shows a line that is not printed:\n{line}\n\n{output}"
 
 
 def check_yaml(block: Block) -> None:

@@ -2,15 +2,17 @@
 
 `python page_program.py OUTPUTS < BLOCKS`: BLOCKS is a JSON list of {"place", "language", "file", "code"}. A block with
 a file is written; Python shares one namespace; each block of shell is a shell of its own, which ends at the first
-command that fails. What the shells print goes to OUTPUTS, a JSON list with a text per block. The exit status is 1 where
+command that fails. What they print goes to OUTPUTS, a JSON list with a text per block. The exit status is 1 where
 a block fails, and stderr says which.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ def main(outputs_file: Path) -> None:
         if block["file"]:
             write_file(Path(block["file"]), block["code"])
         elif block["language"] == "python":
-            exec(compile(block["code"], block["place"], "exec"), names)
+            with redirect_stdout(io.StringIO()) as stdout:
+                exec(compile(block["code"], block["place"], "exec"), names)
+            output = stdout.getvalue()
         else:
             output = run_shell(block["place"], block["code"])
         outputs.append(output)
