@@ -155,7 +155,8 @@ class Annotator(_Maker):
     def annotate_clips(self, clips: Sequence[ClipInput]) -> Sequence[Annotation]:
         """Annotate up to `clips_per_call` clips, which may differ in shape; an annotation for each, in their order.
 
-        If it raises, every clip is annotated by a call of its own, so that only the one at fault fails.
+        If it raises, every clip is annotated by a call of its own, so that only the one at fault fails. All frames of
+        these clips are in memory at once.
         """
         return [self(clip.frames, clip.fps, **clip.needs) for clip in clips]
 

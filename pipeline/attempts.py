@@ -19,12 +19,13 @@ class Permission(StrEnum):
 class Attempts(Protocol):
     """Counts attempts across all workers of a run, and knows which source holds which content."""
 
-    def begin(self, unit: str) -> Permission:
-        """Whether to work on a unit: a source, or a clip in a stage."""
+    def begin(self, unit: str, together: bool = False) -> Permission:
+        """Whether to work on a unit: a source, or a clip in a stage. If the worker dies, that counts against the unit,
+        unless it was begun `together` with others: then it only becomes a suspect."""
         ...
 
-    def has_killed(self, unit: str) -> bool:
-        """Whether an attempt at a unit ended with the worker's death."""
+    def is_suspect(self, unit: str) -> bool:
+        """Whether a worker died while it was at a unit, alone or together with others."""
         ...
 
     def end(self, unit: str) -> None:

@@ -18,27 +18,32 @@ class Coordinator:
         """`index`: path of the SQLite file of content hashes; `max_deaths`: attempts after which a unit is given up."""
         self._max_deaths = max_deaths
         self._attempts: Counter[str] = Counter()
+        self._together: set[str] = set()
         self._draining = False
         self._first_begin: float | None = None
         self._index = sqlite3.connect(index, isolation_level=None)
         self._index.execute("PRAGMA synchronous = OFF")
         self._index.execute("CREATE TABLE IF NOT EXISTS owner (hash TEXT PRIMARY KEY, uri TEXT) WITHOUT ROWID")
 
-    def begin(self, unit: str) -> Permission:
-        """Whether to work on a unit: a source, or a clip in a stage."""
+    def begin(self, unit: str, together: bool = False) -> Permission:
+        """Whether to work on a unit: a source, or a clip in a stage; see `Attempts`."""
         if self._draining:
             return Permission.STOP
         self._first_begin = self._first_begin or time.monotonic()
+        if together:
+            self._together.add(unit)
+            return Permission.GO
         self._attempts[unit] += 1
         return Permission.DEAD if self._attempts[unit] > self._max_deaths else Permission.GO
 
-    def has_killed(self, unit: str) -> bool:
-        """Whether an attempt at a unit ended with the worker's death."""
-        return self._attempts[unit] > 0
+    def is_suspect(self, unit: str) -> bool:
+        """Whether a worker died while it was at a unit: work on it was begun and has not ended."""
+        return unit in self._together or unit in self._attempts
 
     def end(self, unit: str) -> None:
         """Record that work on the unit ended."""
         self._attempts.pop(unit, None)
+        self._together.discard(unit)
 
     def add_owners(self, pairs: list[tuple[str, str]]) -> None:
         """Add contents that the catalog already holds: (hash, uri)."""
@@ -52,6 +57,7 @@ class Coordinator:
     def begin_round(self) -> None:
         """Begin a round: attempts that were cut off with the last one say nothing about their inputs."""
         self._attempts.clear()
+        self._together.clear()
 
     def drain(self) -> None:
         """Begin nothing new from now on."""
@@ -68,11 +74,11 @@ class CoordinatorClient(Attempts):
     def __init__(self, handle: Any) -> None:
         self._handle = handle
 
-    def begin(self, unit: str) -> Permission:
-        return Permission(ray.get(self._handle.begin.remote(unit)))
+    def begin(self, unit: str, together: bool = False) -> Permission:
+        return Permission(ray.get(self._handle.begin.remote(unit, together)))
 
-    def has_killed(self, unit: str) -> bool:
-        return bool(ray.get(self._handle.has_killed.remote(unit)))
+    def is_suspect(self, unit: str) -> bool:
+        return bool(ray.get(self._handle.is_suspect.remote(unit)))
 
     def end(self, unit: str) -> None:
         ray.get(self._handle.end.remote(unit))

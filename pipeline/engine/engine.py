@@ -112,7 +112,8 @@ class Engine:
         resources = ray.cluster_resources()
         self.cpus = max(1, int(resources.get("CPU", 1)))
         self._gpus = int(resources.get("GPU", 0))
-        self.max_workers = max(1, min(self.cpus, int(resources.get("memory", 4e9) / CORE_MEMORY)))
+        self._memory = float(resources.get("memory", 4e9))
+        self.max_workers = self.count_workers(self.cpus)
         self.round_size = min(MAX_ROUND, ROUND * self.max_workers)
 
     def __enter__(self) -> Engine:
@@ -141,9 +142,10 @@ class Engine:
         """Let work in progress finish, and begin nothing more."""
         ray.get(self._coordinator.drain.remote())
 
-    def count_workers(self, chunks: int) -> int:
-        """How many workers to use for this many chunks of work."""
-        return max(1, min(self.max_workers, chunks))
+    def count_workers(self, chunks: int, extra_bytes: float = 0.0) -> int:
+        """How many workers of each stage to use for this many chunks of work, when those of one core need so many bytes
+        more than usual together."""
+        return max(1, min(self.cpus, int(self._memory / (CORE_MEMORY + extra_bytes)), chunks))
 
     def run(self, pools: Sequence[Pool], chunks: Iterable[pa.Table]) -> Iterator[tuple[Any, int]]:
         """Run chunks of work through pools, one after the other; yields (block, its size in bytes) as rows settle."""

@@ -23,9 +23,14 @@ from pipeline.storage.folder import Folder
 
 def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) -> list[Pool]:
     """Build the pools of workers that this many chunks of work go through, in order."""
-    workers = engine.count_workers(chunks)
+    # Clips that are annotated together are in memory together.
+    grid = blueprint.recipe.grid
+    further_clips = sum(blueprint.clips_per_call(number) - 1 for number in range(len(blueprint.stages)))
+    extra_bytes = 3.0 * grid.frames * grid.area * further_clips
+    workers, max_workers = (engine.count_workers(count, extra_bytes) for count in (chunks, engine.cpus))
     on_gpu = [any(registry.declare(registry.load_annotator(name)).gpu for name in stage) for stage in blueprint.stages]
-    # Whoever cuts annotates few clips at once, and whoever opens a stored clip, unless they are annotated together.
+    # The worker that cuts a source, or opens a stored clip, also runs the first stage, unless that stage takes several
+    # clips per call.
     together = blueprint.clips_per_call(0) > 1
     # One source at a time: one queued behind another could be done by a worker that is idle at the end.
     cut = Pool(
@@ -41,7 +46,7 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
                 AnnotateStage,
                 (blueprint, number, engine.attempts),
                 1 if number == 0 else workers,
-                engine.max_workers,
+                max_workers,
                 in_flight=2,
                 on_gpu=on_gpu[number],
                 rows_per_call=blueprint.clips_per_call(number),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ import numpy as np
 from annotators.base import Annotation, Annotator, ClipInput, Filter, Frames, Signal, Value
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.recipe import registry
+
+log = logging.getLogger("vdot_data")
 
 # The Python types of a signal's kind; a whole number is a float too.
 _KINDS: dict[str, tuple[type, ...]] = {"float": (float, int), "int": (int,), "str": (str,), "bool": (bool,)}
@@ -30,8 +33,13 @@ def annotate_clips(annotator: Annotator, clips: Sequence[ClipInput]) -> list[Ann
     if len(clips) > 1:
         frozen = [replace(clip, frames=_freeze(clip.frames)) for clip in clips]
         together = attempt(ErrorCode.ANNOTATOR_ERROR, lambda: [*annotator.annotate_clips(frozen)])
-        # If it failed, at which clip cannot be known: each gets a call of its own.
-        if not isinstance(together, Failure) and len(together) == len(clips):
+        if isinstance(together, Failure):
+            # At which clip cannot be known: each gets a call of its own.
+            log.warning("%s failed with %d clips at once: %s", annotator.name, len(clips), together.detail)
+        elif len(together) != len(clips):
+            error = _contract_error(annotator, f"gave {len(together)} annotations for {len(clips)} clips")
+            return [Failure(error.code, error.detail)] * len(clips)
+        else:
             annotations = together
     return [
         attempt(ErrorCode.ANNOTATOR_ERROR, partial(annotate, annotator, clip, annotation))

@@ -61,11 +61,11 @@ class AnnotateStage:
         """Which clips to annotate together: all, but a clip at which a worker died must not take others along."""
         if len(items) < 2:
             return [items]
-        innocents: list[ClipItem] = []
-        killers: list[ClipItem] = []
+        safe_items: list[ClipItem] = []
+        suspects: list[ClipItem] = []
         for item in items:
-            (killers if self._attempts.has_killed(self._unit(item)) else innocents).append(item)
-        return [innocents, *([item] for item in killers)]
+            (suspects if self._attempts.is_suspect(self._unit(item)) else safe_items).append(item)
+        return [safe_items, *([item] for item in suspects)]
 
     def _unit(self, item: ClipItem) -> str:
         return f"stage {self._number} of clip {item.record['clip_id']}"
@@ -74,7 +74,7 @@ class AnnotateStage:
         """Every annotator on all of these clips in turn, in calls of as many clips as it takes."""
         clips = []
         for item in items:
-            permission = self._attempts.begin(self._unit(item))
+            permission = self._attempts.begin(self._unit(item), together=len(items) > 1)
             if permission is Permission.DEAD:
                 names = ", ".join(annotator.name for annotator in self._annotators)
                 detail = f"every worker that annotated this clip ({names}) died while at it"

@@ -8,10 +8,10 @@ from pipeline.attempts import Attempts, Permission
 class FirstAttempts(Attempts):
     """The attempts of a run in which no worker dies."""
 
-    def begin(self, unit: str) -> Permission:
+    def begin(self, unit: str, together: bool = False) -> Permission:
         return Permission.GO
 
-    def has_killed(self, unit: str) -> bool:
+    def is_suspect(self, unit: str) -> bool:
         return False
 
     def end(self, unit: str) -> None:

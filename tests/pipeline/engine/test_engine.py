@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.engine import Engine, Pool, pool_options
+from pipeline.engine.engine import CORE_MEMORY, Engine, Pool, pool_options
 from pipeline.ingest import graph
 from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
@@ -29,12 +29,20 @@ def plan_pools(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`plan_pools(blueprint, gpus)`: stage, fewest and most workers, and GPU share of each pool on eight CPUs."""
     find_annotator = registry.load_annotator
     monkeypatch.setattr(registry, "load_annotator", lambda name: Heavy if name == "heavy" else find_annotator(name))
-    cluster: Any = SimpleNamespace(count_workers=lambda chunks: min(8, chunks), max_workers=8, attempts=None)
+
+    # Memory for eight workers of the usual size.
+    def count_workers(chunks: int, extra_bytes: float = 0.0) -> int:
+        return min(8, chunks, int(8 * CORE_MEMORY / (CORE_MEMORY + extra_bytes)))
+
+    cluster: Any = SimpleNamespace(count_workers=count_workers, cpus=8, attempts=None)
 
     def plan(blueprint: Blueprint, gpus: int) -> list[tuple[Any, ...]]:
         pools = graph.build_pools(cluster, blueprint, Folder("memory://out"), 8)
         options = pool_options(pools, gpus)
-        assert all(option["batch_size"] == (1 if "num_gpus" in option else None) for option in options)
+        for pool, option in zip(pools, options, strict=True):
+            assert option["batch_size"] == (
+                pool.rows_per_call if pool.rows_per_call > 1 or "num_gpus" in option else None
+            )
         return [
             (pool.stage.__name__, option["compute"].min_size, option["compute"].max_size, option.get("num_gpus"))
             for pool, option in zip(pools, options, strict=True)
@@ -63,6 +71,20 @@ def test_what_uses_a_gpu_has_a_worker_for_each(plan_pools: Any) -> None:
     assert plan_pools(Blueprint.for_ingest(early_recipe, ()), 2) == [
         *(("CutStage", 2, 2, 0.5), ("AnnotateStage", 1, 2, 0.5), ("AnnotateStage", 8, 8, None))
     ]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_clips_that_are_annotated_together_are_gathered_by_a_pool_of_their_own(
+    gpu: bool, plan_pools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Heavy, "clips_per_call", 4, raising=False)
+    monkeypatch.setattr(Heavy, "annotate_clips", None, raising=False)
+    monkeypatch.setattr(Heavy, "gpu", gpu)
+    # Three more clips of 97 MB in the memory of each core.
+    first = ("AnnotateStage", 1, 2, 1.0) if gpu else ("AnnotateStage", 1, 6, None)
+    expected = [("CutStage", 6, 6, None), first]
+    assert plan_pools(Blueprint.for_ingest(recipe("[[heavy]]"), ()), 2) == expected
+    assert plan_pools(Blueprint.for_layer(recipe("[[scribble]]"), "heavy"), 2) == expected
 
 
 def test_a_layer_is_one_pool(plan_pools: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from attempts import FirstAttempts
 
 from annotators.base import Annotation, Annotator, ClipInput, Frames, Signal
 from pipeline.attempts import Permission
+from pipeline.engine.coordinator import Coordinator
 from pipeline.errors import UsageError
 from pipeline.formats.clip_encode import encode_clip
 from pipeline.recipe import registry
@@ -109,10 +111,10 @@ def test_only_the_clip_at_fault_fails(calls: list[int]) -> None:
     assert items[1].members == {}
 
 
-def test_a_wrong_number_of_annotations_is_not_shared_out(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_number_of_annotations_fails_the_clips_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Together, "annotate_clips", lambda self, clips: [Annotation(signals={"mean": 1.0})])
     items = annotate([10, 30])
-    assert [round(float(str(item.signals["mean"])), -1) for item in items] == [10, 30]
+    assert [item.record["detail"] for item in items] == ["together gave 1 annotations for 2 clips"] * 2
 
 
 def test_damage_of_one_clip_is_its_own(calls: list[int]) -> None:
@@ -128,24 +130,26 @@ class Killed(BaseException):
 
 
 class CountedAttempts(FirstAttempts):
-    """Counts as the coordinator does, within one process."""
+    """The coordinator without its process."""
 
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+    def __init__(self, folder: Path, max_deaths: int) -> None:
+        self._coordinator = Coordinator(str(folder / "index"), max_deaths)
 
-    def begin(self, unit: str) -> Permission:
-        self.counts[unit] += 1
-        return Permission.DEAD if self.counts[unit] > 3 else Permission.GO
+    def begin(self, unit: str, together: bool = False) -> Permission:
+        return self._coordinator.begin(unit, together)
 
-    def has_killed(self, unit: str) -> bool:
-        return self.counts[unit] > 0
+    def is_suspect(self, unit: str) -> bool:
+        return self._coordinator.is_suspect(unit)
 
     def end(self, unit: str) -> None:
-        del self.counts[unit]
+        self._coordinator.end(unit)
 
 
+@pytest.mark.parametrize("max_deaths", [1, 3])
 @pytest.mark.parametrize("poisoned", range(4))
-def test_a_clip_that_kills_workers_takes_no_other_along(poisoned: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clip_that_kills_workers_takes_no_other_along(
+    poisoned: int, max_deaths: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Ray gives the same clips to the next worker, until all are through."""
     levels = [10, 30, 50, 70]
 
@@ -155,22 +159,22 @@ def test_a_clip_that_kills_workers_takes_no_other_along(poisoned: int, monkeypat
         return Annotation(signals={"level": 1.0})
 
     monkeypatch.setattr(Single, "__call__", kill)
-    attempts = CountedAttempts()
+    attempts = CountedAttempts(tmp_path, max_deaths)
     for deaths in range(10):
         try:
             items = annotate(levels, attempts)
             break
         except Killed:
-            assert deaths < 3
+            # Once together with the others, then alone.
+            assert deaths <= max_deaths
     assert Counter(item.record["status"] for item in items) == {"kept": 3, "failed": 1}
     (failed,) = (item for item in items if item.record["status"] == "failed")
     assert (failed.record["clip_id"], failed.record["code"]) == (f"{poisoned:032x}", "WORKER_DIED")
-    assert attempts.counts.total() <= 4
 
 
 def test_a_run_that_stops_begins_no_more(calls: list[int]) -> None:
     class Stopping(FirstAttempts):
-        def begin(self, unit: str) -> Permission:
+        def begin(self, unit: str, together: bool = False) -> Permission:
             return Permission.STOP if unit.endswith("1") else Permission.GO
 
     assert [item.record["clip_id"][-1] for item in annotate([10, 30, 50], Stopping())] == ["0", "2"]
