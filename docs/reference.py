@@ -41,11 +41,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def write_home() -> str:
-    """The README as a page of the site, where links to files outside docs/ keep their text alone."""
+    """The README as a page of the site, where a link to a file outside docs/ becomes the path of this file."""
 
     def relink(match: re.Match[str]) -> str:
         mark, text, target = match.groups()
-        return f"{mark}[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") else text
+        return f"{mark}[{text}]({target.removeprefix('docs/')})" if target.startswith("docs/") else f"`{target}`"
 
     return _LINK.sub(relink, (Path(__file__).parents[1] / "README.md").read_text())
 
@@ -81,10 +81,10 @@ def write_keys(models: Mapping[str, type], defaults: Mapping[str, str] | None = 
         for path, definition in _list_inner(schema, definitions, ""):
             if path not in paths.setdefault(definition, []):
                 paths[definition].append(path)
-    parts = [f"## {name}\n\n{_write_table(schema, definitions, defaults)}" for name, schema in schemas.items()]
+    parts = [f"## {name}\n\n{_list_keys(schema, definitions, defaults)}" for name, schema in schemas.items()]
     for definition, keys in paths.items():
         schema = definitions[definition]
-        parts.append(f"## {', '.join(keys)}\n\n{_describe(schema)}\n\n{_write_table(schema, definitions)}")
+        parts.append(f"## {', '.join(keys)}\n\n{_describe(schema)}\n\n{_list_keys(schema, definitions)}")
     return "\n\n".join(parts)
 
 
@@ -101,15 +101,17 @@ def _list_inner(schema: Mapping[str, Any], definitions: Mapping[str, Any], prefi
                 yield from _list_inner(definitions[definition], definitions, f"{path}.")
 
 
-def _write_table(
+def _list_keys(
     schema: Mapping[str, Any], definitions: Mapping[str, Any], defaults: Mapping[str, str] | None = None
 ) -> str:
-    rows = []
+    """A line per key, as typer writes options: a table would be too wide for a phone."""
+    lines = []
     for key, value in schema["properties"].items():
         default = (defaults or {}).get(key) or _describe_default(value, key in schema.get("required", ()))
         inner = definitions.get(value.get("$ref", "").rpartition("/")[2], {})
-        rows.append((f"`{key}`", _describe_type(value), default, _describe(value) or _describe(inner)))
-    return _format_table(("key", "value", "default", "meaning"), rows)
+        meaning = " ".join((_describe(value) or _describe(inner)).split())
+        lines.append(f"* `{key}`: {meaning} [{'; '.join(filter(None, (_describe_type(value), default)))}]")
+    return "\n".join(lines)
 
 
 def _describe(schema: Mapping[str, Any]) -> str:
@@ -135,13 +137,11 @@ def _describe_type(value: Mapping[str, Any]) -> str:
 def _describe_default(value: Mapping[str, Any], required: bool) -> str:
     if required:
         return "required"
-    if "$ref" in value or isinstance(value["default"], dict):
-        return "below"
     default = value["default"]
-    if default in ("", [], None):
-        return "none"
+    if default in ("", [], None) or isinstance(default, dict):
+        return ""
     # YAML's spelling: true, and 16 for 16.0.
-    return f"`{json.dumps(default).removesuffix('.0')}`".replace('"', "")
+    return f"default: {json.dumps(default).removesuffix('.0')}".replace('"', "")
 
 
 def write_signals() -> str:
@@ -218,7 +218,7 @@ def _format_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 _DEFAULT_RECIPE = dict.fromkeys(
-    ("filters", "stages", "rules", "tasks"), "[the default recipe's](../recipes.md#the-default-recipe)"
+    ("filters", "stages", "rules", "tasks"), "default: [see there](../recipes.md#the-default-recipe)"
 )
 PARTS: dict[str, Callable[[], str]] = {
     "home": write_home,
