@@ -17,7 +17,7 @@ import typer.cli
 import typer.main
 from pydantic import TypeAdapter
 
-from pipeline.curation.make_mixture import Definition
+from pipeline.curation.mixture_definition import Definition
 from pipeline.errors import ADVICE, OUR_FAULT, ErrorCode
 from pipeline.recipe import recipe, registry
 from training.config import Distill, Teach

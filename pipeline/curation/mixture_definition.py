@@ -30,23 +30,36 @@ class Part(StrictModel):
     """One dataset of a mixture, and which of its clips may be drawn."""
 
     path: str
+    """A folder, from this file's own, or a URL."""
     where: str | tuple[str, ...] = ()
+    """SQL predicates, all of which must be true."""
     selection: str | None = None
+    """The name of a selection, instead of all kept clips."""
     sequence: Annotated[int, Field(ge=1)] | None = None
+    """The newest catalog part that counts: pins an older state."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """How much more often its clips are drawn than those of a dataset with weight 1."""
 
 
 class Definition(StrictModel):
-    """The whole YAML; see the top of this file."""
+    """What a training run draws, in which shares."""
 
     datasets: Annotated[dict[str, Part], Field(min_length=1)]
+    """The datasets, under names of your own."""
     tasks: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | str] | tuple[str, ...]
+    """Task to share: a percentage ("40%"), or a weight that divides the rest. Or a list, with `temperature`."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """Gives each task of a list the share count^(1/temperature)."""
     clips_per_source: Annotated[int, Field(ge=1)] | None = None
+    """At most so many clips of one source."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of draws without a caption."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share that is not trained on; sources and groups of near duplicates stay together."""
     seed: int = 0
+    """Decides the order and what is held out."""
     step: Step = Step()
+    """What one training step draws."""
 
     @model_validator(mode="after")
     def _shares_or_temperature(self) -> Definition:

@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import typer
 
+import vdot_data
+from pipeline.curation.mixture_definition import Definition
 from pipeline.errors import ADVICE
 from pipeline.formats.strict_yaml import StrictModel
 from pipeline.recipe import registry
@@ -57,7 +59,9 @@ def test_every_option_of_every_command_is_there(reference: ModuleType, program: 
         assert not [option for parameter in command.params for option in parameter.opts if option not in section]
 
 
-@pytest.mark.parametrize(("part", "models"), [("recipe", [Recipe]), ("training", [Teach, Distill])])
+@pytest.mark.parametrize(
+    ("part", "models"), [("recipe", [Recipe]), ("mixture", [Definition]), ("training", [Teach, Distill])]
+)
 def test_every_key_has_a_meaning(reference: ModuleType, part: str, models: list[type[StrictModel]]) -> None:
     keys = re.findall(r"^\* `(\w+)`: (.*?)\[", reference.PARTS[part](), re.MULTILINE)
     assert [key for key, meaning in keys if not meaning.strip()] == []
@@ -83,6 +87,12 @@ def test_every_signal_and_its_maker_are_there(reference: ModuleType) -> None:
 def test_every_error_code_has_its_advice(reference: ModuleType) -> None:
     table = reference.PARTS["error codes"]()
     assert [code for code, advice in ADVICE.items() if f"| `{code}` | {advice} |" not in table] == []
+
+
+def test_every_name_of_the_python_api_is_there() -> None:
+    page = (DOCS / "reference/python.md").read_text()
+    names = re.findall(r"^::: (?:vdot_data|training\.data\.stream)\.(\w+)$", page, re.MULTILINE)
+    assert sorted(names) == sorted(vdot_data.__all__)
 
 
 def test_the_home_page_links_to_pages_alone(reference: ModuleType) -> None:
