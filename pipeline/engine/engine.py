@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,17 +113,21 @@ class Engine:
         resources = ray.cluster_resources()
         self.cpus = max(1, int(resources.get("CPU", 1)))
         self._gpus = int(resources.get("GPU", 0))
+        self._stdout = redirect_stdout(sys.stderr)
         self._memory = float(resources.get("memory", 4e9))
         self.max_workers = self.count_workers(self.cpus)
         self.round_size = min(MAX_ROUND, ROUND * self.max_workers)
 
     def __enter__(self) -> Engine:
+        # A thread of Ray's prints to stdout when a worker dies, whatever `log_to_driver` says; stdout is for answers.
+        self._stdout.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ray.shutdown()
+        self._stdout.__exit__(kind, error, trace)
         self._empty_folder.cleanup()
 
     def add_owners(self, pairs: list[tuple[str, str]]) -> None:
