@@ -171,8 +171,8 @@ class Teach(Run):
         return self
 
 
-class Adversary(StrictModel):
-    """The adversarial loss."""
+class DiscriminatorOptions(StrictModel):
+    """The discriminator and the adversarial loss."""
 
     ratio: Positive = 0.1
     """The norm of its gradient at the student's sample over that of the other gradient."""
@@ -209,7 +209,7 @@ class Distill(Run):
     """Steps from one update of the student to the next."""
     transport: Transport | None = Transport()
     """Optimal transport; null for none."""
-    gan: Adversary | None = Adversary()
+    gan: DiscriminatorOptions | None = DiscriminatorOptions()
     """The discriminator; null for none."""
     objective: Literal["combined", "per_frame", "published"] = "combined"
     """`combined`: one gradient in which weights mean the same at every resolution. `per_frame`: that gradient with all

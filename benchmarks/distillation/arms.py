@@ -7,7 +7,7 @@ from typing import Literal
 
 from benchmarks.distillation.control import PooledDistillation
 from benchmarks.distillation.sizes import Size
-from training.config import EMA, Adversary, Data, Distill, Model, Optimizer
+from training.config import EMA, Data, DiscriminatorOptions, Distill, Model, Optimizer
 from training.objectives.ot import Transport
 from training.trainer.distill import Distillation
 
@@ -53,7 +53,7 @@ def build_config(arm: Arm, size: Size, seed: int) -> Distill:
     """The configuration of an arm. The caller numbers steps 0, 2, 4, ...: see the README."""
     # R1 and R2 have weight 0, as published: on a CPU they would take half of an arm's time.
     gan_start = int(_SHARE_BEFORE_GAN * size.updates)
-    gan = Adversary(start=gan_start, lr=size.critic_lr, smoothness=0.0, width=64) if arm.gan else None
+    gan = DiscriminatorOptions(start=gan_start, lr=size.critic_lr, smoothness=0.0, width=64) if arm.gan else None
     return Distill(
         model=MODEL,
         data=DATA,
