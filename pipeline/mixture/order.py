@@ -59,7 +59,7 @@ class Order:
             if bucket.stream in streams
         }
         if not self._pools:
-            raise UsageError(f"the mixture has no clip in its part {split!r}")
+            raise UsageError(f"the mixture has no clip in its split {split!r}")
         self.buckets = tuple(sorted(self._pools))
         self._mixture = mixture
         clips: dict[tuple[str, str], int] = {}

@@ -267,5 +267,5 @@ def test_what_stands_in_for_a_damaged_clip_is_of_its_bucket_and_another() -> Non
 
 def test_a_part_without_clips_is_said() -> None:
     built = build_mixture({("a", "t"): 2}, {("a", "t"): Fraction(1)}, Step(1))
-    with pytest.raises(UsageError, match="no clip in its part 'held_out'"):
+    with pytest.raises(UsageError, match="no clip in its split 'held_out'"):
         Order(*built, HELD_OUT)
