@@ -177,7 +177,7 @@ def _run_and_summarize(
         sources=ledger.count_sources(),
         done=dict(run.clip_counts),
         wall_s=time.monotonic() - started,
-        startup_s=run.progress.first_begin - started if run.progress.first_begin else 0.0,
+        startup_s=run.progress.first_start_s - started if run.progress.first_start_s else 0.0,
         seconds=dict(run.timings),
     )
 

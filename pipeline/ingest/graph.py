@@ -66,5 +66,5 @@ def run_plan(
 
 
 def write_shards(engine: Engine, blueprint: Blueprint, out: Folder, run_id: str, blocks: Sequence[Any]) -> Any:
-    """Start writing settled blocks into shards; `engine.result` of the future returns their items."""
+    """Start writing settled blocks into shards; `engine.wait_for` of the future returns their items."""
     return engine.submit(pack, out, run_id, blueprint.layer, *blocks, tries=-1)
