@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotators.base import Annotation, Annotator, Frames, Picture, Signal
-from annotators.motion.propagation import Carrier
+from annotators.motion.propagation import FlowWarper
 from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
@@ -45,14 +45,14 @@ class DepthHeuristic(Annotator):
     def __call__(self, frames: Frames, fps: float, *, mask: Frames) -> Annotation:
         """Estimate one clip's depth: `frames` and `mask` uint8 [T, H, W, 3] RGB; `fps` is not used."""
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
-        small = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
-        size = small[0].shape[1::-1]
+        small_frames = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+        size = small_frames[0].shape[1::-1]
         subjects = [cv2.resize(frame[..., 0], size, interpolation=cv2.INTER_AREA) >= 128 for frame in mask]
-        carrier = Carrier(small)
+        warper = FlowWarper(small_frames)
         near = np.stack(
             [
-                _estimate_nearness(frame, subject, _measure_speed(carrier, k, len(small)))
-                for k, (frame, subject) in enumerate(zip(small, subjects, strict=True))
+                _estimate_nearness(frame, subject, _measure_speed(warper, k, len(small_frames)))
+                for k, (frame, subject) in enumerate(zip(small_frames, subjects, strict=True))
             ]
         )
         near = _smooth_in_time(near)
@@ -65,10 +65,10 @@ class DepthHeuristic(Annotator):
         return Annotation(tracks={"depth": track}, signals={"depth_method": "heuristic"})
 
 
-def _measure_speed(carrier: Carrier, number: int, frames: int) -> Floats:
+def _measure_speed(warper: FlowWarper, number: int, frames: int) -> Floats:
     """How far each pixel moves from this frame to a neighbour: float32 [H, W]; zeros in a clip of one frame."""
     neighbour = number - 1 if number else min(1, frames - 1)
-    speed: Floats = np.linalg.norm(carrier.displacement(number, neighbour), axis=-1)
+    speed: Floats = np.linalg.norm(warper.displacement(number, neighbour), axis=-1)
     return speed
 
 

@@ -12,29 +12,29 @@ from numpy.typing import NDArray
 
 from annotators import weights
 from annotators.base import Annotation, Annotator, Frames, Picture, Signal, Weight
-from annotators.motion.propagation import Carrier
+from annotators.motion.propagation import FlowWarper
 from annotators.networks import onnx, tflite
 from annotators.opencv import cv2
 
 Floats = NDArray[np.float32]
 
-# The networks see every eighth frame and the last one; the flow carries their maps to the frames in between. Measured
-# on six clips: carried masks overlap by 0.90 (IoU) with U2-Net's own masks of those frames, as much as its masks of
-# consecutive frames overlap, and they are steadier (0.95); with every twelfth frame it is 0.88.
+# The networks see the keyframes, every eighth frame and the last one; the flow warps their maps to the frames in
+# between. Measured on six clips: warped masks overlap by 0.90 (IoU) with U2-Net's own masks of those frames, as much as
+# its masks of consecutive frames overlap, and they are steadier (0.95); with every twelfth frame it is 0.88.
 _STEP = 8
-# The longer side of the maps that are carried, in pixels: as much as the networks see.
+# The longer side of the maps that are warped, in pixels: as much as the networks see.
 _SIDE = 320
 # What U2-Net was trained to see: ImageNet's means and spreads.
 _MEANS, _SPREADS = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 _SALIENT_SIDE, _PERSON_SIDE = 320, 256
-# A pixel this sure belongs to the subject.
-_SURE = 0.5
+# A pixel with this confidence belongs to the subject.
+_MIN_CONFIDENCE = 0.5
 # The share of the frame that a part of the mask takes, at least, and its share of the largest part: less is a speck.
 _SPECK, _SPECK_OF_LARGEST = 0.004, 0.1
 # With people in this share of the frames the subject is a person.
-_PEOPLE = 0.5
-# The weight of a look's own map; the rest comes from the looks before and after, carried to it.
-_OWN = 0.5
+_MIN_POSE_COVERAGE = 0.5
+# The weight of a keyframe's own map; the rest comes from the keyframes before and after, warped to it.
+_OWN_MAP_WEIGHT = 0.5
 # Reference pictures: how many, the shorter side in pixels at least, and the margin as a share of the longer side.
 _MAX_PICTURES, _SMALLEST, _MARGIN = 3, 48, 0.05
 
@@ -52,7 +52,8 @@ class Subjects(Annotator):
 
     Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection" (2020). Track `mask` is
     white where the subject is and black elsewhere. data["subjects"]: for each frame the boxes [left, top, right,
-    bottom] of the mask's parts in pixels, largest first. Pictures `ref`: the parts of the clearest look, each on white.
+    bottom] of the mask's parts in pixels, largest first. Pictures `ref`: the parts of the clearest keyframe, each on
+    white.
     """
 
     name: ClassVar[str] = "subjects"
@@ -68,9 +69,12 @@ class Subjects(Annotator):
         "subject_x": Signal("0..1", "where the subject's centre is, from the left: mean over frames; null without one"),
         "subject_y": Signal("0..1", "where the subject's centre is, from the top: mean over frames; null without one"),
         "subject_stability": Signal(
-            "0..1", "how well what one look sees, carried to the next, is seen there: mean overlap (IoU); null if never"
+            "0..1",
+            "mean overlap (IoU) of each keyframe's mask, warped to the next, with that one's own mask; null if never",
         ),
-        "ref_pictures": Signal("count", "reference pictures: parts of the clearest look that are large enough", "int"),
+        "ref_pictures": Signal(
+            "count", "reference pictures: parts of the clearest keyframe that are large enough", "int"
+        ),
     }
     weights: ClassVar[tuple[Weight, ...]] = (
         Weight(
@@ -94,19 +98,22 @@ class Subjects(Annotator):
 
     def __call__(self, frames: Frames, fps: float, *, pose_coverage: float) -> Annotation:
         """Cut out one clip's subject: `frames` uint8 [T, H, W, 3] RGB; `fps` is not used."""
-        people = pose_coverage >= _PEOPLE
+        people = pose_coverage >= _MIN_POSE_COVERAGE
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
-        small = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
-        looks = sorted({*range(0, len(frames), _STEP), len(frames) - 1})
-        look_maps = {look: self._map_subject(frames[look], small[look].shape[1::-1], people) for look in looks}
-        maps, stability = _spread_over_time(look_maps, small)
+        small_frames = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+        keyframes = sorted({*range(0, len(frames), _STEP), len(frames) - 1})
+        keyframe_maps = {
+            keyframe: self._map_subject(frames[keyframe], small_frames[keyframe].shape[1::-1], people)
+            for keyframe in keyframes
+        }
+        maps, stability = _interpolate_maps(keyframe_maps, small_frames)
         size = frames.shape[2:0:-1]
-        parts = [_find_parts(cv2.resize(sureness, size, interpolation=cv2.INTER_LINEAR)) for sureness in maps]
+        parts = [_find_parts(cv2.resize(confidence, size, interpolation=cv2.INTER_LINEAR)) for confidence in maps]
         masks = np.stack([frame_parts.labels > 0 for frame_parts in parts])
         has_subject = masks.any(axis=(1, 2))
         subject = ("person" if people else "object") if has_subject.any() else None
         rows, columns = masks.mean(axis=2), masks.mean(axis=1)
-        references = _cut_references(frames, maps, parts, looks)
+        references = _cut_references(frames, maps, parts, keyframes)
         return Annotation(
             tracks={"mask": np.repeat(masks[..., None] * np.uint8(255), 3, axis=-1)},
             signals={
@@ -126,66 +133,70 @@ class Subjects(Annotator):
         )
 
     def _map_subject(self, frame: Picture, size: tuple[int, int], people: bool) -> Floats:
-        """Map how surely each pixel belongs to the subject: float32 of `size` (width, height), 0 to 1."""
+        """Map the confidence that each pixel belongs to the subject: float32 of `size` (width, height), 0 to 1."""
         square = cv2.resize(frame, (_SALIENT_SIDE, _SALIENT_SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
         square = (square / max(float(square.max()), 1.0) - _MEANS) / _SPREADS
-        sureness = self._salient(square.transpose(2, 0, 1)[None])[0, 0]
+        confidence = self._salient(square.transpose(2, 0, 1)[None])[0, 0]
         if people:
             view = cv2.resize(frame, (_PERSON_SIDE, _PERSON_SIDE), interpolation=cv2.INTER_AREA)
             (person,) = self._person(view.astype(np.float32) / 255, 0)
-            sureness = np.maximum(
-                sureness, cv2.resize(person[..., 0], sureness.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            confidence = np.maximum(
+                confidence, cv2.resize(person[..., 0], confidence.shape[::-1], interpolation=cv2.INTER_LINEAR)
             )
-        resized: Floats = cv2.resize(sureness, size, interpolation=cv2.INTER_LINEAR)
+        resized: Floats = cv2.resize(confidence, size, interpolation=cv2.INTER_LINEAR)
         return resized
 
 
-def _spread_over_time(look_maps: Mapping[int, Floats], small: list[Picture]) -> tuple[list[Floats], float | None]:
-    """A map for every frame, from those of the looks, and how well the looks agree (IoU).
+def _interpolate_maps(
+    keyframe_maps: Mapping[int, Floats], small_frames: list[Picture]
+) -> tuple[list[Floats], float | None]:
+    """A map for every frame, from those of the keyframes, and how well the keyframes agree (IoU).
 
-    Between two looks the maps of both are carried along the flow, and the nearer one counts more. A look's own map is
-    averaged with its neighbours', so that one bad look does not flash up.
+    Between two keyframes the maps of both are warped along the flow, and the nearer one counts more. A keyframe's own
+    map is averaged with its neighbours', so that one bad keyframe does not flash up.
     """
-    looks = list(look_maps)
-    carrier = Carrier(small)
+    keyframes = list(keyframe_maps)
+    warper = FlowWarper(small_frames)
     overlaps = [
-        _overlap(carrier.carry(look_maps[look], look, following), look_maps[following])
-        for look, following in pairwise(looks)
+        _overlap(warper.warp(keyframe_maps[keyframe], keyframe, following), keyframe_maps[following])
+        for keyframe, following in pairwise(keyframes)
     ]
-    even: dict[int, Floats] = {}
-    for place, look in enumerate(looks):
+    smoothed_maps: dict[int, Floats] = {}
+    for place, keyframe in enumerate(keyframes):
         neighbours = [
-            carrier.carry(look_maps[neighbour], neighbour, look)
-            for neighbour in (*looks[place - 1 : place], *looks[place + 1 : place + 2])
+            warper.warp(keyframe_maps[neighbour], neighbour, keyframe)
+            for neighbour in (*keyframes[place - 1 : place], *keyframes[place + 1 : place + 2])
         ]
-        even[look] = (
-            _OWN * look_maps[look] + (1 - _OWN) * np.mean(neighbours, axis=0) if neighbours else look_maps[look]
+        smoothed_maps[keyframe] = (
+            _OWN_MAP_WEIGHT * keyframe_maps[keyframe] + (1 - _OWN_MAP_WEIGHT) * np.mean(neighbours, axis=0)
+            if neighbours
+            else keyframe_maps[keyframe]
         )
     maps = []
-    for number in range(len(small)):
-        before = max(look for look in looks if look <= number)
-        after = min(look for look in looks if look >= number)
+    for number in range(len(small_frames)):
+        before = max(keyframe for keyframe in keyframes if keyframe <= number)
+        after = min(keyframe for keyframe in keyframes if keyframe >= number)
         share = (number - before) / max(after - before, 1)
         maps.append(
-            (1 - share) * carrier.carry(even[before], before, number)
-            + share * carrier.carry(even[after], after, number)
+            (1 - share) * warper.warp(smoothed_maps[before], before, number)
+            + share * warper.warp(smoothed_maps[after], after, number)
         )
     measured = [overlap for overlap in overlaps if overlap is not None]
     return maps, float(np.mean(measured)) if measured else None
 
 
 def _overlap(first: Floats, second: Floats) -> float | None:
-    """Intersection over union of the sure pixels of two maps; None where neither has any."""
-    first_sure, second_sure = first >= _SURE, second >= _SURE
-    union = np.count_nonzero(first_sure | second_sure)
-    return np.count_nonzero(first_sure & second_sure) / union if union else None
+    """Intersection over union of the subject's pixels in two maps; None where neither has any."""
+    first_mask, second_mask = first >= _MIN_CONFIDENCE, second >= _MIN_CONFIDENCE
+    union = np.count_nonzero(first_mask | second_mask)
+    return np.count_nonzero(first_mask & second_mask) / union if union else None
 
 
-def _find_parts(sureness: Floats) -> _Parts:
-    """Find the parts of the sure pixels of a map."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats((sureness >= _SURE).astype(np.uint8))
+def _find_parts(confidence: Floats) -> _Parts:
+    """Find the parts of the subject's pixels in a map."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((confidence >= _MIN_CONFIDENCE).astype(np.uint8))
     areas = stats[1:, cv2.CC_STAT_AREA]
-    smallest = max(_SPECK * sureness.size, _SPECK_OF_LARGEST * areas.max(initial=0))
+    smallest = max(_SPECK * confidence.size, _SPECK_OF_LARGEST * areas.max(initial=0))
     order = [index for index in np.argsort(-areas, kind="stable") if areas[index] >= smallest]
     ranks = np.zeros(count, np.uint8)
     boxes = []
@@ -196,9 +207,9 @@ def _find_parts(sureness: Floats) -> _Parts:
     return _Parts(boxes, ranks[labels])
 
 
-def _cut_references(frames: Frames, maps: list[Floats], parts: list[_Parts], looks: list[int]) -> list[Picture]:
-    """Cut out the parts of the clearest look, largest first, each alone on white."""
-    best = max(looks, key=lambda look: _score_look(frames[look], parts[look]))
+def _cut_references(frames: Frames, maps: list[Floats], parts: list[_Parts], keyframes: list[int]) -> list[Picture]:
+    """Cut out the parts of the clearest keyframe, largest first, each alone on white."""
+    best = max(keyframes, key=lambda keyframe: _score_keyframe(frames[keyframe], parts[keyframe]))
     height, width = frames.shape[1:3]
     soft = cv2.resize(maps[best], (width, height), interpolation=cv2.INTER_LINEAR)
     references = []
@@ -214,8 +225,8 @@ def _cut_references(frames: Frames, maps: list[Floats], parts: list[_Parts], loo
     return references
 
 
-def _score_look(frame: Picture, parts: _Parts) -> float:
-    """Score how well a look shows the subject: large, sharp and not cut off by the frame's edge."""
+def _score_keyframe(frame: Picture, parts: _Parts) -> float:
+    """Score how well a keyframe shows the subject: large, sharp and not cut off by the frame's edge."""
     mask = parts.labels > 0
     if not mask.any():
         return 0.0

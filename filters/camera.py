@@ -19,9 +19,9 @@ _SIDE = 320
 _MAX_CORNERS, _QUALITY, _DISTANCE = 1000, 0.002, 6
 _CELLS, _PER_CELL = 5, 8
 # Corners that one similarity must explain, as a number and as a share; fewer say nothing about the camera.
-_MIN_CORNERS, _SHARE = 12, 0.35
+_MIN_CORNERS, _MIN_INLIER_SHARE = 12, 0.35
 # A pair of frames across a flash or a cut has no such similarity; a clip needs one for this share of its pairs.
-_MEASURED = 0.6
+_MIN_MEASURED_SHARE = 0.6
 # A camera's course is its motion smoothed over this many seconds; the remainder is shake. To name the motion it is
 # smoothed over the second number, so that a hand's slow sway is not a pan.
 _SMOOTH_S, _STEADY_S = 0.5, 1.0
@@ -30,7 +30,7 @@ _SMOOTH_S, _STEADY_S = 0.5, 1.0
 PAN, ZOOM, ROLL, SHAKE = 0.02, 0.02, 2.0, 0.003
 # Growth and rotation move the picture most at its corners. Their effect halfway there, at this share of the diagonal
 # from the centre, is compared with a shift.
-_ARM = 0.25
+_LEVER_ARM = 0.25
 
 
 class Camera(Filter):
@@ -53,7 +53,7 @@ class Camera(Filter):
     def __call__(self, frames: Frames, fps: float) -> dict[str, Value]:
         scale = min(1.0, _SIDE / max(frames.shape[1:3]))
         motion, repeated = _measure_motion(frames, scale)
-        if not len(motion) or np.isnan(motion[:, 0]).mean() > 1 - _MEASURED:
+        if not len(motion) or np.isnan(motion[:, 0]).mean() > 1 - _MIN_MEASURED_SHARE:
             return dict.fromkeys(self.signals)
         steps = np.stack([_fill_gaps(column) for column in motion.T], axis=1)
         shift, growth, turn = steps[:, :2] / scale, steps[:, 2], np.degrees(steps[:, 3])
@@ -67,31 +67,38 @@ class Camera(Filter):
             if not repeated.all()
             else 0.0
         )
-        window = round(_STEADY_S * fps)
-        steady = [_smooth(column, window) for column in (*shift.T, growth, turn)]
-        panned = float(np.hypot(steady[0], steady[1]).mean()) * fps / diagonal
-        zoomed = float(np.expm1(np.abs(steady[2]).mean() * fps))
-        rolled = float(np.abs(steady[3]).mean()) * fps
-        # How far each motion moves the picture, as a share of the diagonal a second, 0 below its threshold. A slow zoom
-        # beside a faster pan is how a lens shows a pan, or a camera that is carried past something.
-        speeds = {
-            "pan": panned * (panned > PAN),
-            "zoom": _ARM * zoomed * (zoomed > ZOOM),
-            "roll": _ARM * np.radians(rolled) * (rolled > ROLL),
-        }
-        furthest = max(speeds, key=lambda name: speeds[name])
-        kind = "shake" if shake / diagonal > SHAKE else furthest if speeds[furthest] else "still"
+        kind = _classify_motion(np.column_stack([shift, growth, turn]), shake, diagonal, fps)
         return {
             "camera": kind, "camera_pan": pan, "camera_zoom": 100 * zoom, "camera_roll": roll, "camera_shake": shake,
         }  # fmt: skip
+
+
+def _classify_motion(steps: NDArray[np.float64], shake: float, diagonal: float, fps: float) -> str:
+    """What the camera does. `steps`: float64 [T, 4], shift in pixels, logarithm of the scale, and degrees; `shake` and
+    `diagonal` in pixels."""
+    if shake / diagonal > SHAKE:
+        return "shake"
+    x, y, growth, turn = (_smooth(column, round(_STEADY_S * fps)) for column in steps.T)
+    pan_speed = float(np.hypot(x, y).mean()) * fps / diagonal
+    zoom_speed = float(np.expm1(np.abs(growth).mean() * fps))
+    roll_speed = float(np.abs(turn).mean()) * fps
+    # How far each motion moves the picture, as a share of the diagonal a second, 0 below its threshold. A slow zoom
+    # beside a faster pan is how a lens shows a pan, or a camera that is carried past something.
+    speeds = {
+        "pan": pan_speed * (pan_speed > PAN),
+        "zoom": _LEVER_ARM * zoom_speed * (zoom_speed > ZOOM),
+        "roll": _LEVER_ARM * np.radians(roll_speed) * (roll_speed > ROLL),
+    }
+    dominant_motion = max(speeds, key=lambda name: speeds[name])
+    return dominant_motion if speeds[dominant_motion] else "still"
 
 
 def _measure_shake(steps: NDArray[np.float64], diagonal: float, fps: float) -> float:
     """How far the picture deviates from its course, in pixels, rms; `steps`: float64 [T, 3], shift and radians."""
     course = np.stack([_smooth(column, round(_SMOOTH_S * fps)) for column in steps.T], axis=1)
     deviation = _remove_judder((steps - course)[:, :2], course[:, :2])
-    turned = (steps - course)[:, 2] * _ARM * diagonal
-    return float(np.sqrt(((deviation**2).sum(axis=1) + turned**2).mean()))
+    rotation_px = (steps - course)[:, 2] * _LEVER_ARM * diagonal
+    return float(np.sqrt(((deviation**2).sum(axis=1) + rotation_px**2).mean()))
 
 
 def _remove_judder(deviation: NDArray[np.float64], course: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -130,7 +137,7 @@ def _measure_motion(frames: Frames, scale: float) -> tuple[NDArray[np.float64], 
         matrix, inliers = cv2.estimateAffinePartial2D(
             corners[tracked], moved[tracked], method=cv2.RANSAC, ransacReprojThreshold=1.0
         )
-        if matrix is None or inliers.sum() < max(_MIN_CORNERS, _SHARE * len(corners)):
+        if matrix is None or inliers.sum() < max(_MIN_CORNERS, _MIN_INLIER_SHARE * len(corners)):
             continue
         height, width = before.shape
         centre = np.array([width / 2, height / 2])

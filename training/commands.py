@@ -60,7 +60,7 @@ def distill(file: Path, out: Path, resume: str | None = None) -> None:
     _run(settings, out, resume, build_method)
 
 
-def plan_memory(file: Path, teaching: bool, devices: int) -> memory_estimate.Plan:
+def plan_memory(file: Path, teaching: bool, devices: int) -> memory_estimate.MemoryPlan:
     """Estimate the memory of a configured run. Raises UsageError if the model or mixture cannot be read."""
     silence_libraries()
     settings = config.load(file, Teach if teaching else Distill)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.errors import UsageError
 from pipeline.formats.strict_yaml import StrictModel, parse_mapping, read_text, validate
 from training.diffusion.schedule import Levels, Schedule
-from training.objectives.ot import Transport
+from training.objectives.ot import TransportOptions
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
@@ -171,8 +171,8 @@ class Teach(Run):
         return self
 
 
-class Adversary(StrictModel):
-    """The adversarial loss."""
+class DiscriminatorOptions(StrictModel):
+    """The discriminator and the adversarial loss."""
 
     ratio: Positive = 0.1
     """The norm of its gradient at the student's sample over that of the other gradient."""
@@ -207,9 +207,9 @@ class Distill(Run):
     """The optimizer of the fake score."""
     student_every: Count = 5
     """Steps from one update of the student to the next."""
-    transport: Transport | None = Transport()
+    transport: TransportOptions | None = TransportOptions()
     """Optimal transport; null for none."""
-    gan: Adversary | None = Adversary()
+    gan: DiscriminatorOptions | None = DiscriminatorOptions()
     """The discriminator; null for none."""
     objective: Literal["combined", "per_frame", "published"] = "combined"
     """`combined`: one gradient in which weights mean the same at every resolution. `per_frame`: that gradient with all

@@ -1,1 +1,1 @@
-"""Optical flow, and maps carried along it."""
+"""Optical flow, and maps warped along it."""

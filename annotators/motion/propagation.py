@@ -1,4 +1,4 @@
-"""Carries maps along the optical flow, so that an expensive network need not see every frame."""
+"""Warps maps along the optical flow, so that an expensive network need not see every frame."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from annotators.opencv import cv2
 Floats = NDArray[np.float32]
 
 
-class Carrier:
-    """The optical flow of one clip, and maps carried along it from one frame to another.
+class FlowWarper:
+    """The optical flow of one clip, which warps maps from one frame to another.
 
     Flow is computed when it is needed, and the displacements are kept.
     """
@@ -26,11 +26,11 @@ class Carrier:
         self._positions: Floats = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)
         self._displacements: dict[tuple[int, int], Floats] = {}
 
-    def carry(self, values: Floats, source: int, target: int) -> Floats:
-        """Carry float32 [H, W] or [H, W, C] from frame `source` to frame `target`."""
+    def warp(self, values: Floats, source: int, target: int) -> Floats:
+        """Warp float32 [H, W] or [H, W, C] from frame `source` to frame `target`."""
         positions = self._positions + self.displacement(target, source)
-        carried: Floats = cv2.remap(values, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return carried
+        warped: Floats = cv2.remap(values, positions, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return warped
 
     def displacement(self, source: int, target: int) -> Floats:
         """How far each pixel of `source` moves until `target`: float32 [H, W, 2]."""

@@ -7,8 +7,8 @@ from typing import Literal
 
 from benchmarks.distillation.control import PooledDistillation
 from benchmarks.distillation.sizes import Size
-from training.config import EMA, Adversary, Data, Distill, Model, Optimizer
-from training.objectives.ot import Transport
+from training.config import EMA, Data, DiscriminatorOptions, Distill, Model, Optimizer
+from training.objectives.ot import TransportOptions
 from training.trainer.distill import Distillation
 
 # A run from files reads these two; here the study builds what they would name.
@@ -23,7 +23,7 @@ class Arm:
 
     title: str
     objective: Literal["combined", "per_frame", "published"] = "combined"
-    transport: Transport | None = None
+    transport: TransportOptions | None = None
     gan: bool = False
     loop: type[Distillation] = Distillation
 
@@ -31,18 +31,18 @@ class Arm:
 ARMS = {
     "A": Arm("DMD"),
     "B": Arm("DMD, one norm a frame (control)", objective="per_frame"),
-    "C": Arm("DMD + transport", transport=Transport()),
+    "C": Arm("DMD + transport", transport=TransportOptions()),
     "D": Arm("transport as published", objective="published"),
     "E": Arm("DMD + discriminator", gan=True),
-    "F": Arm("DMD + transport + discriminator", transport=Transport(), gan=True),
-    "G": Arm("F, unbalanced", transport=Transport(rho=1.0), gan=True),
+    "F": Arm("DMD + transport + discriminator", transport=TransportOptions(), gan=True),
+    "G": Arm("F, unbalanced", transport=TransportOptions(rho=1.0), gan=True),
     # The later search: C, with one setting changed.
-    "H": Arm("C, weight 0.4", transport=Transport(weight=0.4)),
-    "I": Arm("C, weight 1", transport=Transport(weight=1.0)),
-    "J": Arm("C, epsilon 0.02", transport=Transport(epsilon=0.02)),
-    "K": Arm("C, epsilon 0.2", transport=Transport(epsilon=0.2)),
-    "L": Arm("C, position 1", transport=Transport(position=1.0)),
-    "M": Arm("C, not debiased", transport=Transport(debias=False)),
+    "H": Arm("C, weight 0.4", transport=TransportOptions(weight=0.4)),
+    "I": Arm("C, weight 1", transport=TransportOptions(weight=1.0)),
+    "J": Arm("C, epsilon 0.02", transport=TransportOptions(epsilon=0.02)),
+    "K": Arm("C, epsilon 0.2", transport=TransportOptions(epsilon=0.2)),
+    "L": Arm("C, position 1", transport=TransportOptions(position=1.0)),
+    "M": Arm("C, not debiased", transport=TransportOptions(debias=False)),
 }
 SEARCH = "HIJKLM"
 # Added after the long study, where D came out ahead: D with a plan that moves nothing.
@@ -53,7 +53,7 @@ def build_config(arm: Arm, size: Size, seed: int) -> Distill:
     """The configuration of an arm. The caller numbers steps 0, 2, 4, ...: see the README."""
     # R1 and R2 have weight 0, as published: on a CPU they would take half of an arm's time.
     gan_start = int(_SHARE_BEFORE_GAN * size.updates)
-    gan = Adversary(start=gan_start, lr=size.critic_lr, smoothness=0.0, width=64) if arm.gan else None
+    gan = DiscriminatorOptions(start=gan_start, lr=size.critic_lr, smoothness=0.0, width=64) if arm.gan else None
     return Distill(
         model=MODEL,
         data=DATA,

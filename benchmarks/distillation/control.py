@@ -16,8 +16,10 @@ class PooledDistillation(Distillation):
     The published DMD term is thousands of times smaller than this gradient and is left out.
     """
 
-    def matching_gradient(self, sample: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> Tensor:
+    def matching_gradient(
+        self, sample: Tensor, fake_score_prediction: Tensor, teacher_prediction: Tensor, signals: Signals
+    ) -> Tensor:
         """The gradient [B, 16, T', h, w]."""
-        frames = (fake - real).transpose(1, 2)
+        frames = (fake_score_prediction - teacher_prediction).transpose(1, 2)
         pooled = functional.avg_pool2d(frames.flatten(0, 1), 2).repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
         return TRANSPORT * FACTOR * normalize_frames(pooled.unflatten(0, frames.shape[:2]).transpose(1, 2))

@@ -21,7 +21,7 @@ from torch import Tensor
 from training.diffusion.flow_matching import add_noise
 from training.diffusion.schedule import Levels
 from training.objectives import dmd, ot
-from training.objectives.ot import Transport
+from training.objectives.ot import TransportOptions
 
 _MODES, _RADIUS, _WIDTH, _NUMBERS = 8, 4.0, 0.3, 4
 # The student's points are the tokens of a square frame.
@@ -29,12 +29,12 @@ _SIDE = 12
 _POINTS = _SIDE * _SIDE
 # A mode counts as found when it has this share of the points that it should have.
 _FOUND_SHARE = 0.25
-ARMS: dict[str, Transport | None] = {
+ARMS: dict[str, TransportOptions | None] = {
     "DMD": None,
-    "DMD + transport": Transport(),
-    "transport alone": Transport(weight=1.0),
-    "DMD + unbalanced, rho 1": Transport(rho=1.0),
-    "DMD + unbalanced, rho 0.1": Transport(rho=0.1),
+    "DMD + transport": TransportOptions(),
+    "transport alone": TransportOptions(weight=1.0),
+    "DMD + unbalanced, rho 1": TransportOptions(rho=1.0),
+    "DMD + unbalanced, rho 0.1": TransportOptions(rho=0.1),
 }
 
 
@@ -53,7 +53,7 @@ def measure(steps: int = 200, rate: float = 0.15, seeds: int = 3) -> dict[str, A
     return {**results, "s": round(time.perf_counter() - started, 1)}
 
 
-def run(points: Tensor, options: Transport | None, steps: int, rate: float, seed: int) -> dict[str, Any]:
+def run(points: Tensor, options: TransportOptions | None, steps: int, rate: float, seed: int) -> dict[str, Any]:
     """Move points [N, 4] by gradient steps; summarizes them at the end and a quarter of the way."""
     generator = torch.Generator().manual_seed(seed)
     means = ring()

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.objectives import ot, published
-from training.objectives.ot import Transport
+from training.objectives.ot import TransportOptions
 
 # Matrices that the published algorithm keeps for a frame: 2 for each iteration, and what differentiating them takes.
 _PUBLISHED_MATRICES = 2 * published.ITERATIONS * 1.1
@@ -83,14 +83,14 @@ def _measure_algorithm(
     def work() -> Tensor:
         if algorithm == "published":
             return published.transport_gradient(fake, real)
-        transport = ot.compute_transport(fake, real, Transport())
+        transport = ot.compute_transport(fake, real, TransportOptions())
         signals.update({name: round(float(value), 5) for name, value in transport.signals.items()})
         return transport.residual
 
     # A small run first loads libraries and starts threads.
     small = slice(0, 1), slice(None), slice(0, 1), slice(0, 4), slice(0, 4)
     published.transport_gradient(fake[small], real[small])
-    ot.compute_transport(fake[small], real[small], Transport())
+    ot.compute_transport(fake[small], real[small], TransportOptions())
     before = peak_memory(device)
     times = []
     for _ in range(repeat):

@@ -11,8 +11,9 @@ from pipeline.catalog.cleanup import check_complete
 from pipeline.catalog.predicates import STORED_RECIPE
 from pipeline.errors import RunError, UsageError
 from pipeline.formats.schema import COLUMNS
-from pipeline.recipe import recipe, registry
+from pipeline.recipe import registry
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import parse as parse_recipe
 from pipeline.storage.folder import Folder
 from pipeline.storage.lock import hold_lock
 
@@ -33,20 +34,20 @@ def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:
     row = con.execute(STORED_RECIPE).fetchone()
     if row is None:
         raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")
-    return recipe.parse(row[0], f"stored in {catalog.out.url}")
+    return parse_recipe(row[0], f"stored in {catalog.out.url}")
 
 
-def manifest_columns(catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+def manifest_columns(catalog: Catalog, recipe: Recipe) -> tuple[str, ...]:
     """The manifest columns of a dataset, which rules may name."""
-    own_columns = {*COLUMNS.names, *registry.collect_signals(chosen.annotators, chosen.filters)}
+    own_columns = {*COLUMNS.names, *registry.collect_signals(recipe.annotators, recipe.filters)}
     described = catalog.connect().execute("SELECT column_name, column_type FROM (DESCRIBE parts)").fetchall()
     return tuple(name for name, kind, *_ in described if kind == "VARCHAR" and name not in own_columns)
 
 
-def check_geometry(chosen: Recipe, stored: Recipe, out: str) -> None:
+def check_geometry(recipe: Recipe, stored: Recipe, out: str) -> None:
     """Raises `UsageError` if a recipe would make clips that cannot be mixed with those that OUT holds."""
-    if stored.geometry != chosen.geometry:
+    if stored.geometry != recipe.geometry:
         raise UsageError(
             f"{out} holds clips of another kind and cannot mix them: it has {stored.geometry}; the recipe says "
-            f"{chosen.geometry}. Choose another OUT, or the same grid, shots and crop_bars."
+            f"{recipe.geometry}. Choose another OUT, or the same grid, shots and crop_bars."
         )

@@ -82,7 +82,7 @@ class Embedder:
             chunks = [*self._read_chunks(engine.round_size * _CHUNK)]
             workers = engine.count_workers(len(chunks))
             pool = Pool(EmbedStage, (self.out, engine.attempts), workers, workers, in_flight=2)
-            with closing(read_ahead(engine.map(pool, chunks))) as tables:
+            with closing(read_ahead(engine.map_tables(pool, chunks))) as tables:
                 for table in tables:
                     self.watcher(progress)
                     if stop.requested:

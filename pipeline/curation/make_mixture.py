@@ -60,7 +60,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class BucketSummary:
     """Clips of one shape, to train on."""
 
     width: int
@@ -78,7 +78,7 @@ class MixtureSummary:
     hash: str
     selected: dict[str, int]
     tasks: list[Count]
-    buckets: list[Bucket]
+    buckets: list[BucketSummary]
     steps: int
     micro_batches: int
     begins: int
@@ -320,12 +320,12 @@ def _count_tasks(con: duckdb.DuckDBPyConnection, shares: Mapping[str, Fraction])
     return [counts_by_task[task] for task in shares]
 
 
-def _list_buckets(con: duckdb.DuckDBPyConnection) -> list[Bucket]:
+def _list_buckets(con: duckdb.DuckDBPyConnection) -> list[BucketSummary]:
     rows = con.execute(
         'SELECT width, height, frames, "references", count(*) FROM clip JOIN drawn USING (dataset, clip_id) '
         f"WHERE split = '{TRAIN}' GROUP BY ALL ORDER BY 5 DESC, 1, 2, 3, 4"
     ).fetchall()
-    return [Bucket(*row) for row in rows]
+    return [BucketSummary(*row) for row in rows]
 
 
 def _check_step(order: Order, step: Step, name: str) -> None:

@@ -23,9 +23,9 @@ from pipeline.catalog.dataset import check_geometry, manifest_columns, stored_re
 from pipeline.catalog.predicates import IS_BASE, IS_JUDGED, IS_KEPT, made_by_sql, status_sql
 from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.formats.schema import Status
-from pipeline.recipe import recipe as recipes
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import load as load_recipe
 from pipeline.recipe.rules import first_line, quote_name
 from pipeline.storage.folder import Folder, parquet
 from pipeline.storage.scratch import Scratch
@@ -41,8 +41,9 @@ _HAS_VERDICT = status_sql(Status.KEPT, Status.REJECTED, Status.PENDING, Status.F
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What one condition costs: clips that it removes, those that no other condition is known to remove (what an early
-    rule rejects is measured no further), and those for which it is null and that nothing else removes."""
+    """What one condition costs: clips that it removes; clips that only this condition removes, as far as they were
+    measured (what an early rule rejects is measured no further); and those for which it is null and that no other
+    condition removes."""
 
     text: str
     removes: int
@@ -61,7 +62,8 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selection: of the clips by verdict (`verdicts`), those `kept` were tested by `where`, and `selected` passed.
+    """A selection. `verdicts` counts the clips by verdict; `where` tests the clips whose verdict is kept, of which
+    `selected` pass.
 
     `rules` are those of the recipe passed in, if any, and the verdicts are then its own. `seconds` of video and `bytes`
     of samples are of the selected clips; `file` is where their ids were written, in `out`.
@@ -103,10 +105,10 @@ def select(
         )
     with Scratch() as scratch:
         catalog = Catalog(open_dataset(out), scratch.path)
-        chosen = recipes.load(recipe_file) if recipe_file else None
+        recipe = load_recipe(recipe_file) if recipe_file else None
         if rules:
-            chosen = _change_rules(chosen or stored_recipe(catalog), rules)
-        blueprint = _build_blueprint(catalog, chosen, out)
+            recipe = _change_rules(recipe or stored_recipe(catalog), rules)
+        blueprint = _build_blueprint(catalog, recipe, out)
         con = catalog.connect(blueprint.schema()) if blueprint else catalog.connect()
         parts = [part for text in where for part in split_conditions(text, con)]
         columns = clip_table.resolve_columns(parts, con)
@@ -114,20 +116,20 @@ def select(
             clip_table.create(con, "judged", dict.fromkeys([*_SUMS, *columns]), _HAS_VERDICT)
         else:
             _judge_clips(con, blueprint, columns)
-        rule_costs = _measure_rule_costs(con, chosen) if chosen else []
+        rule_costs = _measure_rule_costs(con, recipe) if recipe else []
         clip_table.check_predicates(parts, "judged", con)
-        con.execute(f"CREATE VIEW pool AS SELECT * FROM judged WHERE {IS_KEPT}")
-        costs = _measure_costs(con, "pool", [(part, f"NOT ({part}\n)") for part in parts], "chosen")
+        con.execute(f"CREATE VIEW kept_clips AS SELECT * FROM judged WHERE {IS_KEPT}")
+        costs = _measure_costs(con, "kept_clips", [(part, f"NOT ({part}\n)") for part in parts], "where_results")
         ((selected, undecided, seconds, size),) = con.execute(
-            "SELECT count(*) FILTER (vdot_out = false), count(*) FILTER (vdot_out IS NULL), "
-            "coalesce(sum(end_s - start_s) FILTER (vdot_out = false), 0), "
-            "coalesce(sum(bytes) FILTER (vdot_out = false), 0) FROM chosen JOIN pool USING (clip_id)"
+            "SELECT count(*) FILTER (vdot_removed = false), count(*) FILTER (vdot_removed IS NULL), "
+            "coalesce(sum(end_s - start_s) FILTER (vdot_removed = false), 0), "
+            "coalesce(sum(bytes) FILTER (vdot_removed = false), 0) FROM where_results JOIN kept_clips USING (clip_id)"
         ).fetchall()
-        ids = con.sql("SELECT clip_id FROM chosen WHERE vdot_out = false ORDER BY clip_id").to_arrow_table()
+        ids = con.sql("SELECT clip_id FROM where_results WHERE vdot_removed = false ORDER BY clip_id").to_arrow_table()
         verdicts = con.execute("SELECT status, count(*) FROM judged GROUP BY ALL").fetchall()
         earlier = against or _find_newest(catalog.out, name)
         difference = _compare_selections(con, catalog.out, earlier, ids) if earlier else None
-        description = {"sequence": catalog.sequence, "where": list(where), "recipe": chosen.text if chosen else None}
+        description = {"sequence": catalog.sequence, "where": list(where), "recipe": recipe.text if recipe else None}
         return Selection(
             out=catalog.out.url,
             sequence=catalog.sequence,
@@ -169,9 +171,9 @@ def _strip_parentheses(sql: str, con: duckdb.DuckDBPyConnection) -> str:
     return sql if json.loads(tree)["error"] else inner
 
 
-def _change_rules(chosen: Recipe, rules: Iterable[str]) -> Recipe:
+def _change_rules(recipe: Recipe, rules: Iterable[str]) -> Recipe:
     """A recipe with these rules changed."""
-    changed = dict(chosen.rules)
+    changed = dict(recipe.rules)
     named_rules: set[str] = set()
     for rule in rules:
         name, colon, predicate = (part.strip() for part in rule.partition(":"))
@@ -185,15 +187,15 @@ def _change_rules(chosen: Recipe, rules: Iterable[str]) -> Recipe:
         named_rules.add(name)
         changed[name] = predicate
     return Recipe.model_validate(
-        chosen.model_dump() | {"rules": {name: predicate for name, predicate in changed.items() if predicate}}
+        recipe.model_dump() | {"rules": {name: predicate for name, predicate in changed.items() if predicate}}
     )
 
 
-def _build_blueprint(catalog: Catalog, chosen: Recipe | None, out: str) -> Blueprint | None:
-    if chosen is None:
+def _build_blueprint(catalog: Catalog, recipe: Recipe | None, out: str) -> Blueprint | None:
+    if recipe is None:
         return None
-    check_geometry(chosen, stored_recipe(catalog), out)
-    return Blueprint.for_ingest(chosen, manifest_columns(catalog, chosen))
+    check_geometry(recipe, stored_recipe(catalog), out)
+    return Blueprint.for_ingest(recipe, manifest_columns(catalog, recipe))
 
 
 def _judge_clips(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, columns: Iterable[str]) -> None:
@@ -221,9 +223,9 @@ def _judge_clips(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, columns: 
     )
 
 
-def _measure_rule_costs(con: duckdb.DuckDBPyConnection, chosen: Recipe) -> list[Condition]:
-    rules = [(f"{name}: {text}", text) for name, text in chosen.rules.items()]
-    return _measure_costs(con, "candidate", rules, "ruled")
+def _measure_rule_costs(con: duckdb.DuckDBPyConnection, recipe: Recipe) -> list[Condition]:
+    rules = [(f"{name}: {text}", text) for name, text in recipe.rules.items()]
+    return _measure_costs(con, "candidate", rules, "rule_results")
 
 
 def _measure_costs(
@@ -231,22 +233,22 @@ def _measure_costs(
 ) -> list[Condition]:
     """Count what each condition (text, SQL that is true for what it removes) costs in `table`.
 
-    The table `target` gets `vdot_out` of each clip: true where a condition removes it, null where none does and one is
-    null.
+    The table `target` gets `vdot_removed` of each clip: true where a condition removes it, null where none does and one
+    is null; and `vdot_removal_count`, how many conditions remove it.
     """
     tests = "".join(f", ({sql}\n) AS vdot_{index}" for index, (_, sql) in enumerate(conditions))
     names = [f"vdot_{index}" for index in range(len(conditions))]
     removing = " + ".join([f"coalesce({name}, false)::INT" for name in names]) or "0"
     try:
         con.execute(
-            f"CREATE TABLE {target} AS SELECT *, {' OR '.join(names) or 'false'} AS vdot_out, {removing} AS vdot_by "
-            f"FROM (SELECT clip_id{tests} FROM {table})"
+            f"CREATE TABLE {target} AS SELECT *, {' OR '.join(names) or 'false'} AS vdot_removed, "
+            f"{removing} AS vdot_removal_count FROM (SELECT clip_id{tests} FROM {table})"
         )
     except duckdb.Error as error:
         raise _evaluation_error(error) from error
     counts = "".join(
-        f", count(*) FILTER ({name}), count(*) FILTER ({name} AND vdot_by = 1), "
-        f"count(*) FILTER ({name} IS NULL AND vdot_by = 0)"
+        f", count(*) FILTER ({name}), count(*) FILTER ({name} AND vdot_removal_count = 1), "
+        f"count(*) FILTER ({name} IS NULL AND vdot_removal_count = 0)"
         for name in names
     )
     (row,) = con.execute(f"SELECT count(*){counts} FROM {target}").fetchall()

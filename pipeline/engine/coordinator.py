@@ -14,14 +14,15 @@ from pipeline.engine.configured_ray import ray
 class Coordinator:
     """Workers tell it what they begin and end. It holds only what is in flight, and one index of contents on disk."""
 
-    def __init__(self, index: str, max_deaths: int) -> None:
-        """`index`: path of the SQLite file of content hashes; `max_deaths`: attempts after which a unit is given up."""
+    def __init__(self, content_index_path: str, max_deaths: int) -> None:
+        """`content_index_path`: the SQLite file of content hashes. `max_deaths`: attempts after which a unit is given
+        up."""
         self._max_deaths = max_deaths
         self._attempts: Counter[str] = Counter()
         self._together: set[str] = set()
         self._draining = False
-        self._first_begin: float | None = None
-        self._index = sqlite3.connect(index, isolation_level=None)
+        self._first_start_s: float | None = None
+        self._index = sqlite3.connect(content_index_path, isolation_level=None)
         self._index.execute("PRAGMA synchronous = OFF")
         self._index.execute("CREATE TABLE IF NOT EXISTS owner (hash TEXT PRIMARY KEY, uri TEXT) WITHOUT ROWID")
 
@@ -29,7 +30,7 @@ class Coordinator:
         """Whether to work on a unit: a source, or a clip in a stage; see `Attempts`."""
         if self._draining:
             return Permission.STOP
-        self._first_begin = self._first_begin or time.monotonic()
+        self._first_start_s = self._first_start_s or time.monotonic()
         if together:
             self._together.add(unit)
             return Permission.GO
@@ -63,9 +64,9 @@ class Coordinator:
         """Begin nothing new from now on."""
         self._draining = True
 
-    def first_begin(self) -> float | None:
+    def read_first_start_s(self) -> float | None:
         """When the first worker was ready and began, by this node's monotonic clock."""
-        return self._first_begin
+        return self._first_start_s
 
 
 class CoordinatorClient(Attempts):

@@ -46,8 +46,8 @@ WORKER_ENVIRONMENT = {
 }
 # Pieces of work that one plan takes, per worker and at most. The driver grows by about 10 KB a piece while a plan lasts
 # (Ray Data keeps metadata of every block) and shrinks again at the end, measured; a new plan takes 6 seconds.
-ROUND = 1_000
-MAX_ROUND = 40_000
+ROUND_WORK_PER_WORKER = 1_000
+MAX_ROUND_WORK = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ class Pool:
 class Engine:
     """A connection to Ray, local or remote, that runs tables of work through pools of workers. A context manager."""
 
-    def __init__(self, address: str | None, cpus: int | None, index: Path, max_deaths: int) -> None:
+    def __init__(self, address: str | None, cpus: int | None, content_index_path: Path, max_deaths: int) -> None:
         """`address`: a running cluster, or None for a local Ray of this process's own, with `cpus` CPUs
-        (None: all). `index`, `max_deaths`: see `Coordinator`.
+        (None: all). `content_index_path`, `max_deaths`: see `Coordinator`.
 
         Raises `RunError` when the cluster cannot be reached.
         """
@@ -96,9 +96,10 @@ class Engine:
                     **({} if address else local_options),
                 )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            hint = " (a cluster with a token needs RAY_AUTH_MODE=token and its ~/.ray/auth_token here)"
             raise RunError(
                 f"cannot {'join the Ray cluster at ' + address if address else 'start Ray'}: {error}"
-                + (" (one with a token wants RAY_AUTH_MODE=token and its ~/.ray/auth_token here)" if address else "")
+                + (hint if address else "")
             ) from error
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
@@ -107,7 +108,7 @@ class Engine:
         strategies = ray.util.scheduling_strategies
         affinity = strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(num_cpus=0, scheduling_strategy=affinity, max_restarts=-1, max_task_retries=-1)(Coordinator)
-        self._coordinator: Any = actor.remote(str(index), max_deaths)
+        self._coordinator: Any = actor.remote(str(content_index_path), max_deaths)
         self.attempts = CoordinatorClient(self._coordinator)
         """For the stages."""
         resources = ray.cluster_resources()
@@ -116,7 +117,7 @@ class Engine:
         self._stdout = redirect_stdout(sys.stderr)
         self._memory = float(resources.get("memory", 4e9))
         self.max_workers = self.count_workers(self.cpus)
-        self.round_size = min(MAX_ROUND, ROUND * self.max_workers)
+        self.round_size = min(MAX_ROUND_WORK, ROUND_WORK_PER_WORKER * self.max_workers)
 
     def __enter__(self) -> Engine:
         # A thread of Ray's prints to stdout when a worker dies, whatever `log_to_driver` says; stdout is for answers.
@@ -134,9 +135,9 @@ class Engine:
         """Tell the coordinator which contents the catalog holds: (hash, URI)."""
         ray.get(self._coordinator.add_owners.remote(pairs))
 
-    def first_begin(self) -> float | None:
+    def read_first_start_s(self) -> float | None:
         """When the first worker was ready, by this machine's monotonic clock; None before that."""
-        time_s: float | None = ray.get(self._coordinator.first_begin.remote())
+        time_s: float | None = ray.get(self._coordinator.read_first_start_s.remote())
         return time_s
 
     def begin_round(self) -> None:
@@ -157,7 +158,7 @@ class Engine:
         for block in _iterate_blocks(self._plan(pools, chunks)):
             yield block.ref, block.metadata.size_bytes or 0
 
-    def map(self, pool: Pool, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def map_tables(self, pool: Pool, chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """Run chunks of work through one pool; yields its tables as they come."""
         for block in _iterate_blocks(self._plan([pool], chunks)):
             yield ray.get(block.ref)
@@ -170,16 +171,16 @@ class Engine:
         return data
 
     def submit(self, function: Callable[..., Any], *arguments: Any, tries: int = 3) -> Any:
-        """Start a function in a worker of the cluster, again up to `tries` times if that is lost (-1: always); `result`
-        returns its value."""
+        """Start a function in a worker of the cluster, again up to `tries` times if that is lost (-1: always);
+        `wait_for` returns its value."""
         return _make_remote(function, tries).remote(*arguments)
 
-    def result(self, future: Any) -> Any:
+    def wait_for(self, future: Any) -> Any:
         """Wait for the value of a future."""
         return ray.get(future)
 
     def is_ready(self, future: Any) -> bool:
-        """Whether `result` would return at once."""
+        """Whether `wait_for` would return at once."""
         return bool(ray.wait([future], timeout=0)[0])
 
 
@@ -232,7 +233,7 @@ def _iterate_blocks(data: Any) -> Iterator[Any]:
 
 
 def trim_memory() -> None:
-    """Return unused memory of the allocator to the system. To be called now and then: glibc keeps what Ray's threads
+    """Return unused memory of the allocator to the system. Call this now and then: glibc keeps what Ray's threads
     freed in their arenas, and the driver would grow by 20 to 40 KB a source, measured."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -19,7 +19,7 @@ class Progress:
     clips: Counter[str] = field(default_factory=Counter)
     failed_sources: int = 0
     started: float = field(default_factory=time.monotonic)
-    first_begin: float | None = None
+    first_start_s: float | None = None
     draining: bool = False
 
 

@@ -16,9 +16,10 @@ from pipeline.engine.progress import Watcher
 from pipeline.errors import OUR_FAULT, UsageError
 from pipeline.formats.schema import COLUMNS, Status
 from pipeline.ingest.run import Run
-from pipeline.recipe import recipe, registry
+from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import load as load_recipe
 from pipeline.recipe.rules import quote_name
 from pipeline.sources import source_list
 from pipeline.sources.expand import Source, expand_sources
@@ -73,7 +74,7 @@ def ingest(
     with `cpus` CPUs. `watcher` is called with the progress a few times a second. Raises `UsageError` before anything
     starts, and `RunError` when the run cannot continue.
     """
-    chosen = recipe.load(recipe_file)
+    recipe = load_recipe(recipe_file)
     with Scratch() as scratch:
         listing = source_list.write(expand_sources(sources, exclude), limit, scratch.path / "listing.parquet")
         folder = Folder(out)
@@ -81,12 +82,12 @@ def ingest(
         if folder.url.startswith("memory:"):
             raise UsageError(f"{out} exists in one process only; OUT must be a disk or a bucket that all workers see")
         blueprint = add_weights(
-            Blueprint.for_ingest(chosen, merge_manifest_columns(listing, Catalog(folder, scratch.path), chosen))
+            Blueprint.for_ingest(recipe, merge_manifest_columns(listing, Catalog(folder, scratch.path), recipe))
         )
         folder.check_writable()
         with lock_catalog(folder, scratch.path) as catalog:
             if not catalog.is_empty() and catalog.connect().execute("SELECT 1 FROM sources LIMIT 1").fetchall():
-                check_geometry(chosen, stored_recipe(catalog), out)
+                check_geometry(recipe, stored_recipe(catalog), out)
             ledger = Ledger(catalog, blueprint, listing, rehash=rehash)
             return _run_and_summarize(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
@@ -102,10 +103,10 @@ def retry(
     """Retry everything that failed in OUT, by its own recipe or another. Raises as `ingest`."""
     with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
         stored = stored_recipe(catalog)
-        chosen = recipe.load(recipe_file) if recipe_file else stored
-        check_geometry(chosen, stored, out)
+        recipe = load_recipe(recipe_file) if recipe_file else stored
+        check_geometry(recipe, stored, out)
         listing = source_list.write(_failed_sources(catalog), None, scratch.path / "listing.parquet")
-        blueprint = add_weights(Blueprint.for_ingest(chosen, merge_manifest_columns(listing, catalog, chosen)))
+        blueprint = add_weights(Blueprint.for_ingest(recipe, merge_manifest_columns(listing, catalog, recipe)))
         ledger = Ledger(catalog, blueprint, listing, retry=True)
         return _run_and_summarize(catalog, blueprint, ledger, scratch.path, address, cpus, watcher)
 
@@ -125,10 +126,10 @@ def annotate(
     of the annotator are skipped, and so are those for which it failed, unless `retry`. Raises as `ingest`.
     """
     with Scratch() as scratch, lock_catalog(open_dataset(out), scratch.path) as catalog:
-        chosen = stored_recipe(catalog)
-        if annotator in chosen.annotators:
+        recipe = stored_recipe(catalog)
+        if annotator in recipe.annotators:
             raise UsageError(f"{annotator!r} is part of this dataset's recipe already; a layer adds something new.")
-        blueprint = add_weights(Blueprint.for_layer(chosen, annotator))
+        blueprint = add_weights(Blueprint.for_layer(recipe, annotator))
         check_foundations(catalog, blueprint)
         return _run_and_summarize(
             catalog, blueprint, Ledger(catalog, blueprint, retry=retry), scratch.path, address, cpus, watcher
@@ -150,9 +151,9 @@ def add_weights(blueprint: Blueprint) -> Blueprint:
     return blueprint.with_weights()
 
 
-def merge_manifest_columns(listing: Listing, catalog: Catalog, chosen: Recipe) -> tuple[str, ...]:
+def merge_manifest_columns(listing: Listing, catalog: Catalog, recipe: Recipe) -> tuple[str, ...]:
     """The manifest columns of this listing, and those of earlier ones that the dataset has."""
-    return tuple(dict.fromkeys([*listing.manifest, *manifest_columns(catalog, chosen)]))
+    return tuple(dict.fromkeys([*listing.manifest, *manifest_columns(catalog, recipe)]))
 
 
 def _run_and_summarize(
@@ -176,7 +177,7 @@ def _run_and_summarize(
         sources=ledger.count_sources(),
         done=dict(run.clip_counts),
         wall_s=time.monotonic() - started,
-        startup_s=run.progress.first_begin - started if run.progress.first_begin else 0.0,
+        startup_s=run.progress.first_start_s - started if run.progress.first_start_s else 0.0,
         seconds=dict(run.timings),
     )
 

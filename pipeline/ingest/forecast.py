@@ -29,9 +29,9 @@ from pipeline.errors import ADVICE, ClipError, ErrorCode, RunError, StoppedError
 from pipeline.formats.schema import Status
 from pipeline.ingest.commands import add_weights, ingest, merge_manifest_columns
 from pipeline.ingest.estimate import Estimate, bound_unseen, estimate_total
-from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.recipe import Limits
+from pipeline.recipe.recipe import load as load_recipe
 from pipeline.sources import source_list
 from pipeline.sources.expand import Source, expand_sources
 from pipeline.stages.cut import MAX_LOCAL_CLIPS
@@ -139,13 +139,13 @@ def plan(
 
     The probe runs here, on all cores. Raises as `ingest`.
     """
-    chosen = recipe.load(recipe_file)
+    recipe = load_recipe(recipe_file)
     with Scratch() as scratch:
         listing = source_list.write(expand_sources(sources, exclude), limit, scratch.path / "listing.parquet")
         catalog = Catalog(Folder(out if out is not None else str(scratch.path / "empty")), scratch.path)
         if not catalog.is_empty():
-            check_geometry(chosen, stored_recipe(catalog), str(out))
-        blueprint = add_weights(Blueprint.for_ingest(chosen, merge_manifest_columns(listing, catalog, chosen)))
+            check_geometry(recipe, stored_recipe(catalog), str(out))
+        blueprint = add_weights(Blueprint.for_ingest(recipe, merge_manifest_columns(listing, catalog, recipe)))
         ledger = Ledger(catalog, blueprint, listing)
         new = ledger.new_sources()
         selection = [
@@ -159,7 +159,7 @@ def plan(
             text = f"{stored} are to be annotated again by this recipe"
             checks.append(Check("stored clips", CheckStatus.WARN, text, "that work is not in these numbers"))
         started = time.monotonic()
-        probes = _cut_stretches(selection, chosen.limits, scratch.path)
+        probes = _cut_stretches(selection, recipe.limits, scratch.path)
         rows, startup_s, steady_s = (
             _ingest_probes(probes, recipe_file, scratch.path, watcher) if probes else ([], 0.0, 0.0)
         )

@@ -25,7 +25,7 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
     """Build the pools of workers that this many chunks of work go through, in order."""
     # Clips that are annotated together are in memory together.
     grid = blueprint.recipe.grid
-    further_clips = sum(blueprint.clips_per_call(number) - 1 for number in range(len(blueprint.stages)))
+    further_clips = sum(blueprint.clips_per_call(stage_index) - 1 for stage_index in range(len(blueprint.stages)))
     extra_bytes = 3.0 * grid.frames * grid.area * further_clips
     workers, max_workers = (engine.count_workers(count, extra_bytes) for count in (chunks, engine.cpus))
     on_gpu = [any(registry.declare(registry.load_annotator(name)).gpu for name in stage) for stage in blueprint.stages]
@@ -36,7 +36,7 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
     cut = Pool(
         *(CutStage, (blueprint, out, engine.attempts), workers, workers), in_flight=1, on_gpu=on_gpu[0] and not together
     )
-    numbers = range(0 if together or blueprint.layer == BASE_LAYER else 1, len(blueprint.stages))
+    stage_indices = range(0 if together or blueprint.layer == BASE_LAYER else 1, len(blueprint.stages))
     return [
         cut,
         *(
@@ -44,14 +44,14 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
             # ready when a worker finishes one.
             Pool(
                 AnnotateStage,
-                (blueprint, number, engine.attempts),
-                1 if number == 0 else workers,
+                (blueprint, stage_index, engine.attempts),
+                1 if stage_index == 0 else workers,
                 max_workers,
                 in_flight=2,
-                on_gpu=on_gpu[number],
-                rows_per_call=blueprint.clips_per_call(number),
+                on_gpu=on_gpu[stage_index],
+                rows_per_call=blueprint.clips_per_call(stage_index),
             )
-            for number in numbers
+            for stage_index in stage_indices
         ),
     ]
 
@@ -66,5 +66,5 @@ def run_plan(
 
 
 def write_shards(engine: Engine, blueprint: Blueprint, out: Folder, run_id: str, blocks: Sequence[Any]) -> Any:
-    """Start writing settled blocks into shards; `engine.result` of the future returns their items."""
+    """Start writing settled blocks into shards; `engine.wait_for` of the future returns their items."""
     return engine.submit(pack, out, run_id, blueprint.layer, *blocks, tries=-1)

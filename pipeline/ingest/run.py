@@ -99,30 +99,30 @@ class Run:
         try:
             chunks = self._ledger.chunks(engine.round_size)
             with closing(read_ahead(graph.run_plan(engine, self._blueprint, self._catalog.out, chunks))) as blocks:
-                for settled in blocks:
+                for settled_block in blocks:
                     watchers(self.progress)
                     if stop.requested:
                         # Repeated, because the coordinator forgets it if its process dies.
                         self.progress.draining = True
                         engine.drain()
-                    if settled is not None:
-                        self.progress.first_begin = self.progress.first_begin or engine.first_begin()
-                        block, size, future = settled
-                        (item,) = engine.result(future)
+                    if settled_block is not None:
+                        block, size, future = settled_block
+                        self.progress.first_start_s = self.progress.first_start_s or engine.read_first_start_s()
+                        (item,) = engine.wait_for(future)
                         self._add_item(group, early, block, size, item)
                     aged = group.rows and (stop.requested or time.monotonic() - group.since >= commit.every_s)
                     if aged or group.size >= commit.shard_mb * 1e6:
                         packing.append(self._write_group(engine, group))
                         group = _Group()
                     while packing and (len(packing) > PACKING or engine.is_ready(packing[0])):
-                        self._commit_items(engine.result(packing.popleft()))
+                        self._commit_items(engine.wait_for(packing.popleft()))
         except ray_errors() as error:
             loss = error
         if group.rows:
             packing.append(self._write_group(engine, group))
         while packing:
             try:
-                self._commit_items(engine.result(packing.popleft()))
+                self._commit_items(engine.wait_for(packing.popleft()))
             except ray_errors() as error:
                 loss = error
             watchers(self.progress)

@@ -32,7 +32,7 @@ class Draw:
     """One clip of a micro-batch: its row in samples.parquet, and the pass over its bucket that it belongs to."""
 
     row: int
-    number: int
+    pass_index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Order:
             if bucket.stream in streams
         }
         if not self._pools:
-            raise UsageError(f"the mixture has no clip in its part {split!r}")
+            raise UsageError(f"the mixture has no clip in its split {split!r}")
         self.buckets = tuple(sorted(self._pools))
         self._mixture = mixture
         clips: dict[tuple[str, str], int] = {}
@@ -114,8 +114,8 @@ class Order:
         that (2), and so on: the next clips of the same pass, which are then drawn twice in it."""
         pool = self._pools[batch.bucket]
         clips = len(pool.rows)
-        pass_number, position = divmod(batch.first + index, clips)
-        return pool.draw(pass_number * clips + (position + attempt) % clips)
+        pass_index, position = divmod(batch.first + index, clips)
+        return pool.draw(pass_index * clips + (position + attempt) % clips)
 
     def count_drawn(self, position: int) -> dict[Bucket, int]:
         """How many clips of each bucket were drawn before a position at which a step begins."""
@@ -148,8 +148,8 @@ class _Pool:
 
     def draw(self, position: int) -> Draw:
         """The clip at a position, counted over all passes."""
-        pass_number, offset = divmod(position, len(self.rows))
-        return Draw(int(self.rows[self._shuffle.at(pass_number, offset)]), pass_number)
+        pass_index, offset = divmod(position, len(self.rows))
+        return Draw(int(self.rows[self._shuffle.at(pass_index, offset)]), pass_index)
 
     @cached_property
     def _shuffle(self) -> Shuffle:

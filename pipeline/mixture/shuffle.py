@@ -29,21 +29,21 @@ class Shuffle:
         # Where the window of the last call begins and ends.
         self._begin = self._end = 0
 
-    def at(self, number: int, place: int) -> int:
-        """The clip at `place` (0 .. N - 1) in pass `number`."""
-        if number != self._pass:
-            self._order = permutation(f"{self._key} pass {number}", len(self._sizes))
+    def at(self, pass_index: int, place: int) -> int:
+        """The clip at `place` (0 .. N - 1) in pass `pass_index`."""
+        if pass_index != self._pass:
+            self._order = permutation(f"{self._key} pass {pass_index}", len(self._sizes))
             positions = np.concatenate([[0], np.cumsum(self._sizes[self._order])])
             # A window begins with the shard in which the next multiple of its size lies.
             firsts = np.flatnonzero(np.diff(positions[:-1] // self._window, prepend=-1))
             self._firsts = np.append(firsts, len(self._sizes))
             self._begins = positions[self._firsts]
-            self._pass, self._begin, self._end = number, 0, 0
+            self._pass, self._begin, self._end = pass_index, 0, 0
         if not self._begin <= place < self._end:
             window = int(np.searchsorted(self._begins, place, side="right")) - 1
             shards = self._order[self._firsts[window] : self._firsts[window + 1]]
             clips = np.concatenate([self._starts[shard] + np.arange(self._sizes[shard]) for shard in shards])
-            self._clips = clips[permutation(f"{self._key} pass {number} window {window}", len(clips))]
+            self._clips = clips[permutation(f"{self._key} pass {pass_index} window {window}", len(clips))]
             self._begin = int(self._begins[window])
             self._end = self._begin + len(clips)
         return int(self._clips[place - self._begin])

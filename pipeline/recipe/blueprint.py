@@ -107,9 +107,9 @@ class Blueprint:
         annotator: Annotator = owner(self.chosen[name]) if name in self.chosen else owner()
         return annotator
 
-    def clips_per_call(self, number: int) -> int:
-        """How many clips the stage with this number annotates at once."""
-        stage = (registry.declare(registry.load_annotator(name)) for name in self.stages[number])
+    def clips_per_call(self, stage_index: int) -> int:
+        """How many clips the stage annotates at once."""
+        stage = (registry.declare(registry.load_annotator(name)) for name in self.stages[stage_index])
         return max((annotator.clips_per_call for annotator in stage), default=1)
 
     def schema(self) -> pa.Schema:

@@ -13,8 +13,9 @@ from pipeline.catalog.find import find
 from pipeline.catalog.predicates import CLIP_ROWS, IS_BASE, kind_sql
 from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
-from pipeline.recipe import recipe, registry
+from pipeline.recipe import registry
 from pipeline.recipe.recipe import Recipe
+from pipeline.recipe.recipe import parse as parse_recipe
 from pipeline.storage.scratch import Scratch
 
 Facts = dict[str, Any]
@@ -71,17 +72,17 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
 
 def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
     layers = values(con, CLIP_ROWS, [clip_id])
-    row, chosen = layers[0], _find_recipe(con, layers[0])
+    row, recipe = layers[0], _find_recipe(con, layers[0])
     return {
         "kind": Kind.CLIP.value,
         "clip": {name: row[name] for name in _CLIP_COLUMNS},
-        "manifest": _manifest_facts(row, chosen),
-        "verdict": _verdict_facts(row, chosen),
+        "manifest": _manifest_facts(row, recipe),
+        "verdict": _verdict_facts(row, recipe),
         "tasks": row["tasks"] or [],
         "duplicates": next(
             ({name: layer[name] for name in DUPLICATES} for layer in layers if layer["layer"] == DUPLICATES_LAYER), None
         ),
-        "signals": {name: signal for layer in layers for name, signal in _signal_facts(layer, chosen).items()},
+        "signals": {name: signal for layer in layers for name, signal in _signal_facts(layer, recipe).items()},
         "captions": {layer["layer"]: layer["caption"] for layer in layers if layer["caption"]},
         # A layer's foundations belong to the base layer.
         "lineage": [
@@ -106,14 +107,14 @@ def _find_recipe(con: duckdb.DuckDBPyConnection, row: Facts) -> Recipe | None:
         "SELECT recipe FROM runs WHERE recipe_hash = ? AND recipe IS NOT NULL ORDER BY sequence DESC LIMIT 1",
         [row["recipe_hash"]],
     )
-    return recipe.parse(texts[0]["recipe"], "of the dataset") if texts else None
+    return parse_recipe(texts[0]["recipe"], "of the dataset") if texts else None
 
 
-def _declared_signals(chosen: Recipe | None, layer: str) -> dict[str, Signal]:
+def _declared_signals(recipe: Recipe | None, layer: str) -> dict[str, Signal]:
     """What the signals of a layer mean, as far as the packages that make them are installed here."""
     declared: dict[str, Signal] = {}
-    annotators = [layer] if layer != BASE_LAYER else chosen.annotators if chosen else ()
-    filters = chosen.filters if chosen and layer == BASE_LAYER else ()
+    annotators = [layer] if layer != BASE_LAYER else recipe.annotators if recipe else ()
+    filters = recipe.filters if recipe and layer == BASE_LAYER else ()
     for names in [*(([], [name]) for name in filters), *(([name], []) for name in annotators)]:
         try:
             declared |= registry.collect_signals(*names)
@@ -122,9 +123,9 @@ def _declared_signals(chosen: Recipe | None, layer: str) -> dict[str, Signal]:
     return declared
 
 
-def _signal_facts(row: Facts, chosen: Recipe | None) -> Facts:
+def _signal_facts(row: Facts, recipe: Recipe | None) -> Facts:
     """The signals of one layer: value, unit and meaning (None where its package is not installed)."""
-    declared = _declared_signals(chosen, row["layer"])
+    declared = _declared_signals(recipe, row["layer"])
     return {
         name: {"value": row.get(name), "unit": signal.unit, "meaning": signal.meaning}
         for name, signal in declared.items()
@@ -132,9 +133,9 @@ def _signal_facts(row: Facts, chosen: Recipe | None) -> Facts:
     }
 
 
-def _manifest_facts(row: Facts, chosen: Recipe | None) -> Facts:
+def _manifest_facts(row: Facts, recipe: Recipe | None) -> Facts:
     """Columns that are neither the catalog's nor a known signal: those of the manifest."""
-    declared = _declared_signals(chosen, BASE_LAYER)
+    declared = _declared_signals(recipe, BASE_LAYER)
     return {
         name: value
         for name, value in row.items()
@@ -142,9 +143,9 @@ def _manifest_facts(row: Facts, chosen: Recipe | None) -> Facts:
     }
 
 
-def _verdict_facts(row: Facts, chosen: Recipe | None) -> Facts:
+def _verdict_facts(row: Facts, recipe: Recipe | None) -> Facts:
     verdict = {name: row[name] for name in ("status", "rule", "code", "stage", "detail", "same_as", "recipe_hash")}
-    verdict["rule_sql"] = chosen.rules.get(row["rule"]) if chosen and row["rule"] else None
+    verdict["rule_sql"] = recipe.rules.get(row["rule"]) if recipe and row["rule"] else None
     verdict["advice"] = ADVICE[ErrorCode(row["code"])] if row["code"] in ADVICE else None
     return verdict
 
@@ -283,6 +284,6 @@ def _history_text(history: list[Facts]) -> Iterator[str]:
         for row in history:
             reason = f" ({row['why']})" if row["why"] else ""
             start = f", started {row['started']}" if row["started"] else ""
-            chosen = f", recipe {row['recipe_hash']}" if row["recipe_hash"] else ""
-            verdict = f"{row['status']}{reason} by run {row['run_id']}{start}{chosen}"
+            recipe_text = f", recipe {row['recipe_hash']}" if row["recipe_hash"] else ""
+            verdict = f"{row['status']}{reason} by run {row['run_id']}{start}{recipe_text}"
             yield f"  part {row['sequence']}, layer {row['layer']}: {verdict}"

@@ -30,12 +30,12 @@ from pipeline.video import process
 class AnnotateStage:
     """Clips to samples: one decode, then every annotator of this stage on the same frames."""
 
-    def __init__(self, blueprint: Blueprint, number: int, attempts: Attempts) -> None:
-        """`number` counts the recipe's stages from 0; the last one gives the verdict."""
+    def __init__(self, blueprint: Blueprint, stage_index: int, attempts: Attempts) -> None:
+        """`stage_index` counts the recipe's stages from 0; the last one gives the verdict."""
         process.prepare()
-        self._blueprint, self._number, self._attempts = blueprint, number, attempts
-        self._annotators: list[Annotator] = [blueprint.build_annotator(name) for name in blueprint.stages[number]]
-        self._annotators_before = sum(len(stage) for stage in blueprint.stages[:number])
+        self._blueprint, self._stage_index, self._attempts = blueprint, stage_index, attempts
+        self._annotators: list[Annotator] = [blueprint.build_annotator(name) for name in blueprint.stages[stage_index]]
+        self._annotators_before = sum(len(stage) for stage in blueprint.stages[:stage_index])
         self._rules = blueprint.rules()
         self._is_layer = blueprint.layer != BASE_LAYER
 
@@ -50,7 +50,7 @@ class AnnotateStage:
         of them when the run must stop."""
         waiting = []
         for item in items:
-            if "status" in item.record or item.stages_done > self._number:
+            if "status" in item.record or item.stages_done > self._stage_index:
                 yield item
             else:
                 waiting.append(item)
@@ -68,7 +68,7 @@ class AnnotateStage:
         return [safe_items, *([item] for item in suspects)]
 
     def _unit(self, item: ClipItem) -> str:
-        return f"stage {self._number} of clip {item.record['clip_id']}"
+        return f"stage {self._stage_index} of clip {item.record['clip_id']}"
 
     def _annotate_group(self, items: Sequence[ClipItem]) -> Iterator[ClipItem]:
         """Every annotator on all of these clips in turn, in calls of as many clips as it takes."""
@@ -78,7 +78,7 @@ class AnnotateStage:
             if permission is Permission.DEAD:
                 names = ", ".join(annotator.name for annotator in self._annotators)
                 detail = f"every worker that annotated this clip ({names}) died while at it"
-                item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._number}")
+                item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._stage_index}")
                 yield item
             elif permission is Permission.GO:
                 clips.append(_ClipProgress(item, self._annotate))
@@ -91,7 +91,7 @@ class AnnotateStage:
             self._attempts.end(self._unit(clip.item))
             yield clip.item
 
-    def _annotate(self, clip: _ClipProgress) -> Steps:
+    def _annotate(self, clip: _ClipProgress) -> AnnotationSteps:
         """Annotate one clip: yields the input of one annotator after the other, and is sent its annotation."""
         item = clip.item
         record = item.record
@@ -126,8 +126,8 @@ class AnnotateStage:
             if settled:
                 break
         item.members["json"] = json.dumps(data, allow_nan=False).encode()
-        item.stages_done = self._number + 1
-        last = self._number == len(self._blueprint.stages) - 1
+        item.stages_done = self._stage_index + 1
+        last = self._stage_index == len(self._blueprint.stages) - 1
         if last or settled:
             record.update({"status": verdict.status, "rule": verdict.rule, "detail": verdict.detail})
             if verdict.status == Status.REJECTED:
@@ -196,13 +196,13 @@ def _build_sample(clip_id: str, members: Mapping[str, bytes]) -> Sample:
 
 
 # Yields the input of an annotator, and is sent the annotation and the CPU seconds that it took.
-Steps = Generator[ClipInput, tuple[Annotation, float], None]
+AnnotationSteps = Generator[ClipInput, tuple[Annotation, float], None]
 
 
 class _ClipProgress:
     """A clip between two annotators. `input`: of the next one; None after the last, or when the clip has failed."""
 
-    def __init__(self, item: ClipItem, annotate: Callable[[_ClipProgress], Steps]) -> None:
+    def __init__(self, item: ClipItem, annotate: Callable[[_ClipProgress], AnnotationSteps]) -> None:
         self.item, self.step = item, "decode"
         self.input: ClipInput | None = None
         self._steps = annotate(self)
@@ -222,11 +222,11 @@ class _ClipProgress:
             except StopIteration:
                 return None
 
-        following = attempt(ErrorCode.ANNOTATOR_ERROR, take_input)
-        if isinstance(following, Failure):
-            self._fail(following)
+        next_input = attempt(ErrorCode.ANNOTATOR_ERROR, take_input)
+        if isinstance(next_input, Failure):
+            self._fail(next_input)
         else:
-            self.input = following
+            self.input = next_input
 
     def _fail(self, failure: Failure) -> None:
         self.input = None

@@ -40,7 +40,8 @@ from pipeline.video import process, shots
 from pipeline.video.grid import Window, count_missing_frames, shots_of, typical_step
 from pipeline.video.sandbox import Sandbox
 
-# Whoever kills the decoder may be about to kill this worker too: its last error must not become a verdict.
+# What killed the decoder (an out-of-memory killer, a shutdown) may kill this worker next: its last error must not
+# become a verdict.
 _PAUSE_S = 1.0
 # The clips of a source that has no more than this many are annotated by the worker that cut them, which saves a trip
 # through Ray and a second process on a core; those of a longer source are spread over the cluster.
@@ -82,9 +83,9 @@ class CutStage:
         dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
         record = {name: value for name, value in work.record.items() if name not in dropped}
         item = ClipItem(cast("ClipRecord", record), work.manifest, work.signals)
-        death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
+        worker_death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
         failure = (
-            death
+            worker_death
             if permission is Permission.DEAD
             else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, work.record))
         )
@@ -117,14 +118,14 @@ class CutStage:
         """One source; tried again when its decoder was killed, as after the death of this worker."""
         source, earlier = work.source, work.earlier
         unit = _source_unit(source.uri)
-        base: SourceRecord = {
+        listed_record: SourceRecord = {
             "source_uri": source.uri,
             "source_size": source.size,
             "source_stamp": source.stamp,
         }
         while (permission := self._attempts.begin(unit)) is Permission.GO:
             try:
-                yield from self._try_source(source, base.copy(), earlier)
+                yield from self._try_source(source, listed_record.copy(), earlier)
             except _KilledError:
                 time.sleep(_PAUSE_S)
             else:
@@ -132,50 +133,50 @@ class CutStage:
                 return
         if permission is Permission.DEAD:
             failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
-            yield from _fail_source(base, source.manifest, earlier, failure, "cut")
+            yield from _fail_source(listed_record, source.manifest, earlier, failure, "cut")
 
-    def _try_source(self, source: Source, base: SourceRecord, earlier: EarlierCut | None) -> Iterator[Item]:
+    def _try_source(self, source: Source, listed_record: SourceRecord, earlier: EarlierCut | None) -> Iterator[Item]:
         started = time.perf_counter()
         fetched = attempt(ErrorCode.SOURCE_UNREADABLE, lambda: fetch_source(source, self._scratch.path))
         if isinstance(fetched, Failure):
-            yield from _fail_source(base, source.manifest, earlier, fetched, "fetch")
+            yield from _fail_source(listed_record, source.manifest, earlier, fetched, "fetch")
             return
         try:
             timings = {"fetch": time.perf_counter() - started}
-            yield from self._cut_source(base, source.manifest, fetched, earlier, timings)
+            yield from self._cut_source(listed_record, source.manifest, fetched, earlier, timings)
         finally:
             fetched.discard()
 
     def _cut_source(
         self,
-        base: SourceRecord,
+        listed_record: SourceRecord,
         manifest: Mapping[str, str],
         fetched: LocalFile,
         earlier: EarlierCut | None,
         timings: dict[str, float],
     ) -> Iterator[Item]:
-        base["source_hash"] = fetched.sha256
+        listed_record["source_hash"] = fetched.sha256
         # The next listing will be compared with what this listing said.
-        if base["source_size"] is None:
-            base["source_size"] = fetched.size
-        if base["source_stamp"] is None:
-            base["source_stamp"] = fetched.stamp
+        if listed_record["source_size"] is None:
+            listed_record["source_size"] = fetched.size
+        if listed_record["source_stamp"] is None:
+            listed_record["source_stamp"] = fetched.stamp
         record: SourceRecord
         if earlier and earlier["row"]["source_hash"] == fetched.sha256:
-            record = {**earlier["row"], **base}
+            record = {**earlier["row"], **listed_record}
             windows = _parse_windows(earlier["missing"])
         else:
-            owner = self._attempts.claim(fetched.sha256, base["source_uri"])
-            if owner != base["source_uri"]:
-                record = {**base, "status": Status.FORGOTTEN, "timings": timings}
+            owner = self._attempts.claim(fetched.sha256, listed_record["source_uri"])
+            if owner != listed_record["source_uri"]:
+                record = {**listed_record, "status": Status.FORGOTTEN, "timings": timings}
                 if owner:
                     record.update({"status": Status.SAME, "same_as": owner})
                 yield SourceItem(record, manifest)
                 return
-            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan_source(base, fetched, timings))
+            scanned = attempt(ErrorCode.INTERNAL_ERROR, lambda: self._scan_source(listed_record, fetched, timings))
             if isinstance(scanned, Failure):
                 _check_killed(scanned)
-                yield SourceItem({**base, **failure_columns(scanned, "scan")}, manifest)
+                yield SourceItem({**listed_record, **failure_columns(scanned, "scan")}, manifest)
                 return
             record, windows = scanned
         yield SourceItem(record, manifest)
@@ -192,7 +193,7 @@ class CutStage:
         cuts = self._sandbox.stream(
             "pipeline.stages.sandboxed:cut_clips", fetched.path, windows, size, box, columns, self._blueprint
         )
-        remaining, unit = list(windows), _source_unit(base["source_uri"])
+        remaining, unit = list(windows), _source_unit(listed_record["source_uri"])
         while remaining:
             cut: sandboxed.Cut | Failure | None = attempt(
                 ErrorCode.INTERNAL_ERROR, lambda: self._next_cut(cuts, fetched)
@@ -224,36 +225,36 @@ class CutStage:
         return cut
 
     def _scan_source(
-        self, base: SourceRecord, fetched: LocalFile, timings: dict[str, float]
+        self, listed_record: SourceRecord, fetched: LocalFile, timings: dict[str, float]
     ) -> tuple[SourceRecord, list[Window]]:
         """The row of a source never seen before, with its shots, and the windows of its clips."""
         grid, recipe = self._blueprint.recipe.grid, self._blueprint.recipe
         parts: list[tuple[NDArray[np.float64], NDArray[np.bool_]]] = []
         result: sandboxed.ScanResult | None = None
-        # The detector takes the pictures as they come, so that none is kept: its time is what passes between them.
-        detecting = since = 0.0
+        # The detector takes the pictures as they come, so that none is kept. Its time is measured between two chunks.
+        detector_s = detector_started = 0.0
 
         def pictures() -> Iterator[Frames]:
-            nonlocal result, detecting, since
+            nonlocal result, detector_s, detector_started
             for piece in self._sandbox.stream("pipeline.stages.sandboxed:scan", fetched.path, self._blueprint):
                 if isinstance(piece, sandboxed.ScanResult):
                     result = piece
                     continue
                 parts.append((piece.times, piece.joined))
-                since = time.process_time()
+                detector_started = time.process_time()
                 yield piece.pictures
-                detecting += time.process_time() - since
-            since = time.process_time()
+                detector_s += time.process_time() - detector_started
+            detector_started = time.process_time()
 
         ranges = self._detector(pictures())
         assert result is not None
         fetched.check_unchanged()
         times, joined = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         shot_list = shots_of(ranges, times, result.end_s, joined)
-        timings |= {"scan": result.seconds, "shots": detecting + time.process_time() - since}
+        timings |= {"scan": result.seconds, "shots": detector_s + time.process_time() - detector_started}
         probe = result.probe
         record: SourceRecord = {
-            **base,
+            **listed_record,
             "timings": timings,
             "source_width": probe.display.width,
             "source_height": probe.display.height,
@@ -313,13 +314,13 @@ def _parse_windows(rows: list[WindowColumns]) -> list[Window]:
 
 
 def _fail_source(
-    base: SourceRecord, manifest: Mapping[str, str], earlier: EarlierCut | None, failure: Failure, stage: str
+    listed_record: SourceRecord, manifest: Mapping[str, str], earlier: EarlierCut | None, failure: Failure, stage: str
 ) -> Iterator[Item]:
     """A source that is not available now. What an earlier run learned of it stands; its missing clips have failed."""
     if earlier is None:
-        yield SourceItem({**base, **failure_columns(failure, stage)}, manifest)
+        yield SourceItem({**listed_record, **failure_columns(failure, stage)}, manifest)
         return
-    record: SourceRecord = {**base, **earlier["row"]}
+    record: SourceRecord = {**listed_record, **earlier["row"]}
     yield SourceItem(record, manifest)
     for window in earlier["missing"]:
         yield ClipItem({**begin_clip(source_columns(record), window), **failure_columns(failure, stage)})

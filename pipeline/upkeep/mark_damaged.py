@@ -14,12 +14,12 @@ from pipeline.formats.schema import COLUMNS, PREVIEW, SAMPLE, Status
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 from pipeline.upkeep.shard_check import Piece
-from pipeline.upkeep.verify import Report
+from pipeline.upkeep.verify import VerifyReport
 
 _DAMAGE = pa.schema([(name, pa.string()) for name in ("shard", "clip_id", "layer", "what")])
 
 
-def mark_failed(report: Report) -> int:
+def mark_failed(report: VerifyReport) -> int:
     """Commit a failure for every clip and layer whose bytes `verify` found lost or damaged; returns how many.
 
     Only what the catalog still places in that shard is marked. A clip with only a damaged preview loses the preview and

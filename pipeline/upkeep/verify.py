@@ -35,7 +35,7 @@ MOST = 1000
 
 
 @dataclass(slots=True)
-class Report:
+class VerifyReport:
     """The result of `verify`: the first `MOST` problems and their total number, all damage that can be repaired, notes
     that are not problems, and counts of what was checked (parts, clips, layers, ...)."""
 
@@ -53,12 +53,12 @@ class Report:
         self.damage |= {problem.damage for problem in problems if problem.damage}
 
 
-def verify(out: str, workers: int | None = None) -> Report:
+def verify(out: str, workers: int | None = None) -> VerifyReport:
     """Check the catalog and every stored byte of OUT; nothing is changed. `workers`: processes, else one per core.
 
     Raises `UsageError` where there is no dataset, `RunError` where the check itself cannot continue.
     """
-    folder, report = open_dataset(out), Report(out)
+    folder, report = open_dataset(out), VerifyReport(out)
     if not _check_parts(folder, report):
         report.notes.append("the rest of the checks need a catalog that can be read, and were left out")
         return report
@@ -76,7 +76,7 @@ def verify(out: str, workers: int | None = None) -> Report:
     return report
 
 
-def _check_parts(folder: Folder, report: Report) -> bool:
+def _check_parts(folder: Folder, report: VerifyReport) -> bool:
     """Whether every part of the catalog can be read."""
     names = [entry.name for entry in folder.list_files(PARTS) if entry.name.endswith(".parquet")]
     expected, sound = 1, True
@@ -171,7 +171,7 @@ _COUNTS = {
 }
 
 
-def _add_notes(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: Report) -> None:
+def _add_notes(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: VerifyReport) -> None:
     """Add notes on what is worth knowing although nothing is wrong."""
     incomplete = values(
         con,
@@ -200,7 +200,7 @@ def _was_interrupted(con: duckdb.DuckDBPyConnection) -> bool:
     return bool(values(con, "SELECT 1 FROM part_left LIMIT 1"))
 
 
-def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
+def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: VerifyReport) -> None:
     """Check the parts of the table of embeddings: all of it can be made again, and none of it may outlive its clip."""
     names = embeddings.list_parts(folder)
     if names:
@@ -210,7 +210,7 @@ def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Re
             report.add(Problem(Subject.EMBEDDINGS, name, sentence))
 
 
-def _check_report(con: duckdb.DuckDBPyConnection, folder: Folder, report: Report) -> None:
+def _check_report(con: duckdb.DuckDBPyConnection, folder: Folder, report: VerifyReport) -> None:
     """Check that the report in OUT shows no forgotten clip, as one does that was put back from a copy."""
     forgotten = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS)}
     if not forgotten or not folder.exists(REPORT) or _was_interrupted(con):
@@ -235,7 +235,7 @@ def _expected_shards(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[str, list
 
 
 def _check_shards(
-    folder: Folder, con: duckdb.DuckDBPyConnection, stored: dict[str, int], workers: int, report: Report
+    folder: Folder, con: duckdb.DuckDBPyConnection, stored: dict[str, int], workers: int, report: VerifyReport
 ) -> None:
     """Inspect every shard, `workers` at once, each in a separate process."""
     report.checked |= {"shards": 0, "bytes": 0}
@@ -271,7 +271,7 @@ def _check_shards(
     report.problems.sort(key=lambda problem: (problem.kind, problem.name))
 
 
-def problem_lines(report: Report) -> Iterator[str]:
+def problem_lines(report: VerifyReport) -> Iterator[str]:
     """The problems, one line each, and a last line that counts those not listed."""
     for problem in report.problems:
         yield problem.text
@@ -279,7 +279,7 @@ def problem_lines(report: Report) -> Iterator[str]:
         yield f"... and {report.count - len(report.problems)} more"
 
 
-def format_summary(report: Report) -> str:
+def format_summary(report: VerifyReport) -> str:
     """Sentences that say what was checked, how much is wrong, and the notes."""
     checked = ", ".join(f"{count} {name}" for name, count in report.checked.items())
     verdict = {0: "no problem", 1: "1 problem"}.get(report.count, f"{report.count} problems")
@@ -287,4 +287,4 @@ def format_summary(report: Report) -> str:
     return "\n".join([f"{report.out}: {verdict}; checked {checked or 'the catalog'}", *notes])
 
 
-__all__ = ["Problem", "Report", "format_summary", "problem_lines", "verify"]
+__all__ = ["Problem", "VerifyReport", "format_summary", "problem_lines", "verify"]

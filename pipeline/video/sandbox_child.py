@@ -27,7 +27,7 @@ _TICK_S = 1.0
 def report_progress() -> None:
     """For generators in a sandbox: tell the parent that work continues, though no item is ready yet.
 
-    To be called whenever there is progress; it sends at most one small message a second. Outside a sandbox it does
+    Call this whenever there is progress; it sends at most one small message a second. Outside a sandbox it does
     nothing.
     """
     if _link is not None:

@@ -62,15 +62,15 @@ def test_the_mask_lies_on_a_composited_subject(subjects: Subjects, background: s
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["VACE__test.mp4", "learning-area__pig.webm"])
-def test_what_is_carried_is_as_good_as_what_is_seen(subjects: Subjects, name: str) -> None:
+def test_warped_masks_are_as_good_as_those_of_the_network(subjects: Subjects, name: str) -> None:
     frames = real_clips.frames(name, 17, width=480, height=272)
-    carried = subjects(frames, 16.0, pose_coverage=0.0).tracks["mask"][..., 0] > 0
-    # A clip of one frame is segmented directly, without carrying.
+    warped = subjects(frames, 16.0, pose_coverage=0.0).tracks["mask"][..., 0] > 0
+    # A clip of one frame is segmented directly, without warping.
     direct = [subjects(frames[k : k + 1], 16.0, pose_coverage=0.0).tracks["mask"][0, ..., 0] > 0 for k in range(2, 7)]
     from_frame_to_frame = np.mean([overlap(before, after) for before, after in pairwise(direct)])
-    agreement = np.mean([overlap(carried[k], direct[k - 2]) for k in range(2, 7)])
+    agreement = np.mean([overlap(warped[k], direct[k - 2]) for k in range(2, 7)])
     assert agreement > from_frame_to_frame - 0.05
-    assert np.mean([overlap(before, after) for before, after in pairwise(carried[2:7])]) > from_frame_to_frame - 0.03
+    assert np.mean([overlap(before, after) for before, after in pairwise(warped[2:7])]) > from_frame_to_frame - 0.03
 
 
 def test_references_show_the_subject_alone_on_white(subjects: Subjects) -> None:

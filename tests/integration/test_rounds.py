@@ -17,7 +17,7 @@ from pipeline.ingest.commands import ingest
 def test_rounds_follow_one_another(
     small_folder: Path, recipe: Any, local_dataset: program.Out, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "ROUND", 3)
+    monkeypatch.setattr(engine, "ROUND_WORK_PER_WORKER", 3)
     reports: list[tuple[int, int]] = []
 
     def watch(progress: Progress) -> None:

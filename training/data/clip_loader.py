@@ -39,14 +39,14 @@ _LATENTS, _MASKED = "latents", "masked_latents"
 @dataclass(frozen=True, slots=True)
 class Clip:
     """One clip of a micro-batch with all that is needed to read it: the URL of its dataset, the places of its layers,
-    the task and its parts, the number of the pass over its bucket, and the expected shape."""
+    the task and its parts, the pass over its bucket (from 0), and the expected shape."""
 
     dataset: str
     clip_id: str
     places: tuple[Place, ...]
     task: str
     parts: tuple[str, ...]
-    number: int
+    pass_index: int
     shape: tuple[int, int, int]
     references: int
 
@@ -66,16 +66,16 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One loaded clip. `stacked`: arrays that have one shape within a micro-batch; `loose`: others; `unfit`: why these
-    are pixels although latents were requested."""
+    """One loaded clip. `stacked`: arrays that have one shape within a micro-batch; `loose`: others;
+    `latents_unusable_reason`: why these are pixels although latents were requested."""
 
     caption: str
     stacked: Mapping[str, Array]
     loose: Mapping[str, Array]
-    unfit: str = ""
+    latents_unusable_reason: str = ""
 
 
-class _UnfitError(Exception):
+class _LatentsUnusableError(Exception):
     """No latents are stored that this clip's task and the model can use; the message says why."""
 
 
@@ -85,8 +85,8 @@ def load(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     try:
         try:
             return _FORMS[settings.form](clip, settings, reader)
-        except _UnfitError as error:
-            return replace(_load_pixels(clip, settings, reader), unfit=str(error))
+        except _LatentsUnusableError as error:
+            return replace(_load_pixels(clip, settings, reader), latents_unusable_reason=str(error))
     except (ClipError, KeyError, ValueError) as error:
         reason = f"it has no member {error}" if isinstance(error, KeyError) else str(error)
         raise DamagedError(reason) from error
@@ -107,7 +107,7 @@ def _drop_caption(clip: Clip, settings: Settings, text: str) -> str:
     """The caption, or "" if it is left out."""
     if not settings.caption_dropout:
         return text
-    draw = make_generator(settings.seed, clip.number, clip.clip_id, f"{clip.task} caption")
+    draw = make_generator(settings.seed, clip.pass_index, clip.clip_id, f"{clip.task} caption")
     return "" if draw.random() < settings.caption_dropout else text
 
 
@@ -135,7 +135,7 @@ def _load_pixels(clip: Clip, settings: Settings, reader: Reader) -> Sample:
         frames,
         {track: partial(decode, name) for track, name in track_names(members).items()},
         pictures,
-        make_generator(settings.seed, clip.number, clip.clip_id, clip.task),
+        make_generator(settings.seed, clip.pass_index, clip.clip_id, clip.task),
     )
     stacked: dict[str, Array] = {"clip": np.moveaxis(frames, -1, 0)}
     if task_condition.video is not None:
@@ -152,10 +152,14 @@ def _load_latents(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     tracks = [part for part in clip.parts if part not in (REFERENCE, TEXT, *MASKS)]
     masks = [part for part in clip.parts if part in MASKS]
     if masks and (tracks or len(masks) > 1):
-        raise _UnfitError(f"the task {clip.task} combines a mask with something else, which needs the encoder")
+        raise _LatentsUnusableError(
+            f"the task {clip.task} combines a mask with something else, which needs the encoder"
+        )
     for layer in (_LATENTS, *([_MASKED] if masks else [])):
         if layer not in layers:
-            raise _UnfitError(f"no latents are stored: `vdot-data annotate OUT --with {layer}`, and `mix` again")
+            raise _LatentsUnusableError(
+                f"no latents are stored: `vdot-data annotate OUT --with {layer}`, and `mix` again"
+            )
     # A layer may have written a caption that differs from the embedded one.
     base = clip.places[0].layer
     members = _read_members(clip, reader, (base,) if masks else (base, _MASKED))
@@ -163,12 +167,12 @@ def _load_latents(clip: Clip, settings: Settings, reader: Reader) -> Sample:
     mismatch = stored.find_mismatch(settings.model)
     text = read_caption(members) or stored.caption or ""
     if mismatch or text != (stored.caption or ""):
-        raise _UnfitError(mismatch or "a layer wrote other captions than those that were embedded")
+        raise _LatentsUnusableError(mismatch or "a layer wrote other captions than those that were embedded")
     caption_text = _drop_caption(clip, settings, text)
     reference_names = [f"reference.{number}" for number in range(clip.references)]
     for name in ["clip", *tracks, *reference_names, *([TEXT] if caption_text else [])]:
         if name not in stored.tensors:
-            raise _UnfitError(f"the stored latents have no {name!r}: they are older, or from another layer")
+            raise _LatentsUnusableError(f"the stored latents have no {name!r}: they are older, or from another layer")
     loose = {name: stored.tensors[name] for name in ([TEXT] if caption_text else []) + reference_names}
     stacked: dict[str, Array] = {"clip": stored.tensors["clip"]}
     if tracks:
@@ -187,8 +191,8 @@ def _draw_variant(clip: Clip, settings: Settings, task: str, stored: StoredLaten
     """The halves and the mask of one stored variant of a masked task."""
     mismatch, variants = stored.find_mismatch(settings.model), stored.count_variants(task)
     if mismatch or not variants:
-        raise _UnfitError(mismatch or f"no variant of the task {task} is stored")
-    draw = make_generator(settings.seed, clip.number, clip.clip_id, clip.task)
+        raise _LatentsUnusableError(mismatch or f"no variant of the task {task} is stored")
+    draw = make_generator(settings.seed, clip.pass_index, clip.clip_id, clip.task)
     variant = int(draw.integers(variants))
     halves = {name: stored.tensors[f"{task}.{variant}.{name}"] for name in (INACTIVE, REACTIVE)}
     return halves | {"mask": stored.unpack_mask(task, variant, clip.shape)[None]}
@@ -209,7 +213,7 @@ class Contents:
 
     damaged: dict[int, str]
     captions: tuple[str, ...] = ()
-    unfit: str = ""
+    latents_unusable_reason: str = ""
     arrays: dict[str, Array] = field(default_factory=dict)
     items: tuple[dict[str, Array], ...] = ()
 
@@ -233,12 +237,14 @@ def read_batch(clips: Sequence[Clip], settings: Settings, reader: Reader) -> Con
             damaged[number] = str(error)
     if damaged:
         return Contents(damaged)
-    unfit = next((sample.unfit for sample in samples if sample.unfit), "")
-    if unfit and not all(sample.unfit for sample in samples):
+    reasons = [sample.latents_unusable_reason for sample in samples]
+    reason = next(filter(None, reasons), "")
+    if reason and not all(reasons):
         # All clips of a micro-batch have one form.
-        return replace(read_batch(clips, replace(settings, form="pixels"), reader), unfit=unfit)
+        pixels = read_batch(clips, replace(settings, form="pixels"), reader)
+        return replace(pixels, latents_unusable_reason=reason)
     captions, items = tuple(sample.caption for sample in samples), tuple(dict(sample.loose) for sample in samples)
-    return Contents({}, captions, unfit, _stack(samples), items)
+    return Contents({}, captions, reason, _stack(samples), items)
 
 
 def _stack(samples: Sequence[Sample]) -> dict[str, Array]:

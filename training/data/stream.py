@@ -151,7 +151,7 @@ class Stream:
         """The position of the next step."""
         self.damaged: dict[tuple[int, Bucket], Damaged] = {}
         """The clips that could not be read so far, by row and bucket."""
-        self.unfit: set[str] = set()
+        self.latents_unusable_reasons: set[str] = set()
         """The reasons so far why batches were of pixels instead of latents."""
         self._max_damaged, self._owner = max_damaged, os.getpid()
         if form == "latents" and model is None:
@@ -183,7 +183,7 @@ class Stream:
                 "with a changed mixture: `vdot-data mix NEW.yaml --out DIR --after OLD@POSITION`"
             )
         if state["split"] != self._split:
-            raise UsageError(f"the state is of the part {state['split']!r}, and this stream is of {self._split!r}")
+            raise UsageError(f"the state is of the split {state['split']!r}, and this stream is of {self._split!r}")
         position, begins = state["position"], self.order.begins.position
         if not isinstance(position, int) or position < begins or (position - begins) % self._per_step:
             raise UsageError(f"no step of mixture {self.mixture.hash} begins at position {position!r}")
@@ -213,13 +213,20 @@ class Stream:
             for number, reason in contents.damaged.items():
                 self._record_damage(planned.draws[number].row, planned.clips[number], planned.micro.bucket, reason)
             planned = self._submit(self._plan(position))
-        if contents.unfit and contents.unfit not in self.unfit:
-            _LOG.warning("pixels instead of latents, for %s and others: %s", planned.micro.bucket.task, contents.unfit)
-            self.unfit.add(contents.unfit)
-        keys, passes = (clip.clip_id for clip in planned.clips), (draw.number for draw in planned.draws)
-        form = "pixels" if contents.unfit else self._settings.form
-        fields = form, tuple(keys), tuple(passes), contents.captions
-        return Batch(position, self._cap_frames(planned.micro.bucket), *fields, contents.arrays, contents.items)
+        reason = contents.latents_unusable_reason
+        if reason and reason not in self.latents_unusable_reasons:
+            _LOG.warning("pixels instead of latents, for %s and others: %s", planned.micro.bucket.task, reason)
+            self.latents_unusable_reasons.add(reason)
+        return Batch(
+            position=position,
+            bucket=self._cap_frames(planned.micro.bucket),
+            form="pixels" if contents.latents_unusable_reason else self._settings.form,
+            keys=tuple(clip.clip_id for clip in planned.clips),
+            passes=tuple(draw.pass_index for draw in planned.draws),
+            captions=contents.captions,
+            arrays=contents.arrays,
+            items=contents.items,
+        )
 
     def close(self) -> None:
         """Stop the workers."""
@@ -236,19 +243,19 @@ class Stream:
         self._forget([earlier for earlier in self._prefetched if earlier < position])
         planned = self._prefetched.pop(position, None) or self._submit(self._plan(position))
         following = self._next_position(max(self._prefetched, default=position))
-        while self._worker_pool.has_room(self._size(self.order.bucket(following))):
+        while self._worker_pool.has_room(self._estimate_bytes(self.order.bucket(following))):
             self._prefetched[following] = self._submit(self._plan(following))
             following = self._next_position(following)
         return planned
 
     def _submit(self, planned: _PlannedBatch) -> _PlannedBatch:
         """The same, with a ticket if the pool has room for it; it has none while all workers are still starting."""
-        size = self._size(planned.micro.bucket)
+        size = self._estimate_bytes(planned.micro.bucket)
         if self._worker_pool is None or not self._worker_pool.has_room(size):
             return planned
         return replace(planned, ticket=self._worker_pool.submit(planned.clips, size))
 
-    def _size(self, bucket: Bucket) -> int:
+    def _estimate_bytes(self, bucket: Bucket) -> int:
         """The approximate bytes of a micro-batch of a bucket: clip, condition and mask, as pixels."""
         frames = self._cap_frames(bucket).frames
         return 7 * frames * bucket.height * bucket.width * self.mixture.step.count_clips(bucket.tokens)
@@ -292,14 +299,14 @@ class Stream:
                     )
                 draw = self.order.draw_replacement(micro_batch, index, attempt)
             draws[index] = draw
-        return _PlannedBatch(micro_batch, draws, [self._clip(draw, micro_batch.bucket) for draw in draws])
+        return _PlannedBatch(micro_batch, draws, [self._describe_clip(draw, micro_batch.bucket) for draw in draws])
 
-    def _clip(self, draw: Draw, bucket: Bucket) -> Clip:
+    def _describe_clip(self, draw: Draw, bucket: Bucket) -> Clip:
         url, _ = self.mixture.datasets[bucket.dataset]
         clip_id, places = self._lookup.clip_id(draw.row), self._lookup.places(draw.row)
         shape = bucket.frames, bucket.height, bucket.width
         parts = self.mixture.parts[bucket.task]
-        return Clip(url, clip_id, places, bucket.task, parts, draw.number, shape, bucket.references)
+        return Clip(url, clip_id, places, bucket.task, parts, draw.pass_index, shape, bucket.references)
 
     def _next_position(self, position: int) -> int:
         """The position of this rank's next micro-batch."""

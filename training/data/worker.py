@@ -42,7 +42,7 @@ def _serve(sock: socket.socket) -> None:
             "ticket": ticket,
             "damaged": contents.damaged,
             "captions": contents.captions,
-            "unfit": contents.unfit,
+            "latents_unusable_reason": contents.latents_unusable_reason,
             "arrays": [*contents.arrays],
             "items": [[*item] for item in contents.items],
         }
@@ -50,9 +50,9 @@ def _serve(sock: socket.socket) -> None:
 
 
 def _build_clip(fields: list[Any]) -> Clip:
-    dataset, clip_id, place_fields, task, parts, number, shape, references = fields
+    dataset, clip_id, place_fields, task, parts, pass_index, shape, references = fields
     places = tuple(Place(*place) for place in place_fields)
-    return Clip(dataset, clip_id, places, task, tuple(parts), number, tuple(shape), references)
+    return Clip(dataset, clip_id, places, task, tuple(parts), pass_index, tuple(shape), references)
 
 
 def _exit_with(parent: int, sock: socket.socket) -> None:

@@ -103,7 +103,7 @@ class WorkerPool:
         stacked = {name: next(remaining) for name in header["arrays"]}
         items = tuple({name: next(remaining) for name in names} for names in header["items"])
         damaged = {int(number): reason for number, reason in header["damaged"].items()}
-        return Contents(damaged, tuple(header["captions"]), header["unfit"], stacked, items)
+        return Contents(damaged, tuple(header["captions"]), header["latents_unusable_reason"], stacked, items)
 
     def cancel(self, ticket: int) -> None:
         """Forget a micro-batch that will not be taken."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.config import Adversary, Distill, Model, Run, Teach
+from training.config import DiscriminatorOptions, Distill, Model, Run, Teach
 from training.distributed import World, shard_module
 from training.models import folder as model_folder
 from training.models import networks
@@ -56,9 +56,9 @@ def build_teaching(config: Teach, folder: Path, world: World) -> Denoiser:
     return Denoiser(_place(transformer, config, world), compute_dtype(config.model))
 
 
-def make_discriminator(fake: Denoiser, options: Adversary) -> Discriminator:
+def make_discriminator(fake_score: Denoiser, options: DiscriminatorOptions) -> Discriminator:
     """A discriminator with random weights for the features of a fake score."""
-    config = fake.transformer.config
+    config = fake_score.transformer.config
     dim = config.num_attention_heads * config.attention_head_dim
     return Discriminator(dim, len(networks.feature_depths(config.num_layers)), options.width)
 

@@ -26,20 +26,20 @@ from torch.nn import functional
 from training.diffusion.flow_matching import check_finite
 
 # The side of a token, in latents.
-_SIDE = 2
+_TOKEN_SIDE = 2
 # Bytes that the matrices of a chunk of frames may take: chunks bound the memory of a plan, not its time.
 _WORKSPACE = 256 << 20
 # Matrices [N, N] of a frame alive at once: two costs or kernels, and the workspace of a product or exponential.
 _MATRICES = 3
 # In mean costs; float32 cannot distinguish more from infinity.
-_MAX = 1e6
+_MAX_COST_RATIO = 1e6
 # Scalings beyond this (natural logarithms) are absorbed into the potentials: float32 overflows at 88.
 _MAX_LOG_SCALING = 25.0
 
 
 @dataclass(frozen=True, slots=True)
-class Transport:
-    """The transport. Costs are squared distances over their mean in the frame, so all options are relative."""
+class TransportOptions:
+    """Options of transport. Costs are squared distances over their mean in the frame, so all options are relative."""
 
     weight: float = 0.8
     """The share of transport in the gradient."""
@@ -48,7 +48,7 @@ class Transport:
     tolerance: float = 1e-2
     """The mass, of 1, that may be out of its row when iterating stops."""
     iterations: int = 200
-    """Where iterating stops in any case."""
+    """The most iterations."""
     debias: bool = True
     """Whether the pull of the fake tokens towards each other is subtracted."""
     rho: float | None = None
@@ -59,21 +59,22 @@ class Transport:
     def __post_init__(self) -> None:
         valid = (
             0 <= self.weight <= 1
-            and 1e-3 <= self.epsilon <= _MAX
+            and 1e-3 <= self.epsilon <= _MAX_COST_RATIO
             and 0 < self.tolerance < 1
             and self.iterations > 0
-            and (self.rho is None or 0 < self.rho <= _MAX)
-            and 0 <= self.position <= _MAX
+            and (self.rho is None or 0 < self.rho <= _MAX_COST_RATIO)
+            and 0 <= self.position <= _MAX_COST_RATIO
         )
         if not valid:
+            limit = f"{_MAX_COST_RATIO:g}"
             raise ValueError(
-                f"transport has a weight from 0 to 1, an epsilon from 0.001 to {_MAX:g}, a tolerance between 0 and 1, "
-                f"iterations above 0, rho (or none) above 0 and up to {_MAX:g}, and a position from 0 to {_MAX:g}"
+                f"transport has a weight from 0 to 1, an epsilon from 0.001 to {limit}, a tolerance between 0 and 1, "
+                f"iterations above 0, rho (or none) above 0 and up to {limit}, and a position from 0 to {limit}"
             )
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TransportPlan:
     """A plan of n frames, [n, N, N] float32 with row and column sums of 1/N, and how well it converged: `error` [n] is
     the L1 distance of the row sums from their target; column sums are exact."""
 
@@ -83,7 +84,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Transported:
+class TransportResult:
     """The residual that replaces fake - real, float32 [B, C, T', h, w], and signals that show what transport did:
     scalars, means over frames."""
 
@@ -91,7 +92,7 @@ class Transported:
     signals: dict[str, Tensor]
 
 
-def compute_transport(fake: Tensor, real: Tensor, options: Transport) -> Transported:
+def compute_transport(fake: Tensor, real: Tensor, options: TransportOptions) -> TransportResult:
     """Transport of clean latents [B, C, T', h, w], h and w even, frame by frame; of any dtype, computed in float32.
 
     Signals: `diagonal` (mass that stays in place, of 1), `error` (the largest of a frame), `iterations`, `targets`
@@ -100,13 +101,13 @@ def compute_transport(fake: Tensor, real: Tensor, options: Transport) -> Transpo
 
     Raises ValueError for shapes that do not fit, FloatingPointError for values that are not finite.
     """
-    if fake.shape != real.shape or fake.dim() != 5 or fake.shape[3] % _SIDE or fake.shape[4] % _SIDE:
+    if fake.shape != real.shape or fake.dim() != 5 or fake.shape[3] % _TOKEN_SIDE or fake.shape[4] % _TOKEN_SIDE:
         raise ValueError(f"expected latents [B, C, T', h, w] of one shape with even sides: {fake.shape}, {real.shape}")
     fake, real = fake.detach(), real.detach()
     with torch.autocast(fake.device.type, enabled=False):
         fake_tokens, real_tokens = to_tokens(fake), to_tokens(real)
         check_finite("a prediction to transport", fake_tokens, real_tokens)
-        size = tuple(side // _SIDE for side in fake.shape[3:])
+        size = tuple(side // _TOKEN_SIDE for side in fake.shape[3:])
         position_costs = _position_costs(size, options.position, fake_tokens.device)
         count = max(1, _WORKSPACE // (_MATRICES * 4 * fake_tokens.shape[1] ** 2))
         chunks = [
@@ -121,10 +122,10 @@ def compute_transport(fake: Tensor, real: Tensor, options: Transport) -> Transpo
     }
     summary["cosine"] = functional.cosine_similarity(residual.flatten(), difference.flatten(), dim=0)
     summary["ratio"] = residual.norm() / difference.norm().clamp(min=1e-12)
-    return Transported(residual, summary)
+    return TransportResult(residual, summary)
 
 
-def mix_residual(fake: Tensor, real: Tensor, transport: Transported | None, weight: float) -> Tensor:
+def mix_residual(fake: Tensor, real: Tensor, transport: TransportResult | None, weight: float) -> Tensor:
     """The difference for `dmd.direction`: fake - real at weight 0, bit for bit; transport's residual at weight 1."""
     difference = fake.float() - real.float()
     return difference if transport is None else torch.lerp(difference, transport.residual, weight)
@@ -133,17 +134,19 @@ def mix_residual(fake: Tensor, real: Tensor, transport: Transported | None, weig
 def to_tokens(latents: Tensor) -> Tensor:
     """The tokens of each frame, float32 [B T', N, 4 C], from latents [B, C, T', h, w]."""
     frames = latents.float().transpose(1, 2).flatten(0, 1)
-    return functional.pixel_unshuffle(frames, _SIDE).flatten(2).transpose(1, 2)
+    return functional.pixel_unshuffle(frames, _TOKEN_SIDE).flatten(2).transpose(1, 2)
 
 
 def from_tokens(tokens: Tensor, shape: torch.Size) -> Tensor:
     """Latents of a shape [B, C, T', h, w] from their tokens: the inverse of `to_tokens`."""
     batch, _, length, height, width = shape
-    frames = tokens.transpose(1, 2).unflatten(2, (height // _SIDE, width // _SIDE))
-    return functional.pixel_shuffle(frames, _SIDE).unflatten(0, (batch, length)).transpose(1, 2)
+    frames = tokens.transpose(1, 2).unflatten(2, (height // _TOKEN_SIDE, width // _TOKEN_SIDE))
+    return functional.pixel_shuffle(frames, _TOKEN_SIDE).unflatten(0, (batch, length)).transpose(1, 2)
 
 
-def solve_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int, rho: float | None = None) -> Plan:
+def solve_plan(
+    cost: Tensor, epsilon: float, tolerance: float, iterations: int, rho: float | None = None
+) -> TransportPlan:
     """The entropic plan between N and N tokens of equal mass, for each frame's costs, float32 [n, N, N].
 
     Annealed: epsilon is halved from 1 on, so that distant mass moves first. Columns are scaled last. `error` is the L1
@@ -173,10 +176,10 @@ def solve_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int, 
             if bool((error <= level_tolerance).all()):
                 break
         total_turns += level_turns
-    return Plan(kernel.mul_(row_scale).mul_(column_scale).div_(size), error, total_turns)
+    return TransportPlan(kernel.mul_(row_scale).mul_(column_scale).div_(size), error, total_turns)
 
 
-def solve_self_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int) -> Plan:
+def solve_self_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: int) -> TransportPlan:
     """The plan of tokens to themselves, for symmetric costs with a diagonal of 0: one scaling serves both sides, and
     averaged updates converge fast. [Feydy et al., section 3]"""
     size = cost.shape[1]
@@ -188,11 +191,11 @@ def solve_self_plan(cost: Tensor, epsilon: float, tolerance: float, iterations: 
         scale = (scale / sums).sqrt()
         sums = kernel @ scale
         error, turns = (scale * sums - 1).abs().mean(dim=(1, 2)), turns + 1
-    return Plan(kernel.mul_(scale).mul_(scale.transpose(1, 2)).div_(size), error, turns)
+    return TransportPlan(kernel.mul_(scale).mul_(scale.transpose(1, 2)).div_(size), error, turns)
 
 
 def _solve_residual(
-    fake: Tensor, real: Tensor, position_costs: Tensor | None, options: Transport
+    fake: Tensor, real: Tensor, position_costs: Tensor | None, options: TransportOptions
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The residual of frames [n, N, D], and the signals of each frame."""
     center = real.mean(dim=1, keepdim=True)

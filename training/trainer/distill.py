@@ -39,10 +39,11 @@ class Distillation:
         """`networks.discriminator`: given if the configuration has a `gan`. `negative`: the text of the unconditional
         prediction, [1, tokens, dim]."""
         self._config, self._negative = config, negative
-        student, fake, discriminator = networks.student, networks.fake, networks.discriminator
-        self.student, self._fake, self._teacher, self._discriminator = student, fake, networks.teacher, discriminator
+        student, discriminator = networks.student, networks.discriminator
+        self.student, self._fake_score = student, networks.fake
+        self._teacher, self._discriminator = networks.teacher, discriminator
         self.optimizers = {"student": NamedAdamW(student.trained_parameters(), config.student)}
-        self.optimizers["fake"] = NamedAdamW(fake.trained_parameters(), config.critic)
+        self.optimizers["fake"] = NamedAdamW(networks.fake.trained_parameters(), config.critic)
         if discriminator is not None:
             assert config.gan is not None
             options = config.critic.model_copy(update={"lr": config.gan.lr})
@@ -59,7 +60,7 @@ class Distillation:
         for example in examples:
             loss = self._critic_loss(example, last, signals, denoise=not odd, discriminate=not even)
             # Activation checkpointing recomputes with the active adapter: it must be that of the forward pass.
-            self._fake.activate_adapter()
+            self._fake_score.activate_adapter()
             (loss / len(examples)).backward()
         self._step_optimizer("fake", signals)
         if self._discriminator is not None and not even:
@@ -75,13 +76,13 @@ class Distillation:
         self, example: Example, last: int, signals: Signals, *, denoise: bool, discriminate: bool
     ) -> Tensor:
         """The fake score's loss on the student's samples, plus the discriminator's on these and real clips."""
-        fake = rollout(
+        student_sample = rollout(
             self.student, example.conditions, self._config.schedule, self._noise_source(example, "critic"), last=last
         )
         sigma, noise = self._draw_level(example, "critic")
-        noisy = add_noise(fake, noise, sigma)
-        predicted, features = self._fake.predict_with_features(noisy, sigma, example.conditions)
-        errors = (predicted - target_velocity(fake, noise)).square().mean(dim=(1, 2, 3, 4))
+        noisy = add_noise(student_sample, noise, sigma)
+        predicted, features = self._fake_score.predict_with_features(noisy, sigma, example.conditions)
+        errors = (predicted - target_velocity(student_sample, noise)).square().mean(dim=(1, 2, 3, 4))
         check_finite("the fake score's loss", errors)
         for level, error in zip(sigma.tolist(), errors, strict=True):
             signals.add(**{f"fake/loss_{int(level * _LEVEL_BINS)}": error})
@@ -91,13 +92,13 @@ class Distillation:
             return loss
         options = self._config.gan
         real_noisy = add_noise(example.clean, noise, sigma)
-        real_features = self._fake.predict_with_features(real_noisy, sigma, example.conditions)[1]
-        real_logits, fake_logits = self._discriminator(real_features, sigma), self._discriminator(features, sigma)
+        real_clip_features = self._fake_score.predict_with_features(real_noisy, sigma, example.conditions)[1]
+        real_logits, fake_logits = self._discriminator(real_clip_features, sigma), self._discriminator(features, sigma)
         adversarial = gan.discriminator_loss(fake_logits, real_logits)
         if options.smoothness:
-            for name, latents, logits in (("r1", example.clean, real_logits), ("r2", fake, fake_logits)):
+            for name, latents, logits in (("r1", example.clean, real_logits), ("r2", student_sample, fake_logits)):
                 perturbed = latents + options.noise * self._noise_source(example, name)(0)
-                perturbed_features = self._fake.predict_with_features(
+                perturbed_features = self._fake_score.predict_with_features(
                     add_noise(perturbed, noise, sigma), sigma, example.conditions
                 )[1]
                 perturbed_logits = self._discriminator(perturbed_features, sigma)
@@ -144,8 +145,8 @@ class Distillation:
         with torch.set_grad_enabled(adversarial):
             leaf = sample.clone().requires_grad_(adversarial)
             noisy = add_noise(leaf, noise, sigma)
-            predicted, features = self._fake.predict_with_features(noisy, sigma, example.conditions)
-            fake = clean_from_velocity(predicted, noisy, sigma).detach()
+            predicted, features = self._fake_score.predict_with_features(noisy, sigma, example.conditions)
+            fake_score_prediction = clean_from_velocity(predicted, noisy, sigma).detach()
             noisy = noisy.detach()
         adversarial_gradient = torch.zeros_like(sample)
         if adversarial:
@@ -153,27 +154,39 @@ class Distillation:
         with torch.no_grad():
             conditional = self._teacher.predict_clean(noisy, sigma, example.conditions)
             unconditional = self._teacher.predict_clean(noisy, sigma, example.conditions.with_text(self._negative))
-            real = apply_guidance(conditional, unconditional, config.teacher_cfg)
-            check_finite("a score", fake, real)
-            self._record_health(sample, example.clean, fake, real, signals)
+            teacher_prediction = apply_guidance(conditional, unconditional, config.teacher_cfg)
+            check_finite("a score", fake_score_prediction, teacher_prediction)
+            self._record_health(sample, example.clean, fake_score_prediction, teacher_prediction, signals)
             if config.objective == "published":
-                matching = published.even_step_gradient(fake, real, sigma) if match else torch.zeros_like(sample)
+                matching = (
+                    published.even_step_gradient(fake_score_prediction, teacher_prediction, sigma)
+                    if match
+                    else torch.zeros_like(sample)
+                )
                 return matching + published.ADVERSARIAL * adversarial_gradient
-            gradient = self.matching_gradient(sample, fake, real, signals)
+            gradient = self.matching_gradient(sample, fake_score_prediction, teacher_prediction, signals)
             if adversarial and options is not None:
                 scale = options.ratio * gradient.norm() / adversarial_gradient.norm().clamp(min=1e-20)
                 gradient = gradient + scale * adversarial_gradient
         return gradient
 
-    def matching_gradient(self, sample: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> Tensor:
+    def matching_gradient(
+        self, sample: Tensor, fake_score_prediction: Tensor, teacher_prediction: Tensor, signals: Signals
+    ) -> Tensor:
         """The gradient of distribution matching and transport alone, from the clean latents that the fake score and the
         guided teacher predict from the noised sample: all [B, 16, R + T', h, w]."""
         config = self._config
-        transport = ot.compute_transport(fake, real, config.transport) if config.transport else None
+        transport = (
+            ot.compute_transport(fake_score_prediction, teacher_prediction, config.transport)
+            if config.transport
+            else None
+        )
         if transport is not None:
             signals.add(**{f"ot/{name}": value for name, value in transport.signals.items()})
-        difference = ot.mix_residual(fake, real, transport, config.transport.weight if config.transport else 0.0)
-        direction = dmd.direction(difference, sample, real)
+        difference = ot.mix_residual(
+            fake_score_prediction, teacher_prediction, transport, config.transport.weight if config.transport else 0.0
+        )
+        direction = dmd.direction(difference, sample, teacher_prediction)
         return dmd.as_gradient(dmd.equalize_frames(direction) if config.objective == "per_frame" else direction)
 
     def _adversarial_gradient(
@@ -182,25 +195,27 @@ class Distillation:
         """The gradient of the adversarial loss at the sample."""
         assert self._discriminator is not None
         with torch.no_grad():
-            # Other noise than the fake's: with the same noise the difference of a pair would give it away.
+            # Other noise than the sample's: with the same noise the difference of a pair would give the sample away.
             noise = self._noise_source(example, "real")(0)
-            real_features = self._fake.predict_with_features(
+            real_clip_features = self._fake_score.predict_with_features(
                 add_noise(example.clean, noise, sigma), sigma, example.conditions
             )[1]
-            real_logits = self._discriminator(real_features, sigma)
+            real_logits = self._discriminator(real_clip_features, sigma)
         loss = gan.student_loss(self._discriminator(features, sigma), real_logits)
         check_finite("the adversarial loss", loss)
         signals.add(**{"student/adversarial": loss})
         return torch.autograd.grad(loss, leaf)[0]
 
-    def _record_health(self, sample: Tensor, clean: Tensor, fake: Tensor, real: Tensor, signals: Signals) -> None:
+    def _record_health(
+        self, sample: Tensor, clean: Tensor, fake_score_prediction: Tensor, teacher_prediction: Tensor, signals: Signals
+    ) -> None:
         """Signals that show when a student goes wrong: see docs/distillation.md."""
         signals.add(
             **{
                 "student/std_ratio": sample.std() / clean.std(),
                 "student/mean": sample.mean(),
                 "student/largest": sample.abs().amax(),
-                "student/score_gap": (fake - real).square().mean(),
+                "student/score_gap": (fake_score_prediction - teacher_prediction).square().mean(),
             }
         )
 

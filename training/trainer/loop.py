@@ -139,18 +139,18 @@ def pick_held_out(config: Run, example_encoder: ExampleEncoder, fingerprints: Ma
     """The held-out clips to sample at every evaluation, the same in every process: equally many of each task, no clip
     twice; none if the mixture holds none out."""
     try:
-        opened = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **stream_options(config, fingerprints))
+        stream = Stream(config.data.mixture, rank=0, world=1, split=HELD_OUT, **stream_options(config, fingerprints))
     except UsageError as error:
         _LOG.warning("nothing will be sampled: %s (`held_out` in its YAML)", error)
         return []
-    order, clips = opened.order, config.evaluation.clips
+    order, clips = stream.order, config.evaluation.clips
     rows: dict[str, set[int]] = {}
     for bucket in order.buckets:
         rows.setdefault(bucket.task, set()).update(order.rows(bucket).tolist())
     targets = {task: min(len(task_rows), math.ceil(clips / len(rows))) for task, task_rows in rows.items()}
     keys_by_task: dict[str, set[str]] = {task: set() for task in rows}
     held_out: list[Example] = []
-    with closing(opened) as stream:
+    with closing(stream):
         # Wait for rare tasks, but not forever: damaged clips never come.
         for step in islice(stream, _MAX_EPOCHS * (order.steps_per_epoch + len(order.buckets))):
             task_keys, target = keys_by_task[step.bucket.task], targets[step.bucket.task]
@@ -185,12 +185,12 @@ def _explain_errors(activity: str, checkpoints: Path, advice: str = "") -> Itera
     try:
         yield
     except (FloatingPointError, RuntimeError, MemoryError, OSError) as error:
-        memory = is_out_of_memory(error)
-        if isinstance(error, RuntimeError) and not memory:
+        out_of_memory = is_out_of_memory(error)
+        if isinstance(error, RuntimeError) and not out_of_memory:
             raise
         last = checkpoint.latest(checkpoints)
         state = f"{last} is complete" if last else "there is no checkpoint yet"
-        if not advice and memory:
+        if not advice and out_of_memory:
             advice = "`activation_checkpointing: true` may help, and more GPUs do: `vdot-train plan`"
         elif not advice and isinstance(error, FloatingPointError):
             remedy = f"--resume {last} with another folder for --out" if last else "start a new run"

@@ -48,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """The memory that a run needs on each of `devices` devices for its largest bucket, and on their host, in bytes for
     each process, while networks are loaded one after the other."""
 
@@ -80,7 +80,7 @@ class Plan:
             )
 
 
-def estimate(run: Run, folder: Path, devices: int) -> Plan:
+def estimate(run: Run, folder: Path, devices: int) -> MemoryPlan:
     """The plan of a run on some number of devices, for the bucket whose micro-batches have the most tokens. Raises
     UsageError if the model or mixture cannot be read, or clips exceed the network's positions."""
     buckets = _buckets(run)
@@ -92,7 +92,7 @@ def estimate(run: Run, folder: Path, devices: int) -> Plan:
     return estimate_bucket(run, folder, *max(buckets, key=lambda entry: entry[0].tokens * entry[1]), devices)
 
 
-def estimate_bucket(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> Plan:
+def estimate_bucket(run: Run, folder: Path, bucket: Bucket, clips: int, devices: int) -> MemoryPlan:
     """The same for micro-batches of `clips` clips of a bucket, whatever the mixture holds."""
     parameters, shape = _inspect_transformer(folder)
     width = assemble.compute_dtype(run.model).itemsize
@@ -103,7 +103,9 @@ def estimate_bucket(run: Run, folder: Path, bucket: Bucket, clips: int, devices:
         *_encoder_parts(run, folder),
     ]
     loaded_width = 4 if run.model.lora_rank is None else width
-    return Plan(tuple(parts), devices, bucket, clips, max(parameters * loaded_width, _part_bytes(folder, TEXT_ENCODER)))
+    return MemoryPlan(
+        tuple(parts), devices, bucket, clips, max(parameters * loaded_width, _part_bytes(folder, TEXT_ENCODER))
+    )
 
 
 def _weights(run: Run, parameters: int, shape: dict[str, int], width: int, devices: int) -> list[Part]:

@@ -107,7 +107,7 @@ def test_ray_hands_on_a_reference_for_each_row(tmp_path: Path) -> None:
     chunks = [pa.table({"number": [number]}) for number in range(3)]
     with Engine(None, 1, tmp_path / "contents.sqlite", max_deaths=3) as engine:
         pool = Pool(Doubling, (100,), 1, 1, in_flight=2)
-        blocks = [(engine.result(future), size) for future, size in engine.run([pool], chunks)]
+        blocks = [(engine.wait_for(future), size) for future, size in engine.run([pool], chunks)]
         assert sorted(table["number"].to_pylist() for table, _ in blocks) == [[100], [102], [104]]
         assert all(size > 0 for _, size in blocks)
-        assert sorted(table["number"].to_pylist() for table in engine.map(pool, chunks)) == [[100], [102], [104]]
+        assert sorted(table["number"].to_pylist() for table in engine.map_tables(pool, chunks)) == [[100], [102], [104]]

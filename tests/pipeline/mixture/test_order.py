@@ -176,7 +176,7 @@ def test_steps_hold_one_bucket_and_passes_hold_every_clip_once(built: tuple[Mixt
                 batch.bucket.frames, batch.bucket.height, batch.bucket.width,
             )  # fmt: skip
             assert batch.bucket.references == (row["references"] if batch.bucket.task == "r" else 0)
-            counts[batch.bucket, draw.number, draw.row] += 1
+            counts[batch.bucket, draw.pass_index, draw.row] += 1
     assert set(counts.values()) == {1}
     # A pass begins when the one before has ended, and no bucket and no clip is omitted.
     for bucket in order.buckets:
@@ -225,7 +225,7 @@ def test_a_bucket_whose_clips_changed_begins_its_next_pass(tmp_path: Path) -> No
     old = build_mixture({("a", "t"): 50}, shares, Step(2))
     for name, (mixture, table) in {"old": old}.items():
         write(mixture, table, str(tmp_path / name))
-    before = {(batch.bucket, draw.number) for batch, draws in islice(walk(Order(*old)), 60) for draw in draws}
+    before = {(batch.bucket, draw.pass_index) for batch, draws in islice(walk(Order(*old)), 60) for draw in draws}
     for clips in (44, 51, 60):
         new = build_mixture({("a", "t"): clips}, shares, Step(2))
         start = find_beginning(f"{tmp_path / 'old'}@60", Order(*new), new[1])
@@ -238,7 +238,7 @@ def test_a_bucket_whose_clips_changed_begins_its_next_pass(tmp_path: Path) -> No
         counts = Counter((batch.bucket, draw) for batch, draws in after for draw in draws)
         assert set(counts.values()) == {1}
         for bucket in resumed.buckets:
-            numbers = Counter(draw.number for counted, draw in counts if counted == bucket)
+            numbers = Counter(draw.pass_index for counted, draw in counts if counted == bucket)
             changed = len(resumed.rows(bucket)) != len(Order(*old).rows(bucket))
             assert min(numbers) == last[bucket] + 1 if changed else min(numbers) >= last[bucket]
             # Complete passes, from the first.
@@ -262,10 +262,10 @@ def test_what_stands_in_for_a_damaged_clip_is_of_its_bucket_and_another() -> Non
     substitutes = [order.draw_replacement(batch, 1, attempt) for attempt in range(1, order.count_clips(batch.bucket))]
     assert damaged.row not in {substitute.row for substitute in substitutes}
     assert len({substitute.row for substitute in substitutes}) == order.count_clips(batch.bucket) - 1
-    assert {substitute.number for substitute in substitutes} == {damaged.number}
+    assert {substitute.pass_index for substitute in substitutes} == {damaged.pass_index}
 
 
 def test_a_part_without_clips_is_said() -> None:
     built = build_mixture({("a", "t"): 2}, {("a", "t"): Fraction(1)}, Step(1))
-    with pytest.raises(UsageError, match="no clip in its part 'held_out'"):
+    with pytest.raises(UsageError, match="no clip in its split 'held_out'"):
         Order(*built, HELD_OUT)

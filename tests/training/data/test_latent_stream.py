@@ -95,7 +95,7 @@ def test_the_context_of_latents_is_that_of_the_pixels(
             break
     latents.close()
     assert tasks == {*small_mixture.PARTS}
-    assert latents.unfit == set()
+    assert latents.latents_unusable_reasons == set()
 
 
 def test_masked_latents_are_those_of_masked_pixels(
@@ -149,13 +149,13 @@ def test_where_no_latents_fit_there_are_pixels_and_it_is_said(
                     name: array.tobytes() for name, array in pixel_batch.arrays.items()
                 }
     assert forms == {"pixels", "latents"}
-    assert any("--with masked_latents" in reason for reason in latents.unfit)
-    assert any("--with latents" in reason for reason in latents.unfit)
-    assert any("other captions" in reason for reason in latents.unfit)
-    assert len(caplog.records) == len(latents.unfit)
+    assert any("--with masked_latents" in reason for reason in latents.latents_unusable_reasons)
+    assert any("--with latents" in reason for reason in latents.latents_unusable_reasons)
+    assert any("other captions" in reason for reason in latents.latents_unusable_reasons)
+    assert len(caplog.records) == len(latents.latents_unusable_reasons)
 
     mismatched = Stream(mixed, form="latents", model=fingerprints | {"vae": "0" * 64})
     assert {batch.form for step in islice(mismatched, STEPS) for batch in step} == {"pixels"}
-    assert any("made by another vae" in reason for reason in mismatched.unfit)
+    assert any("made by another vae" in reason for reason in mismatched.latents_unusable_reasons)
     with pytest.raises(UsageError, match="latents must be of your model"):
         Stream(mixed, form="latents")

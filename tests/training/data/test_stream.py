@@ -197,7 +197,7 @@ def test_what_does_not_fit_is_said(shared_mixture: Path, private_mixture: Path) 
             Stream(str(shared_mixture), **arguments)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="is not a mixture"):
         Stream(str(shared_mixture.parent))
-    with pytest.raises(UsageError, match="no clip in its part 'held_out'"):
+    with pytest.raises(UsageError, match="no clip in its split 'held_out'"):
         Stream(str(shared_mixture), split="held_out")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from training.objectives import dmd, ot, published
-from training.objectives.ot import Transport
+from training.objectives.ot import TransportOptions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,7 +86,7 @@ def test_a_relaxed_plan_is_found_as_soon_as_a_balanced_one_and_its_error_is_hone
 def test_relaxed_without_end_it_is_the_balanced_transport() -> None:
     fake, real = draw_latents(1, (1, 4, 2, 8, 8)), draw_latents(2, (1, 4, 2, 8, 8))
     balanced, relaxed, strict = (
-        ot.compute_transport(fake, real, Transport(rho=rho, tolerance=1e-5, iterations=5000)).residual
+        ot.compute_transport(fake, real, TransportOptions(rho=rho, tolerance=1e-5, iterations=5000)).residual
         for rho in (None, 1e5, 0.5)
     )
     assert torch.allclose(relaxed, balanced, atol=2e-3)
@@ -103,7 +103,7 @@ def test_the_plan_of_tokens_to_themselves_is_that_of_float64() -> None:
 
 def test_the_residual_is_the_gradient_of_the_sinkhorn_divergence() -> None:
     fake, real = draw_latents(5, (1, 2, 1, 6, 8)), draw_latents(6, (1, 2, 1, 6, 8)) * 0.7 + 0.4
-    transport = ot.compute_transport(fake, real, Transport(epsilon=0.2, tolerance=1e-6, iterations=20_000))
+    transport = ot.compute_transport(fake, real, TransportOptions(epsilon=0.2, tolerance=1e-6, iterations=20_000))
     fake_tokens, real_tokens = ot.to_tokens(fake)[0].double(), ot.to_tokens(real)[0].double()
     epsilon = float(transport.signals["epsilon"])
     expected = torch.zeros_like(fake_tokens)
@@ -124,7 +124,7 @@ def test_the_residual_is_the_gradient_of_the_sinkhorn_divergence() -> None:
 def test_where_the_plan_is_the_identity_it_is_dmd() -> None:
     real = 3 * draw_latents(7)
     fake = real + 0.01 * draw_latents(8)
-    transport = ot.compute_transport(fake, real, Transport(epsilon=1e-3, tolerance=1e-5, iterations=1000))
+    transport = ot.compute_transport(fake, real, TransportOptions(epsilon=1e-3, tolerance=1e-5, iterations=1000))
     assert float(transport.signals["diagonal"]) == pytest.approx(1, abs=1e-5)
     assert torch.allclose(transport.residual, fake - real, atol=1e-5)
     assert float(transport.signals["cosine"]) == pytest.approx(1, abs=1e-4)
@@ -137,7 +137,7 @@ def test_where_the_plan_is_the_identity_it_is_dmd() -> None:
 
 def test_weight_0_is_dmd_bit_for_bit() -> None:
     fake, real = draw_latents(1), draw_latents(2)
-    transport = ot.compute_transport(fake, real, Transport(weight=0))
+    transport = ot.compute_transport(fake, real, TransportOptions(weight=0))
     assert torch.equal(ot.mix_residual(fake, real, transport, 0.0), fake - real)
 
 
@@ -146,23 +146,23 @@ def test_nothing_is_pulled_where_both_are_alike() -> None:
     scale = fake.abs().mean()
     for epsilon in (0.05, 0.5, 2.0):
         transport = ot.compute_transport(
-            fake, fake.clone(), Transport(epsilon=epsilon, tolerance=1e-5, iterations=5000)
+            fake, fake.clone(), TransportOptions(epsilon=epsilon, tolerance=1e-5, iterations=5000)
         )
         assert float(transport.residual.abs().mean() / scale) < 1e-3
-    biased = ot.compute_transport(fake, fake.clone(), Transport(epsilon=2.0, debias=False))
+    biased = ot.compute_transport(fake, fake.clone(), TransportOptions(epsilon=2.0, debias=False))
     assert float(biased.residual.abs().mean() / scale) > 0.3
 
 
 @pytest.mark.parametrize("factor", [0.01, 100.0])
 def test_latents_of_another_scale_give_the_same_plan(factor: float) -> None:
     fake, real = draw_latents(1), draw_latents(2)
-    original, scaled = (ot.compute_transport(k * fake, k * real, Transport()) for k in (1.0, factor))
+    original, scaled = (ot.compute_transport(k * fake, k * real, TransportOptions()) for k in (1.0, factor))
     assert torch.allclose(scaled.residual, factor * original.residual, rtol=1e-3, atol=1e-4 * factor)
 
 
 def test_frames_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, real = draw_latents(1), draw_latents(2)
-    options = Transport(tolerance=1e-6, iterations=5000)
+    options = TransportOptions(tolerance=1e-6, iterations=5000)
     together = ot.compute_transport(fake, real, options).residual
     monkeypatch.setattr(ot, "_WORKSPACE", 1)
     chunked = ot.compute_transport(fake, real, options).residual
@@ -194,7 +194,7 @@ def test_the_cost_of_places_keeps_content_where_it_is() -> None:
     real = draw_latents(1, (1, 4, 1, 12, 12))
     fake = real.roll((4, 4), (3, 4))
     diagonals = [
-        float(ot.compute_transport(fake, real, Transport(position=position)).signals["diagonal"])
+        float(ot.compute_transport(fake, real, TransportOptions(position=position)).signals["diagonal"])
         for position in (0, 20, 500)
     ]
     assert diagonals[0] < 0.05
@@ -215,8 +215,8 @@ def test_tokens_and_back() -> None:
 def test_under_autocast_it_is_float32() -> None:
     fake, real = draw_latents(1), draw_latents(2)
     with torch.autocast("cpu", torch.bfloat16):
-        under_autocast = ot.compute_transport(fake, real, Transport())
-    assert torch.equal(under_autocast.residual, ot.compute_transport(fake, real, Transport()).residual)
+        under_autocast = ot.compute_transport(fake, real, TransportOptions())
+    assert torch.equal(under_autocast.residual, ot.compute_transport(fake, real, TransportOptions()).residual)
     assert under_autocast.residual.dtype == torch.float32
 
 
@@ -224,9 +224,9 @@ def test_what_is_no_number_is_refused() -> None:
     fake, real = draw_latents(1), draw_latents(2)
     fake[0, 0, 0, 0, 0] = math.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        ot.compute_transport(fake, real, Transport())
+        ot.compute_transport(fake, real, TransportOptions())
     with pytest.raises(ValueError, match="even sides"):
-        ot.compute_transport(draw_latents(1, (1, 4, 1, 5, 6)), draw_latents(1, (1, 4, 1, 5, 6)), Transport())
+        ot.compute_transport(draw_latents(1, (1, 4, 1, 5, 6)), draw_latents(1, (1, 4, 1, 5, 6)), TransportOptions())
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_what_is_no_number_is_refused() -> None:
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="weight from 0 to 1"):
-        Transport(**wrong)  # type: ignore[arg-type]
+        TransportOptions(**wrong)  # type: ignore[arg-type]
 
 
 def test_the_published_gradient_is_of_one_norm_a_frame_and_swamps_dmd() -> None:
