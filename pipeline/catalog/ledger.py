@@ -27,20 +27,20 @@ from pipeline.catalog.predicates import (
     status_sql,
 )
 from pipeline.errors import UsageError
-from pipeline.formats.schema import PLACE, Status
+from pipeline.formats.records import ClipRecord, SourceColumns, VerdictColumns
+from pipeline.formats.schema import Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import first_line, quote_name, quote_text
 from pipeline.sources import work
 from pipeline.sources.source_list import Listing
 
-# Columns of a clip's row about its source and the clip; carried along when a stored clip is annotated again.
-_SOURCE = ["source_uri", "source_hash", "source_width", "source_height", "source_fps"]
-_SOURCE += ["source_duration_s", "source_codec"]
-_CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "licence", "lineage"]
+# Columns of a clip's row that a new annotation replaces; all others are carried along when a stored clip gets one.
+_RENEWED = {*VerdictColumns.__annotations__, "tasks", "caption", "timings"}
+_CLIP = [name for name in ClipRecord.__annotations__ if name not in _RENEWED]
 
 # Columns of a source's row that an earlier run determined; they go into the next row of that source unchanged.
-_ROW = ["status", *_SOURCE[1:], "source_frames", "source_frames_unused", "source_frames_missing"]
-_ROW += ["source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
+_ROW = ["status", *(name for name in SourceColumns.__annotations__ if name != "source_uri")]
+_ROW += ["detector", "content_box", "shots", "windows"]
 
 
 def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
@@ -153,7 +153,7 @@ class Ledger:
     def _pack_clip_sql(self, table: str) -> str:
         """SQL for what a stage needs of a stored clip: a `ClipWork` as JSON, without what has no columns."""
         columns = {
-            "record": [*_SOURCE, *_CLIP, *PLACE],
+            "record": _CLIP,
             "manifest": [name for name in self._blueprint.manifest if name not in _CLIP],
             "signals": [name for name in self._blueprint.signals if name in self._blueprint.known_columns[0]],
         }

@@ -79,7 +79,7 @@ class CutStage:
         permission = self._attempts.begin(unit)
         if permission is Permission.STOP:
             return
-        dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
+        dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE, "crc32"}
         record = {name: value for name, value in work.record.items() if name not in dropped}
         item = ClipItem(cast("ClipRecord", record), work.manifest, work.signals)
         death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
