@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.catalog.catalog import BATCH, Catalog, new_run_id
 from pipeline.catalog.predicates import (
-    FORGOTTEN_CLIPS,
+    FORGOTTEN_CLIPS_QUERY,
     HAS_SAMPLE,
     IS_BASE,
     IS_FAILED,
@@ -95,7 +95,7 @@ class Ledger:
         con.execute("CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY)")
         con.execute(
             f"INSERT INTO settled SELECT clip_id FROM judged WHERE {IS_REJECTED} "
-            f"OR ({HAS_SAMPLE} AND vdot_fresh) OR ({failed}) UNION {FORGOTTEN_CLIPS}"
+            f"OR ({HAS_SAMPLE} AND vdot_fresh) OR ({failed}) UNION {FORGOTTEN_CLIPS_QUERY}"
         )
         con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
         con.execute("INSERT INTO seen SELECT source_uri FROM sources")

@@ -1,4 +1,4 @@
-"""SQL predicates over rows of the catalog and its views, each written once.
+"""SQL over the catalog and its views, each written once: predicates over rows, and whole queries (`_QUERY`).
 
 `table` is the alias of the rows that are meant, with its dot ("c."), where a query has several.
 """
@@ -44,18 +44,18 @@ IS_STORED_CLIP = f"{IS_BASE} AND {HAS_SAMPLE}"
 HAS_KEPT_SAMPLE = f"{IS_KEPT} AND shard IS NOT NULL"
 """A row of a clip or of a layer whose sample trainers may read."""
 
-FORGOTTEN_CLIPS = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+FORGOTTEN_CLIPS_QUERY = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
 SOURCE_IS_FORGOTTEN = (
     "EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri "
     "AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence)"
 )
 """True for a source's row `p` that is forgotten: rows up to the part that records it are, later ones are not."""
 
-STORED_RECIPE = f"SELECT recipe FROM runs WHERE {IS_BASE} ORDER BY sequence DESC LIMIT 1"
+STORED_RECIPE_QUERY = f"SELECT recipe FROM runs WHERE {IS_BASE} ORDER BY sequence DESC LIMIT 1"
 """The recipe of the newest ingest."""
 
 
-CLIP_ROWS = f"SELECT * FROM clips WHERE clip_id = ? ORDER BY {BASE_FIRST}, layer"
+CLIP_ROWS_QUERY = f"SELECT * FROM clips WHERE clip_id = ? ORDER BY {BASE_FIRST}, layer"
 """The rows of a clip: its own, then those of added layers."""
 
 

@@ -10,7 +10,7 @@ import duckdb
 from annotators.base import Signal
 from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.catalog.find import find
-from pipeline.catalog.predicates import CLIP_ROWS, IS_BASE, kind_sql
+from pipeline.catalog.predicates import CLIP_ROWS_QUERY, IS_BASE, kind_sql
 from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
 from pipeline.recipe import recipe, registry
@@ -70,7 +70,7 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
 
 
 def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
-    layers = values(con, CLIP_ROWS, [clip_id])
+    layers = values(con, CLIP_ROWS_QUERY, [clip_id])
     row, chosen = layers[0], _find_recipe(con, layers[0])
     return {
         "kind": Kind.CLIP.value,
