@@ -30,6 +30,8 @@ def layer_sql(layer: str, table: str = "") -> str:
 IS_BASE = layer_sql(BASE_LAYER)
 BASE_FIRST = f"NOT ({IS_BASE})"
 """To sort the rows of a clip by: its own row comes before those of added layers."""
+LAYER_ORDER = f"{BASE_FIRST}, layer"
+"""To sort the rows of a clip by: its own, then those of added layers by name."""
 
 IS_KEPT = status_sql(Status.KEPT)
 IS_REJECTED = status_sql(Status.REJECTED)
@@ -55,8 +57,8 @@ STORED_RECIPE_QUERY = f"SELECT recipe FROM runs WHERE {IS_BASE} ORDER BY sequenc
 """The recipe of the newest ingest."""
 
 
-CLIP_ROWS_QUERY = f"SELECT * FROM clips WHERE clip_id = ? ORDER BY {BASE_FIRST}, layer"
-"""The rows of a clip: its own, then those of added layers."""
+CLIP_ROWS_QUERY = f"SELECT * FROM clips WHERE clip_id = ? ORDER BY {LAYER_ORDER}"
+"""The rows of a clip, in the order of its layers."""
 
 
 def newest_sql(*key: str) -> str:
