@@ -48,6 +48,7 @@ def explain(out: str, name: str) -> Facts:
 
 def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
     row = values(con, "SELECT * FROM sources WHERE source_uri = ?", [uri])[0]
+    chosen = _find_recipe(con, row)
     clips = values(
         con,
         "SELECT clip_id, start_s, end_s, status, coalesce(rule, code) AS why FROM clips "
@@ -60,8 +61,8 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
         "kind": Kind.SOURCE.value,
         "source": {name: row[name] for name in _SOURCE_COLUMNS},
         "shots": len(row["shots"] or []),
-        "manifest": _manifest_facts(row, _find_recipe(con, row)),
-        "verdict": _verdict_facts(row, _find_recipe(con, row)),
+        "manifest": _manifest_facts(row, chosen),
+        "verdict": _verdict_facts(row, chosen),
         "clips": clips,
         "clips_without_verdict": len(windows),
         "twins": [twin["source_uri"] for twin in twins],
