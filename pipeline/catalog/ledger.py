@@ -26,11 +26,12 @@ from pipeline.catalog.predicates import (
     made_by_sql,
     status_sql,
 )
+from pipeline.catalog.verdicts import judge_candidates
 from pipeline.errors import UsageError
 from pipeline.formats.records import ClipRecord, SourceColumns, VerdictColumns
 from pipeline.formats.schema import Status
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.recipe.rules import first_line, quote_name, quote_text
+from pipeline.recipe.rules import quote_name, quote_text
 from pipeline.sources import work
 from pipeline.sources.source_list import Listing
 
@@ -216,7 +217,7 @@ class Ledger:
         otherwise pending until it is annotated. All are judged before the first row is read: raises `UsageError` at
         once if a rule cannot be applied to the stored values.
         """
-        rules, con = self._blueprint.rules(), self._con
+        con = self._con
         replacement, differs = self._create_stated()
         con.execute(
             f"CREATE TABLE candidate AS SELECT c.* {replacement}, {differs} AS vdot_restated FROM judged c "
@@ -224,14 +225,7 @@ class Ledger:
             f"WHERE (recipe_hash <> ? OR {differs}) AND {IS_JUDGED}",
             [self._blueprint.recipe.hash],
         )
-        try:
-            con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
-            con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
-        except duckdb.Error as error:
-            reason = first_line(error)
-            raise UsageError(
-                f"a rule or task cannot be applied to the clips that are there (TRY_CAST?): {reason}"
-            ) from error
+        judge_candidates(con, self._blueprint.rules())
         return self._iterate_changes(replacement, differs)
 
     def _iterate_changes(self, replacement: str, differs: str) -> Iterator[pa.Table]:

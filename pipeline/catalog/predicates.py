@@ -79,3 +79,8 @@ def made_by_sql(lineage: Iterable[LineageEntry], any_version: bool = False) -> s
             "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
         )
     return f"coalesce(list_has_all({stored}, [{expected}]::VARCHAR[]), false)"
+
+
+def is_fully_annotated_sql(lineage: Iterable[LineageEntry]) -> str:
+    """SQL that is true for a row with a sample that was made by all of these, in any version."""
+    return f"shard IS NOT NULL AND {made_by_sql(lineage, any_version=True)}"
