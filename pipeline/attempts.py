@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Protocol
 
+from pipeline.errors import ErrorCode, Failure
+
 
 class Permission(StrEnum):
     """Whether a worker may begin a unit of work."""
@@ -35,3 +37,8 @@ class Attempts(Protocol):
     def claim(self, content: str, uri: str) -> str:
         """The URI that holds this content, by its hash: `uri` itself unless another one came first."""
         ...
+
+
+def describe_deaths(action: str) -> Failure:
+    """The failure of a unit that is `Permission.DEAD`; `action` is what its workers did, as in "cut this source"."""
+    return Failure(ErrorCode.WORKER_DIED, f"every worker died while it {action}")

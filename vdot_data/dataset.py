@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from pipeline.errors import UsageError
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
+from pipeline.formats.schema import BASE_LAYER
 from pipeline.storage.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -131,19 +132,20 @@ class Dataset:
         return _convert(table, form)
 
     def read(self, clip_id: str) -> Clip:
-        """A kept clip with its layers, by a ranged read of each shard. Raises UsageError where none is stored."""
-        from pipeline.catalog.predicates import BASE_FIRST
+        """A kept clip with its kept layers, by a ranged read of each shard. Raises UsageError where none is stored."""
+        from pipeline.catalog.predicates import HAS_KEPT_SAMPLE, LAYER_ORDER
 
         with self._connection() as con:
             rows = con.execute(
-                'SELECT shard, "offset", bytes FROM clips WHERE clip_id = ? AND shard IS NOT NULL '
-                f"ORDER BY {BASE_FIRST}, layer",
+                f'SELECT layer, shard, "offset", bytes FROM clips WHERE clip_id = ? AND {HAS_KEPT_SAMPLE} '
+                f"ORDER BY {LAYER_ORDER}",
                 [clip_id],
             ).fetchall()
-        if not rows:
-            raise UsageError(f"{self.url} holds no sample of a clip {clip_id!r}")
+        # A layer stays kept when its clip no longer is.
+        if not rows or rows[0][0] != BASE_LAYER:
+            raise UsageError(f"{self.url} holds no sample of a clip {clip_id!r} that is kept")
         members: dict[str, bytes] = {}
-        for shard, offset, size in rows:
+        for _, shard, offset, size in rows:
             members |= shards.read_sample(self._folder, clip_id, shard, offset, size)
         return Clip(clip_id, members)
 

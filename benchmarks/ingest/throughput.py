@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ingest.floor import expand_copies, list_videos, measure_floor
+from pipeline.formats.schema import Status
 from pipeline.ingest.commands import ingest
 from pipeline.recipe import recipe as recipes
 
@@ -39,7 +40,7 @@ def measure(clips: Path, recipe_file: Path | None, repeat: int, cores: int) -> d
         "ingest": {
             "wall_s": round(steady, 1),
             "startup_s": round(summary.startup_s, 1),
-            "kept": summary.clips["kept"][""],
+            "kept": sum(summary.clips.get(Status.KEPT, {}).values()),
         },
         "ratio": round(floor_s / steady, 3),
         "clips_per_s": round(clip_count / steady, 3),

@@ -19,7 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalog.predicates import FORGOTTEN_CLIPS, SOURCE_IS_FORGOTTEN, kind_sql, newest_sql
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS_QUERY, SOURCE_IS_FORGOTTEN, kind_sql, newest_sql
 from pipeline.errors import RunError, UsageError
 from pipeline.formats.schema import COLUMNS, FORMAT_VERSION, Kind
 from pipeline.recipe.rules import first_line, quote_text
@@ -39,7 +39,7 @@ _VIEWS = f"""
 CREATE OR REPLACE VIEW runs AS SELECT * FROM parts WHERE {kind_sql(Kind.RUN)};
 CREATE OR REPLACE VIEW forgotten AS SELECT * FROM parts WHERE {kind_sql(Kind.FORGOTTEN)};
 CREATE OR REPLACE VIEW clips AS SELECT * FROM parts WHERE {kind_sql(Kind.CLIP)}
-  AND clip_id NOT IN ({FORGOTTEN_CLIPS}) {newest_sql("clip_id", "layer")};
+  AND clip_id NOT IN ({FORGOTTEN_CLIPS_QUERY}) {newest_sql("clip_id", "layer")};
 CREATE OR REPLACE VIEW sources AS SELECT * FROM parts p WHERE {kind_sql(Kind.SOURCE)}
   AND NOT {SOURCE_IS_FORGOTTEN} {newest_sql("source_uri")};
 """

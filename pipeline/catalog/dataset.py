@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.catalog.catalog import PARTS, Catalog
 from pipeline.catalog.cleanup import check_complete
-from pipeline.catalog.predicates import STORED_RECIPE
+from pipeline.catalog.predicates import STORED_RECIPE_QUERY
 from pipeline.errors import RunError, UsageError
 from pipeline.formats.schema import COLUMNS
 from pipeline.recipe import registry
@@ -31,7 +31,7 @@ def stored_recipe(catalog: Catalog, upto: int | None = None) -> Recipe:
     """The recipe of the newest ingest into a dataset, or into its first `upto` parts. Raises `RunError` if the catalog
     has none."""
     con = catalog.connect(upto=upto)
-    row = con.execute(STORED_RECIPE).fetchone()
+    row = con.execute(STORED_RECIPE_QUERY).fetchone()
     if row is None:
         raise RunError(f"the catalog in {catalog.out.url} has no row of a run: restore its folder {PARTS}/")
     return parse_recipe(row[0], f"stored in {catalog.out.url}")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.catalog.catalog import Catalog, values
-from pipeline.catalog.predicates import FORGOTTEN_CLIPS, SOURCE_IS_FORGOTTEN, kind_sql
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS_QUERY, SOURCE_IS_FORGOTTEN, kind_sql
 from pipeline.formats import embeddings
 from pipeline.formats.schema import DUPLICATES, Kind
 
@@ -28,7 +28,7 @@ def finish_forgetting(catalog: Catalog) -> None:
         catalog.out.delete(row["name"])
     parts = values(con, "SELECT DISTINCT sequence FROM part_left ORDER BY sequence")
     if parts:
-        ids = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS)}
+        ids = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS_QUERY)}
         # Before the rows, which record that there is something left to do.
         embeddings.forget(catalog.out, ids)
         catalog.out.delete(REPORT)
@@ -43,14 +43,14 @@ def finish_forgetting(catalog: Catalog) -> None:
 # near duplicates that name a clip.
 REMAINING_SQL = f"""
 CREATE OR REPLACE TEMP TABLE clip_left AS SELECT sequence, shard, preview_shard FROM parts
-  WHERE {kind_sql(Kind.CLIP)} AND clip_id IN ({FORGOTTEN_CLIPS});
+  WHERE {kind_sql(Kind.CLIP)} AND clip_id IN ({FORGOTTEN_CLIPS_QUERY});
 CREATE OR REPLACE TEMP TABLE source_left AS SELECT sequence, source_uri FROM parts p
   WHERE {kind_sql(Kind.SOURCE)} AND {SOURCE_IS_FORGOTTEN};
 CREATE OR REPLACE TEMP TABLE window_left AS SELECT DISTINCT sequence FROM (
     SELECT sequence, unnest(windows).clip_id AS clip_id FROM parts WHERE {kind_sql(Kind.SOURCE)})
-  WHERE clip_id IN ({FORGOTTEN_CLIPS});
+  WHERE clip_id IN ({FORGOTTEN_CLIPS_QUERY});
 CREATE OR REPLACE TEMP TABLE duplicate_left AS SELECT DISTINCT sequence FROM parts WHERE {kind_sql(Kind.CLIP)}
-  AND (duplicate_of IN ({FORGOTTEN_CLIPS}) OR duplicate_group IN ({FORGOTTEN_CLIPS}));
+  AND (duplicate_of IN ({FORGOTTEN_CLIPS_QUERY}) OR duplicate_group IN ({FORGOTTEN_CLIPS_QUERY}));
 CREATE OR REPLACE TEMP VIEW part_left AS SELECT sequence FROM clip_left UNION ALL SELECT sequence FROM source_left
   UNION ALL SELECT sequence FROM window_left UNION ALL SELECT sequence FROM duplicate_left;
 CREATE OR REPLACE TEMP TABLE shard_left AS

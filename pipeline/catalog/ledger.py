@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.catalog.catalog import BATCH, Catalog, new_run_id
 from pipeline.catalog.predicates import (
-    FORGOTTEN_CLIPS,
+    FORGOTTEN_CLIPS_QUERY,
     HAS_SAMPLE,
     IS_BASE,
     IS_FAILED,
@@ -26,21 +26,22 @@ from pipeline.catalog.predicates import (
     made_by_sql,
     status_sql,
 )
+from pipeline.catalog.verdicts import judge_candidates
 from pipeline.errors import UsageError
-from pipeline.formats.schema import PLACE, Status
+from pipeline.formats.records import ClipRecord, SourceColumns, VerdictColumns
+from pipeline.formats.schema import Status
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.recipe.rules import first_line, quote_name, quote_text
+from pipeline.recipe.rules import quote_name, quote_text
 from pipeline.sources import work
 from pipeline.sources.source_list import Listing
 
-# Columns of a clip's row about its source and the clip; carried along when a stored clip is annotated again.
-_SOURCE = ["source_uri", "source_hash", "source_width", "source_height", "source_fps"]
-_SOURCE += ["source_duration_s", "source_codec"]
-_CLIP = ["clip_id", "start_s", "end_s", "width", "height", "fps", "frames", "licence", "lineage"]
+# Columns of a clip's row that a new annotation replaces; all others are carried along when a stored clip gets one.
+_RENEWED = {*VerdictColumns.__annotations__, "tasks", "caption", "timings"}
+_CLIP = [name for name in ClipRecord.__annotations__ if name not in _RENEWED]
 
 # Columns of a source's row that an earlier run determined; they go into the next row of that source unchanged.
-_ROW = ["status", *_SOURCE[1:], "source_frames", "source_frames_unused", "source_frames_missing"]
-_ROW += ["source_size", "source_stamp", "detector", "content_box", "shots", "windows"]
+_ROW = ["status", *(name for name in SourceColumns.__annotations__ if name != "source_uri")]
+_ROW += ["detector", "content_box", "shots", "windows"]
 
 
 def check_foundations(catalog: Catalog, blueprint: Blueprint) -> None:
@@ -95,7 +96,7 @@ class Ledger:
         con.execute("CREATE TABLE settled (clip_id VARCHAR PRIMARY KEY)")
         con.execute(
             f"INSERT INTO settled SELECT clip_id FROM judged WHERE {IS_REJECTED} "
-            f"OR ({HAS_SAMPLE} AND vdot_fresh) OR ({failed}) UNION {FORGOTTEN_CLIPS}"
+            f"OR ({HAS_SAMPLE} AND vdot_fresh) OR ({failed}) UNION {FORGOTTEN_CLIPS_QUERY}"
         )
         con.execute("CREATE TABLE seen (uri VARCHAR PRIMARY KEY)")
         con.execute("INSERT INTO seen SELECT source_uri FROM sources")
@@ -153,7 +154,7 @@ class Ledger:
     def _pack_clip_sql(self, table: str) -> str:
         """SQL for what a stage needs of a stored clip: a `ClipWork` as JSON, without what has no columns."""
         columns = {
-            "record": [*_SOURCE, *_CLIP, *PLACE],
+            "record": _CLIP,
             "manifest": [name for name in self._blueprint.manifest if name not in _CLIP],
             "signals": [name for name in self._blueprint.signals if name in self._blueprint.known_columns[0]],
         }
@@ -216,7 +217,7 @@ class Ledger:
         otherwise pending until it is annotated. All are judged before the first row is read: raises `UsageError` at
         once if a rule cannot be applied to the stored values.
         """
-        rules, con = self._blueprint.rules(), self._con
+        con = self._con
         replacement, differs = self._create_stated()
         con.execute(
             f"CREATE TABLE candidate AS SELECT c.* {replacement}, {differs} AS vdot_restated FROM judged c "
@@ -224,14 +225,7 @@ class Ledger:
             f"WHERE (recipe_hash <> ? OR {differs}) AND {IS_JUDGED}",
             [self._blueprint.recipe.hash],
         )
-        try:
-            con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
-            con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
-        except duckdb.Error as error:
-            reason = first_line(error)
-            raise UsageError(
-                f"a rule or task cannot be applied to the clips that are there (TRY_CAST?): {reason}"
-            ) from error
+        judge_candidates(con, self._blueprint.rules())
         return self._iterate_changes(replacement, differs)
 
     def _iterate_changes(self, replacement: str, differs: str) -> Iterator[pa.Table]:

@@ -1,4 +1,4 @@
-"""SQL predicates over rows of the catalog and its views, each written once.
+"""SQL over the catalog and its views, each written once: predicates over rows, and whole queries (`_QUERY`).
 
 `table` is the alias of the rows that are meant, with its dot ("c."), where a query has several.
 """
@@ -30,6 +30,8 @@ def layer_sql(layer: str, table: str = "") -> str:
 IS_BASE = layer_sql(BASE_LAYER)
 BASE_FIRST = f"NOT ({IS_BASE})"
 """To sort the rows of a clip by: its own row comes before those of added layers."""
+LAYER_ORDER = f"{BASE_FIRST}, layer"
+"""To sort the rows of a clip by: its own, then those of added layers by name."""
 
 IS_KEPT = status_sql(Status.KEPT)
 IS_REJECTED = status_sql(Status.REJECTED)
@@ -44,19 +46,19 @@ IS_STORED_CLIP = f"{IS_BASE} AND {HAS_SAMPLE}"
 HAS_KEPT_SAMPLE = f"{IS_KEPT} AND shard IS NOT NULL"
 """A row of a clip or of a layer whose sample trainers may read."""
 
-FORGOTTEN_CLIPS = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
+FORGOTTEN_CLIPS_QUERY = "SELECT clip_id FROM forgotten WHERE clip_id IS NOT NULL"
 SOURCE_IS_FORGOTTEN = (
     "EXISTS (SELECT 1 FROM forgotten f WHERE f.clip_id IS NULL AND f.source_uri = p.source_uri "
     "AND f.source_hash IS NOT DISTINCT FROM p.source_hash AND f.sequence >= p.sequence)"
 )
 """True for a source's row `p` that is forgotten: rows up to the part that records it are, later ones are not."""
 
-STORED_RECIPE = f"SELECT recipe FROM runs WHERE {IS_BASE} ORDER BY sequence DESC LIMIT 1"
+STORED_RECIPE_QUERY = f"SELECT recipe FROM runs WHERE {IS_BASE} ORDER BY sequence DESC LIMIT 1"
 """The recipe of the newest ingest."""
 
 
-CLIP_ROWS = f"SELECT * FROM clips WHERE clip_id = ? ORDER BY {BASE_FIRST}, layer"
-"""The rows of a clip: its own, then those of added layers."""
+CLIP_ROWS_QUERY = f"SELECT * FROM clips WHERE clip_id = ? ORDER BY {LAYER_ORDER}"
+"""The rows of a clip, in the order of its layers."""
 
 
 def newest_sql(*key: str) -> str:
@@ -77,3 +79,8 @@ def made_by_sql(lineage: Iterable[LineageEntry], any_version: bool = False) -> s
             "list_transform(lineage, lambda e: concat_ws(' ', e.name, e.version, coalesce(e.weights_sha256, 'None')))"
         )
     return f"coalesce(list_has_all({stored}, [{expected}]::VARCHAR[]), false)"
+
+
+def is_fully_annotated_sql(lineage: Iterable[LineageEntry]) -> str:
+    """SQL that is true for a row with a sample that was made by all of these, in any version."""
+    return f"shard IS NOT NULL AND {made_by_sql(lineage, any_version=True)}"

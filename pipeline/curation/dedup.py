@@ -22,7 +22,7 @@ from pipeline.catalog.catalog import BATCH, Catalog, new_run_id, open_dataset, u
 from pipeline.catalog.cleanup import sweep
 from pipeline.catalog.dataset import lock_catalog, stored_recipe
 from pipeline.catalog.erase import finish_forgetting
-from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_STORED_CLIP, layer_sql
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS_QUERY, IS_STORED_CLIP, layer_sql
 from pipeline.curation import similarity
 from pipeline.curation.embedding_run import Embedder
 from pipeline.engine.progress import Progress, Watcher
@@ -89,7 +89,7 @@ def dedup(
         sweep(catalog)
         con = catalog.connect()
         # An older run that was still alive may have written some after they were removed.
-        forgotten = values(con, FORGOTTEN_CLIPS)
+        forgotten = values(con, FORGOTTEN_CLIPS_QUERY)
         embeddings.forget(catalog.out, (row["clip_id"] for row in forgotten))
         embedder = Embedder(con, catalog.out, run_id, recipe, scratch.path, watcher)
         with drain_on_stop() as stop:

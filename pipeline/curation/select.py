@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from pipeline.catalog import clip_table
 from pipeline.catalog.catalog import Catalog, open_dataset
 from pipeline.catalog.dataset import check_geometry, manifest_columns, stored_recipe
-from pipeline.catalog.predicates import IS_BASE, IS_JUDGED, IS_KEPT, made_by_sql, status_sql
+from pipeline.catalog.predicates import IS_BASE, IS_JUDGED, IS_KEPT, is_fully_annotated_sql, status_sql
+from pipeline.catalog.verdicts import judge_candidates
 from pipeline.errors import RunError, UsageError, did_you_mean
 from pipeline.formats.schema import Status
 from pipeline.recipe.blueprint import Blueprint
@@ -204,14 +205,10 @@ def _judge_clips(con: duckdb.DuckDBPyConnection, blueprint: Blueprint, columns: 
     measured = "".join(f", {quote_name(column)}" for column in rules.columns if column not in ("clip_id", "shard"))
     con.execute(
         f"CREATE TABLE candidate AS SELECT clip_id{measured}, "
-        f"shard IS NOT NULL AND {made_by_sql(blueprint.lineage, any_version=True)} AS vdot_whole "
+        f"{is_fully_annotated_sql(blueprint.lineage)} AS vdot_whole "
         f"FROM clips WHERE {IS_BASE} AND {IS_JUDGED}"
     )
-    try:
-        con.execute(f"CREATE TABLE verdict AS {rules.judge_table('candidate')}")
-        con.execute(f"CREATE TABLE fit AS SELECT clip_id, {rules.tasks_sql()} AS tasks FROM candidate")
-    except duckdb.Error as error:
-        raise _evaluation_error(error) from error
+    judge_candidates(con, rules)
     clip_table.create(con, "stored", dict.fromkeys([*_SUMS, "tasks", *columns]), _HAS_VERDICT)
     con.execute(
         "CREATE TABLE judged AS SELECT s.* REPLACE ("
@@ -245,7 +242,9 @@ def _measure_costs(
             f"{removing} AS vdot_removal_count FROM (SELECT clip_id{tests} FROM {table})"
         )
     except duckdb.Error as error:
-        raise _evaluation_error(error) from error
+        raise UsageError(
+            f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {first_line(error)}"
+        ) from error
     counts = "".join(
         f", count(*) FILTER ({name}), count(*) FILTER ({name} AND vdot_removal_count = 1), "
         f"count(*) FILTER ({name} IS NULL AND vdot_removal_count = 0)"
@@ -253,10 +252,6 @@ def _measure_costs(
     )
     (row,) = con.execute(f"SELECT count(*){counts} FROM {target}").fetchall()
     return [Condition(text, *row[1 + 3 * index : 4 + 3 * index]) for index, (text, _) in enumerate(conditions)]
-
-
-def _evaluation_error(error: duckdb.Error) -> UsageError:
-    return UsageError(f"a condition cannot be evaluated on the values that are there (TRY_CAST?): {first_line(error)}")
 
 
 def _file_name(name: str) -> str:

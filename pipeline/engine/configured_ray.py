@@ -15,8 +15,8 @@ _SETTINGS = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     # A call after the end is an error; otherwise Ray would start again for it.
     "RAY_ENABLE_AUTO_CONNECT": "0",
-    # Ray ends idle processes when the stages' actors hold the node's CPUs; starting a new one for every `peek` and
-    # `pack` took a fifth of two cores, measured. Those started in advance lack the job's environment, and are never
+    # Ray ends idle processes when the stages' actors hold the node's CPUs; starting a new one for every `read_values`
+    # and `pack` took a fifth of two cores, measured. Those started in advance lack the job's environment, and are never
     # used.
     "RAY_num_workers_soft_limit": "4",
     "RAY_enable_worker_prestart": "0",

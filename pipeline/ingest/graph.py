@@ -17,7 +17,8 @@ from pipeline.recipe import registry
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.stages.annotate import AnnotateStage
 from pipeline.stages.cut import CutStage
-from pipeline.stages.pack import pack, peek
+from pipeline.stages.item import read_values
+from pipeline.stages.pack import pack
 from pipeline.storage.folder import Folder
 
 
@@ -59,10 +60,11 @@ def build_pools(engine: Engine, blueprint: Blueprint, out: Folder, chunks: int) 
 def run_plan(
     engine: Engine, blueprint: Blueprint, out: Folder, chunks: Iterable[pa.Table]
 ) -> Iterator[tuple[Any, int, Any]]:
-    """Run the plan over chunks of work; yields (block, its size in bytes, a future of its items) as rows settle."""
+    """Run the plan over chunks of work; yields (block, its size in bytes, a future of its items without their bytes) as
+    rows settle."""
     tables = list(chunks)
     for block, size in engine.run(build_pools(engine, blueprint, out, len(tables)), tables):
-        yield block, size, engine.submit(peek, block)
+        yield block, size, engine.submit(read_values, block)
 
 
 def write_shards(engine: Engine, blueprint: Blueprint, out: Folder, run_id: str, blocks: Sequence[Any]) -> Any:

@@ -222,21 +222,16 @@ def collect_weights(annotators: Iterable[str] | None = None, filters: Iterable[s
     annotators = sorted(find_registered("annotators")) if annotators is None else annotators
     filters = sorted(find_registered("filters")) if filters is None else filters
     for owner in _load_owners(annotators, filters):
-        for weight in _weights_of(owner):
+        for weight in declare(owner).weights:
             if collected.setdefault(weight.id, weight) != weight:
                 raise UsageError(f"two annotators or filters mean different files by the weight {weight.id!r}")
     return collected
 
 
-def _weights_of(owner: type[Filter] | type[Annotator]) -> tuple[Weight, ...]:
-    # Few filters have any, and the others need not declare it.
-    return declare(owner).weights
-
-
 def build_lineage(annotators: Iterable[str], filters: Iterable[str]) -> list[LineageEntry]:
     """What makes a clip's values: name, version and weights (id, sha256, licence) of each filter and annotator."""
     return [
-        {"name": owner.name, "version": owner.version, **describe_weights(_weights_of(owner))}
+        {"name": owner.name, "version": owner.version, **describe_weights(declare(owner).weights)}
         for owner in _load_owners(annotators, filters)
     ]
 

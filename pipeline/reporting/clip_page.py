@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.catalog.catalog import Catalog, open_dataset, values
-from pipeline.catalog.predicates import CLIP_ROWS
+from pipeline.catalog.predicates import CLIP_ROWS_QUERY
 from pipeline.errors import UsageError
 from pipeline.formats.schema import Kind
 from pipeline.reporting import explain
@@ -26,7 +26,7 @@ def view(out: str, target: str, file: Path) -> str:
         catalog = Catalog(open_dataset(out), scratch.path)
         clip_id: str = facts["clip"]["clip_id"]
         # A layer's tracks are stored in separate shards.
-        rows = values(catalog.connect(), CLIP_ROWS, [clip_id])
+        rows = values(catalog.connect(), CLIP_ROWS_QUERY, [clip_id])
         clip_card = make_card(catalog.out, rows[0], rows[1:], playing=True)
     page = {"out": catalog.out.url, "clip": clip_card, "explanation": explain.format_text(facts)}
     write_page(file, render("view.html", page))

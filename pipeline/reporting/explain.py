@@ -10,7 +10,7 @@ import duckdb
 from annotators.base import Signal
 from pipeline.catalog.catalog import Catalog, open_dataset, values
 from pipeline.catalog.find import find
-from pipeline.catalog.predicates import CLIP_ROWS, IS_BASE, kind_sql
+from pipeline.catalog.predicates import CLIP_ROWS_QUERY, IS_BASE, kind_sql
 from pipeline.errors import ADVICE, ErrorCode, UsageError
 from pipeline.formats.schema import BASE_LAYER, COLUMNS, DUPLICATES, DUPLICATES_LAYER, Kind, Status
 from pipeline.recipe import registry
@@ -49,6 +49,7 @@ def explain(out: str, name: str) -> Facts:
 
 def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
     row = values(con, "SELECT * FROM sources WHERE source_uri = ?", [uri])[0]
+    chosen = _find_recipe(con, row)
     clips = values(
         con,
         "SELECT clip_id, start_s, end_s, status, coalesce(rule, code) AS why FROM clips "
@@ -61,8 +62,8 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
         "kind": Kind.SOURCE.value,
         "source": {name: row[name] for name in _SOURCE_COLUMNS},
         "shots": len(row["shots"] or []),
-        "manifest": _manifest_facts(row, _find_recipe(con, row)),
-        "verdict": _verdict_facts(row, _find_recipe(con, row)),
+        "manifest": _manifest_facts(row, chosen),
+        "verdict": _verdict_facts(row, chosen),
         "clips": clips,
         "clips_without_verdict": len(windows),
         "twins": [twin["source_uri"] for twin in twins],
@@ -71,7 +72,7 @@ def _source_facts(con: duckdb.DuckDBPyConnection, uri: str) -> Facts:
 
 
 def _clip_facts(con: duckdb.DuckDBPyConnection, clip_id: str) -> Facts:
-    layers = values(con, CLIP_ROWS, [clip_id])
+    layers = values(con, CLIP_ROWS_QUERY, [clip_id])
     row, recipe = layers[0], _find_recipe(con, layers[0])
     return {
         "kind": Kind.CLIP.value,

@@ -16,11 +16,11 @@ import duckdb
 from pipeline.catalog.catalog import Catalog, open_dataset, utc_now, values
 from pipeline.catalog.dataset import manifest_columns, stored_recipe
 from pipeline.catalog.erase import REPORT
-from pipeline.catalog.predicates import made_by_sql
+from pipeline.catalog.predicates import IS_BASE, IS_FAILED, IS_KEPT, IS_REJECTED, is_fully_annotated_sql, status_sql
 from pipeline.errors import RunError
-from pipeline.formats.schema import BASE_LAYER, PLACE
+from pipeline.formats.schema import PLACE, Status
 from pipeline.recipe.blueprint import Blueprint
-from pipeline.recipe.rules import quote_name, quote_text
+from pipeline.recipe.rules import quote_name
 from pipeline.reporting.cards import check_writable, render, write_page
 from pipeline.reporting.sheets import find_source_folder, make_near_misses, make_sheets
 from pipeline.reporting.sliders import make_sliders, pack_rows, pick_thresholds
@@ -102,8 +102,8 @@ def _gather_facts(catalog: Catalog) -> tuple[dict[str, Any], int]:
     columns = dict.fromkeys([*_COLUMNS, *blueprint.signals, *blueprint.rules().columns])
     con.execute(
         f"CREATE TABLE base AS SELECT {', '.join(map(quote_name, columns))}, "
-        f"shard IS NOT NULL AND {made_by_sql(blueprint.lineage, any_version=True)} AS vdot_whole "
-        f"FROM clips WHERE layer = {quote_text(BASE_LAYER)}"
+        f"{is_fully_annotated_sql(blueprint.lineage)} AS vdot_whole "
+        f"FROM clips WHERE {IS_BASE}"
     )
     limits = pick_thresholds(find_thresholds(chosen.rules), blueprint)
     sliders = make_sliders(con, blueprint, limits)
@@ -127,7 +127,7 @@ def _gather_facts(catalog: Catalog) -> tuple[dict[str, Any], int]:
         "seconds": _sum_seconds(con),
         "lineage": _read_lineage(con),
         "licences": con.execute(
-            "SELECT coalesce(licence, 'not stated'), count(*) FROM base WHERE status = 'kept' "
+            f"SELECT coalesce(licence, 'not stated'), count(*) FROM base WHERE {IS_KEPT} "
             "GROUP BY ALL ORDER BY count(*) DESC, 1 LIMIT 40"
         ).fetchall(),
     }
@@ -139,9 +139,9 @@ def _build_funnel(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
     ((remaining,),) = con.execute("SELECT count(*) FROM base").fetchall()
     steps = [("cut from the sources", remaining, 0)]
     taken = con.execute(
-        "SELECT CASE status WHEN 'rejected' THEN rule WHEN 'failed' THEN 'failed: ' || code "
-        "ELSE 'pending' END AS what, count(*) FROM base WHERE status <> 'kept' GROUP BY ALL "
-        "ORDER BY any_value(status) <> 'rejected', any_value(status) <> 'failed', count(*) DESC, what"
+        f"SELECT CASE WHEN {IS_REJECTED} THEN rule WHEN {IS_FAILED} THEN 'failed: ' || code ELSE status END AS what, "
+        f"count(*) FROM base WHERE NOT {IS_KEPT} GROUP BY ALL "
+        f"ORDER BY bool_or({IS_REJECTED}) DESC, bool_or({IS_FAILED}) DESC, count(*) DESC, what"
     ).fetchall()
     for step, count in taken:
         remaining -= count
@@ -152,7 +152,7 @@ def _build_funnel(con: duckdb.DuckDBPyConnection) -> list[tuple[str, int, int]]:
 def _count_tasks(con: duckdb.DuckDBPyConnection, names: Sequence[str]) -> list[tuple[str, int]]:
     counts = dict(
         con.execute(
-            "SELECT task, count(*) FROM (SELECT unnest(tasks) AS task FROM base WHERE status = 'kept') GROUP BY task"
+            f"SELECT task, count(*) FROM (SELECT unnest(tasks) AS task FROM base WHERE {IS_KEPT}) GROUP BY task"
         ).fetchall()
     )
     return [(name, counts.get(name, 0)) for name in names]
@@ -167,9 +167,10 @@ def _sum_seconds(con: duckdb.DuckDBPyConnection) -> list[tuple[str, float]]:
 
 
 def _read_lineage(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    has_lineage = status_sql(Status.KEPT, Status.PENDING, Status.COMPARED)
     return values(
         con,
         "SELECT made.name, made.version, made.weights_id, made.weights_licence, count(DISTINCT clip_id) AS clips FROM "
-        "(SELECT clip_id, unnest(lineage) AS made FROM clips WHERE status IN ('kept', 'pending', 'compared')) "
+        f"(SELECT clip_id, unnest(lineage) AS made FROM clips WHERE {has_lineage}) "
         "GROUP BY ALL ORDER BY 1, 2",
     )

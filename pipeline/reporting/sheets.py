@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import duckdb
 
 from pipeline.catalog.catalog import values
+from pipeline.catalog.predicates import IS_FAILED, IS_KEPT, status_sql
 from pipeline.errors import ADVICE
+from pipeline.formats.schema import Status
 from pipeline.recipe.rules import quote_name, quote_text
 from pipeline.reporting.cards import Card, make_card
 from pipeline.reporting.thresholds import Threshold
@@ -23,10 +25,10 @@ _KEPT, _NEAR, _PER_REASON, _REASONS = 12, 12, 6, 16
 _NO_RULE = "a rule without a name"
 # The reason of a clip's verdict in SQL, by verdict.
 _REASON_SQL = {
-    "kept": "''",
-    "rejected": f"coalesce(rule, {quote_text(_NO_RULE)})",
-    "failed": "code",
-    "pending": "coalesce(rule, 'not annotated yet')",
+    Status.KEPT: "''",
+    Status.REJECTED: f"coalesce(rule, {quote_text(_NO_RULE)})",
+    Status.FAILED: "code",
+    Status.PENDING: "coalesce(rule, 'not annotated yet')",
 }
 
 
@@ -75,24 +77,24 @@ def make_sheets(
 ) -> dict[str, Sheet]:
     """Make a sheet for each verdict, from the table `base` and the view `sources`. `rules`: SQL by name."""
     con.execute(
-        "CREATE TABLE failures AS SELECT * FROM base WHERE status = 'failed' UNION ALL BY NAME "
-        "SELECT source_uri, status, code, stage, detail FROM sources WHERE status = 'failed'"
+        f"CREATE TABLE failures AS SELECT * FROM base WHERE {IS_FAILED} UNION ALL BY NAME "
+        f"SELECT source_uri, status, code, stage, detail FROM sources WHERE {IS_FAILED}"
     )
     advice = {str(code): sentence for code, sentence in ADVICE.items()}
     return {
-        verdict: _make_sheet(con, out, verdict, advice if verdict == "failed" else rules, source_folder)
+        verdict.value: _make_sheet(con, out, verdict, advice if verdict == Status.FAILED else rules, source_folder)
         for verdict in _REASON_SQL
     }
 
 
 def _make_sheet(
-    con: duckdb.DuckDBPyConnection, out: Folder, verdict: str, notes: Mapping[str, str], source_folder: str
+    con: duckdb.DuckDBPyConnection, out: Folder, verdict: Status, notes: Mapping[str, str], source_folder: str
 ) -> Sheet:
-    table = "failures" if verdict == "failed" else "base"
+    table = "failures" if verdict == Status.FAILED else "base"
     # Not all columns: one of a manifest may be named like these.
     entries = (
         f"(SELECT clip_id, source_uri, rowid AS place, {_REASON_SQL[verdict]} AS reason "
-        f"FROM {table} WHERE status = '{verdict}')"
+        f"FROM {table} WHERE {status_sql(verdict)})"
     )
     counts = con.execute(
         f"SELECT reason, count(clip_id), count(*) - count(clip_id) FROM {entries} "
@@ -105,14 +107,14 @@ def _make_sheet(
             con,
             f"SELECT t.* FROM {table} t JOIN (SELECT place, md5(coalesce(clip_id, source_uri)) AS lot, "
             f"row_number() OVER (PARTITION BY source_uri ORDER BY lot) AS turn FROM {entries} WHERE reason = ? "
-            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == 'kept' else _PER_REASON}) chosen "
+            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == Status.KEPT else _PER_REASON}) chosen "
             "ON t.rowid = chosen.place ORDER BY chosen.turn, chosen.lot",
             [reason],
         )
-        if verdict != "failed":
+        if verdict != Status.FAILED:
             for row in rows:
                 row["detail"] = _strip_rule(row["detail"])
-        cards = [make_card(out, row, playing=verdict == "kept", source_folder=source_folder) for row in rows]
+        cards = [make_card(out, row, playing=verdict == Status.KEPT, source_folder=source_folder) for row in rows]
         groups.append(Group(reason, " ".join(notes.get(reason, "").split()), clips, sources, cards))
     return Sheet(
         clips=sum(clips for _, clips, _ in counts),
@@ -138,7 +140,7 @@ def make_near_misses(
         f"abs({quote_name(limit.column)} - {limit.value!r}) "
         f"/ "
         f"nullif((SELECT stddev({quote_name(limit.column)}) FROM base), 0) AS near FROM base "
-        f"WHERE (status = 'kept' OR rule = {quote_text(limit.rule)}) AND {quote_name(limit.column)} IS NOT NULL "
+        f"WHERE ({IS_KEPT} OR rule = {quote_text(limit.rule)}) AND {quote_name(limit.column)} IS NOT NULL "
         f"ORDER BY near, clip_id LIMIT {_NEAR})"
         for limit in limits
     ]

@@ -13,6 +13,7 @@ import duckdb
 import numpy as np
 
 from annotators.base import Signal
+from pipeline.catalog.predicates import IS_JUDGED, IS_KEPT
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import quote_name
 from pipeline.reporting.thresholds import Threshold
@@ -84,7 +85,7 @@ def _make_slider(
     width = ((maximum - minimum) or 1.0) / _BINS
     counts = {True: [0] * _BINS, False: [0] * _BINS}
     rows = con.execute(
-        f"SELECT status = 'kept', least(greatest(floor(({column} - $1) / $2), 0), {_BINS - 1})::INT AS bin, count(*) "
+        f"SELECT {IS_KEPT}, least(greatest(floor(({column} - $1) / $2), 0), {_BINS - 1})::INT AS bin, count(*) "
         f"FROM base WHERE {column} IS NOT NULL GROUP BY ALL",
         [minimum, width],
     ).fetchall()
@@ -115,12 +116,12 @@ def pack_rows(
     columns = "".join(f", {quote_name(slider.signal)}::DOUBLE" for slider in sliders)
     table = con.sql(
         f"SELECT vdot_whole::INT + 2 * coalesce({rejected}, false)::INT + 4 * (({rejected}) IS NULL)::INT AS vdot_flags"
-        f"{columns} FROM base WHERE status IN ('kept', 'rejected', 'pending') ORDER BY md5(clip_id) LIMIT {ROWS}"
+        f"{columns} FROM base WHERE {IS_JUDGED} ORDER BY md5(clip_id) LIMIT {ROWS}"
     ).to_arrow_table()
     flags = table["vdot_flags"].to_numpy().astype(np.uint8)
     parts = [table[index + 1].to_numpy().astype("<f8").tobytes() for index in range(len(sliders))]
     packed = gzip.compress(b"".join([*parts, flags.tobytes()]), mtime=0)
-    ((total,),) = con.execute("SELECT count(*) FROM base WHERE status IN ('kept', 'rejected', 'pending')").fetchall()
+    ((total,),) = con.execute(f"SELECT count(*) FROM base WHERE {IS_JUDGED}").fetchall()
     settings = [
         {
             "signal": slider.signal,

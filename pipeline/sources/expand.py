@@ -17,6 +17,7 @@ from pipeline.sources import manifests
 from pipeline.sources.globbing import NameTest, is_video, parse_glob, walk_local, walk_remote
 from pipeline.storage.object_store import (
     KEYED,
+    SYNONYMS,
     WEB,
     AnswerError,
     StorageError,
@@ -31,7 +32,6 @@ MAX_CARRIED_BYTES = 256 * 10**6
 
 T = TypeVar("T")
 
-_SYNONYMS = {"s3a": "s3", "gcs": "gs"}
 _URL = re.compile("[A-Za-z][A-Za-z0-9+.:-]*://")
 
 
@@ -80,12 +80,12 @@ def normalise(text: str, base: str | None = None) -> str:
             return normalise(_join(base, text))
         return _make_absolute(f"{base}/{text}" if base is not None and not text.startswith("/") else text)
     protocol, _, path = text.partition("://")
-    protocol = _SYNONYMS.get(protocol.lower(), protocol.lower())
+    protocol = SYNONYMS.get(protocol.lower(), protocol.lower())
     if protocol in ("file", "local"):
         return _make_absolute(path)
     if protocol in WEB:
         return f"{protocol}://{_normalise_web_address(path)}"
-    return f"{protocol}://{path.lstrip('/') if protocol in ('s3', 'gs', 'memory') else path}"
+    return f"{protocol}://{path.lstrip('/') if protocol in KEYED | {'memory'} else path}"
 
 
 def _normalise_web_address(address: str) -> str:

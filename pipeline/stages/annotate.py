@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from annotators.base import Annotation, Annotator, ClipInput, Frames, Picture, Sample, Value
-from pipeline.attempts import Attempts, Permission
+from pipeline.attempts import Attempts, Permission, describe_deaths
 from pipeline.errors import ClipError, ErrorCode, Failure, attempt
 from pipeline.formats import clip_decode
 from pipeline.formats.clip_decode import decode_clip
@@ -77,8 +77,7 @@ class AnnotateStage:
             permission = self._attempts.begin(self._unit(item), together=len(items) > 1)
             if permission is Permission.DEAD:
                 names = ", ".join(annotator.name for annotator in self._annotators)
-                detail = f"every worker that annotated this clip ({names}) died while at it"
-                item.fail(Failure(ErrorCode.WORKER_DIED, detail), f"stage {self._stage_index}")
+                item.fail(describe_deaths(f"annotated this clip ({names})"), f"stage {self._stage_index}")
                 yield item
             elif permission is Permission.GO:
                 clips.append(_ClipProgress(item, self._annotate))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from annotators.base import Frames
-from pipeline.attempts import Attempts, Permission
+from pipeline.attempts import Attempts, Permission, describe_deaths
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
@@ -80,12 +80,11 @@ class CutStage:
         permission = self._attempts.begin(unit)
         if permission is Permission.STOP:
             return
-        dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE}
+        dropped = {"lineage"} if self._blueprint.layer == BASE_LAYER else {"lineage", *PLACE, "crc32"}
         record = {name: value for name, value in work.record.items() if name not in dropped}
         item = ClipItem(cast("ClipRecord", record), work.manifest, work.signals)
-        worker_death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
         failure = (
-            worker_death
+            describe_deaths("opened this clip")
             if permission is Permission.DEAD
             else attempt(ErrorCode.STORAGE_ERROR, lambda: self._reopen_sample(item, work.record))
         )
@@ -132,7 +131,7 @@ class CutStage:
                 self._attempts.end(unit)
                 return
         if permission is Permission.DEAD:
-            failure = Failure(ErrorCode.WORKER_DIED, "every worker that took this source died while at it")
+            failure = describe_deaths("cut this source")
             yield from _fail_source(listed_record, source.manifest, earlier, failure, "cut")
 
     def _try_source(self, source: Source, listed_record: SourceRecord, earlier: EarlierCut | None) -> Iterator[Item]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from annotators.networks.picture_embedding import SIZE, ClipEmbedding
-from pipeline.attempts import Attempts, Permission
+from pipeline.attempts import Attempts, Permission, describe_deaths
 from pipeline.errors import ErrorCode, Failure, attempt
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
@@ -48,8 +48,8 @@ class EmbedStage:
             permission = self._attempts.begin(unit)
             if permission is Permission.STOP:
                 break
-            death = Failure(ErrorCode.WORKER_DIED, "every worker that opened this clip died while at it")
-            result = death if permission is Permission.DEAD else self._embed_clip(clip)
+            is_dead = permission is Permission.DEAD
+            result = describe_deaths("embedded this clip") if is_dead else self._embed_clip(clip)
             row = (
                 {"code": result.code, "detail": result.detail} if isinstance(result, Failure) else {"embedding": result}
             )

@@ -1,4 +1,4 @@
-"""The end of the Ray plan: tasks that report settled items to the driver and write them into shards."""
+"""The end of the Ray plan: a task that writes settled items into shards."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import pyarrow as pa
 
 from pipeline.formats import shards
 from pipeline.formats.schema import BASE_LAYER, Status
-from pipeline.stages.item import ClipItem, Item, read_items, read_values
+from pipeline.stages.item import ClipItem, Item, read_items
 from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
-
-
-def peek(table: pa.Table) -> list[Item]:
-    """The items of a block, for the driver, which never sees the bytes."""
-    return read_values(table)
 
 
 def pack(out: Folder, run_id: str, layer: str, *tables: pa.Table) -> list[Item]:

@@ -19,11 +19,16 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import RunError, UsageError
 from pipeline.storage.atomic import complete_file, is_temporary, link_new, new_file, temporary_name, write_file
-from pipeline.storage.object_store import FULL, describe_error, filesystem, protocols, retry, s3_error_code
+from pipeline.storage.object_store import (
+    CREATES_IF_ABSENT,
+    FULL,
+    describe_error,
+    filesystem,
+    protocols,
+    retry,
+    s3_error_code,
+)
 
-# Stores whose fsspec filesystem asks the server for "only if absent". The fallback of fsspec looks first and
-# writes after, so that two writers can both win.
-CREATES_IF_ABSENT = {"s3", "s3a", "gs", "gcs", "memory"}
 LARGEST_PUT = 5 * 2**30 - 1  # bytes: the limit of S3 for one PUT
 
 

@@ -36,8 +36,14 @@ _LIBRARY_ERRORS = {
 _BOTOCORE_TRANSIENT = ("HTTPClientError", "ConnectionError", "IncompleteReadError")
 
 
-# Stores of flat keys, in which `//` and a slash in front are part of a name; fsspec's names for them.
-KEYED = frozenset(("s3", "s3a", "gs", "gcs"))
+# What a URL's protocol says of its store. fsspec opens others too: their folders are listed whole, and no dataset is
+# written to them.
+SYNONYMS = {"s3a": "s3", "gcs": "gs"}
+# Stores of flat keys, in which `//` and a slash in front are part of a name.
+KEYED = frozenset(("s3", "gs", *SYNONYMS))
+# Stores whose fsspec filesystem asks the server for "only if absent". The fallback of fsspec looks first and
+# writes after, so that two writers can both win.
+CREATES_IF_ABSENT = KEYED | {"memory"}
 WEB = frozenset(("http", "https"))
 
 

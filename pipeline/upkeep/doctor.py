@@ -20,7 +20,7 @@ from rich.table import Table
 
 from annotators.weights import MissingWeights, path
 from pipeline.catalog.catalog import Catalog, values
-from pipeline.catalog.predicates import IS_BASE, STORED_RECIPE
+from pipeline.catalog.predicates import IS_BASE, STORED_RECIPE_QUERY
 from pipeline.errors import RunError, UsageError
 from pipeline.recipe import recipe, registry
 from pipeline.storage.folder import Folder
@@ -180,7 +180,7 @@ def _check_dataset(out: str) -> Iterator[Check]:
         with Scratch() as scratch:
             catalog = Catalog(folder, scratch.path)
             con = catalog.connect()
-            texts = values(con, STORED_RECIPE)
+            texts = values(con, STORED_RECIPE_QUERY)
             status_rows = values(con, f"SELECT status, count(*) AS n FROM clips WHERE {IS_BASE} GROUP BY ALL")
         if not texts:
             yield Check(name, CheckStatus.OK, "the catalog is empty")

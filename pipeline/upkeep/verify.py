@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pipeline.catalog.catalog import PARTS, Catalog, open_dataset, values
 from pipeline.catalog.cleanup import FOLDERS, find_unreferenced
 from pipeline.catalog.erase import REMAINING_SQL, REPORT
-from pipeline.catalog.predicates import FORGOTTEN_CLIPS, IS_BASE, IS_KEPT, kind_sql, status_sql
+from pipeline.catalog.predicates import FORGOTTEN_CLIPS_QUERY, IS_BASE, IS_KEPT, kind_sql, status_sql
 from pipeline.errors import RunError
 from pipeline.formats import embeddings
 from pipeline.formats.schema import FORMAT_VERSION, Kind, Status
@@ -177,7 +177,7 @@ def _add_notes(con: duckdb.DuckDBPyConnection, catalog: Catalog, report: VerifyR
         con,
         "SELECT count(DISTINCT source_uri) AS sources, count(*) AS clips FROM (SELECT source_uri, unnest(windows) AS w "
         f"FROM sources WHERE {status_sql(Status.CUT)}) WHERE w.clip_id NOT IN "
-        f"(SELECT clip_id FROM parts WHERE {kind_sql(Kind.CLIP)} UNION ALL {FORGOTTEN_CLIPS})",
+        f"(SELECT clip_id FROM parts WHERE {kind_sql(Kind.CLIP)} UNION ALL {FORGOTTEN_CLIPS_QUERY})",
     )[0]
     if incomplete["sources"]:
         report.notes.append(
@@ -205,14 +205,14 @@ def _check_embeddings(con: duckdb.DuckDBPyConnection, folder: Folder, report: Ve
     names = embeddings.list_parts(folder)
     if names:
         report.checked["parts of embeddings"] = len(names)
-        forgotten = [] if _was_interrupted(con) else values(con, FORGOTTEN_CLIPS)
+        forgotten = [] if _was_interrupted(con) else values(con, FORGOTTEN_CLIPS_QUERY)
         for name, sentence in embeddings.find_problems(folder, (row["clip_id"] for row in forgotten)):
             report.add(Problem(Subject.EMBEDDINGS, name, sentence))
 
 
 def _check_report(con: duckdb.DuckDBPyConnection, folder: Folder, report: VerifyReport) -> None:
     """Check that the report in OUT shows no forgotten clip, as one does that was put back from a copy."""
-    forgotten = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS)}
+    forgotten = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS_QUERY)}
     if not forgotten or not folder.exists(REPORT) or _was_interrupted(con):
         return
     ids = re.findall(r"[0-9a-f]{32}", folder.read(REPORT).decode(errors="replace"))

@@ -15,6 +15,7 @@ import small_videos
 
 from pipeline.curation.select import load_selection, select
 from pipeline.formats import shards
+from pipeline.formats.records import SourceColumns
 from pipeline.storage.folder import Folder
 from pipeline.upkeep.verify import verify
 
@@ -149,6 +150,9 @@ def test_a_layer_adds_and_a_new_annotator_supersedes(
         for row in program.Out(out).query("SELECT * FROM clips WHERE layer = 'base'")
     }
     assert renewed == program.Out(fresh).samples()
+    columns = ", ".join(SourceColumns.__annotations__)
+    sources = f"SELECT clip_id, {columns} FROM clips WHERE layer = 'base' ORDER BY clip_id"
+    assert program.Out(out).query(sources) == program.Out(fresh).query(sources)
     assert {clip: sample["mp4"] for clip, sample in renewed.items()} == {
         clip: sample["mp4"] for clip, sample in base.items()
     }

@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import older_data
 import pytest
+import small_dataset
 
 import vdot_data
 from pipeline.errors import UsageError
+from pipeline.formats.schema import SAMPLE
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,21 @@ def test_a_clip_is_read_with_its_layers(dataset: vdot_data.Dataset) -> None:
         clip.frames("pose")
     with pytest.raises(UsageError, match="no sample of a clip 'nothing'"):
         dataset.read("nothing")
+
+
+def test_only_a_kept_clip_is_read(tmp_path: Path) -> None:
+    small = small_dataset.Dataset(str(tmp_path / "out"), tmp_path / "scratch").fill()
+    opened = vdot_data.open(small.url)
+    identity = small_dataset.identity
+    assert sorted(opened.read(identity("a0")).members) == ["flow.json", "flow.mp4", "json", "mp4", "scribble.mp4"]
+    assert opened.read(identity("a2")).members == small.stored("a2")
+    # One that other rules reject keeps its layer's row and the place of its own sample.
+    place = {name: small.row("a0")[name] for name in SAMPLE}
+    small.commit(small.clip("a0", "rejected", rule="too_dark", **place))
+    for name, status in (("a0", "rejected"), ("a1", "rejected"), ("b1", "failed"), ("b2", "pending")):
+        assert small.row(name)["status"] == status
+        with pytest.raises(UsageError, match=r"no sample of a clip .* that is kept"):
+            opened.read(identity(name))
 
 
 def test_it_explains_and_selects(dataset: vdot_data.Dataset) -> None:

@@ -9,6 +9,8 @@ import small_dataset
 
 from pipeline.catalog.ledger import Ledger
 from pipeline.errors import UsageError
+from pipeline.formats.records import SourceColumns
+from pipeline.formats.schema import PLACE
 from pipeline.ingest.commands import _failed_sources
 from pipeline.recipe import recipe
 from pipeline.recipe.blueprint import Blueprint
@@ -141,6 +143,23 @@ def test_work_on_a_stored_clip_has_its_row_its_manifest_and_its_signals(dataset:
     assert clip.manifest == {"title": "film b"}
     assert clip.signals["luma"] == 100.0
     assert set(clip.signals) == set(dataset.blueprint.signals) - {"scribble_density"}
+
+
+def test_work_on_a_stored_clip_keeps_all_that_its_row_says_of_the_source(dataset: Any) -> None:
+    source = {
+        "source_size": 1000, "source_stamp": "1", "source_width": 64, "source_height": 48, "source_fps": 25.0,
+        "source_duration_s": 4.0, "source_frames": 100, "source_frames_unused": 1, "source_frames_missing": 2,
+        "source_codec": "h264",
+    }  # fmt: skip
+    assert set(SourceColumns.__annotations__) == {*source, "source_uri", "source_hash"}
+    place = {name: dataset.row("b0")[name] for name in (*PLACE, "crc32")}
+    dataset.commit(dataset.clip("b0", "kept", **place, **source))
+    work = list_work(Ledger(dataset.catalog, Blueprint.for_layer(dataset.recipe, "flow")))
+    records = {item.record["clip_id"]: item.record for item in work if isinstance(item, ClipWork)}
+    record, row = records[small_dataset.identity("b0")], dataset.row("b0")
+    expected = {name: row[name] for name in (*SourceColumns.__annotations__, *place)}
+    assert expected | source | place == expected
+    assert {name: record.get(name) for name in expected} == expected
 
 
 def test_work_of_a_layer_is_every_stored_clip(dataset: Any) -> None:

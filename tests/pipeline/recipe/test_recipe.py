@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.recipe.recipe import default_text, parse
+from pipeline.recipe.recipe import Recipe, default_text, parse
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,20 @@ def test_what_is_left_out_comes_from_the_default_recipe() -> None:
     default = parse(default_text(), "default.yaml")
     assert changed.grid.frames == 9
     assert changed.rules == default.rules
+
+
+def test_the_defaults_of_the_classes_are_those_of_the_default_recipe() -> None:
+    # A recipe that sets one key of `commit` gets the others from the class, and one without `commit` from the YAML.
+    default = parse(default_text(), "default.yaml")
+    optional = {name: field for name, field in Recipe.model_fields.items() if not field.is_required()}
+    # A recipe without rules or tasks of its own has those of the YAML.
+    by_class = {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in optional.items()
+        if name not in ("rules", "tasks")
+    }
+    assert by_class == {name: getattr(default, name) for name in by_class}
+    assert {"grid", "encode", "limits", "commit"} <= set(by_class)
 
 
 def test_the_order_of_rules_is_part_of_a_recipe() -> None:
