@@ -30,22 +30,35 @@ class Part(StrictModel):
     """One dataset of a mixture, and which of its clips may be drawn."""
 
     path: str
+    """The dataset: a URL, or a folder, which counts from the folder of this file."""
     where: str | tuple[str, ...] = ()
+    """Conditions in SQL on signals, columns of manifests and layers, all of which must be true."""
     selection: str | None = None
+    """A selection that `select --name` kept: only its clips are drawn."""
     sequence: Annotated[int, Field(ge=1)] | None = None
+    """The last part of the catalog that counts, to use an older state; null: the newest."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Within a task, a clip of a dataset with weight 2 is drawn twice as often as one of a dataset with weight 1."""
 
 
 class Definition(StrictModel):
     """The whole YAML; see the top of this file."""
 
     datasets: Annotated[dict[str, Part], Field(min_length=1)]
+    """Name -> a dataset, and which of its clips may be drawn."""
     tasks: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | str] | tuple[str, ...]
+    """Task -> its share (`40%`), or a weight that divides the rest. Or a list of tasks: shares follow from their
+    numbers of clips."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
+    """With a list of tasks: the share of each is in proportion to count^(1/temperature); null: to its clips."""
     clips_per_source: Annotated[int, Field(ge=1)] | None = None
+    """The most clips of a source that may be drawn for a task; null: all."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How often a clip is drawn without its caption."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of sources that are not trained on, with all near duplicates of them."""
     seed: int = 0
+    """Decides what is held out, and the order and random choices of all draws."""
     step: Step = Step()
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import typer
 
+from pipeline.curation.mixture_definition import Definition
 from pipeline.errors import ADVICE
 from pipeline.formats.strict_yaml import StrictModel
 from pipeline.recipe import registry
@@ -57,7 +58,9 @@ def test_every_option_of_every_command_is_there(reference: ModuleType, program: 
         assert not [option for parameter in command.params for option in parameter.opts if option not in section]
 
 
-@pytest.mark.parametrize(("part", "models"), [("recipe", [Recipe]), ("training", [Teach, Distill])])
+@pytest.mark.parametrize(
+    ("part", "models"), [("recipe", [Recipe]), ("mixture", [Definition]), ("training", [Teach, Distill])]
+)
 def test_every_key_has_a_meaning(reference: ModuleType, part: str, models: list[type[StrictModel]]) -> None:
     text = reference.PARTS[part]()
     rows = re.findall(r"^\| `(\w+)` \|.*\| (.*) \|$", text, re.MULTILINE)
