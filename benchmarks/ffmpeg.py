@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import RunError
 
-# Seconds after which a command has failed, or a file counts as not decodable.
+# Seconds after which a file counts as not decodable.
 _PATIENCE = 120
 
 
@@ -56,7 +56,7 @@ def decode(file: Path) -> Reading:
     """Decode a file to its end, whatever is wrong with it."""
     options = ("-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-")
     try:
-        process = _run_program(("-v", "error", "-i", file, *options))
+        process = _run_program(("-v", "error", "-i", file, *options), limit_s=_PATIENCE)
     except subprocess.TimeoutExpired:
         return Reading((), (f"not at its end after {_PATIENCE} s",))
     # Header lines begin with "#"; the others are stream, dts, pts, duration, size, checksum.
@@ -68,8 +68,10 @@ def decode(file: Path) -> Reading:
     return Reading(frames, tuple(errors))
 
 
-def _run_program(arguments: Iterable[object], stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def _run_program(
+    arguments: Iterable[object], stdin: bytes | None = None, limit_s: float | None = None
+) -> subprocess.CompletedProcess[bytes]:
     options = ["-y", "-hide_banner", "-nostats", *([] if stdin is not None else ["-nostdin"])]
     return subprocess.run(
-        [program(), *options, *map(str, arguments)], input=stdin, capture_output=True, check=False, timeout=_PATIENCE
+        [program(), *options, *map(str, arguments)], input=stdin, capture_output=True, check=False, timeout=limit_s
     )

@@ -10,12 +10,14 @@ and the loss of each micro-batch: the second run begins at the position at which
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 
 import torch
+import yaml
 from torch.nn import functional
 
 from training import Stream, vcu
@@ -56,12 +58,15 @@ def train(mixture: Path, checkpoint: Path, steps: int) -> None:
 
 def main() -> None:
     out, track = sys.argv[1:] or ("demo/out", "scribble")
+    # A path in a mixture counts from the mixture's own folder.
+    path = out if "://" in out else str(Path(out).resolve())
     WORK.mkdir(parents=True, exist_ok=True)
-    definition, mixture = WORK / "mixture.yaml", WORK / f"mixture-{track}"
+    definition, mixture = WORK / "mixture.yaml", WORK / "mixture"
     # Two micro-batches a step, of one shape; under torchrun the ranks divide them.
-    definition.write_text(
-        f"datasets: {{videos: {{path: {Path(out).resolve()}}}}}\ntasks: {{{track}: 1}}\nstep: {{micro_batches: 2}}\n"
-    )
+    values = {"datasets": {"videos": {"path": path}}, "tasks": {track: 1}, "step": {"micro_batches": 2}}
+    definition.write_text(yaml.safe_dump(values))
+    # `mix` refuses a folder with another mixture, which an earlier run of other clips left here.
+    shutil.rmtree(mixture, ignore_errors=True)
     subprocess.run([VDOT_DATA, "mix", definition, "--out", mixture], check=True)
     checkpoint = WORK / "checkpoint.pt"
     checkpoint.unlink(missing_ok=True)

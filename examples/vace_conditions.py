@@ -9,6 +9,7 @@ steps, and then for each task its condition (video, mask, references) and the sh
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -44,13 +45,16 @@ def main() -> None:
     ]
     first, second = [{"path": path} for path in sys.argv[1:]] or films
     datasets = {
-        name: part | {"path": str(Path(part["path"]).resolve()), "weight": weight}
+        # A path in a mixture counts from the mixture's own folder.
+        name: part | {"path": path if "://" in (path := part["path"]) else str(Path(path).resolve()), "weight": weight}
         for name, part, weight in (("first", first, 3), ("second", second, 1))
     }
     WORK.mkdir(parents=True, exist_ok=True)
     (WORK / "mixture.yaml").write_text(
         yaml.safe_dump({"datasets": datasets, "tasks": TASKS, "step": {"micro_batches": 1}})
     )
+    # `mix` refuses a folder with another mixture, which an earlier run with other datasets left here.
+    shutil.rmtree(WORK / "mixture", ignore_errors=True)
     subprocess.run([VDOT_DATA, "mix", WORK / "mixture.yaml", "--out", WORK / "mixture"], check=True)
 
     stream = Stream(WORK / "mixture")

@@ -50,6 +50,13 @@ def test_the_manifests_command_is_one_that_the_program_takes(job: Any) -> None:
     assert values["address"] == "auto"
 
 
+def test_the_image_has_what_kuberays_probes_run() -> None:
+    """KubeRay up to 1.5 checks containers with `wget ... | grep success`. Without wget, which slim images leave out, no
+    node becomes ready."""
+    installed = re.findall(r"apt-get install (?:-\S+ )*(\S+)", DOCKERFILE)
+    assert "wget" in installed
+
+
 def test_the_image_holds_every_package() -> None:
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
         "packages"

@@ -61,7 +61,7 @@ class Clip:
 
 
 class Dataset:
-    """A dataset by its folder or URL. What is committed when a method is called is what it answers from."""
+    """A dataset by its folder or URL. Each method reads what is committed when it is called."""
 
     def __init__(self, out: str) -> None:
         """Raises UsageError where there is no dataset."""
@@ -71,7 +71,7 @@ class Dataset:
 
     @property
     def url(self) -> str:
-        """Where it lies."""
+        """Its folder or URL."""
         return self._folder.url
 
     def __repr__(self) -> str:

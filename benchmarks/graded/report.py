@@ -211,7 +211,7 @@ def _ends_in_the_middle(values: Values) -> bool:
 def format_table(report: dict[str, Any]) -> str:
     """The reporting half as a table in Markdown: the share found at each strength, in per cent, and its interval."""
     lines = [
-        "| fault, by what | strength: % found (95 % interval) | false alarms |",
+        "| fault, detected by | strength: % found (95 % interval) | false alarms |",
         "|---|---|---|",
     ]
     for ladder in report["ladders"]:

@@ -371,7 +371,7 @@ def _largest_error(signal: str, unit: str, errors: dict[str, float | None]) -> I
 def format_table(result: dict[str, Any]) -> str:
     """The result as tables in Markdown."""
     lines = [
-        "| what | told by | found | false alarms | precision | recall |",
+        "| what | detected by | found | false alarms | precision | recall |",
         "|---|---|---|---|---|---|",
     ]
     for kind in result["kinds"]:

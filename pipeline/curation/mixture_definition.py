@@ -30,34 +30,35 @@ class Part(StrictModel):
     """One dataset of a mixture, and which of its clips may be drawn."""
 
     path: str
-    """A folder, from this file's own, or a URL."""
+    """The dataset: a URL, or a folder, which counts from the folder of this file."""
     where: str | tuple[str, ...] = ()
-    """SQL predicates, all of which must be true."""
+    """Conditions in SQL on signals, columns of manifests and layers, all of which must be true."""
     selection: str | None = None
-    """The name of a selection, instead of all kept clips."""
+    """A selection that `select --name` kept: only its clips are drawn."""
     sequence: Annotated[int, Field(ge=1)] | None = None
-    """The newest catalog part that counts: pins an older state."""
+    """The last part of the catalog that counts, to use an older state; null: the newest."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """How much more often its clips are drawn than those of a dataset with weight 1."""
+    """Within a task, a clip of a dataset with weight 2 is drawn twice as often as one of a dataset with weight 1."""
 
 
 class Definition(StrictModel):
     """What a training run draws, in which shares."""
 
     datasets: Annotated[dict[str, Part], Field(min_length=1)]
-    """The datasets, under names of your own."""
+    """Name -> a dataset, and which of its clips may be drawn."""
     tasks: dict[str, Annotated[float, Field(strict=True, allow_inf_nan=False)] | str] | tuple[str, ...]
-    """Task to share: a percentage ("40%"), or a weight that divides the rest. Or a list, with `temperature`."""
+    """Task -> its share (`40%`), or a weight that divides the rest. Or a list of tasks: shares follow from their
+    numbers of clips."""
     temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """Gives each task of a list the share count^(1/temperature)."""
+    """With a list of tasks: the share of each is in proportion to count^(1/temperature); null: to its clips."""
     clips_per_source: Annotated[int, Field(ge=1)] | None = None
-    """At most so many clips of one source."""
+    """The most clips of a source that may be drawn for a task; null: all."""
     caption_dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The share of draws without a caption."""
+    """How often a clip is drawn without its caption."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """The share that is not trained on; sources and groups of near duplicates stay together."""
+    """The share of sources that are not trained on, with all near duplicates of them."""
     seed: int = 0
-    """Decides the order and what is held out."""
+    """Decides what is held out, and the order and random choices of all draws."""
     step: Step = Step()
     """What one training step draws."""
 

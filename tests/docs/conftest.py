@@ -42,8 +42,11 @@ class Workplace:
         shutil.rmtree(self.home)
         shutil.copytree(self._copy(state), self.home, symlinks=True)
 
-    def run(self, *command: object, cwd: str = ".", stdin: str = "", **environment: str) -> str:
-        """Run a command there, as in an activated environment, and return its stdout; it must succeed."""
+    def run(self, *command: object, cwd: str = ".", stdin: str = "", log: str | None = None, **environment: str) -> str:
+        """Run a command there, as in an activated environment, and return its stdout; it must succeed.
+
+        `log`: a file there for its stderr.
+        """
         tools = Path(sys.executable).parent
         process = subprocess.run(
             [str(part) for part in command],
@@ -53,6 +56,8 @@ class Workplace:
                 **os.environ,
                 "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
                 "RAY_ADDRESS": "127.0.0.1:1",
+                # As wide as the tables that pages show.
+                "COLUMNS": "100",
                 "VDOT_SCRATCH": str(self.folder),
                 **environment,
             },
@@ -63,6 +68,8 @@ class Workplace:
             check=False,
         )
         assert process.returncode == 0, f"{process.stdout[-3000:]}\n{process.stderr[-6000:]}"
+        if log is not None:
+            (self.home / log).write_text(process.stderr)
         return process.stdout
 
     def _copy(self, state: str) -> Path:
@@ -71,12 +78,13 @@ class Workplace:
 
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A `Workplace` with the state "demo": the demonstration has run and printed `demo.txt`, and the examples
-    and the environment are there."""
+    """A `Workplace` with the state "demo": the demonstration has run and printed `demo.txt` and, to stderr, `demo.log`;
+    the examples and the environment are there."""
     place = Workplace(tmp_path_factory.mktemp("reader"))
     place.home.mkdir()
     shutil.copytree(ROOT / "examples", place.home / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     (place.home / ".venv").symlink_to(sys.prefix)
-    (place.home / "demo.txt").write_text(place.run(sys.executable, "-m", "pipeline.cli.demo", "demo"))
+    output = place.run(sys.executable, "-m", "pipeline.cli.demo", "demo", log="demo.log")
+    (place.home / "demo.txt").write_text(output)
     place.save("demo")
     return place

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from typing import Any
 
@@ -35,6 +36,12 @@ OUTPUT = {
 }
 """Script -> what it prints."""
 
+ARGUMENTS = {
+    "training_loop.py": ("demo/copy", "scribble"),
+    "vace_conditions.py": ("demo/out", "file://{home}/demo/copy"),
+}
+"""A script that makes a mixture -> other datasets for it, one of them by a URL."""
+
 
 @pytest.mark.long
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -45,6 +52,19 @@ def test_an_example_shows_what_it_says(script: str, workplace: Any) -> None:
         package = program.install(workplace.home / "examples/extension", workplace.home / "site")
         environment["PYTHONPATH"] = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
     output = workplace.run(sys.executable, f"examples/{script}", **environment)
+    for pattern in OUTPUT[script]:
+        assert re.search(pattern, output), f"{pattern} is not in\n{output}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", ARGUMENTS)
+def test_an_example_takes_other_datasets_after_its_own(script: str, workplace: Any) -> None:
+    workplace.restore("demo")
+    demo = workplace.home / "demo"
+    shutil.copytree(demo / "out", demo / "copy")
+    workplace.run(sys.executable, f"examples/{script}")
+    arguments = [argument.format(home=workplace.home) for argument in ARGUMENTS[script]]
+    output = workplace.run(sys.executable, f"examples/{script}", *arguments)
     for pattern in OUTPUT[script]:
         assert re.search(pattern, output), f"{pattern} is not in\n{output}"
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -58,6 +60,11 @@ FOLLOWS = {
 AFTER = {"docs/distillation.md": "python -m training.demo demo"}
 """A page that begins after another target than `make demo` -> what that runs (`make demo-train`)."""
 
+LOGS = {"make demo": "demo.log"}
+"""A command that does not run here -> the reader's file that holds what it printed."""
+
+# Printed between the commands of a console.
+_NEXT = "=== next command ==="
 # What differs from run to run: hashes, and the numbers of catalog parts.
 _VARIES = re.compile(r"\b[0-9a-f]{16,64}\b|(?<=catalog part )\d+")
 # A word that stands for something of the reader's own: the command is a synopsis.
@@ -80,14 +87,19 @@ def reason_not_to_run(page: str, code: str) -> str | None:
     return next(anywhere, None) or next(here, None)
 
 
+def runnable_commands(block: Block) -> list[str]:
+    commands = [command for command in block.commands() if not is_synopsis(command)]
+    return [command for command in commands if not reason_not_to_run(block.page, command)]
+
+
 def runnable_code(block: Block) -> str:
     """What of a block runs: commands, or all of its Python; "" for a block of another kind, or of a file."""
     if block.file is not None:
         return ""
     if block.language == "python":
         return "" if reason_not_to_run(block.page, block.text) else block.text
-    commands = [command for command in block.commands() if not is_synopsis(command)]
-    return "\n".join(command for command in commands if not reason_not_to_run(block.page, command))
+    separator = f"\nprintf '\\n{_NEXT}\\n'\n" if block.language == CONSOLE else "\n"
+    return separator.join(runnable_commands(block))
 
 
 PAGES = [name_of(page) for page in pages()]
@@ -115,9 +127,12 @@ def run_page(page: str, workplace: Any) -> None:
     outputs_file = workplace.folder / "outputs.json"
     workplace.run(sys.executable, page_program.__file__, outputs_file, stdin=json.dumps(code))
     outputs = dict(zip(steps, json.loads(outputs_file.read_text()), strict=True))
-    for block, output in outputs.items():
+    home = workplace.home
+    logs = {command: (home / log).read_text().replace(f"{home}/", "") for command, log in LOGS.items()}
+    for block in blocks_of(page):
         if block.language == CONSOLE:
-            check_console(block, output)
+            printed = outputs.get(block, "").split(f"\n{_NEXT}\n")
+            check_console(block, logs | dict(zip(runnable_commands(block), printed, strict=False)))
     # A text right after a block of Python is what that prints.
     for block, following in pairwise(blocks_of(page)):
         if (block.language, following.language) == ("python", "text") and block in outputs:
@@ -126,21 +141,24 @@ def run_page(page: str, workplace: Any) -> None:
         workplace.save(page)
 
 
-def check_console(block: Block, output: str) -> None:
-    """Each line that a console shows is printed, but for commands that print something else each time."""
+def check_console(block: Block, outputs: Mapping[str, str]) -> None:
+    """Each command of a console prints what is shown below it, but for those that print something else each time."""
     for command, lines in block.console():
-        differs = any(block.page == page and command.startswith(beginning) for page, beginning in OTHER_OUTPUT)
-        if not (differs or is_synopsis(command) or reason_not_to_run(block.page, command)):
-            check_lines(block.place, lines, output)
+        lists = (*NOT_RUN, *OTHER_OUTPUT)
+        is_listed = any(block.page == page and command.startswith(beginning) for page, beginning in lists)
+        if lines and not (is_listed or is_synopsis(command)):
+            assert command in outputs, f"{block.place} shows what {command} prints, but it does not run"
+            check_lines(block.place, lines, outputs[command])
 
 
 def check_lines(place: str, lines: list[str], output: str) -> None:
-    """Each of these lines is in the output; `...` stands for more, within a line or for lines."""
-    printed = [_VARIES.sub("#", line).strip() for line in output.splitlines()]
+    """These lines are in the output, in this order; `...` stands for more, within a line or for lines."""
+    printed = iter([_VARIES.sub("#", line).strip() for line in output.splitlines()])
     for line in lines:
         pattern = re.escape(_VARIES.sub("#", line)).replace(r"\.\.\.", ".*")
+        # Each search goes on after the line that the one before it has found.
         is_printed = any(re.fullmatch(pattern, text) for text in printed)
-        assert is_printed, f"{place} shows a line that is not printed:\n{line}\n\n{output}"
+        assert is_printed, f"{place} shows a line that is not printed there:\n{line}\n\n{output}"
 
 
 def check_yaml(block: Block) -> None:
@@ -170,7 +188,8 @@ def test_what_the_demonstration_says_to_try_works(workplace: Any) -> None:
     workplace.restore("demo")
     lines = (workplace.home / "demo.txt").read_text().splitlines()
     commands = [line.strip() for line in lines if line.startswith("  ")]
-    assert len(commands) == 3
+    programs = [("vdot-data", "report"), ("vdot-data", "explain"), ("vdot-data", "verify"), ("python", "-c")]
+    assert [tuple(shlex.split(command)[:2]) for command in commands] == programs
     workplace.run("bash", "-euc", "\n".join([". .venv/bin/activate", *commands]))
 
 
@@ -183,6 +202,28 @@ def test_what_a_page_says_to_write_is_valid(page: str) -> None:
             check_yaml(block)
         elif block.language == "python":
             compile(block.text, block.place, "exec")
+
+
+CONSOLE_BLOCK = Block("page.md", 1, CONSOLE, "$ first\none\n...\nthree\n$ second\nfour\n", None)
+
+
+def test_a_console_that_shows_what_is_printed_passes() -> None:
+    check_console(CONSOLE_BLOCK, {"first": "zero\none\ntwo\nthree\n", "second": "four\n"})
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "complaint"),
+    [
+        pytest.param("one\ntwo\n", "four\n", "three", id="line-missing"),
+        pytest.param("three\ntwo\none\n", "four\n", r"\.\.\.", id="other-order"),
+        pytest.param("one\ntwo\nthree\nfour\n", "", "four", id="line-of-another-command"),
+        pytest.param("one\ntwo\nthree\n", None, "does not run", id="command-without-output"),
+    ],
+)
+def test_a_console_that_shows_something_else_fails(first: str, second: str | None, complaint: str) -> None:
+    outputs = {"first": first} | ({} if second is None else {"second": second})
+    with pytest.raises(AssertionError, match=complaint):
+        check_console(CONSOLE_BLOCK, outputs)
 
 
 def test_the_lists_are_of_what_is_there() -> None:
