@@ -2,6 +2,9 @@
 
 This is safe without a grace period. A run sweeps only files older than its own newest commit, by the storage's clock:
 an older run can never commit again (its sequence number is taken), and a newer run writes after that commit.
+
+`report`, and a probe of whether OUT can be written to, write without the lock and without a commit: one file in OUT
+itself. A sweep, and `forget`, may delete that file while it is unfinished; `storage.atomic.write_file` writes it again.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -9,9 +11,28 @@ from pipeline.catalog.catalog import Catalog, values
 from pipeline.catalog.predicates import FORGOTTEN_CLIPS_QUERY, SOURCE_IS_FORGOTTEN, kind_sql
 from pipeline.formats import embeddings
 from pipeline.formats.schema import DUPLICATES, Kind
+from pipeline.storage.folder import Folder
 
 REPORT = "report.html"
 """The page that `report` writes into OUT. It shows pictures of clips, so it goes when anything is forgotten."""
+
+# The first line of a report: without the part, nobody can tell what was forgotten since.
+_STAMP = re.compile(rb"<!-- vdot-data report of catalog part (\d+) -->")
+
+
+def stamp_report(page: bytes, sequence: int) -> bytes:
+    """A report that names in its first line the newest part of the catalog that it was made from."""
+    return b"<!-- vdot-data report of catalog part %d -->\n" % sequence + page
+
+
+def delete_older_report(folder: Folder, sequence: int, name: str = REPORT) -> None:
+    """Delete a report that was made before part `sequence` was committed, or does not say; keep a newer one."""
+    try:
+        stamp = _STAMP.match(folder.read(name, 0, 80))
+    except (FileNotFoundError, IsADirectoryError):
+        return
+    if stamp is None or int(stamp[1]) < sequence:
+        folder.delete(name)
 
 
 def finish_forgetting(catalog: Catalog) -> None:
@@ -20,8 +41,11 @@ def finish_forgetting(catalog: Catalog) -> None:
     The caller must hold the lock of OUT.
     """
     con = catalog.connect()
-    if not values(con, "SELECT 1 FROM forgotten LIMIT 1"):
+    ((newest,),) = con.execute("SELECT max(sequence) FROM forgotten").fetchall()
+    if newest is None:
         return
+    # Even where nothing else is left: a `report` that was killed while clips were forgotten may have written its page.
+    delete_older_report(catalog.out, newest)
     con.execute(REMAINING_SQL)
     # The bytes first: their names are in the rows.
     for row in values(con, "FROM shard_left"):
@@ -31,7 +55,6 @@ def finish_forgetting(catalog: Catalog) -> None:
         ids = {row["clip_id"] for row in values(con, FORGOTTEN_CLIPS_QUERY)}
         # Before the rows, which record that there is something left to do.
         embeddings.forget(catalog.out, ids)
-        catalog.out.delete(REPORT)
         forgotten_sources = {(row["sequence"], row["source_uri"]) for row in values(con, "SELECT * FROM source_left")}
         for part in parts:
             catalog.rewrite(

@@ -78,7 +78,8 @@ def to_csv(
 def report(
     out: Out,
     html: Annotated[
-        Path | None, typer.Option(help="A file for the page; report.html in OUT by default.", show_default=False)
+        Path | None,
+        typer.Option(help="A file for the page, outside OUT; report.html in OUT by default.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:

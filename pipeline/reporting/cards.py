@@ -13,11 +13,18 @@ from typing import Any
 
 import jinja2
 
+from pipeline.catalog.erase import REPORT
 from pipeline.errors import UsageError
 from pipeline.formats import shards
 from pipeline.formats.schema import PREVIEW, SAMPLE, Status
 from pipeline.reporting import mosaic
 from pipeline.storage.folder import Folder
+
+# The columns of a clip's row that its card needs.
+COLUMNS = (
+    *("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", *SAMPLE, *PREVIEW),
+    *("status", "rule", "code", "stage", "detail", "caption"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,12 @@ def _read_sample(out: Folder, clip: str, *place: Any) -> dict[str, bytes]:
 
 def _data_url(kind: str, data: bytes | None) -> str | None:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}" if data else None
+
+
+def check_outside(file: Path, out: Folder) -> None:
+    """Raises `UsageError` for a page inside a dataset, where `forget` would not delete it."""
+    if out.local is not None and file.resolve().is_relative_to(out.local.resolve()):
+        raise UsageError(f"{file} is inside the dataset {out.url}, where only {REPORT} may be: choose another folder")
 
 
 def check_writable(file: Path) -> None:

@@ -15,13 +15,13 @@ import duckdb
 
 from pipeline.catalog.catalog import Catalog, open_dataset, utc_now, values
 from pipeline.catalog.dataset import manifest_columns, stored_recipe
-from pipeline.catalog.erase import REPORT
+from pipeline.catalog.erase import REPORT, delete_older_report, stamp_report
 from pipeline.catalog.predicates import IS_BASE, IS_FAILED, IS_KEPT, IS_REJECTED, is_fully_annotated_sql, status_sql
 from pipeline.errors import RunError
-from pipeline.formats.schema import PLACE, Status
+from pipeline.formats.schema import Status
 from pipeline.recipe.blueprint import Blueprint
 from pipeline.recipe.rules import quote_name
-from pipeline.reporting.cards import check_writable, render, write_page
+from pipeline.reporting.cards import COLUMNS, check_outside, check_writable, render, write_page
 from pipeline.reporting.sheets import find_source_folder, make_near_misses, make_sheets
 from pipeline.reporting.sliders import make_sliders, pack_rows, pick_thresholds
 from pipeline.reporting.thresholds import find_thresholds
@@ -29,10 +29,7 @@ from pipeline.storage.folder import Folder
 from pipeline.storage.scratch import Scratch
 
 # Columns that a page needs besides the signals: all columns of a million clips would fill the memory.
-_COLUMNS = (
-    *("clip_id", "source_uri", "start_s", "end_s", "width", "height", "fps", *PLACE),
-    *("status", "rule", "code", "stage", "detail", "tasks", "caption", "licence"),
-)
+_COLUMNS = (*COLUMNS, "tasks", "licence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +46,33 @@ class Report:
 def report(out: str, file: Path | None = None) -> Report:
     """Write the page about a dataset into `file`, or into OUT as `report.html` if that is None.
 
-    A sample that cannot be read is shown without pictures. Raises `UsageError` where there is no dataset or `file`
-    cannot be written, `RunError` where OUT cannot be written or a clip was forgotten while the page was made, and the
-    errors of reading the catalog.
+    A sample that cannot be read is shown without pictures. Raises `UsageError` where there is no dataset, or `file`
+    cannot be written or is another one in OUT, `RunError` where OUT cannot be written or a clip was forgotten while the
+    page was made, and the errors of reading the catalog.
     """
     folder = open_dataset(out)
+    if file is not None and folder.local is not None and file.parent.resolve() == folder.local.resolve():
+        file = None if file.name == REPORT else file
     if file is None:
         _check_folder(folder)
     else:
+        check_outside(file, folder)
         check_writable(file)
     with Scratch() as scratch:
         catalog = Catalog(folder, scratch.path)
         facts, rows = _gather_facts(catalog)
-        page = render("report.html", facts)
+        page = stamp_report(render("report.html", facts), catalog.sequence)
+        _check_forgotten(catalog)
         if file is None:
             folder.put(REPORT, page)
         else:
             write_page(file, page)
-        _check_forgotten(catalog, file)
+        try:
+            # Again: what was forgotten while the page was written is in it.
+            _check_forgotten(catalog)
+        except BaseException:
+            _remove_page(folder, file, catalog.sequence)
+            raise
     cards = sum(len(sheet.cards) for sheet in facts["sheets"].values()) + len(facts["near_misses"])
     place = f"{folder.url}/{REPORT}" if file is None else str(file)
     return Report(place, sum(facts["counts"].values()), rows, cards, len(page))
@@ -80,18 +86,23 @@ def _check_folder(folder: Folder) -> None:
         raise RunError(f"{error}; `--html FILE` writes the report to another place") from error
 
 
-def _check_forgotten(catalog: Catalog, file: Path | None) -> None:
-    """Removes the page and raises `RunError` where a clip was forgotten since the catalog was read.
+def _check_forgotten(catalog: Catalog) -> None:
+    """Raises `RunError` where a clip was forgotten since the catalog was read.
 
     `forget` deletes the report of OUT after its commit: a page that is written after that finds the commit here.
     """
     forgotten = catalog.connect().execute("SELECT 1 FROM forgotten WHERE sequence > ?", [catalog.sequence]).fetchone()
     if forgotten:
-        if file is None:
-            catalog.out.delete(REPORT)
-        else:
-            file.unlink()
-        raise RunError("clips were forgotten while the report was made, and it was removed: make it again")
+        raise RunError("clips were forgotten while the report was made, and it was not kept: make it again")
+
+
+def _remove_page(folder: Folder, file: Path | None, sequence: int) -> None:
+    """Remove the page that was made from part `sequence`, but not one that another report has put there since."""
+    if file is None:
+        delete_older_report(folder, sequence + 1)
+    else:
+        page = file.resolve()
+        delete_older_report(Folder(str(page.parent)), sequence + 1, page.name)
 
 
 def _gather_facts(catalog: Catalog) -> tuple[dict[str, Any], int]:

@@ -16,12 +16,14 @@ from pipeline.catalog.predicates import IS_FAILED, IS_KEPT, status_sql
 from pipeline.errors import ADVICE
 from pipeline.formats.schema import Status
 from pipeline.recipe.rules import quote_name, quote_text
-from pipeline.reporting.cards import Card, make_card
+from pipeline.reporting.cards import COLUMNS, Card, make_card
 from pipeline.reporting.thresholds import Threshold
 from pipeline.storage.folder import Folder
 
 # The most cards of kept clips, of clips near a threshold, and of each reason; and the most reasons of a verdict.
 _KEPT, _NEAR, _PER_REASON, _REASONS = 12, 12, 6, 16
+# Names of our own begin with "vdot_": the tables have signals and columns of manifests too, of any name.
+_COLUMNS = ", ".join(f"base.{quote_name(name)}" for name in COLUMNS)
 _NO_RULE = "a rule without a name"
 # The reason of a clip's verdict in SQL, by verdict.
 _REASON_SQL = {
@@ -91,24 +93,23 @@ def _make_sheet(
     con: duckdb.DuckDBPyConnection, out: Folder, verdict: Status, notes: Mapping[str, str], source_folder: str
 ) -> Sheet:
     table = "failures" if verdict == Status.FAILED else "base"
-    # Not all columns: one of a manifest may be named like these.
     entries = (
-        f"(SELECT clip_id, source_uri, rowid AS place, {_REASON_SQL[verdict]} AS reason "
-        f"FROM {table} WHERE {status_sql(verdict)})"
+        f"(SELECT clip_id, source_uri, {_REASON_SQL[verdict]} AS vdot_reason FROM {table} WHERE {status_sql(verdict)})"
     )
     counts = con.execute(
-        f"SELECT reason, count(clip_id), count(*) - count(clip_id) FROM {entries} "
-        "GROUP BY reason ORDER BY count(*) DESC, reason"
+        f"SELECT vdot_reason, count(clip_id), count(*) - count(clip_id) FROM {entries} "
+        "GROUP BY vdot_reason ORDER BY count(*) DESC, vdot_reason"
     ).fetchall()
     ((origins,),) = con.execute(f"SELECT count(DISTINCT source_uri) FROM {entries}").fetchall()
     groups = []
     for reason, clips, sources in counts[:_REASONS]:
         rows = values(
             con,
-            f"SELECT t.* FROM {table} t JOIN (SELECT place, md5(coalesce(clip_id, source_uri)) AS lot, "
-            f"row_number() OVER (PARTITION BY source_uri ORDER BY lot) AS turn FROM {entries} WHERE reason = ? "
-            f"ORDER BY turn, lot LIMIT {_KEPT if verdict == Status.KEPT else _PER_REASON}) chosen "
-            "ON t.rowid = chosen.place ORDER BY chosen.turn, chosen.lot",
+            f"SELECT {_COLUMNS} FROM {table} AS base JOIN (SELECT coalesce(clip_id, source_uri) AS vdot_name, "
+            "md5(vdot_name) AS vdot_lot, row_number() OVER (PARTITION BY source_uri ORDER BY vdot_lot) AS vdot_turn "
+            f"FROM {entries} WHERE vdot_reason = ? "
+            f"ORDER BY vdot_turn, vdot_lot LIMIT {_KEPT if verdict == Status.KEPT else _PER_REASON}) AS chosen "
+            "ON coalesce(base.clip_id, base.source_uri) = chosen.vdot_name ORDER BY chosen.vdot_turn, chosen.vdot_lot",
             [reason],
         )
         if verdict != Status.FAILED:
@@ -136,25 +137,26 @@ def make_near_misses(
 ) -> list[Card]:
     """Make the cards of the clips nearest to a threshold, relative to the spread of its signal."""
     queries = [
-        f"(SELECT clip_id, {quote_text(limit.rule)} AS near_rule, {quote_name(limit.column)} AS near_value, "
+        f"(SELECT clip_id, {quote_text(limit.rule)} AS vdot_rule, {quote_name(limit.column)} AS vdot_value, "
         f"abs({quote_name(limit.column)} - {limit.value!r}) "
         f"/ "
-        f"nullif((SELECT stddev({quote_name(limit.column)}) FROM base), 0) AS near FROM base "
+        f"nullif((SELECT stddev({quote_name(limit.column)}) FROM base), 0) AS vdot_near FROM base "
         f"WHERE ({IS_KEPT} OR rule = {quote_text(limit.rule)}) AND {quote_name(limit.column)} IS NOT NULL "
-        f"ORDER BY near, clip_id LIMIT {_NEAR})"
+        f"ORDER BY vdot_near, clip_id LIMIT {_NEAR})"
         for limit in limits
     ]
     if not queries:
         return []
     rows = values(
         con,
-        f"SELECT base.*, near_rule, near_value FROM ({' UNION ALL '.join(queries)}) JOIN base USING (clip_id) "
-        "WHERE near IS NOT NULL QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY near, near_rule) = 1 "
-        "AND row_number() OVER (PARTITION BY near_rule ORDER BY near, clip_id) <= 3 "
-        f"ORDER BY near, clip_id LIMIT {_NEAR}",
+        f"SELECT {_COLUMNS}, vdot_rule, vdot_value FROM ({' UNION ALL '.join(queries)}) JOIN base USING (clip_id) "
+        "WHERE vdot_near IS NOT NULL "
+        "QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY vdot_near, vdot_rule) = 1 "
+        "AND row_number() OVER (PARTITION BY vdot_rule ORDER BY vdot_near, clip_id) <= 3 "
+        f"ORDER BY vdot_near, clip_id LIMIT {_NEAR}",
     )
     limit_by_rule = {limit.rule: limit for limit in limits}
     for row in rows:
-        limit = limit_by_rule[row["near_rule"]]
-        row["detail"] = f"{limit.with_value(limit.value)}  ({limit.column} = {row['near_value']:.4g})"
+        limit = limit_by_rule[row["vdot_rule"]]
+        row["detail"] = f"{limit.with_value(limit.value)}  ({limit.column} = {row['vdot_value']:.4g})"
     return [make_card(out, row, source_folder=source_folder) for row in rows]

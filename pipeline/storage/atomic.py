@@ -16,6 +16,9 @@ from pathlib import Path
 
 from pipeline.errors import RunError
 
+# How often a file is written before its writer gives up, because something deletes it unfinished.
+_ATTEMPTS = 3
+
 
 def is_temporary(name: str) -> bool:
     """Whether this is the name of an unfinished file."""
@@ -51,9 +54,19 @@ def complete_file(target: Path, data: bytes | Path) -> Iterator[Path]:
 
 
 def write_file(target: Path, data: bytes | Path) -> None:
-    """Write all of `data` into a file, over an older one if there is one. When it returns, it is on the disk."""
-    with complete_file(target, data) as temporary:
-        temporary.replace(target)
+    """Write all of `data` into a file, over an older one if there is one. When it returns, it is on the disk.
+
+    Starts again where a clean-up deletes the unfinished file (`catalog.cleanup`); raises FileNotFoundError at the
+    third time.
+    """
+    for remaining in reversed(range(_ATTEMPTS)):
+        with complete_file(target, data) as temporary:
+            try:
+                temporary.replace(target)
+                return
+            except FileNotFoundError:
+                if not remaining:
+                    raise
 
 
 @contextmanager

@@ -63,7 +63,8 @@ def forget(out: str, target: str, reason: str | None = None) -> ForgetSummary:
         catalog.commit(pa.concat_tables([moved, pa.Table.from_pylist(record, schema=schema)]))
         finish_forgetting(catalog)
         for name, _ in find_unreferenced(catalog) + find_unfinished(catalog):
-            if name in earlier_names:
+            # Only `report` leaves an unfinished file in OUT itself, at any time: with pictures of the clips.
+            if name in earlier_names or "/" not in name:
                 folder.delete(name)
     sources = sorted({row["source_uri"] for row in record if not row["clip_id"]})
     return ForgetSummary(out, sources, clips, rewritten, damaged, has_report)
@@ -178,8 +179,8 @@ def format_summary(result: ForgetSummary) -> str:
     if result.damaged:
         text += f"\n{len(result.damaged)} damaged shards are gone; `vdot-data retry` makes their other clips again"
     if result.report:
-        text += (
-            f"\n{REPORT} is gone too, as its pictures show clips: `vdot-data report` makes it again. "
-            "Pages that `report` or `view` wrote to other places, and copies, are yours to delete"
-        )
+        text += f"\n{REPORT} is gone too, as its pictures show clips: `vdot-data report` makes it again"
+    text += (
+        "\npages that `report` or `view` wrote to other places, and copies, may show them too: delete those yourself"
+    )
     return text

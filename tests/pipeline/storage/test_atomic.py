@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.storage.atomic import begin_folder, new_file, new_folder, remove_folder, unfinished_path, write_file
+from pipeline.storage.atomic import (
+    begin_folder,
+    is_temporary,
+    new_file,
+    new_folder,
+    remove_folder,
+    unfinished_path,
+    write_file,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -83,3 +92,27 @@ def test_a_writer_replaces_what_a_killed_one_left(tmp_path: Path) -> None:
         (unfinished / "newer").touch()
     assert names(tmp_path) == ["folder"]
     assert names(target) == ["newer"]
+
+
+@pytest.mark.parametrize("sweeps", [1, 3])
+def test_what_a_clean_up_deletes_unfinished_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweeps: int
+) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"older")
+    sync, moments = os.fsync, iter(range(sweeps))
+
+    def sync_and_sweep(file: int) -> None:
+        sync(file)
+        unfinished = [path for path in tmp_path.iterdir() if is_temporary(path.name)]
+        if unfinished and next(moments, None) is not None:
+            unfinished[0].unlink()
+
+    monkeypatch.setattr(os, "fsync", sync_and_sweep)
+    if sweeps == 1:
+        write_file(target, b"newer")
+    else:
+        with pytest.raises(FileNotFoundError):
+            write_file(target, b"newer")
+    assert target.read_bytes() == (b"newer" if sweeps == 1 else b"older")
+    assert names(tmp_path) == ["file"]
