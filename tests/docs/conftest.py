@@ -57,7 +57,7 @@ class Workplace:
                 "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
                 "RAY_ADDRESS": "127.0.0.1:1",
                 # As wide as the tables that pages show.
-                "COLUMNS": "100",
+                "COLUMNS": "72",
                 "VDOT_SCRATCH": str(self.folder),
                 **environment,
             },
