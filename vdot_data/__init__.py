@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from annotators.base import Annotation, Annotator, ClipInput, Filter, Sample, Signal, Weight
+from pipeline.errors import ClipError, UsageError
 from vdot_data.dataset import Clip, Dataset, open  # noqa: A004 (as xarray and zarr name theirs)
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ __all__ = [
     "Annotation",
     "Annotator",
     "Clip",
+    "ClipError",
     "ClipInput",
     "Dataset",
     "Filter",
     "Sample",
     "Signal",
     "Stream",
+    "UsageError",
     "Weight",
     "open",
 ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.formats import shards
 from pipeline.formats.clip_decode import decode_clip
 from pipeline.formats.schema import BASE_LAYER
@@ -34,7 +34,7 @@ class Clip:
     "json", "txt")."""
 
     clip_id: str
-    members: Mapping[str, bytes]
+    members: Mapping[str, bytes] = field(repr=False)
 
     @property
     def tracks(self) -> list[str]:
@@ -55,8 +55,10 @@ class Clip:
     def frames(self, track: str | None = None) -> NDArray[np.uint8]:
         """Its pictures, or those of a track: uint8 [T, H, W, 3] RGB.
 
-        Raises KeyError for a track that it does not have, ClipError CLIP_DAMAGED for bytes that are not whole.
+        Raises UsageError for a track that it does not have, ClipError CLIP_DAMAGED for bytes that are not whole.
         """
+        if track is not None and track not in self.tracks:
+            raise UsageError(f"clip {self.clip_id} has no track {track!r}{did_you_mean(track, self.tracks)}")
         return decode_clip(self.members["mp4" if track is None else f"{track}.mp4"])
 
 
@@ -131,19 +133,31 @@ class Dataset:
             ).to_arrow_table()
         return _convert(table, form)
 
-    def read(self, clip_id: str) -> Clip:
-        """A kept clip with its kept layers, by a ranged read of each shard. Raises UsageError where none is stored."""
-        from pipeline.catalog.predicates import HAS_KEPT_SAMPLE, LAYER_ORDER
+    def read(self, name: str) -> Clip:
+        """A kept clip with its kept layers, by ranged reads of shards. `name`: its id, or six digits of it or more.
+
+        Raises UsageError where no such clip is kept.
+        """
+        from pipeline.catalog.find import find
+        from pipeline.catalog.predicates import HAS_KEPT_SAMPLE, IS_BASE, LAYER_ORDER
 
         with self._connection() as con:
+            clip_id = find(con, str(name)).clip_id
+            if clip_id is None:
+                raise UsageError(f"{name!r} is a source: `read` takes the id of one of its clips")
             rows = con.execute(
                 f'SELECT layer, shard, "offset", bytes FROM clips WHERE clip_id = ? AND {HAS_KEPT_SAMPLE} '
                 f"ORDER BY {LAYER_ORDER}",
                 [clip_id],
             ).fetchall()
-        # A layer stays kept when its clip no longer is.
-        if not rows or rows[0][0] != BASE_LAYER:
-            raise UsageError(f"{self.url} holds no sample of a clip {clip_id!r} that is kept")
+            # A layer stays kept when its clip no longer is.
+            if not rows or rows[0][0] != BASE_LAYER:
+                status, reason = con.execute(
+                    f"SELECT status, coalesce(rule, code) FROM clips WHERE clip_id = ? AND {IS_BASE}", [clip_id]
+                ).fetchall()[0]
+                raise UsageError(
+                    f"clip {clip_id} is {status}{f' ({reason})' if reason else ''}: only kept ones are read"
+                )
         members: dict[str, bytes] = {}
         for _, shard, offset, size in rows:
             members |= shards.read_sample(self._folder, clip_id, shard, offset, size)
@@ -182,7 +196,8 @@ class Dataset:
 
 
 def open(out: str) -> Dataset:  # noqa: A001 (as zarr and xarray name theirs)
-    """The dataset in a folder, or at a URL of an object store. Raises UsageError where there is none."""
+    """The dataset in a folder, or at a URL of an object store. Raises UsageError where there is none, and what the
+    store's library raises where it cannot be reached."""
     return Dataset(out)
 
 

@@ -77,5 +77,7 @@ def _suggest_nearest(con: duckdb.DuckDBPyConnection, name: str) -> str:
     )
     if not rows:
         return "; it is empty"
+    if re.fullmatch(rf"[0-9a-f]{{1,{MIN_PREFIX - 1}}}", name):
+        return f"; of a clip's id, give {MIN_PREFIX} digits or more"
     is_near = rows[0]["likeness"] >= _MIN_LIKENESS
     return f"; the nearest name is {rows[0]['name']}" if is_near else "; name a clip id, a file name or a URI"

@@ -246,19 +246,20 @@ def doctor(
 
 @app.command()
 def weights(
-    only_list: Annotated[bool, typer.Option("--list", help="Show the table; fetch nothing.")] = False,
+    only_list: Annotated[bool, typer.Option("--list", help="Show sources and paths too; fetch nothing.")] = False,
 ) -> None:
     """Fetch every weight that is missing or damaged, check them all, and say under which licence each is used."""
     from annotators import weights as files
     from pipeline.recipe import registry
-    from pipeline.upkeep.doctor import make_weights_table
+    from pipeline.upkeep.doctor import list_weights
 
     if not only_list:
         try:
             files.fetch(registry.collect_weights().values())
         except files.MissingWeights as error:
             raise RunError(str(error)) from error
-    _wide().print(make_weights_table())
+    for line in list_weights(in_full=only_list):
+        typer.echo(line)
 
 
 def _wide() -> Console:

@@ -111,25 +111,26 @@ def _find_recipe(con: duckdb.DuckDBPyConnection, row: Facts) -> Recipe | None:
     return parse_recipe(texts[0]["recipe"], "of the dataset") if texts else None
 
 
-def _declared_signals(recipe: Recipe | None, layer: str) -> dict[str, Signal]:
-    """What the signals of a layer mean, as far as the packages that make them are installed here."""
-    declared: dict[str, Signal] = {}
+def _declared_signals(recipe: Recipe | None, layer: str) -> dict[str, tuple[str, Signal]]:
+    """The signals of a layer with who makes them, as far as the packages that make them are installed here."""
+    declared: dict[str, tuple[str, Signal]] = {}
     annotators = [layer] if layer != BASE_LAYER else recipe.annotators if recipe else ()
     filters = recipe.filters if recipe and layer == BASE_LAYER else ()
-    for names in [*(([], [name]) for name in filters), *(([name], []) for name in annotators)]:
+    for maker, *names in [*((name, [], [name]) for name in filters), *((name, [name], []) for name in annotators)]:
         try:
-            declared |= registry.collect_signals(*names)
+            declared |= {name: (maker, signal) for name, signal in registry.collect_signals(*names).items()}
         except (UsageError, ImportError):
             continue
     return declared
 
 
 def _signal_facts(row: Facts, recipe: Recipe | None) -> Facts:
-    """The signals of one layer: value, unit and meaning (None where its package is not installed)."""
+    """The signals of one layer: value, unit, meaning, and whether what measures them was run on the clip."""
     declared = _declared_signals(recipe, row["layer"])
+    makers = {entry["name"] for entry in row["lineage"] or []}
     return {
-        name: {"value": row.get(name), "unit": signal.unit, "meaning": signal.meaning}
-        for name, signal in declared.items()
+        name: {"value": row.get(name), "unit": signal.unit, "meaning": signal.meaning, "measured": maker in makers}
+        for name, (maker, signal) in declared.items()
         if name in row and (row["layer"] == BASE_LAYER or row[name] is not None)
     }
 
@@ -251,8 +252,10 @@ def _clip_text(facts: Facts) -> Iterator[str]:
         yield "Signals:"
     for name, signal in facts["signals"].items():
         value = signal["value"]
-        formatted = "not measured" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-        yield f"  {name} = {formatted}  [{signal['unit']}] {signal['meaning']}"
+        absent = "none" if signal["measured"] else "not measured"
+        formatted = absent if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        unit = f"[{signal['unit']}] " if signal["unit"] else ""
+        yield f"  {name} = {formatted}  {unit}{signal['meaning']}"
     if facts["lineage"]:
         yield "Made by:"
     for entry in facts["lineage"]:

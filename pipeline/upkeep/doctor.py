@@ -15,8 +15,6 @@ from typing import Literal
 
 import av
 import duckdb
-from rich.markup import escape
-from rich.table import Table
 
 from annotators.weights import MissingWeights, path
 from pipeline.catalog.catalog import Catalog, values
@@ -54,19 +52,17 @@ def doctor(out: str | None = None, address: str | None = None) -> list[Check]:
     return checks
 
 
-def make_weights_table() -> Table:
-    """Make a table of every weight, with its licence, and its path or what is wrong with it."""
-    table = Table()
-    for column in ("weight", "source", "licence", "sha256", "path"):
-        # A hash is there to be copied, so it is never wrapped.
-        table.add_column(column, overflow="fold", no_wrap=column == "sha256")
+def list_weights(in_full: bool) -> Iterator[str]:
+    """A line with the name and licence of every weight; in full, also its source, its checksum, and its path or what is
+    wrong with it."""
     for weight in registry.collect_weights().values():
-        try:
-            location = str(path(weight))
-        except MissingWeights as error:
-            location = str(error)
-        table.add_row(*map(escape, (weight.id, weight.source, weight.licence, weight.sha256, location)))
-    return table
+        yield f"{weight.id}: {weight.licence}"
+        if in_full:
+            try:
+                location = str(path(weight))
+            except MissingWeights as error:
+                location = str(error)
+            yield from (f"  {weight.source}", f"  sha256 {weight.sha256}", f"  {location}")
 
 
 def _parse_version(version: str) -> tuple[int, ...]:

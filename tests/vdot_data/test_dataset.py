@@ -70,10 +70,16 @@ def test_a_clip_is_read_with_its_layers(dataset: vdot_data.Dataset) -> None:
     assert clip.frames("flow").shape == frames.shape
     assert clip.caption is None
     assert clip.data["fps"] == 8.0
-    with pytest.raises(KeyError):
+    assert len(repr(clip)) < 100
+    assert dataset.read(clip.clip_id[:6]) == dataset.read(dataset.clips(columns=["clip_id"])["clip_id"][0]) == clip
+    with pytest.raises(UsageError, match=r"has no track 'pose'; .*flow.*scribble"):
         clip.frames("pose")
-    with pytest.raises(UsageError, match="no sample of a clip 'nothing'"):
+    with pytest.raises(UsageError, match="no clip and no source 'nothing'"):
         dataset.read("nothing")
+    with pytest.raises(UsageError, match="is a source"):
+        dataset.read("1.mp4")
+    with pytest.raises(UsageError, match="give 6 digits or more"):
+        dataset.read(clip.clip_id[:5])
 
 
 def test_only_a_kept_clip_is_read(tmp_path: Path) -> None:
@@ -87,7 +93,7 @@ def test_only_a_kept_clip_is_read(tmp_path: Path) -> None:
     small.commit(small.clip("a0", "rejected", rule="too_dark", **place))
     for name, status in (("a0", "rejected"), ("a1", "rejected"), ("b1", "failed"), ("b2", "pending")):
         assert small.row(name)["status"] == status
-        with pytest.raises(UsageError, match=r"no sample of a clip .* that is kept"):
+        with pytest.raises(UsageError, match=rf"clip {identity(name)} is {status}.*only kept ones are read"):
             opened.read(identity(name))
 
 
