@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_said(shared_mixture: Path, private_mixture: Path) 
     ours = {"mixture": Stream(str(shared_mixture)).mixture.hash, "split": "train"}
     for arguments, sentence in (
         ({"form": "latent"}, "form 'latent' of split 'train': there are"),
-        ({"state": {**ours, "split": "held_out", "position": 4}}, "of the part 'held_out'"),
+        ({"state": {**ours, "split": "held_out", "position": 4}}, "of the split 'held_out'"),
         ({"rank": 0, "world": 3}, "3 ranks do not divide the 4 micro-batches"),
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
         ({"workers": -1}, "workers must be 0 or more"),
