@@ -126,8 +126,10 @@ def run_page(page: str, workplace: Any) -> None:
     ]
     outputs_file = workplace.folder / "outputs.json"
     workplace.run(sys.executable, page_program.__file__, outputs_file, stdin=json.dumps(code))
-    outputs = dict(zip(steps, json.loads(outputs_file.read_text()), strict=True))
     home = workplace.home
+    # The documentation shortens paths to the reader's folder.
+    printed_texts = [text.replace(f"{home}/", "") for text in json.loads(outputs_file.read_text())]
+    outputs = dict(zip(steps, printed_texts, strict=True))
     logs = {command: (home / log).read_text().replace(f"{home}/", "") for command, log in LOGS.items()}
     for block in blocks_of(page):
         if block.language == CONSOLE:
