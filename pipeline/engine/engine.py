@@ -116,8 +116,7 @@ class Engine:
         self._gpus = int(resources.get("GPU", 0))
         self._stdout = redirect_stdout(sys.stderr)
         self._memory = float(resources.get("memory", 4e9))
-        self.max_workers = self.count_workers(self.cpus)
-        self.round_size = min(MAX_ROUND_WORK, ROUND_WORK_PER_WORKER * self.max_workers)
+        self.round_size = min(MAX_ROUND_WORK, ROUND_WORK_PER_WORKER * self.count_workers(self.cpus))
 
     def __enter__(self) -> Engine:
         # A thread of Ray's prints to stdout when a worker dies, whatever `log_to_driver` says; stdout is for answers.

@@ -51,8 +51,8 @@ def report(out: str, file: Path | None = None) -> Report:
     page was made, and the errors of reading the catalog.
     """
     folder = open_dataset(out)
-    if file is not None and folder.local is not None and file.parent.resolve() == folder.local.resolve():
-        file = None if file.name == REPORT else file
+    if file and folder.local and file.parent.resolve() / file.name == folder.local.resolve() / REPORT:
+        file = None
     if file is None:
         _check_folder(folder)
     else:

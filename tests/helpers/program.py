@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,17 @@ def install(source: Path, target: Path) -> Path:
     command = [*pip, "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     return target
+
+
+def install_files(files: Mapping[str, str], folder: Path) -> Path:
+    """Write the package of these files (name to text) under `folder`, and install it; returns a folder for
+    PYTHONPATH."""
+    pytest.importorskip("setuptools")
+    source = folder / "source"
+    source.mkdir()
+    for name, text in files.items():
+        (source / name).write_text(text)
+    return install(source, folder / "site")
 
 
 class Vdot:

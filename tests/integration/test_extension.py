@@ -16,16 +16,12 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with the installed package of docs/extending.md."""
-    pytest.importorskip("setuptools")
-    folder: Path = tmp_path_factory.mktemp("extension")
     page = (ROOT / "docs/extending.md").read_text()
-    source = folder / "source"
-    source.mkdir()
+    files = {}
     for kind, name in (("toml", "pyproject.toml"), ("python", "brightest.py")):
-        (block,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
-        (source / name).write_text(block)
-    assert sum(len(path.read_text().splitlines()) for path in source.iterdir()) < 30
-    return program.install(source, folder / "site")
+        (files[name],) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+    assert sum(len(text.splitlines()) for text in files.values()) < 30
+    return program.install_files(files, tmp_path_factory.mktemp("extension"))
 
 
 @pytest.mark.slow

@@ -51,13 +51,8 @@ class Together(Annotator):
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with the installed package."""
-    pytest.importorskip("setuptools")
-    folder: Path = tmp_path_factory.mktemp("together")
-    source = folder / "source"
-    source.mkdir()
-    (source / "pyproject.toml").write_text(PROJECT)
-    (source / "together.py").write_text(MODULE)
-    return program.install(source, folder / "site")
+    files = {"pyproject.toml": PROJECT, "together.py": MODULE}
+    return program.install_files(files, tmp_path_factory.mktemp("together"))
 
 
 @pytest.mark.slow

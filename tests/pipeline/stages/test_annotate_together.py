@@ -129,22 +129,6 @@ class Killed(BaseException):
     """The end of a worker, which no boundary catches."""
 
 
-class CountedAttempts(FirstAttempts):
-    """The coordinator without its process."""
-
-    def __init__(self, folder: Path, max_deaths: int) -> None:
-        self._coordinator = Coordinator(str(folder / "index"), max_deaths)
-
-    def begin(self, unit: str, together: bool = False) -> Permission:
-        return self._coordinator.begin(unit, together)
-
-    def is_suspect(self, unit: str) -> bool:
-        return self._coordinator.is_suspect(unit)
-
-    def end(self, unit: str) -> None:
-        self._coordinator.end(unit)
-
-
 @pytest.mark.parametrize("max_deaths", [1, 3])
 @pytest.mark.parametrize("poisoned", range(4))
 def test_a_clip_that_kills_workers_takes_no_other_along(
@@ -159,7 +143,7 @@ def test_a_clip_that_kills_workers_takes_no_other_along(
         return Annotation(signals={"level": 1.0})
 
     monkeypatch.setattr(Single, "__call__", kill)
-    attempts = CountedAttempts(tmp_path, max_deaths)
+    attempts = Coordinator(str(tmp_path / "contents.sqlite"), max_deaths)
     for deaths in range(10):
         try:
             items = annotate(levels, attempts)
